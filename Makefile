@@ -1,0 +1,80 @@
+# `make help` lists the targets; its text is made from the comments that start with two hashes.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test unit contract live lint format man readme bench wheel clean \
+	setup-dev setup-test setup-bench
+
+# A shell that became root with plain `su` lacks these.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+# The environment is there for development, and for `run` only on distributions whose click is too
+# old; both are made from the system's Python, to which bcc's bindings belong.
+VENV := .venv/bin
+PYTHON = $$(test -x $(VENV)/python && echo $(VENV)/python || echo /usr/bin/python3)
+# Under sudo nothing may be left behind in the tree that its owner cannot remove.
+ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
+PYTEST = $(VENV)/python -m pytest $(if $(ROOT),-p no:cacheprovider)
+C_FILES = $$(find bpf_programs -name '*.[ch]')
+SHELL_FILES = .ci/run $$(find scripts $(wildcard vagrant) -name '*.sh')
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+		while IFS='|' read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
+
+setup: ## install what netbpf needs to run, unless it is there
+	@scripts/setup.sh run
+
+setup-dev:
+	@scripts/setup.sh dev
+
+setup-test:
+	@scripts/setup.sh test
+
+setup-bench:
+	@scripts/setup.sh bench
+
+run: setup ## install what is missing and run the demonstration (root)
+	@$(ROOT) $(PYTHON) -m netbpf demo
+
+demo: run ## the same as run
+
+test: setup-test ## all tests: unit, contract and live (root)
+	@$(ROOT) $(PYTEST)
+
+unit: setup-dev ## tests without root, kernel and bcc
+	@$(VENV)/python -m pytest tests/unit
+
+contract: setup-dev ## the rules that every tool keeps
+	@$(VENV)/python -m pytest tests/contract
+
+live: setup-test ## does each tool tell the truth about known traffic? (root)
+	@$(ROOT) $(PYTEST) -m live
+
+lint: setup-dev ## every check that needs no kernel
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy --strict netbpf
+	@clang-format --dry-run -Werror $(C_FILES)
+	@if command -v shellcheck >/dev/null; then shellcheck $(SHELL_FILES); \
+		else echo 'lint: no shellcheck here, shell scripts were not checked' >&2; fi
+
+format: setup-dev ## put Python and C into the house's form
+	@$(VENV)/ruff check --fix .
+	@$(VENV)/ruff format .
+	@clang-format -i $(C_FILES)
+
+man: setup-dev ## make the man pages in build/man
+	@$(VENV)/python -m netbpf.manual build/man
+
+readme: setup-dev ## renew the tables in README.md
+	@$(VENV)/python -m netbpf.manual --readme README.md
+
+bench: setup-bench ## cost of a start beside the peers (root)
+	@$(ROOT) /usr/bin/python3 bench/start.py
+
+wheel: setup-dev ## make a source archive, and a wheel from it, in dist
+	@$(VENV)/python -m build --no-isolation --outdir dist
+
+clean: ## remove what was built; the virtual environment stays
+	@rm -rf build dist netbpf.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

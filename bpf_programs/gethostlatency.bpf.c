@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * gethostlatency: one event per name lookup. Front-end: netbpf/tools/gethostlatency.py; the files
+ * that are probed: netbpf/run/lookups.py. Here are libc's functions, in golang.bpf.h those of Go.
+ */
+#include "netbpf.bpf.h"
+#include "lookups.bpf.h"
+#include "golang.bpf.h"
+
+#define ERANGE 34
+/* netdb.h: the same numbers in glibc and musl. */
+enum { NETDB_INTERNAL = -1, HOST_NOT_FOUND = 1, TRY_AGAIN, NO_RECOVERY, NO_DATA };
+
+static inline int on_entry(struct pt_regs *ctx, u8 func, u64 host, u8 family, u64 found, u64 error)
+{
+	u64 sp = CALL_SP(ctx);
+	struct call_key key = {};
+	struct call *call;
+
+	libc_key(&key);
+	call = calls.lookup(&key);
+	/*
+	 * Deeper on the stack: made inside of a call that is known. At the same place: a jump from
+	 * one function to the next (musl), or one file probed twice under two identities; unless
+	 * some time has passed, when the program has left the other by longjmp.
+	 */
+	if (call && (sp < call->sp ||
+		     (sp == call->sp && bpf_ktime_get_ns() - call->ev.time < SAME_CALL_NS))) {
+		if (sp < call->sp && error) {
+			call->inner_sp = sp;
+			call->inner_error = error;
+		}
+		return 0;
+	}
+	if (from_go())
+		return 0;
+	call = begin(&key, func);
+	if (!call)
+		return 0;
+	call->sp = sp;
+	call->host = host;
+	call->ev.family = family;
+	call->found = found;
+	call->error = error;
+	if (func == GETADDRINFO)
+		call->service = PT_REGS_PARM2(ctx);
+	read_host(call);
+	read_service(call);
+	return 0;
+}
+
+static inline s32 of_h_errno(s32 number)
+{
+	switch (number) {
+	case HOST_NOT_FOUND:
+		return EAI_NONAME;
+	case TRY_AGAIN:
+		return EAI_AGAIN;
+	case NO_DATA:
+		return EAI_NODATA;
+	case NETDB_INTERNAL:
+		return EAI_SYSTEM;
+	}
+	return EAI_FAIL;
+}
+
+static inline s32 result_of(struct call *call, u64 returned)
+{
+	if (call->ev.func == GETADDRINFO)
+		return returned;
+	if (!call->error)
+		return returned ? 0 : of_h_errno(call->inner_h_errno);
+	/* The _r functions of glibc return 0 also if there is no such name. */
+	if (read_user_word(call->found))
+		return 0;
+	/* The caller will try again with a larger buffer. */
+	if ((s32)returned == ERANGE)
+		return EAI_OVERFLOW;
+	return of_h_errno(read_user_word(call->error));
+}
+
+#ifdef USE_returned_uretprobe
+int returned_uretprobe(struct pt_regs *ctx)
+{
+	u64 sp = CALL_SP_AT_RETURN(ctx);
+	struct call_key key = {};
+	struct call *call;
+
+	libc_key(&key);
+	call = calls.lookup(&key);
+	if (!call)
+		return 0;
+	if (sp == call->sp)
+		finish(&key, call, result_of(call, PT_REGS_RC(ctx)));
+	else if (sp == call->inner_sp)
+		call->inner_h_errno = read_user_word(call->inner_error);
+	return 0;
+}
+#endif
+#ifdef USE_getaddrinfo_uprobe
+int getaddrinfo_uprobe(struct pt_regs *ctx)
+{
+	u64 hints = PT_REGS_PARM3(ctx);
+	u32 family = hints ? read_user_word(hints) >> 32 : 0; /* behind ai_flags */
+
+	return on_entry(ctx, GETADDRINFO, PT_REGS_PARM1(ctx), family, 0, 0);
+}
+#endif
+#ifdef USE_gethostbyname_uprobe
+int gethostbyname_uprobe(struct pt_regs *ctx)
+{
+	return on_entry(ctx, BY_NAME, PT_REGS_PARM1(ctx), AF_INET, 0, 0);
+}
+#endif
+#ifdef USE_gethostbyname_r_uprobe
+int gethostbyname_r_uprobe(struct pt_regs *ctx)
+{
+	return on_entry(ctx, BY_NAME_R, PT_REGS_PARM1(ctx), AF_INET, PT_REGS_PARM5(ctx),
+			PT_REGS_PARM6(ctx));
+}
+#endif
+#ifdef USE_gethostbyname2_uprobe
+int gethostbyname2_uprobe(struct pt_regs *ctx)
+{
+	return on_entry(ctx, BY_NAME2, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), 0, 0);
+}
+#endif
+#ifdef USE_gethostbyname2_r_uprobe
+int gethostbyname2_r_uprobe(struct pt_regs *ctx)
+{
+	return on_entry(ctx, BY_NAME2_R, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM6(ctx),
+			C_ARG7(ctx));
+}
+#endif
+#ifdef USE_gethostbyaddr_uprobe
+int gethostbyaddr_uprobe(struct pt_regs *ctx)
+{
+	return on_entry(ctx, BY_ADDR, PT_REGS_PARM1(ctx), PT_REGS_PARM3(ctx), 0, 0);
+}
+#endif
+#ifdef USE_gethostbyaddr_r_uprobe
+int gethostbyaddr_r_uprobe(struct pt_regs *ctx)
+{
+	return on_entry(ctx, BY_ADDR_R, PT_REGS_PARM1(ctx), PT_REGS_PARM3(ctx), C_ARG7(ctx),
+			C_ARG8(ctx));
+}
+#endif

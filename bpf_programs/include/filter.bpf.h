@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Filters: whose, and which sockets. netbpf/run/filters.py turns options into the FILTER_*
+ * expressions (validated numbers only); one that is not asked for is absent and costs nothing.
+ */
+#ifndef NETBPF_FILTER_BPF_H
+#define NETBPF_FILTER_BPF_H
+
+#include "netbpf.bpf.h"
+
+KERNEL_FIELDS(task_struct, flags, tgid, comm, cred, group_leader, cgroups)
+KERNEL_FIELDS(cred, uid.val)
+KERNEL_FIELDS(css_set, dfl_cgrp)
+KERNEL_FIELDS(cgroup, kn, self.parent)
+KERNEL_FIELDS(cgroup_subsys_state, cgroup)
+KERNEL_FIELDS(kernfs_node, id)
+
+#define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
+#define CGROUP_DEPTH 16 /* levels that a cgroup filter looks up */
+
+/* A process, not one of its threads: names are those of the thread group's leader. */
+struct process {
+	u64 cgroup; /* id in the version 2 hierarchy: the inode number of its directory */
+	u32 pid;
+	u32 uid;
+	char comm[TASK_COMM_LEN];
+};
+
+static inline void read_process(struct process *process, struct task_struct *task)
+{
+	struct task_struct *leader = READ(task, group_leader);
+	struct css_set *set = READ(task, cgroups);
+	struct cgroup *cgroup = READ(set, dfl_cgrp);
+	struct kernfs_node *node = READ(cgroup, kn);
+	struct cred *cred = READ(task, cred);
+
+	process->cgroup = READ(node, id);
+	process->pid = READ(task, tgid);
+	process->uid = READ(cred, uid.val);
+	READ_INTO(process->comm, leader, comm);
+}
+
+/* Is the task in the cgroup `id` or below it? */
+static inline bool in_cgroup(struct task_struct *task, u64 id)
+{
+	struct css_set *set = READ(task, cgroups);
+	struct cgroup *cgroup = READ(set, dfl_cgrp);
+
+	for (int i = 0; i < CGROUP_DEPTH && cgroup; i++) {
+		struct kernfs_node *node = READ(cgroup, kn);
+		struct cgroup_subsys_state *parent = READ(cgroup, self.parent);
+
+		if (READ(node, id) == id)
+			return true;
+		cgroup = parent ? READ(parent, cgroup) : NULL;
+	}
+	return false;
+}
+
+/* Is the process one that was asked for? */
+static inline bool pass_process(const struct process *process, struct task_struct *task)
+{
+#ifdef FILTER_PID
+	if (!FILTER_PID(process->pid))
+		return false;
+#endif
+#ifdef FILTER_UID
+	if (!FILTER_UID(process->uid))
+		return false;
+#endif
+#ifdef FILTER_COMM_TOKENS
+	/*
+	 * A glob over at most 15 characters is a bit-parallel automaton: bit k of `matched` says
+	 * that the first k characters of the pattern match up to here.
+	 */
+	u32 matched = 1;
+
+	for (int i = 0; i < TASK_COMM_LEN; i++) {
+		u8 c = process->comm[i];
+
+		if (!c)
+			break;
+		matched = (matched & FILTER_COMM_TOKENS(c)) << 1 | (matched & FILTER_COMM_STARS);
+	}
+	if (!(matched >> FILTER_COMM_LENGTH & 1))
+		return false;
+#endif
+#ifdef FILTER_CGROUP
+	if (!in_cgroup(task, FILTER_CGROUP))
+		return false;
+#endif
+	return true;
+}
+
+#if defined(FILTER_PID) || defined(FILTER_UID) || defined(FILTER_COMM_TOKENS) ||                   \
+	defined(FILTER_CGROUP)
+#define FILTER_PROCESS 1
+#endif
+
+static inline bool pass_netns(u32 netns)
+{
+#ifdef FILTER_NETNS
+	return netns == FILTER_NETNS;
+#else
+	return true;
+#endif
+}
+
+#endif

@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Name lookups of Go programs: netbpf/kernel/gobinary.py tells where the facts here come from. */
+#ifndef NETBPF_GOLANG_BPF_H
+#define NETBPF_GOLANG_BPF_H
+
+#include "lookups.bpf.h"
+
+/* GO_REG_n is entry n of REGISTERS in gobinary.py. */
+#if defined(__TARGET_ARCH_x86) || defined(__x86_64__)
+#define GO_REG_3(ctx) ((ctx)->di)
+#define GO_REG_4(ctx) ((ctx)->si)
+#define GO_REG_5(ctx) ((ctx)->r8)
+#define GO_REG_6(ctx) ((ctx)->r9)
+#define GO_ROUTINE(ctx) ((ctx)->r14)
+#else
+#define GO_REG_3(ctx) ((ctx)->regs[3])
+#define GO_REG_4(ctx) ((ctx)->regs[4])
+#define GO_REG_5(ctx) ((ctx)->regs[5])
+#define GO_REG_6(ctx) ((ctx)->regs[6])
+#define GO_ROUTINE(ctx) ((ctx)->regs[28])
+#endif
+
+/* By thread: when Go said that it is about to call libc for a lookup that is known already. */
+BPF_TABLE("lru_hash", u64, u64, cgo_calls, 4096);
+#define CGO_NS 10000000 /* it takes 7 to 18 us */
+/* By process: where net.DNSError has its flags. Its programs run at the lookups' entries, too. */
+BPF_TABLE("lru_hash", u32, u64, go_errors, 4096);
+
+static inline int set_go_errors(u64 offset)
+{
+	u32 pid = current_pid();
+	u64 *known = go_errors.lookup(&pid);
+
+	if (!known || *known != offset)
+		go_errors.update(&pid, &offset);
+	return 0;
+}
+
+#ifdef USE_go_errors48_uprobe
+int go_errors48_uprobe(struct pt_regs *ctx)
+{
+	return set_go_errors(48); /* before Go 1.23 */
+}
+#endif
+#ifdef USE_go_errors64_uprobe
+int go_errors64_uprobe(struct pt_regs *ctx)
+{
+	return set_go_errors(64);
+}
+#endif
+#ifdef USE_go_errors0_uprobe
+int go_errors0_uprobe(struct pt_regs *ctx)
+{
+	return set_go_errors(0); /* not known */
+}
+#endif
+
+/* Read net.DNSError's IsTimeout, IsTemporary and IsNotFound; all false if not known. */
+static inline void read_go_error(bool flags[3], u64 error)
+{
+	u32 pid = current_pid();
+	u64 *place = go_errors.lookup(&pid);
+
+	if (place && *place)
+		read_user(flags, 3, (void *)(error + *place));
+}
+
+/* Does a name of up to 16 characters, or the beginning of a longer one, look like an address? */
+static inline bool is_address(const char *text)
+{
+	bool digits = true;
+
+	for (int i = 0; i < 16 && text[i]; i++) {
+		if (text[i] == ':')
+			return true;
+		if (text[i] != '.' && (text[i] < '0' || text[i] > '9'))
+			digits = false;
+	}
+	return digits && !text[15];
+}
+
+/* Did Go announce this call? Once only, and not for ever: it may have gone another way. */
+static inline bool from_go(void)
+{
+	u64 id = bpf_get_current_pid_tgid(), now = bpf_ktime_get_ns();
+	u64 *announced = cgo_calls.lookup(&id);
+	bool recent = announced && now - *announced < CGO_NS;
+
+	if (announced)
+		cgo_calls.delete(&id);
+	return recent;
+}
+
+static inline void go_key(struct call_key *key, u64 goroutine, u8 func)
+{
+	/* Not the thread or its stack: a goroutine moves from thread to thread, its stack too. */
+	key->thread = goroutine;
+	key->pid = current_pid();
+	key->func = func;
+}
+
+static inline int on_go(struct pt_regs *ctx, u8 func, u64 host, u64 length)
+{
+	struct call_key key = {};
+	struct call *call;
+	char head[17] = {};
+
+	go_key(&key, GO_ROUTINE(ctx), func);
+	call = calls.lookup(&key);
+	/* A Go function runs again from its entry when its stack had to grow. */
+	if (call && bpf_ktime_get_ns() - call->ev.time < SAME_CALL_NS)
+		return 0;
+	if (length >= HOST_SIZE)
+		length = HOST_SIZE - 1;
+	read_user(head, length > 16 ? 16 : length, (void *)host);
+	if (func != GO_LOOKUPADDR && is_address(head))
+		return 0;
+	call = begin(&key, func);
+	if (call)
+		read_user(call->ev.host, length & (HOST_SIZE - 1), (void *)host);
+	return 0;
+}
+
+static inline s32 go_result(u64 error_type, u64 error)
+{
+	bool flags[3] = {};
+
+	if (!error_type)
+		return 0;
+	read_go_error(flags, error);
+	if (flags[2])
+		return EAI_NONAME;
+	return flags[0] || flags[1] ? EAI_AGAIN : EAI_FAIL;
+}
+
+static inline int on_go_return(struct pt_regs *ctx, u8 func)
+{
+	struct call_key key = {};
+	struct call *call;
+
+	go_key(&key, GO_ROUTINE(ctx), func);
+	call = calls.lookup(&key);
+	if (call)
+		finish(&key, call, go_result(GO_REG_3(ctx), GO_REG_4(ctx)));
+	return 0;
+}
+
+#ifdef USE_go_ip_uprobe
+int go_ip_uprobe(struct pt_regs *ctx)
+{
+	return on_go(ctx, GO_LOOKUPIPADDR, GO_REG_5(ctx), GO_REG_6(ctx));
+}
+#endif
+#ifdef USE_go_ip_ret_uprobe
+int go_ip_ret_uprobe(struct pt_regs *ctx)
+{
+	return on_go_return(ctx, GO_LOOKUPIPADDR);
+}
+#endif
+#ifdef USE_go_host_uprobe
+int go_host_uprobe(struct pt_regs *ctx)
+{
+	return on_go(ctx, GO_LOOKUPHOST, GO_REG_3(ctx), GO_REG_4(ctx));
+}
+#endif
+#ifdef USE_go_host_ret_uprobe
+int go_host_ret_uprobe(struct pt_regs *ctx)
+{
+	return on_go_return(ctx, GO_LOOKUPHOST);
+}
+#endif
+#ifdef USE_go_addr_uprobe
+int go_addr_uprobe(struct pt_regs *ctx)
+{
+	return on_go(ctx, GO_LOOKUPADDR, GO_REG_3(ctx), GO_REG_4(ctx));
+}
+#endif
+#ifdef USE_go_addr_ret_uprobe
+int go_addr_ret_uprobe(struct pt_regs *ctx)
+{
+	return on_go_return(ctx, GO_LOOKUPADDR);
+}
+#endif
+#ifdef USE_go_libc_uprobe
+/* Go is about to call libc for a lookup that is known from its own functions. */
+int go_libc_uprobe(struct pt_regs *ctx)
+{
+	u64 id = bpf_get_current_pid_tgid(), now = bpf_ktime_get_ns();
+
+	cgo_calls.update(&id, &now);
+	return 0;
+}
+#endif
+
+#endif

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* A log2 histogram: bucket 0 counts the value 0, bucket k counts 2^(k-1) to 2^k - 1. */
+#ifndef NETBPF_HISTOGRAM_BPF_H
+#define NETBPF_HISTOGRAM_BPF_H
+
+#include "netbpf.bpf.h"
+
+#define HISTOGRAM_SLOTS 40
+
+/* Per CPU, so that plain additions are exact; the reader sums. */
+struct histogram {
+	u64 slots[HISTOGRAM_SLOTS];
+	u64 count;
+	u64 sum;
+};
+
+static inline u32 bits_of(u64 value)
+{
+	u32 bits = 0;
+
+#pragma unroll
+	for (u32 step = 32; step; step >>= 1) {
+		if (value >> step) {
+			value >>= step;
+			bits += step;
+		}
+	}
+	return bits + (value ? 1 : 0);
+}
+
+/* Count `value` `times` times; a negative number takes back what was counted before. */
+static inline void record_value(struct histogram *histogram, u64 value, s64 times)
+{
+	u32 slot = bits_of(value);
+
+	if (slot >= HISTOGRAM_SLOTS)
+		slot = HISTOGRAM_SLOTS - 1;
+	histogram->slots[slot] += times;
+	histogram->count += times;
+	histogram->sum += times * value;
+}
+
+#endif

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What every program needs: reading kernel memory, emitting events, counting losses. */
+#ifndef NETBPF_BPF_H
+#define NETBPF_BPF_H
+
+/* As in the kernel: bcc loads programs without calls between functions. */
+#define inline inline __attribute__((always_inline))
+
+/*
+ * What a program reads of the kernel. They expand to nothing here: netbpf/kernel/layout.py collects
+ * them and generates the structs, with only these fields, in netbpf/kernel.h.
+ */
+#define KERNEL_FIELDS(...)
+#define KERNEL_OPTIONAL(...)
+#define KERNEL_ENUM(...)
+
+#include <netbpf/kernel.h>
+
+/*
+ * Read a field of a kernel object. One macro for all, as bcc's rewriter follows only some pointers;
+ * and it takes the field's type and place from a null pointer, as the rewriter changes every
+ * dereference of a pointer that it does follow, also in typeof() and sizeof().
+ */
+#define FIELD_OF(from, field) (((typeof(from))0)->field)
+#define FIELD_AT(from, field) ((const void *)(from) + (u64)&FIELD_OF(from, field))
+#define READ(from, field)                                                                          \
+	({                                                                                         \
+		typeof(FIELD_OF(from, field)) value_;                                              \
+		bpf_probe_read_kernel(&value_, sizeof(value_), FIELD_AT(from, field));             \
+		value_;                                                                            \
+	})
+#define READ_INTO(to, from, field)                                                                 \
+	bpf_probe_read_kernel(to, sizeof(FIELD_OF(from, field)), FIELD_AT(from, field))
+
+/* An argument of a raw tracepoint, by name, at the place that it has on this kernel. */
+#define RAWTP_ARG(probe, name) ((ctx)->args[ARG_##probe##_##name])
+
+/* Everything that can be lost, counted per CPU; the order is that of LOSSES in run/losses.py. */
+enum loss {
+	LOSS_RING_FULL, /* an event found no room in the ring buffer */
+	LOSS_MAP_FULL, /* something could not be followed, as its map had no room */
+	LOSS_CAUSES,
+};
+BPF_PERCPU_ARRAY(losses, u64, LOSS_CAUSES);
+
+static inline void count_loss(int cause)
+{
+	u64 *count = losses.lookup(&cause);
+
+	if (count)
+		*count += 1;
+}
+
+#ifdef RING_PAGES
+BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+
+/* Send an event to the reader; count it as lost if the ring is full. */
+static inline void emit(void *event, u64 size)
+{
+	if (events.ringbuf_output(event, size, 0))
+		count_loss(LOSS_RING_FULL);
+}
+#endif
+
+static inline u32 current_pid(void)
+{
+	return bpf_get_current_pid_tgid() >> 32;
+}
+
+static inline u16 swap16(u16 value)
+{
+	return value << 8 | value >> 8;
+}
+
+#endif

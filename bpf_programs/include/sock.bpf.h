@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Both ends of a socket: addresses of 16 bytes (IPv4 mapped), ports in host order. */
+#ifndef NETBPF_SOCK_BPF_H
+#define NETBPF_SOCK_BPF_H
+
+#include "filter.bpf.h"
+
+KERNEL_FIELDS(sock, __sk_common.skc_family, __sk_common.skc_state, __sk_common.skc_num)
+KERNEL_FIELDS(sock, __sk_common.skc_dport, __sk_common.skc_rcv_saddr, __sk_common.skc_daddr)
+KERNEL_FIELDS(sock, __sk_common.skc_net.net)
+/* Absent from kernels built without IPv6. */
+KERNEL_OPTIONAL(sock, __sk_common.skc_v6_rcv_saddr, __sk_common.skc_v6_daddr)
+KERNEL_FIELDS(inet_sock, inet_sport)
+KERNEL_FIELDS(net, ns.inum)
+
+/* include/net/tcp_states.h: part of the ABI (/proc/net/tcp, sock_diag). */
+enum {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT,
+	TCP_SYN_RECV,
+	TCP_FIN_WAIT1,
+	TCP_FIN_WAIT2,
+	TCP_TIME_WAIT,
+	TCP_CLOSE,
+	TCP_CLOSE_WAIT,
+	TCP_LAST_ACK,
+	TCP_LISTEN,
+	TCP_CLOSING,
+};
+#define IPPROTO_TCP 6
+
+struct endpoints {
+	u8 laddr[16];
+	u8 raddr[16];
+	u32 netns; /* inode number of the network namespace */
+	u16 lport;
+	u16 rport;
+	u8 family; /* AF_INET also for IPv4-mapped addresses */
+};
+
+static inline void map_ipv4(u8 *to, u32 addr)
+{
+	__builtin_memset(to, 0, 10);
+	to[10] = 0xff;
+	to[11] = 0xff;
+	__builtin_memcpy(to + 12, &addr, 4);
+}
+
+static inline bool is_mapped(const u8 *addr)
+{
+	const u32 *words = (const u32 *)addr;
+
+	return !words[0] && !words[1] && words[2] == 0xffff0000; /* 00 00 ff ff in memory */
+}
+
+static inline void read_endpoints(struct sock *sk, struct endpoints *ends)
+{
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+	u16 family = READ(sk, __sk_common.skc_family);
+	/* skc_num is 0 once the socket is unhashed; inet_sport (network order) stays. */
+	u16 sport = READ((struct inet_sock *)sk, inet_sport);
+	u16 dport = READ(sk, __sk_common.skc_dport);
+
+	ends->netns = READ(net, ns.inum);
+	ends->lport = swap16(sport);
+	ends->rport = swap16(dport);
+	ends->family = family;
+	if (family == AF_INET) {
+		map_ipv4(ends->laddr, READ(sk, __sk_common.skc_rcv_saddr));
+		map_ipv4(ends->raddr, READ(sk, __sk_common.skc_daddr));
+		return;
+	}
+#ifdef HAVE_sock___sk_common_skc_v6_daddr
+	READ_INTO(ends->laddr, sk, __sk_common.skc_v6_rcv_saddr);
+	READ_INTO(ends->raddr, sk, __sk_common.skc_v6_daddr);
+	if (is_mapped(ends->laddr) || is_mapped(ends->raddr))
+		ends->family = AF_INET;
+#endif
+}
+
+/* Is `addr` in the block `net` with `mask`? Both are given as two big words in memory order. */
+static inline bool in_block(const u8 *addr, u64 net0, u64 net1, u64 mask0, u64 mask1)
+{
+	const u64 *words = (const u64 *)addr;
+
+	return (words[0] & mask0) == net0 && (words[1] & mask1) == net1;
+}
+
+#if defined(FILTER_NETNS) || defined(FILTER_FAMILY) || defined(FILTER_LPORT) ||                    \
+	defined(FILTER_RPORT) || defined(FILTER_LADDR) || defined(FILTER_RADDR)
+#define FILTER_SOCKET 1
+#endif
+
+static inline bool pass_endpoints(const struct endpoints *ends)
+{
+	if (!pass_netns(ends->netns))
+		return false;
+#ifdef FILTER_FAMILY
+	if (ends->family != FILTER_FAMILY)
+		return false;
+#endif
+#ifdef FILTER_LPORT
+	if (!FILTER_LPORT(ends->lport))
+		return false;
+#endif
+#ifdef FILTER_RPORT
+	if (!FILTER_RPORT(ends->rport))
+		return false;
+#endif
+#ifdef FILTER_LADDR
+	if (!in_block(ends->laddr, FILTER_LADDR))
+		return false;
+#endif
+#ifdef FILTER_RADDR
+	if (!in_block(ends->raddr, FILTER_RADDR))
+		return false;
+#endif
+	return true;
+}
+
+#endif

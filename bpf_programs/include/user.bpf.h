@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Calls of user-space functions, beyond bcc's PT_REGS_PARM1..6 and PT_REGS_RC; and programs that
+ * begin to run, for tools whose probes are placed while they run (netbpf/run/lookups.py).
+ */
+#ifndef NETBPF_USER_BPF_H
+#define NETBPF_USER_BPF_H
+
+#include "netbpf.bpf.h"
+
+KERNEL_FIELDS(task_struct, mm)
+KERNEL_FIELDS(mm_struct, exe_file)
+KERNEL_FIELDS(file, f_inode)
+KERNEL_FIELDS(inode, i_ino, i_sb)
+KERNEL_FIELDS(super_block, s_dev)
+
+/* Not by bcc's names: for each call of those it reads all of /proc/kallsyms first. */
+static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
+static long (*read_user_text)(void *to, u32 size,
+			      const void *from) = (void *)BPF_FUNC_probe_read_user_str;
+
+static inline u64 read_user_word(u64 address)
+{
+	u64 word = 0;
+
+	read_user(&word, sizeof(word), (void *)address);
+	return word;
+}
+
+/*
+ * The stack pointer at the entry and at the return of one call, made equal: x86 pops the return
+ * address in between. C_ARG7 and 8 are on the stack there.
+ */
+#define CALL_SP(ctx) ((ctx)->sp)
+#if defined(__TARGET_ARCH_x86) || defined(__x86_64__)
+#define CALL_SP_AT_RETURN(ctx) ((ctx)->sp - 8)
+#define C_ARG7(ctx) read_user_word((ctx)->sp + 8)
+#define C_ARG8(ctx) read_user_word((ctx)->sp + 16)
+#else
+#define CALL_SP_AT_RETURN(ctx) ((ctx)->sp)
+#define C_ARG7(ctx) ((ctx)->regs[6])
+#define C_ARG8(ctx) ((ctx)->regs[7])
+#endif
+
+/* Programs that begin to run, but not the files that the reader has seen and put into a map. */
+#define EXEC_RING_PAGES 8 /* _EXEC_RING_PAGES in netbpf/run/lookups.py, which knows the structs */
+struct program_file {
+	u64 inode;
+	u64 device;
+};
+struct program_start {
+	struct program_file file;
+	u64 pid;
+};
+BPF_RINGBUF_OUTPUT(execs, EXEC_RING_PAGES);
+BPF_TABLE("lru_hash", struct program_file, u64, programs_seen, 4096);
+
+#ifdef USE_exec_rawtp
+int exec_rawtp(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct mm_struct *mm = READ(task, mm);
+	struct file *file = READ(mm, exe_file);
+	struct inode *inode = READ(file, f_inode);
+	struct super_block *super = READ(inode, i_sb);
+	struct program_start start = {};
+
+	start.file.inode = READ(inode, i_ino);
+	start.file.device = READ(super, s_dev);
+	start.pid = current_pid();
+	/* If the ring is full, nothing is lost: the reader looks at all processes now and then. */
+	if (!programs_seen.lookup(&start.file))
+		execs.ringbuf_output(&start, sizeof(start), 0);
+	return 0;
+}
+#endif
+
+#endif

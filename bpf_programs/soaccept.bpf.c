@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* soaccept: one event per accepted connection or error. Front-end: netbpf/tools/soaccept.py */
+#include "netbpf.bpf.h"
+#include "sock.bpf.h"
+#include "files.bpf.h"
+#include "address.bpf.h"
+
+KERNEL_FIELDS(sock, sk_ack_backlog, sk_max_ack_backlog, sk_receive_queue.qlen)
+
+#define UNKNOWN (~0ULL)
+#define NO_QUEUE (~0U)
+
+/* asm-generic/errno.h; the last one only inside the kernel: a call that a signal interrupted */
+enum { EAGAIN = 11, ERESTARTSYS = 512 };
+
+enum total { TOTAL_WOULD_BLOCK, TOTAL_INTERRUPTED, TOTALS }; /* of the record Totals there */
+BPF_PERCPU_ARRAY(totals, u64, TOTALS);
+
+/* When a connection was established, until it is accepted; some never are: the oldest go. */
+BPF_TABLE("lru_hash", u64, u64, established, MAP_ENTRIES);
+
+/* The listening socket of an accept() that a thread is in. */
+BPF_HASH(listeners, u64, u64, MAP_ENTRIES);
+
+struct acceptance {
+	u64 time;
+	u64 wait_us; /* in ns */
+	u64 cgroup;
+	u32 pid;
+	s32 fd;
+	s32 result;
+	u32 queue;
+	u32 queue_max;
+	s32 errno;
+	u32 uid;
+	u32 netns;
+	u16 rport;
+	u16 proto;
+	u16 lport;
+	char comm[16];
+	u8 family;
+	struct any_addr raddr;
+	struct any_addr laddr;
+	u8 listener[16]; /* all ones: not known */
+	u8 pad[7];
+};
+
+/* Connections that wait in the listener's queue, and how many may. */
+static inline void read_queue(struct acceptance *ev, struct sock *sk)
+{
+	if (READ(sk, __sk_common.skc_state) !=
+	    TCP_LISTEN) /* closed meanwhile; unix: the same number */
+		return;
+	if (READ(sk, __sk_common.skc_family) == AF_UNIX)
+		ev->queue = READ(sk, sk_receive_queue.qlen);
+	else if (READ(sk, sk_protocol) == IPPROTO_TCP)
+		ev->queue = READ(sk, sk_ack_backlog);
+	else /* that of MPTCP is with its first subflow */
+		return;
+	ev->queue_max = READ(sk, sk_max_ack_backlog);
+}
+
+/* Both ends of a socket of any family. */
+static inline void read_ends(struct acceptance *ev, struct endpoints *ends, struct sock *sk)
+{
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+
+	ev->proto = sock_proto(sk);
+	ends->family = READ(sk, __sk_common.skc_family);
+	ends->netns = READ(net, ns.inum);
+	if (ends->family == AF_UNIX) {
+		any_unix(&ev->laddr, sk);
+	} else if (is_inet(ends->family)) {
+		read_endpoints(sk, ends);
+		any_ip(&ev->laddr, ends->laddr);
+	}
+}
+
+static inline u64 waited(struct sock *sk)
+{
+	u64 key = (u64)sk, *since, wait;
+
+	/* Handed out before the handshake's last packet was through with: Fast Open, or a race */
+	if (READ(sk, __sk_common.skc_state) == TCP_SYN_RECV)
+		return 0;
+	since = established.lookup(&key);
+	if (!since)
+		return UNKNOWN;
+	wait = bpf_ktime_get_ns() - *since;
+	established.delete(&key);
+	return wait;
+}
+
+/* EAGAIN is how a program learns that there is no more: counted only. */
+static inline bool is_only_counted(s32 ret)
+{
+	int which = ret == -EAGAIN ? TOTAL_WOULD_BLOCK : TOTAL_INTERRUPTED;
+	u64 *total = totals.lookup(&which);
+
+	if (ret != -EAGAIN && ret != -ERESTARTSYS)
+		return false;
+	if (total)
+		*total += 1;
+	return true;
+}
+
+static inline int on_accepted(struct sock *listener, s32 ret)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct sock *sk = ret < 0 ? NULL : socket_of_fd(ret);
+	struct process process = {};
+	struct endpoints ends = {};
+	struct acceptance ev = {};
+
+	ev.wait_us = sk ? waited(sk) : UNKNOWN;
+	ev.queue = ev.queue_max = NO_QUEUE;
+	read_process(&process, task);
+	if (!pass_process(&process, task))
+		return 0;
+	__builtin_memset(ev.listener, 0xff, 16);
+	if (listener) {
+		read_ends(&ev, &ends, listener);
+		__builtin_memcpy(ev.listener, ends.laddr, 16);
+		read_queue(&ev, listener);
+	}
+	if (sk) {
+		read_ends(&ev, &ends, sk);
+		if (is_inet(ends.family))
+			any_ip(&ev.raddr, ends.raddr);
+	}
+#ifdef ONLY_TCP
+	if (ev.proto != IPPROTO_TCP && ev.proto != IPPROTO_MPTCP)
+		return 0;
+#endif
+	if (!pass_endpoints(&ends) || is_only_counted(ret))
+		return 0;
+#ifdef ONLY_ERRORS
+	if (ret >= 0)
+		return 0;
+#endif
+	ev.time = bpf_ktime_get_ns();
+	ev.cgroup = process.cgroup;
+	ev.pid = process.pid;
+	ev.uid = process.uid;
+	__builtin_memcpy(ev.comm, process.comm, sizeof(ev.comm));
+	ev.fd = ret < 0 ? -1 : ret;
+	ev.errno = ret < 0 ? -ret : 0;
+	ev.result = ev.errno;
+	ev.netns = ends.netns;
+	ev.family = ends.family;
+	ev.lport = ends.lport;
+	ev.rport = ends.rport;
+	emit(&ev, sizeof(ev));
+	return 0;
+}
+
+static inline int on_enter(int fd)
+{
+	u64 thread = bpf_get_current_pid_tgid(), sk = (u64)socket_of_fd(fd);
+
+	if (sk && listeners.update(&thread, &sk))
+		count_loss(LOSS_MAP_FULL);
+	return 0;
+}
+
+static inline int on_leave(s32 ret)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	u64 *known = listeners.lookup(&thread), listener = known ? *known : 0;
+
+	if (listener)
+		listeners.delete(&thread);
+	return on_accepted((struct sock *)listener, ret);
+}
+
+static inline int on_state(struct sock *sk, int oldstate, int newstate)
+{
+	u64 key = (u64)sk, now;
+
+	if (oldstate == TCP_SYN_RECV && newstate == TCP_ESTABLISHED &&
+	    READ(sk, sk_protocol) == IPPROTO_TCP) {
+		now = bpf_ktime_get_ns();
+		if (established.update(&key, &now))
+			count_loss(LOSS_MAP_FULL);
+	}
+	return 0;
+}
+
+#include "state_entries.bpf.h"
+
+/* These two serve accept and accept4, which have what matters at the same place. */
+#ifdef USE_enter_tp
+int enter_tp(struct enter_args *ctx)
+{
+	return on_enter(ctx->fd);
+}
+#endif
+#ifdef USE_leave_tp
+int leave_tp(struct leave_args *ctx)
+{
+	return on_leave(ctx->ret);
+}
+#endif
+
+#ifdef USE_enter_fentry
+int enter_fentry(u64 *ctx)
+{
+	return on_enter(ctx[ARG_enter_fd]);
+}
+#endif
+#ifdef USE_leave_fexit
+int leave_fexit(u64 *ctx)
+{
+	return on_leave(ctx[ARGS_leave]);
+}
+#endif
+
+#ifdef USE_enter_kprobe
+int enter_kprobe(struct pt_regs *ctx)
+{
+	return on_enter(PT_REGS_PARM1(ctx));
+}
+#endif
+#ifdef USE_leave_kretprobe
+int leave_kretprobe(struct pt_regs *ctx)
+{
+	return on_leave(PT_REGS_RC(ctx));
+}
+#endif

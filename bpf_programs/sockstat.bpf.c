@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* sockstat: calls on sockets by operation, protocol and result. Front-end: netbpf/tools/sockstat.py */
+#include "anysock.bpf.h"
+
+/* Inside the kernel, an interrupted call that may be begun anew: include/linux/errno.h. */
+#define ERESTARTSYS 512
+#define ERESTART_RESTARTBLOCK 516
+#define EINTR 4
+
+struct call_key {
+	s32 error;
+	u8 op;
+	u8 proto;
+	u8 pad[2];
+};
+struct process_key {
+	u32 pid;
+	s32 error;
+	char comm[TASK_COMM_LEN];
+	u8 op;
+	u8 pad[3];
+};
+struct call_sums {
+	u64 calls;
+	u64 bytes;
+};
+#define CALL_KINDS 1024 /* more than there are operations, protocols and errors in use */
+BPF_F_TABLE("percpu_hash", struct call_key, struct call_sums, calls_by_protocol, CALL_KINDS, 0);
+#ifdef BY_PROCESS
+/* Without those that have been idle for the longest time. */
+BPF_F_TABLE("lru_percpu_hash", struct process_key, struct call_sums, calls_by_process, MAP_ENTRIES,
+	    0);
+#endif
+
+static inline void add(struct call_sums *sums, u64 bytes)
+{
+	if (!sums) {
+		count_loss(LOSS_MAP_FULL);
+		return;
+	}
+	sums->calls++;
+	sums->bytes += bytes;
+}
+
+static inline int count_call(int op, int proto, s64 result, u64 bytes)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct call_sums *sums, none = {};
+	struct call_key key = {};
+
+#ifdef FILTER_PROCESS
+	struct process process = {};
+
+	read_process(&process, task);
+	if (!pass_process(&process, task))
+		return 0;
+#endif
+	key.op = op;
+	key.proto = proto;
+	if (result < 0)
+		key.error = result <= -ERESTARTSYS && result >= -ERESTART_RESTARTBLOCK ? EINTR
+										       : -result;
+	sums = calls_by_protocol.lookup(&key);
+	if (!sums) {
+		calls_by_protocol.insert(&key, &none); /* another CPU may have been first */
+		sums = calls_by_protocol.lookup(&key);
+	}
+	add(sums, bytes);
+#ifdef BY_PROCESS
+	struct task_struct *leader = READ(task, group_leader);
+	struct process_key who = {.pid = current_pid(), .error = key.error, .op = op};
+
+	READ_INTO(who.comm, leader, comm);
+	sums = calls_by_process.lookup(&who);
+	if (!sums) {
+		calls_by_process.insert(&who, &none);
+		sums = calls_by_process.lookup(&who);
+	}
+	add(sums, bytes);
+#endif
+	return 0;
+}
+
+/* A call on `sk`, NULL if it was made on something that is no socket. */
+static inline int on_socket_call(int op, struct sock *sk, s64 result, u64 bytes)
+{
+	u16 family = sk ? READ(sk, __sk_common.skc_family) : 0;
+
+	if (!pass_socket(sk, family))
+		return 0;
+	return count_call(op, sk ? proto_of_sock(sk, family) : OTHER, result, bytes);
+}
+
+/* socket() and socketpair(): what was asked for tells, also if there is no socket. */
+static inline int on_make(int op, u16 family, u32 type, u16 protocol, s64 result)
+{
+	if (!pass_socket(NULL, family))
+		return 0;
+	return count_call(op, proto_of(family, type & SOCK_TYPE_MASK, protocol), result, 0);
+}
+
+#define MSG_PEEK 0x2 /* linux/socket.h */
+#define MSG_ERRQUEUE 0x2000
+
+/* One message, or one attempt at it; a look at data that stays brings no bytes. */
+static inline int on_message(int op, struct sock *sk, int result, int flags)
+{
+	bool taken = result > 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE));
+
+	return on_socket_call(op, sk, result, taken ? result : 0);
+}
+
+#include "messages.bpf.h"
+#include "socket_calls.bpf.h"
+#include "ring.bpf.h"

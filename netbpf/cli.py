@@ -1,0 +1,203 @@
+"""The command line: finds the tools, turns options into settings, prints errors.
+
+The only module that imports click, and the only place where an error is printed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Optional
+
+import click
+
+from netbpf import __version__
+from netbpf.declare.options import Option
+from netbpf.declare.tool import Tool, all_tools, find_tool, tool_names
+from netbpf.declare.values import escape
+from netbpf.errors import NetbpfError, UsageError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Tools(click.Group):
+    """Commands that are loaded only when they are named: starting must be quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *tool_names()])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+        command = super().get_command(ctx, cmd_name)
+        return command or _tool_command(find_tool(cmd_name))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Tools"):
+            formatter.write_dl([(tool.name, tool.summary) for tool in all_tools()])
+        own = [(name, self.commands[name].get_short_help_str(80)) for name in sorted(self.commands)]
+        with formatter.section("Commands"):
+            formatter.write_dl(own)
+
+
+class _Manual(click.Command):
+    """A tool's command, whose help is its manual."""
+
+    def __init__(self, tool: Tool, **more: Any) -> None:
+        super().__init__(tool.name, **more)
+        self.tool = tool
+
+    def get_help(self, ctx: click.Context) -> str:
+        from netbpf.manual import manual_text
+
+        return manual_text(self.tool)
+
+
+@click.group(cls=_Tools, context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="netbpf")
+def cli() -> None:
+    """Network tracing tools that run on the kernel at hand and say what their result is worth."""
+
+
+def _tool_command(tool: Tool) -> click.Command:
+    def start(**given: Any) -> None:
+        from netbpf.run.runner import run
+
+        sys.exit(run(tool, settings_of(tool, given)))
+
+    parameters: list[click.Parameter] = [_parameter(option) for option in tool.options]
+    parameters += [_refused(tool, option) for option in tool.refused]
+    if tool.interval:
+        parameters.append(click.Argument(["interval"], required=False))
+        parameters.append(click.Argument(["count"], required=False))
+    return _Manual(tool, params=parameters, callback=start, context_settings=_CONTEXT)
+
+
+def _parameter(option: Option) -> click.Option:
+    names = [*option.flags, option.name]
+    if option.choices:
+        kind = click.Choice(option.choices)
+        return click.Option(names, type=kind, default=option.default, help=option.help)
+    if option.parse:
+        return click.Option(names, metavar=option.metavar, default=option.default, help=option.help)
+    return click.Option(names, is_flag=True, help=option.help)
+
+
+def _refused(tool: Tool, option: Option) -> click.Option:
+    def refuse(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value:
+            what = f"{tool.name} has no {option.flags[-1]}: {tool.refusal}"
+            raise UsageError(what, _try_help(tool.name))
+
+    flag = option.parse is None
+    return click.Option(
+        [*option.flags, option.name], is_flag=flag, hidden=True, expose_value=False, callback=refuse
+    )
+
+
+def settings_of(tool: Tool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {option name: value} with every argument parsed; raise UsageError for a bad one."""
+    from netbpf.declare.options import count, seconds
+
+    settings: dict[str, Any] = {}
+    for option in tool.options:
+        settings[option.name] = option.value(given.get(option.name))
+    for option in tool.options:
+        if option.sets and settings[option.name]:
+            settings.update(option.sets)
+    for name, parse in (("interval", seconds), ("count", count)):
+        if given.get(name) is not None:
+            try:
+                settings[name] = parse(given[name])
+            except ValueError as error:
+                raise UsageError(f"{name.upper()}: {error}", _try_help(tool.name)) from None
+    return settings
+
+
+def _try_help(name: str = "") -> str:
+    return f"try 'netbpf {name} --help'".replace("  ", " ")
+
+
+@cli.command("list")
+def list_tools() -> None:
+    """List the tools with a sentence each."""
+    width = max(map(len, tool_names()))
+    for tool in all_tools():
+        click.echo(f"{tool.name:<{width}}  {tool.summary}")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@click.option("--btf", metavar="FILE", default="", help="read kernel types from this file")
+@click.option("--record", metavar="FILE", help="record this kernel for the tests' probe selection")
+def doctor(as_json: bool, btf: str, record: Optional[str]) -> None:
+    """Say what each tool will use on this machine, what is missing, and how to mend it."""
+    from netbpf import doctor as office
+    from netbpf import recording
+
+    if record:
+        recording.record(record, btf)
+        return
+    report = office.examine(btf)
+    click.echo(json.dumps(report, indent=2) if as_json else office.describe(report))
+    sys.exit(office.exit_code(report))
+
+
+@cli.command()
+@click.argument("tool")
+def schema(tool: str) -> None:
+    """Print the JSON Schema of a tool's JSON lines."""
+    from netbpf.output.schema import schema_of
+
+    click.echo(json.dumps(schema_of(find_tool(tool)), indent=2))
+
+
+@cli.command()
+@click.argument("tools", nargs=-1)
+def demo(tools: Sequence[str]) -> None:
+    """Make a little traffic on loopback and show what each tool sees of it."""
+    from netbpf.demo import show
+
+    sys.exit(show([find_tool(name) for name in tools] or all_tools()))
+
+
+def _fail(error: NetbpfError, verbose: bool) -> NoReturn:
+    # A message quotes what it was given, and that may be anything.
+    print(f"netbpf: error: {escape(error.message)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {escape(error.hint)}", file=sys.stderr)
+    if verbose:
+        if error.detail:
+            print(error.detail, file=sys.stderr)
+        traceback.print_exc()
+    sys.exit(error.exit_code)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Run the command line and exit with the exit code of DESIGN: 0, 1, 2, 3, 69 or 77."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "-v" in words or "--verbose" in words
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what the locale cannot write
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        cli.main(words, prog_name="netbpf", standalone_mode=False)
+    except NetbpfError as error:
+        _fail(error, verbose)
+    except click.ClickException as error:
+        where = getattr(getattr(error, "ctx", None), "info_name", "") or ""
+        name = "" if where == "netbpf" else where
+        message = error.format_message().rstrip(".")
+        _fail(UsageError(message[:1].lower() + message[1:], _try_help(name)), verbose)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(0)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        _fail(_unforeseen(error), verbose)
+
+
+def _unforeseen(error: Exception) -> NetbpfError:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return NetbpfError(f"{type(error).__name__}: {words}", "run it with -v, and please report this")

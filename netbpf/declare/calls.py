@@ -1,0 +1,66 @@
+"""The shared probes of what programs do with sockets: calls, messages, io_uring.
+
+Each group belongs to a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
+MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h.
+"""
+
+from __future__ import annotations
+
+from netbpf.declare.probes import (
+    Fentry,
+    Fexit,
+    Kprobe,
+    Kretprobe,
+    Probe,
+    RawTracepoint,
+    Tracepoint,
+)
+
+# enum op in include/ops.bpf.h and enum proto in include/anysock.bpf.h.
+OPS = dict(enumerate("socket socketpair bind listen connect accept send recv close".split()))
+PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
+
+
+def _call(name: str, *args: str) -> tuple[Probe, Probe]:
+    # The function is in the kernel's table of system calls: it is never inlined.
+    functions = (f"__x64_sys_{name}", f"__arm64_sys_{name}")
+    end = Probe(name, Fexit(*functions), Tracepoint(f"syscalls:sys_exit_{name}", args=("ret",)))
+    begin = Tracepoint(f"syscalls:sys_enter_{name}", args=args)
+    return end, Probe(f"enter_{name}", begin, optional=True, instead=name)
+
+
+def _messages(name: str, *args: str) -> tuple[Probe, Probe]:
+    # The tracepoints are in the one place that all messages pass (since 6.3); before, what each
+    # family does. unix_seqpacket_*msg() calls unix_dgram_*msg().
+    families = ("inet", "inet6", "unix_stream", "unix_dgram", "netlink", "packet")
+    functions = [f"{family}_{name}msg" for family in families]
+    end = Probe(
+        name,
+        RawTracepoint(f"sock_{name}_length", args=("sk", "ret", "flags")),
+        Tracepoint(f"sock:sock_{name}_length", args=("sk", "ret", "flags")),
+        Fexit(*functions, args=args, every=True),
+        Kretprobe(*functions, every=True),
+    )
+    begin = Kprobe(*functions, every=True)
+    return end, Probe(f"enter_{name}", begin, optional=True, instead=name)
+
+
+CALL_PROBES = (
+    *_call("socket", "family", "type", "protocol"),
+    *_call("socketpair", "family", "type", "protocol"),
+    *_call("bind", "fd"),
+    *_call("listen", "fd"),
+    *_call("connect", "fd"),
+    *_call("accept", "fd"),
+    *_call("accept4", "fd"),
+    Probe(
+        "close",
+        Fentry("__x64_sys_close", "__arm64_sys_close"),
+        Tracepoint("syscalls:sys_enter_close", args=("fd",)),
+    ),
+)
+MESSAGE_PROBES = (*_messages("send", "sock"), *_messages("recv", "sock", "flags"))
+RING_PROBES = (
+    Probe("ring", RawTracepoint("io_uring_complete", args=("req", "cqe")), optional=True),
+    Probe("ring_close", RawTracepoint("io_uring_submit_req", args=("req",)), optional=True),
+)

@@ -1,0 +1,171 @@
+"""Columns about flows and packets: ends as bcc prints them, and numbers named by the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from netbpf.declare.columns import Addr, Column, Converter, Count, Errno, Family
+
+
+def end(addr: Any, port: Any) -> str:
+    """Return "1.2.3.4:80", "[::1]:80", or the address alone where there is no port."""
+    if addr is None:
+        return "-"
+    if port is None:
+        return str(addr)
+    return f"[{addr}]:{port}" if ":" in str(addr) else f"{addr}:{port}"
+
+
+class Endpoint(Addr):
+    """An address whose text has the port of the column `port` with it; so that one is not shown."""
+
+    width = 21
+    full = 47
+
+    def __init__(self, help: str, port: str, **more: Any) -> None:  # noqa: A002
+        super().__init__(help, **more)
+        self.port = port
+
+    def cell(self, values: Mapping[str, Any]) -> str:
+        """Return address and port."""
+        return end(values[self.name], values[self.port])
+
+
+class IpVersion(Family):
+    """An address family that text shows as 4 or 6, as bcc's tools do."""
+
+    width = 2
+
+    def text(self, value: Any) -> str:
+        """Return the IP version."""
+        return {"ipv4": "4", "ipv6": "6"}.get(value) or super().text(value)
+
+
+class Share(Column):
+    """A part of a whole from 0 to 1, percent in text."""
+
+    width = 7
+    align = ">"
+    json_type = "number"
+    text_unit = "%"
+
+    def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
+        super().__init__(help, **{"ctype": "", **more})
+
+    def text(self, value: Any) -> str:
+        """Return percent with two decimals."""
+        return "-" if value is None else f"{value * 100:.2f}%"
+
+
+class SendError(Errno):
+    """What came of sending: negative error numbers of the kernel; 1 is a full queue's drop.
+
+    NET_XMIT_DROP is what a queue discipline says (include/linux/netdevice.h).
+    """
+
+    def converter(self) -> Optional[Converter]:
+        """Return the conversion from the kernel's result to a symbol."""
+        named = super().converter()
+        assert named
+        return lambda raw: named(-raw) if raw <= 0 else {1: "NET_XMIT_DROP"}.get(raw, str(raw))
+
+    def text(self, value: Any) -> str:
+        """Return words."""
+        return "dropped by the queue" if value == "NET_XMIT_DROP" else super().text(value)
+
+
+# IANA's protocol numbers, ETH_P_* and AF_*: part of the wire formats and of the kernel's ABI.
+_IP = {
+    0: "ip", 1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", 17: "udp", 33: "dccp", 41: "ipv6",
+    47: "gre", 50: "esp", 51: "ah", 58: "icmpv6", 89: "ospf", 103: "pim", 112: "vrrp", 132: "sctp",
+    136: "udplite",
+}  # fmt: skip
+_ETHERTYPES = {
+    0x0004: "802.2", 0x0800: "ip", 0x0806: "arp", 0x8100: "vlan", 0x86DD: "ipv6", 0x8847: "mpls",
+    0x8863: "pppoe", 0x8864: "pppoe", 0x888E: "eapol", 0x88CC: "lldp", 0x88F7: "ptp",
+}  # fmt: skip
+_FAMILIES = {1: "unix", 16: "netlink", 17: "packet", 29: "can", 31: "bluetooth", 40: "vsock"}
+ETHERTYPE, SOCKET = 1 << 16, 2 << 16  # what the number below is; an IP protocol has neither
+
+
+class Protocol(Column):
+    """What a packet carries: an IP protocol, or ETHERTYPE | ethertype, or SOCKET | family."""
+
+    width = 6
+    json_type = "string"
+
+    def converter(self) -> Optional[Converter]:
+        """Return the conversion from number to name."""
+        return protocol_name
+
+
+def protocol_name(raw: int) -> Optional[str]:
+    """Return the name of what a packet carries, None if nothing is known."""
+    kind, number = raw & ~0xFFFF, raw & 0xFFFF
+    if kind == ETHERTYPE:
+        return _ETHERTYPES.get(number, f"0x{number:04x}") if number else None
+    if kind == SOCKET:
+        return _FAMILIES.get(number, f"family {number}") if number else None
+    return _IP.get(number, f"protocol {number}")
+
+
+class Resolved(Column):
+    """A number that only the running kernel can put into words: see netbpf.run.names.
+
+    `source` is the attribute of Names that does it.
+    """
+
+    source = ""
+    json_type = "string"
+
+    _resolve: Converter = str
+
+    def bind(self, resolve: Converter) -> None:
+        """Take the function from number to words; without one the number is shown."""
+        self._resolve = resolve
+
+    def converter(self) -> Optional[Converter]:
+        """Return the conversion."""
+        return lambda raw: self._resolve(raw)
+
+
+class DropReason(Resolved):
+    """Why an skb was freed: a number of the kernel's enum skb_drop_reason, subsystems included."""
+
+    source = "reason"
+    width = 20
+    full = 28
+
+
+class KernelSymbol(Resolved):
+    """An address in the kernel's text as symbol+offset."""
+
+    source = "symbol"
+    ctype = "u64"
+    width = 24
+    full = 36
+
+
+class KernelStack(Resolved):
+    """A stack of the kernel, by its id in `map`; the innermost function first.
+
+    The map is there only if the column's option is given.
+    """
+
+    map = "stacks"
+    source = "stack"
+    ctype = "s32"
+    json_type = "array"
+
+    def text(self, value: Any) -> str:
+        """Return a line for each function, indented."""
+        return "".join(f"\n    {frame}" for frame in value or ())
+
+
+class Number(Count):
+    """A namespace's inode number or the like, that is told and never added up."""
+
+    ctype = "u32"
+    width = 10
+    align = "<"

@@ -1,0 +1,224 @@
+"""The options that tools share, what each accepts, and in which groups tools take them.
+
+An option is data: names, how its words become a value, and what its help says. A tool lists the
+options (usually whole groups) that it can honour; any other common option is a usage error for
+that tool, never ignored.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, Union
+
+from netbpf.errors import UsageError
+
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+Range = tuple[int, int]
+
+MAX_LIST = 256  # items of a list option: each becomes one comparison in the BPF program
+
+
+def words(text: str) -> str:
+    """Accept any text."""
+    return text
+
+
+def integers(text: str) -> list[int]:
+    """Parse "12,34" into positive 32-bit numbers."""
+    return [_integer(word, 1, 2**32 - 1) for word in _list(text)]
+
+
+def ports(text: str) -> list[Range]:
+    """Parse "80,8000-8100" into inclusive (low, high) pairs."""
+    pairs = []
+    for word in _list(text):
+        low, dash, high = word.partition("-")
+        pair = (_integer(low, 1, 65535), _integer(high if dash else low, 1, 65535))
+        if pair[0] > pair[1]:
+            raise ValueError(f"'{word}' runs backwards")
+        pairs.append(pair)
+    return pairs
+
+
+def network(text: str) -> Network:
+    """Parse "10.0.0.0/8" or one address; host bits are refused, as they are nearly always slips."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"'{text}' is not an address or CIDR block: {error}") from None
+
+
+def seconds(text: str) -> float:
+    """Parse a positive time span in seconds, with a fraction if wanted."""
+    return _number(text, "seconds", 0.001, 10**8)
+
+
+def percent(text: str) -> float:
+    """Parse a share of one CPU in percent."""
+    return _number(text, "percent", 0.001, 100_000)
+
+
+def milliseconds(text: str) -> float:
+    """Parse a time span in milliseconds."""
+    return _number(text, "milliseconds", 0, 10**9)
+
+
+def count(text: str) -> int:
+    """Parse a positive whole number."""
+    return _integer(text, 1, 2**31 - 1)
+
+
+def size(text: str) -> int:
+    """Parse "256k", "4m" or a number of bytes."""
+    match = re.fullmatch(r"([0-9]{1,12})([kmg]?)(?:i?b)?", text.lower())
+    if not match:
+        raise ValueError(f"'{text}' is not a size such as 256k or 4m")
+    value = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
+    if not 4096 <= value <= 1 << 30:
+        raise ValueError(f"'{text}' is not between 4k and 1g")
+    return value
+
+
+def comm_glob(text: str) -> str:
+    """Accept a glob over process names: at most 15 characters beside the stars, ASCII."""
+    if not text or len(text.replace("*", "")) > 15 or not text.isascii():
+        raise ValueError(f"'{text}' cannot match a process name (1 to 15 ASCII characters)")
+    return text
+
+
+def devices(text: str) -> list[str]:
+    """Accept "eth0,eth1": network devices' names, 1 to 15 bytes without slash or space."""
+    for name in _list(text):
+        if not re.fullmatch(r"[^\s/\0]{1,15}", name) or len(name.encode()) > 15:
+            raise ValueError(f"'{name}' is not a network device's name")
+    return text.split(",")
+
+
+def _list(text: str) -> list[str]:
+    items = text.split(",")
+    if not all(items):
+        raise ValueError(f"'{text}' has an empty item")
+    if len(items) > MAX_LIST:
+        raise ValueError(f"more than {MAX_LIST} items")
+    return items
+
+
+def _integer(word: str, low: int, high: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,10}", word) or not low <= int(word) <= high:
+        raise ValueError(f"'{word}' is not a whole number from {low} to {high}")
+    return int(word)
+
+
+def _number(text: str, unit: str, low: float, high: float) -> float:
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text) or not low <= float(text) <= high:
+        raise ValueError(f"'{text}' is not a number of {unit} from {low:g} to {high:g}")
+    return float(text)
+
+
+class Option:
+    """One command line option.
+
+    `flags` are its spellings, `help` one sentence, `metavar` names the argument, `parse` turns the
+    argument into a value or raises ValueError with words; without `parse` the option is a switch.
+    `choices` restricts a text argument. `sets` makes a switch stand for other settings. The value
+    is found under `name` in the settings.
+    """
+
+    def __init__(
+        self,
+        *flags: str,
+        help: str,  # noqa: A002
+        metavar: str = "",
+        parse: Callable[[str], Any] | None = None,
+        choices: Sequence[str] = (),
+        default: Any = None,
+        sets: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.flags = flags
+        self.help = help
+        self.metavar = metavar
+        self.parse = parse
+        self.choices = tuple(choices)
+        self.default = default if parse or choices else False
+        self.sets = dict(sets or {})
+        longest = max(flags, key=len)
+        self.name = longest.lstrip("-").replace("-", "_")
+
+    def value(self, text: Any) -> Any:
+        """Return the value of the argument `text`, or raise UsageError."""
+        if self.parse is None or text is None:
+            return text
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise UsageError(
+                f"{self.flags[-1]}: {error}", f"{self.flags[-1]}: {self.help}"
+            ) from None
+
+
+OUTPUT = (
+    Option(
+        "-o", "--output", metavar="FORMAT", choices=("text", "json", "csv"), default="text",
+        help="output format: text, json (one object per line) or csv (RFC 4180 with a header)",
+    ),
+    Option("--json", help="same as --output json", sets={"output": "json"}),
+    Option("-T", "--time", help="show the wall clock time of each event, to the microsecond"),
+    Option("-t", "--timestamp", help="show seconds since the start of tracing"),
+    Option("-w", "--wide", help="show all columns at full width"),
+)  # fmt: skip
+LIMITS = (
+    Option(
+        "-d", "--duration", metavar="SECONDS", parse=seconds, help="stop after this many seconds"
+    ),
+    Option("--buffer", metavar="SIZE", parse=size, default="1m",
+           help="ring buffer size, rounded up to a power of two (such as 256k or 4m)"),
+    Option("--map-entries", metavar="N", parse=count, default="16384",
+           help="how many sockets, sessions or keys can be followed at once"),
+    Option("--fail-on-loss", help="exit with status 3 if anything was lost"),
+    Option("--max-overhead", metavar="PERCENT", parse=percent,
+           help="stop when the probes cost more than this share of one CPU"),
+    Option("--ready-file", metavar="PATH", parse=words,
+           help="create this file when all probes are attached"),
+    Option("--btf", metavar="FILE", parse=words,
+           help="read kernel types from this file, for a kernel without BTF of its own"),
+    Option("--probe", metavar="NAME=KIND,...", parse=words,
+           help="use only this kind (tp, rawtp, fentry, kprobe ...) for a probe"),
+    Option("-v", "--verbose", help="say what is compiled, chosen, refused and attached"),
+)  # fmt: skip
+EVENT_LIMITS = (
+    Option("-n", "--max-events", metavar="N", parse=count, help="stop after this many events"),
+)
+PROCESS = (
+    Option("-p", "--pid", metavar="LIST", parse=integers, help="only these process ids"),
+    Option("--comm", metavar="GLOB", parse=comm_glob,
+           help="only process names that match this pattern, such as 'nginx*'"),
+    Option("-u", "--uid", metavar="LIST", parse=words, help="only these users, by id or name"),
+    Option("--cgroup", metavar="PATH", parse=words,
+           help="only processes in this cgroup (version 2) and below"),
+    Option("--container", metavar="ID", parse=words,
+           help="only processes of this container, by a prefix of its id"),
+)  # fmt: skip
+NETNS = (
+    Option("--netns", metavar="PID|NAME|INODE", parse=words, help="only this network namespace"),
+)
+SOCKET = (
+    Option("-4", "--ipv4", help="only IPv4, IPv4-mapped addresses included"),
+    Option("-6", "--ipv6", help="only IPv6, IPv4-mapped addresses excluded"),
+    Option("-L", "--lport", metavar="LIST", parse=ports,
+           help="only these local ports (80,8000-8100)"),
+    Option("-D", "--rport", metavar="LIST", parse=ports,
+           help="only these remote ports (443,8000-8100)"),
+    Option("--laddr", metavar="CIDR", parse=network, help="only local addresses in this block"),
+    Option("--raddr", metavar="CIDR", parse=network, help="only remote addresses in this block"),
+)  # fmt: skip
+
+# Every filter that TOOLS.md calls common: a tool that does not list one refuses it.
+FILTERS = (*PROCESS, *NETNS, *SOCKET)
+COMMON = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
+
+
+def by_name(options: Sequence[Option]) -> dict[str, Option]:
+    """Return {name: option}."""
+    return {option.name: option for option in options}

@@ -1,0 +1,62 @@
+"""A declared table: what a BPF map counts by key, and how that becomes rows per interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Callable, Optional
+
+from netbpf.declare.record import Record
+
+# One entry of the map in this interval: (key values, sums and gauges).
+Group = tuple[dict[str, Any], dict[str, Any]]
+Rows = Sequence[dict[str, Any]]
+Alarm = Callable[[Rows], Iterable[tuple[str, str]]]
+Build = Callable[[Sequence[Group], Mapping[str, Any]], Sequence[dict[str, Any]]]
+
+
+class Table:
+    """Rows per interval, made from one BPF map.
+
+    `map` is the C map's name, `key` the record of its key, `sums` the record of its value: all
+    members u64, added over CPUs if `per_cpu`, and given as the increase in the interval, except
+    those named in `gauges`, which are the greatest of all CPUs' values as it stands. Members that
+    are not u64 are a sample, taken together from the CPU whose first sum is the greatest. `row`
+    declares the columns that are shown (all made in user space, so without C type), `build` makes
+    the rows from the entries that changed, in the order to be shown; an entry in which one of the
+    gauges `standing` is not 0 is there even if nothing changed. Columns that the chosen probes
+    cannot fill are emptied. With `forget`, an entry that did not change in an interval is removed.
+
+    `refresh` names a probe (an iterator) to run at the start and before each reading. With
+    `option`, the table is made only if that option is given. `alarm` takes the rows of an interval
+    and yields (subject, sentence) for what must not be overlooked: said on stderr at once, and by
+    the summary once per subject, with the last sentence.
+    """
+
+    def __init__(
+        self,
+        map: str,  # noqa: A002 - it is a BPF map
+        key: type[Record],
+        sums: type[Record],
+        row: type[Record],
+        build: Build,
+        *,
+        per_cpu: bool = True,
+        gauges: Sequence[str] = (),
+        standing: Sequence[str] = (),
+        refresh: str = "",
+        option: str = "",
+        alarm: Optional[Alarm] = None,
+        forget: bool = False,
+    ) -> None:
+        self.map = map
+        self.key = key
+        self.sums = sums
+        self.row = row
+        self.build = build
+        self.per_cpu = per_cpu
+        self.gauges = tuple(gauges)
+        self.standing = tuple(standing)
+        self.refresh = refresh
+        self.option = option
+        self.alarm = alarm
+        self.forget = forget

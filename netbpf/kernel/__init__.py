@@ -1,0 +1,1 @@
+"""What this kernel offers, and how a program gets into it."""

@@ -1,0 +1,136 @@
+"""Attach loaded programs, each to a file descriptor: closing it detaches, and so does any death.
+
+Done by system calls and not through bcc, whose attach functions hide the error number, take a fixed
+path to tracefs, and (for fentry) call every refusal a lack of root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from netbpf.kernel.inspect import tracepoint_id
+from netbpf.kernel.syscalls import SYS_PERF_EVENT_OPEN, bpf, syscall
+
+# Commands of bpf(2), include/uapi/linux/bpf.h
+RAW_TRACEPOINT_OPEN, LINK_CREATE, ENABLE_STATS, ITER_CREATE = 17, 28, 32, 33
+_BPF_TRACE_ITER = 28
+_PERF_TYPE_TRACEPOINT = 2
+_IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
+_CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
+
+
+def attach(kind: str, program: int, target: str) -> int:
+    """Attach `program` (a descriptor) to `target` of the kernel; return the link's descriptor.
+
+    Raises OSError if the kernel refuses.
+    """
+    if kind == "rawtp":
+        return _raw_tracepoint(program, target)
+    if kind in ("fentry", "fexit"):
+        return _raw_tracepoint(program, "")  # the program knows its target since it was loaded
+    if kind == "tp":
+        return _perf_event(program, _PERF_TYPE_TRACEPOINT, tracepoint_id(target))
+    if kind in ("kprobe", "kretprobe"):
+        return _probe_event(program, "kprobe", kind == "kretprobe", target, 0)
+    if kind == "iter":
+        return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, _BPF_TRACE_ITER, 0))
+    raise ValueError(kind)
+
+
+def attach_user(program: int, path: str, offset: int, at_return: bool) -> int:
+    """Attach `program` at file offset `offset` (bytes) of the binary `path`, or at its return.
+
+    One uprobe covers every process that maps the file (device and inode), now and later.
+    """
+    return _probe_event(program, "uprobe", at_return, path, offset)
+
+
+def release(links: Sequence[int]) -> None:
+    """Close links of user-space probes and trace events without waiting for it.
+
+    The kernel takes them away one by one, each after a grace period of RCU: 0.1 s where it has
+    CONFIG_TASKS_TRACE_RCU_READ_MB, so that dozens take seconds. It is the last one to close them
+    that waits: a grandchild, nobody's child, that has nothing else open, above all not our output,
+    and that ends after we have closed ours.
+    """
+    if not links:
+        return
+    closed, close = os.pipe()
+    with suppress(OSError):
+        child = os.fork()
+        if child == 0:
+            _end_after(closed, [closed, *links])
+        os.waitpid(child, 0)
+    for descriptor in (*links, closed, close):
+        os.close(descriptor)
+
+
+def _end_after(pipe: int, kept: Sequence[int]) -> None:
+    try:
+        if os.fork():
+            return
+        for descriptor in {int(name) for name in os.listdir("/proc/self/fd")}.difference(kept):
+            with suppress(OSError):  # that of the listing itself
+                os.close(descriptor)
+        os.read(pipe, 1)
+    finally:
+        os._exit(0)
+
+
+def run_iterator(link: int) -> None:
+    """Run an attached iterator to its end; what it writes besides its maps is thrown away."""
+    iterator = open_iterator(link)
+    try:
+        while os.read(iterator, 65536):
+            pass
+    finally:
+        os.close(iterator)
+
+
+def open_iterator(link: int) -> int:
+    """Return a descriptor whose reading runs the iterator and yields what it writes."""
+    return bpf(ITER_CREATE, struct.pack("=II", link, 0))
+
+
+def enable_statistics() -> int:
+    """Make the kernel count runs and run time of BPF programs while the result is open (5.8)."""
+    return bpf(ENABLE_STATS, struct.pack("=I", 0))  # BPF_STATS_RUN_TIME
+
+
+def _raw_tracepoint(program: int, name: str) -> int:
+    text = ctypes.create_string_buffer(name.encode())
+    address = ctypes.addressof(text) if name else 0
+    return bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QII", address, program, 0))
+
+
+def _probe_event(program: int, pmu: str, at_return: bool, target: str, offset: int) -> int:
+    event_type = int(Path(f"/sys/bus/event_source/devices/{pmu}/type").read_text())
+    text = ctypes.create_string_buffer(os.fsencode(target))
+    # config bit 0 asks for the return: .../format/retprobe
+    return _perf_event(program, event_type, int(at_return), ctypes.addressof(text), offset)
+
+
+def _perf_event(
+    program: int, event_type: int, config: int, config1: int = 0, config2: int = 0
+) -> int:
+    # struct perf_event_attr up to config2 (PERF_ATTR_SIZE_VER1, 72 bytes); sample_period 1.
+    attributes = struct.pack(
+        "=IIQQQQQIIQQ", event_type, 72, config, 1, 0, 0, 0, 1, 0, config1, config2
+    )
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    # All processes on CPU 0: the event itself is never read, and a BPF program on it runs on
+    # every CPU, as it belongs to the probe and not to the event.
+    event = syscall(SYS_PERF_EVENT_OPEN, buffer, -1, 0, -1, _CLOEXEC)
+    try:
+        fcntl.ioctl(event, _IOC_SET_BPF, program)
+        fcntl.ioctl(event, _IOC_ENABLE, 0)
+    except OSError:
+        os.close(event)
+        raise
+    return event

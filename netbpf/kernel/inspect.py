@@ -1,0 +1,190 @@
+"""What this kernel offers: a snapshot that the choice of probes and the layout are made from.
+
+`LiveKernel` asks the running kernel, lazily, so that starting a tool reads only what that tool
+needs. `RecordedKernel` answers from a file, so that tests choose probes for kernels that are not
+booted; `Recorder` makes such files by listening to what is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Optional, Protocol
+
+from netbpf.kernel.btf import FUNC, VMLINUX, Btf, Field
+from netbpf.kernel.syscalls import accepts_fentry, detached_mount
+
+_TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+_PMU = Path("/sys/bus/event_source/devices")
+
+
+class Kernel(Protocol):
+    """The questions that may be asked of a kernel; None or False means it has no such thing."""
+
+    @property
+    def release(self) -> str:
+        """The kernel's own name for itself, only for messages."""
+
+    def tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
+        """Return the field names of trace event "system:name"."""
+
+    def raw_tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
+        """Return the C parameter names of the tracepoint `name`."""
+
+    def function(self, name: str) -> Optional[tuple[str, ...]]:
+        """Return the parameter names of a kernel function that can be probed."""
+
+    def iterator(self, name: str) -> bool:
+        """Tell whether there is a BPF iterator `name`."""
+
+    def dynamic(self, kind: str) -> bool:
+        """Tell whether the kernel takes "kprobe", "uprobe" or "fentry" programs."""
+
+    def field(self, struct: str, path: str) -> Optional[Field]:
+        """Return where a field is; see Btf.field."""
+
+    def size(self, struct: str) -> Optional[int]:
+        """Return the size of a struct in bytes."""
+
+    def enumerator(self, enum: str, name: str) -> Optional[int]:
+        """Return the value of an enumerator."""
+
+
+class LiveKernel:
+    """The running kernel."""
+
+    def __init__(self, btf: str = "") -> None:
+        """Read types from the file `btf`, or the running kernel's own."""
+        self.release = os.uname().release
+        self.btf = Btf(btf or VMLINUX)
+
+    def tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
+        """Return the field names of trace event "system:name", from its format file."""
+        found = tracepoint_format(name)
+        return tuple(found) if found is not None else None
+
+    def raw_tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
+        """Return the tracepoint's parameters: those of __traceiter_NAME (5.10), less __data."""
+        found = self.btf.parameters(f"__traceiter_{name}")
+        return found[1:] if found else None
+
+    def function(self, name: str) -> Optional[tuple[str, ...]]:
+        """Return parameter names: BTF lists just the functions that ftrace or kprobes can take."""
+        return self.btf.parameters(name)
+
+    def iterator(self, name: str) -> bool:
+        """Tell by the type of the iterator's context."""
+        return self.btf.size(f"bpf_iter__{name}") is not None
+
+    def dynamic(self, kind: str) -> bool:
+        """Tell by the kernel's event source for them (kprobe since 4.17), or by trying (fentry)."""
+        if kind == "fentry":
+            return accepts_fentry(self.btf.find("tcp_set_state", FUNC))
+        return (_PMU / kind / "type").exists()
+
+    def field(self, struct: str, path: str) -> Optional[Field]:
+        """Return where a field is."""
+        return self.btf.field(struct, path)
+
+    def size(self, struct: str) -> Optional[int]:
+        """Return the size of a struct in bytes."""
+        return self.btf.size(struct)
+
+    def enumerator(self, enum: str, name: str) -> Optional[int]:
+        """Return the value of an enumerator."""
+        return self.btf.enumerator(enum, name)
+
+
+_QUESTIONS = ("tracepoint", "raw_tracepoint", "function", "iterator", "dynamic", "field", "size",
+              "enumerator")  # fmt: skip
+
+
+class Recorder:
+    """A kernel that passes questions on and keeps the answers in `answers`, ready for JSON."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        """Listen to what is asked of `kernel`."""
+        self.kernel = kernel
+        self.answers: dict[str, Any] = {"release": kernel.release}
+
+    def __getattr__(self, question: str) -> Any:
+        ask = getattr(self.kernel, question)
+        if question not in _QUESTIONS:
+            return ask
+
+        def listen(*what: str) -> Any:
+            answer = ask(*what)
+            self.answers.setdefault(question, {})[" ".join(what)] = answer
+            return answer
+
+        return listen
+
+
+class RecordedKernel:
+    """A kernel as a `Recorder` heard it. What was never asked is an error, not a no."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        """Answer from what `Recorder.answers` holds."""
+        self.release = str(answers["release"])
+        self._answers = answers
+
+    def __getattr__(self, question: str) -> Any:
+        if question not in _QUESTIONS:
+            raise AttributeError(question)
+        known = self._answers.get(question, {})
+
+        def answer(*what: str) -> Any:
+            found = known[" ".join(what)]
+            if question == "field":
+                return Field(*found) if found else None
+            return tuple(found) if isinstance(found, list) else found
+
+        return answer
+
+
+@lru_cache(maxsize=1)
+def tracefs() -> str:
+    """Return a path to tracefs, mounted or else mounted detached for this process; "" if neither.
+
+    Debian and most servers mount it; containers and small VMs often do not.
+    """
+    for path in _TRACEFS:
+        if os.access(f"{path}/events", os.X_OK):
+            return path
+    try:
+        return detached_mount("tracefs")
+    except OSError:
+        return ""
+
+
+@cache
+def tracepoint_format(name: str) -> Optional[dict[str, Field]]:
+    """Return {field: where it is in the record} of trace event "system:name", or None."""
+    system, _, event = name.partition(":")
+    try:
+        text = Path(tracefs(), "events", system, event, "format").read_text()
+    except OSError:
+        return None
+    return parse_format(text)
+
+
+_FIELD = re.compile(r"field:(.*?)\s*\b(\w+)(\[\w*\])?;\s*offset:(\d+);\s*size:(\d+);\s*signed:(\d)")
+
+
+def parse_format(text: str) -> dict[str, Field]:
+    """Return the fields of a trace event's format file."""
+    fields = {}
+    for _, name, array, offset, size, signed in _FIELD.findall(text):
+        sign, bits = "s" if signed == "1" else "u", int(size) * 8
+        plain = not array and bits in (8, 16, 32, 64)
+        ctype = f"{sign}{bits} %s" if plain else f"u8 %s[{size}]"
+        fields[name] = Field(int(offset) * 8, ctype)
+    return fields
+
+
+def tracepoint_id(name: str) -> int:
+    """Return the id of trace event "system:name" for perf_event_open(2); OSError if it is gone."""
+    system, _, event = name.partition(":")
+    return int(Path(tracefs(), "events", system, event, "id").read_text())

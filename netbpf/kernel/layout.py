@@ -1,0 +1,174 @@
+"""C declarations of the kernel's structs with only the fields in use, at this kernel's offsets.
+
+A C program says what it reads with KERNEL_FIELDS(struct, path, ...), KERNEL_OPTIONAL(...) (then
+HAVE_struct_path is defined if the field is there) and KERNEL_ENUM(enum, name, ...), which expand to
+nothing for the compiler. Each struct becomes a union of packed structs, one per field, padded to
+the offset that BTF gives: right by construction, whatever the compiler thinks of alignment, bit
+fields or anonymous members (kernels from 6.19 on use -fms-extensions members that older clang drops
+in silence when it is given whole definitions).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from netbpf.errors import Unsupported
+from netbpf.kernel.btf import Field
+from netbpf.kernel.inspect import Kernel, tracepoint_format
+from netbpf.kernel.select import Choice
+
+_MANIFEST = re.compile(r"^KERNEL_(FIELDS|OPTIONAL|ENUM)\(([^)]*)\)", re.MULTILINE)
+_INCLUDE = re.compile(r'#include "([^"]+)"')
+
+
+class Manifest(NamedTuple):
+    """What a C program reads of the kernel: kind is FIELDS, OPTIONAL or ENUM."""
+
+    kind: str
+    struct: str
+    names: tuple[str, ...]
+
+
+def program_directory() -> Path:
+    """Return the directory of the C programs: inside the installed package, or the source tree."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "bpf_programs"
+    return inside if inside.is_dir() else package.parent / "bpf_programs"
+
+
+def program_text(source: Path) -> str:
+    """Return the C program `source` with our own headers put in where they are included, once each.
+
+    bcc's rewriter, which makes maps usable, changes only the main file and no header.
+    """
+    return _expanded(source, set())
+
+
+def _expanded(path: Path, seen: set[Path]) -> str:
+    if path in seen:
+        return ""
+    seen.add(path)
+    lines = [f'#line 1 "{path.name}"']
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        included = _INCLUDE.match(line)
+        if included:
+            lines.append(_expanded(program_directory() / "include" / included[1], seen))
+            lines.append(f'#line {number + 1} "{path.name}"')
+        else:
+            lines.append(line)
+    return "\n".join([*lines, ""])
+
+
+def manifests(text: str) -> list[Manifest]:
+    """Return what a program's text says that it reads."""
+    found: list[Manifest] = []
+    for kind, arguments in _MANIFEST.findall(text):
+        words = tuple(word.strip() for word in arguments.split(",") if word.strip())
+        found.append(Manifest(kind, words[0], words[1:]))
+    return found
+
+
+def header(kernel: Kernel, wanted: Sequence[Manifest], choices: Sequence[Choice]) -> str:
+    """Return the C header for what a program wants; raise Unsupported if a field is not there."""
+    fields: dict[str, dict[str, Field]] = {}
+    defines: list[str] = []
+    for manifest in wanted:
+        if manifest.kind == "ENUM":
+            defines += _enumerators(kernel, manifest)
+        else:
+            defines += _collect(kernel, manifest, fields)
+    structs = [_struct(name, kernel.size(name) or 0, found) for name, found in fields.items()]
+    contexts = [line for choice in choices for line in _context(kernel, choice)]
+    names = sorted({m[1] for m in re.finditer(r"struct (\w+) \*", "\n".join(structs))})
+    forward = [f"struct {name};" for name in names]
+    return "\n".join([*defines, *forward, *structs, *contexts, ""])
+
+
+def _enumerators(kernel: Kernel, manifest: Manifest) -> Iterator[str]:
+    for name in manifest.names:
+        value = kernel.enumerator(manifest.struct, name)
+        if value is None:
+            raise _lacking(kernel, f"enum {manifest.struct}", name)
+        yield f"#define {name} {value}"
+
+
+def _collect(kernel: Kernel, manifest: Manifest, fields: dict[str, dict[str, Field]]) -> list[str]:
+    defines = []
+    for path in manifest.names:
+        found = kernel.field(manifest.struct, path)
+        if found:
+            fields.setdefault(manifest.struct, {})[path] = found
+            if manifest.kind == "OPTIONAL":
+                defines.append(f"#define HAVE_{manifest.struct}_{path.replace('.', '_')} 1")
+        elif manifest.kind == "FIELDS":
+            raise _lacking(kernel, f"struct {manifest.struct}", path)
+    return defines
+
+
+def _lacking(kernel: Kernel, where: str, what: str) -> Unsupported:
+    return Unsupported(
+        f"kernel {kernel.release} has no '{what}' in {where}",
+        "please report this kernel: its fields were renamed since netbpf was written",
+    )
+
+
+def _struct(name: str, size: int, fields: dict[str, Field]) -> str:
+    plain = {path: field for path, field in fields.items() if not field.bit_size}
+    readers = [_bit_reader(name, p, f) for p, f in fields.items() if f.bit_size]
+    body = "\n".join(_members(plain, 0, "\t\t"))
+    union = f"struct {name} {{\n\tunion {{\n{body}\n\t\tu8 size_of_struct[{size}];\n\t}};\n}}"
+    return "\n".join([f"{union} __attribute__((aligned(8)));", *readers])
+
+
+def _members(fields: dict[str, Field], base: int, indent: str) -> Iterator[str]:
+    # `base` is the offset in bits that the enclosing struct starts at; dotted paths nest.
+    groups: dict[str, dict[str, Field]] = {}
+    for path, field in fields.items():
+        first, _, rest = path.partition(".")
+        groups.setdefault(first, {})[rest] = field
+    for first, inner in groups.items():
+        start = min(field.bit_offset for field in inner.values())
+        skip = (start - base) // 8
+        pad = f"u8 before_{first}[{skip}]; " if skip else ""
+        if "" in inner:
+            what = inner[""].ctype.replace("%s", first, 1)
+        else:
+            members = "\n".join(_members(inner, start, indent + "\t"))
+            what = f"union {{\n{members}\n{indent}}} {first}"
+        yield f"{indent}struct {{ {pad}{what}; }} __attribute__((packed));"
+
+
+def _bit_reader(struct: str, path: str, field: Field) -> str:
+    # The address of a bit field cannot be taken: read the bytes that it lies in and shift.
+    byte, shift = divmod(field.bit_offset, 8)
+    length = (shift + field.bit_size + 7) // 8
+    mask = (1 << field.bit_size) - 1
+    name = path.replace(".", "_")
+    return (
+        f"static inline u64 read_{struct}_{name}(const void *from)\n{{\n\tu64 bytes = 0;\n\n"
+        f"\tbpf_probe_read_kernel(&bytes, {length}, from + {byte});\n"
+        f"\treturn bytes >> {shift} & {mask}ULL;\n}}"
+    )
+
+
+def _context(kernel: Kernel, choice: Choice) -> Iterator[str]:
+    # How the C entry reads its arguments: by name, at the place they have on this kernel.
+    if not choice.alternative:
+        return
+    yield f"#define USE_{choice.entry} 1"
+    args, target = choice.alternative.args, choice.targets[0] if choice.targets else ""
+    if choice.kind in ("rawtp", "fentry", "fexit", "kprobe"):
+        ask = kernel.raw_tracepoint if choice.kind == "rawtp" else kernel.function
+        offered = ask(target) or ()
+        for name in args:
+            yield f"#define ARG_{choice.probe.name}_{name} {offered.index(name)}"
+        yield f"#define ARGS_{choice.probe.name} {len(offered)}"
+    elif choice.kind == "tp":
+        fields = tracepoint_format(target) or {}
+        used = {name: fields[name] for name in args}
+        yield from (f"#define ARG_{choice.probe.name}_{name} 1" for name in args)
+        size = max((f.bit_offset // 8 + 8 for f in fields.values()), default=8)
+        yield _struct(f"{choice.probe.name}_args", size, used)

@@ -1,0 +1,137 @@
+"""The choice of probes: a pure function from a declaration and a kernel's snapshot to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Optional
+
+from netbpf.declare.probes import Alternative, Probe
+from netbpf.errors import Unsupported, UsageError
+from netbpf.kernel.inspect import Kernel
+
+Excluded = Mapping[tuple[str, str], str]  # (probe, kind) -> why it was refused at run time
+_PAIR = ("kprobe", "kretprobe")  # begin and end of a function
+
+
+class Choice(NamedTuple):
+    """What one probe will use: the alternative and its targets, and why no better one.
+
+    `alternative` is None where an optional probe has none; `passed_over` holds (alternative in
+    words, reason) of every better one.
+    """
+
+    probe: Probe
+    alternative: Optional[Alternative]
+    targets: tuple[str, ...]
+    passed_over: tuple[tuple[str, str], ...]
+
+    @property
+    def kind(self) -> str:
+        """The chosen kind, "" for none."""
+        return self.alternative.kind if self.alternative else ""
+
+    @property
+    def entry(self) -> str:
+        """The name of the C entry."""
+        return f"{self.probe.name}_{self.kind}"
+
+    @property
+    def programs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The programs to load, by name, with their targets: fentry and fexit take one each."""
+        if self.kind not in ("fentry", "fexit"):
+            return ((self.entry, self.targets),) if self.alternative else ()
+        more = ((f"{self.entry}:{target}", (target,)) for target in self.targets[1:])
+        return ((self.entry, self.targets[:1]), *more)
+
+    @property
+    def lost_columns(self) -> tuple[str, ...]:
+        """Columns that stay empty with this choice."""
+        return self.alternative.loses if self.alternative else self.probe.loses
+
+
+def select(
+    probes: Sequence[Probe],
+    kernel: Kernel,
+    refused: Optional[Excluded] = None,
+    forced: Optional[Mapping[str, str]] = None,
+) -> list[Choice]:
+    """Return the choice for every probe; raise Unsupported if one that is needed has none.
+
+    `refused` are alternatives that turned out not to work at run time, `forced` maps a probe's
+    name to the one kind that may be used.
+    """
+    _check_forced(probes, forced or {})
+    choices: dict[str, Choice] = {}
+    for probe in probes:
+        choice = _choose(probe, kernel, refused or {}, forced or {})
+        partner = choices.get(probe.instead)
+        if partner and choice.kind != partner.kind and (choice.kind, partner.kind) != _PAIR:
+            choice = Choice(probe, None, (), ((probe.name, f"covered by {partner.entry}"),))
+        choices[probe.name] = choice
+    return list(choices.values())
+
+
+def missing(alternative: Alternative, kernel: Kernel) -> tuple[tuple[str, ...], str]:
+    """Return the targets that `alternative` can use, or () and why it can use none."""
+    usable, reason = [], ""
+    for name in alternative.names or ("",):  # uprobes may find their targets while running
+        why = _missing_target(alternative, name, kernel)
+        if not why:
+            usable.append(name)
+            if not alternative.every:
+                break
+        reason = reason or why
+    return tuple(filter(None, usable)), "" if usable else reason
+
+
+def _choose(probe: Probe, kernel: Kernel, refused: Excluded, forced: Mapping[str, str]) -> Choice:
+    passed_over: list[tuple[str, str]] = []
+    for alternative in probe.alternatives:
+        words = " ".join((alternative.words, *alternative.names[:1]))
+        wanted = forced.get(probe.name, alternative.kind)
+        if wanted != alternative.kind:
+            passed_over.append((words, f"--probe asks for {wanted}"))
+        elif (probe.name, alternative.kind) in refused:
+            passed_over.append((words, refused[probe.name, alternative.kind]))
+        else:
+            targets, reason = missing(alternative, kernel)
+            if not reason:
+                return Choice(probe, alternative, targets, tuple(passed_over))
+            passed_over.append((words, reason))
+    if probe.optional:
+        return Choice(probe, None, (), tuple(passed_over))
+    tried = "; ".join(f"{words}: {why}" for words, why in passed_over)
+    raise Unsupported(
+        f"kernel {kernel.release} has nothing for probe '{probe.name}' ({tried})",
+        "run 'netbpf doctor' to see what each tool can use here",
+    )
+
+
+def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:
+    kind = alternative.kind
+    if kind in ("uprobe", "uretprobe"):
+        return "" if kernel.dynamic("uprobe") else "this kernel has no uprobes"
+    if kind == "iter":
+        return "" if kernel.iterator(name) else "this kernel has no such iterator"
+    if kind in ("fentry", "fexit") and not kernel.dynamic("fentry"):
+        return "this kernel refuses fentry programs"
+    if kind in ("kprobe", "kretprobe") and not kernel.dynamic("kprobe"):
+        return "this kernel has no kprobes"
+    ask: Any = {"rawtp": kernel.raw_tracepoint, "tp": kernel.tracepoint}.get(kind, kernel.function)
+    offered = ask(name)
+    if offered is None:
+        return f"this kernel has no such {'tracepoint' if 'tp' in kind else 'function'}"
+    return _missing_arguments(alternative.args, offered)
+
+
+def _missing_arguments(needed: Collection[str], offered: Collection[str]) -> str:
+    lacking = [argument for argument in needed if argument not in offered]
+    return f"it lacks {', '.join(lacking)} here" if lacking else ""
+
+
+def _check_forced(probes: Sequence[Probe], forced: Mapping[str, str]) -> None:
+    known = {probe.name: [a.kind for a in probe.alternatives] for probe in probes}
+    for name, kind in forced.items():
+        if kind not in known.get(name, ()):
+            offers = "; ".join(f"{n}={'|'.join(kinds)}" for n, kinds in known.items())
+            raise UsageError(f"--probe: there is no {name}={kind}", f"there is: {offers}")

@@ -1,0 +1,292 @@
+"""Find functions in ELF files, and the file offsets at which a uprobe goes on them.
+
+The files come from other people's processes and containers, so nothing in them is trusted: every
+size and count is bounded, every read is checked, and whatever is wrong with a file ends as one
+`UnreadableBinary`. pyelftools reads headers, sections and segments; symbol tables are searched
+here, in bulk, because one pyelftools object per symbol takes seconds on a large static program
+and its SysV hash lookup never ends on a chain that points to itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+    from typing import Any
+
+MAX_FILE = 4 << 30
+MAX_SEGMENTS = 512
+MAX_SECTIONS = 20_000
+MAX_TABLE = 256 << 20
+MAX_SYMBOLS = 4_000_000
+
+_UNDEFINED = 0
+_FUNC = 2
+_IFUNC = 10
+_SYMBOL_64 = {True: "<IBBHQQ", False: ">IBBHQQ"}
+_SYMBOL_32 = {True: "<IIIBBH", False: ">IIIBBH"}
+
+
+class UnreadableBinary(Exception):
+    """A file that cannot be read as the ELF file that it should be.
+
+    `path` is the file as it was named (str), `why` a short reason in words (str).
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = path
+        self.why = why
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of an ELF file.
+
+    `offset` is the offset in the file (bytes) that perf_event_open takes for a uprobe, `address`
+    the virtual address that the file gives it, `size` its length in bytes, 0 if unknown. With
+    `ifunc` the code there is a resolver that runs once and returns the real function's address.
+    """
+
+    name: str
+    offset: int
+    address: int
+    size: int
+    ifunc: bool = False
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A PT_LOAD segment: virtual address, file offset and length in the file, all in bytes."""
+
+    address: int
+    offset: int
+    size: int
+    executable: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section: name, type as pyelftools names it, address, file offset, size and link."""
+
+    name: str
+    kind: str
+    address: int
+    offset: int
+    size: int
+    link: int
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a regular file for reading, never waiting for it; raises UnreadableBinary.
+
+    Anything else is refused before it is opened (opening a device can have effects, opening a
+    FIFO can wait), and once more on the opened file, as the path may have changed in between.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableBinary(path, "not a regular file")
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        file = os.fdopen(os.open(path, flags), "rb")
+    except (OSError, ValueError) as error:
+        raise UnreadableBinary(path, _reason(error)) from error
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
+        file.close()
+        why = "too large" if stat.S_ISREG(found.st_mode) else "not a regular file"
+        raise UnreadableBinary(path, why)
+    return file
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__
+
+
+class Image:
+    """An ELF file, open for reading; a context manager. Raises UnreadableBinary.
+
+    `machine` is the ELF name of the processor ("EM_X86_64"), `bits` 32 or 64. `interpreted` tells
+    whether a dynamic loader starts it (PT_INTERP), `dynamic` whether it has PT_DYNAMIC.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file = open_regular(path)
+        try:
+            self._load()
+        except UnreadableBinary:
+            self.close()
+            raise
+        except Exception as error:  # pyelftools raises a dozen kinds on a broken file
+            self.close()
+            raise UnreadableBinary(path, f"not a readable ELF file ({_reason(error)})") from error
+
+    def _load(self) -> None:
+        from elftools.elf.elffile import ELFFile
+
+        if self._file.read(4) != b"\x7fELF":
+            raise UnreadableBinary(self.path, "not an ELF file")
+        elf = ELFFile(self._file)
+        self.bits: int = elf.elfclass
+        self.little_endian: bool = elf.little_endian
+        self.machine = str(elf["e_machine"])
+        if elf.num_segments() > MAX_SEGMENTS or elf.num_sections() > MAX_SECTIONS:
+            raise UnreadableBinary(self.path, "too many segments or sections")
+        self._read_segments(elf)
+        self.sections = tuple(self._read_sections(elf)) if elf["e_shoff"] else ()
+
+    def _read_segments(self, elf: Any) -> None:
+        loads = []
+        self.interpreted = False
+        self.dynamic: tuple[int, int] | None = None
+        for number in range(elf.num_segments()):
+            # Not get_segment(): that one reads what the segment points to.
+            header = elf._get_segment_header(number)  # noqa: SLF001
+            kind, size = header["p_type"], header["p_filesz"]
+            if kind == "PT_LOAD":
+                executable = bool(header["p_flags"] & 1)
+                loads.append(Segment(header["p_vaddr"], header["p_offset"], size, executable))
+            elif kind == "PT_INTERP":
+                self.interpreted = True
+            elif kind == "PT_DYNAMIC":
+                self.dynamic = (header["p_offset"], size)
+        self.segments = tuple(loads)
+
+    def _read_sections(self, elf: Any) -> Iterator[Section]:
+        headers = [elf._get_section_header(n) for n in range(elf.num_sections())]  # noqa: SLF001
+        index = elf.get_shstrndx()
+        names = b""
+        if index < len(headers):
+            names = self.read(headers[index]["sh_offset"], headers[index]["sh_size"])
+        for header in headers:
+            start = header["sh_name"]
+            name = names[start : names.find(b"\0", start)].decode("latin-1")
+            kind, link = str(header["sh_type"]), header["sh_link"]
+            place = header["sh_addr"], header["sh_offset"], header["sh_size"]
+            yield Section(name, kind, *place, link)
+
+    def __enter__(self) -> Image:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes of the file at `offset`; raises UnreadableBinary."""
+        if not (0 <= size <= MAX_TABLE and 0 <= offset <= MAX_FILE):
+            raise UnreadableBinary(self.path, "impossible offset or size")
+        try:
+            data = os.pread(self._file.fileno(), size, offset)
+        except (OSError, MemoryError) as error:
+            raise UnreadableBinary(self.path, _reason(error)) from error
+        if len(data) != size:
+            raise UnreadableBinary(self.path, "truncated")
+        return data
+
+    def section(self, name: str) -> Section | None:
+        """Return the first section of that name that has content in the file, or None."""
+        found = (s for s in self.sections if s.name == name and s.kind != "SHT_NOBITS")
+        return next(found, None)
+
+    def file_offset(self, address: int, executable: bool = True) -> int | None:
+        """Return the file offset of a virtual address, or None where no segment holds it.
+
+        With `executable`, only segments with code count.
+        """
+        for part in self.segments:
+            inside = part.address <= address < part.address + part.size
+            if inside and (part.executable or not executable):
+                return address - part.address + part.offset
+        return None
+
+    def functions(self, wanted: Iterable[str]) -> dict[str, Function]:
+        """Return the wanted functions that this file defines, by name; raises UnreadableBinary.
+
+        Both symbol tables are searched, .dynsym first; versions ("@GLIBC_2.2.5") don't matter.
+        """
+        names = {name.partition("@")[0].encode() for name in wanted}
+        found: dict[str, Function] = {}
+        for symbols, strings in self._symbol_tables():
+            for function in self._search(symbols, strings, names):
+                found.setdefault(function.name, function)
+        return found
+
+    def _symbol_tables(self) -> Iterator[tuple[bytes, bytes]]:
+        tables = [s for s in self.sections if s.kind in ("SHT_DYNSYM", "SHT_SYMTAB")]
+        for table in sorted(tables, key=lambda s: s.kind):
+            if table.link < len(self.sections):
+                strings = self.sections[table.link]
+                yield (
+                    self.read(table.offset, table.size),
+                    self.read(strings.offset, strings.size),
+                )
+        if self.dynamic and not any(s.kind == "SHT_DYNSYM" for s in self.sections):
+            yield from self._dynamic_tables(*self.dynamic)
+
+    def _dynamic_tables(self, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+        """Find .dynsym without section headers: it ends, at the latest, where .dynstr begins."""
+        word = ("<" if self.little_endian else ">") + ("QQ" if self.bits == 64 else "II")
+        size -= size % struct.calcsize(word)
+        tags = dict(struct.iter_unpack(word, self.read(offset, size)))
+        strings, symbols, length = (tags.get(tag, 0) for tag in (5, 6, 10))
+        at_strings = self.file_offset(strings, executable=False)
+        at_symbols = self.file_offset(symbols, executable=False)
+        if at_strings is not None and at_symbols is not None and at_symbols < at_strings:
+            yield self.read(at_symbols, at_strings - at_symbols), self.read(at_strings, length)
+
+    def _search(self, symbols: bytes, strings: bytes, names: set[bytes]) -> Iterator[Function]:
+        known = _name_offsets(strings, names)
+        if not known:
+            return
+        form = (_SYMBOL_64 if self.bits == 64 else _SYMBOL_32)[self.little_endian]
+        step = struct.calcsize(form)
+        if len(symbols) // step > MAX_SYMBOLS:
+            raise UnreadableBinary(self.path, "too many symbols")
+        for entry in struct.iter_unpack(form, symbols[: len(symbols) // step * step]):
+            if entry[0] in known:
+                if self.bits == 64:
+                    at, info, _, index, address, size = entry
+                else:
+                    at, address, size, info, _, index = entry
+                offset = self.file_offset(address)
+                if index != _UNDEFINED and info & 15 in (_FUNC, _IFUNC) and offset is not None:
+                    yield Function(known[at], offset, address, size, info & 15 == _IFUNC)
+
+
+def _name_offsets(strings: bytes, names: set[bytes]) -> dict[int, str]:
+    """Return where in a string table the wanted names are, also as the tail of a longer name.
+
+    Linkers share tails: "getaddrinfo" may exist only as the end of "__wrap_getaddrinfo".
+    """
+    known = {}
+    for name in names:
+        for match in re.finditer(re.escape(name) + rb"(?=[\0@])", strings):
+            known[match.start()] = name.decode()
+    return known
+
+
+def functions(path: str, wanted: Iterable[str]) -> dict[str, Function]:
+    """Return the wanted functions that the ELF file at `path` defines, by name.
+
+    Undefined symbols (imports) don't count. Raises UnreadableBinary.
+    """
+    with Image(path) as image:
+        return image.functions(wanted)

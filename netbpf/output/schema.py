@@ -1,0 +1,108 @@
+"""The JSON Schema of a tool's JSON lines, from its declared columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from netbpf.declare.columns import Column
+from netbpf.declare.histogram import Histogram
+from netbpf.declare.tool import Tool
+
+_TIME = {"type": "string", "format": "date-time", "description": "RFC 3339, UTC, microseconds"}
+_COUNT = {"type": "integer", "minimum": 0}
+_CAUSES = ("map_full", "probe_missed", "reader")
+
+
+def schema_of(tool: Tool) -> dict[str, Any]:
+    """Return the schema (draft 2020-12) that every line of `tool --json` satisfies."""
+    shapes = []
+    if tool.event:
+        kinds = ("event", "interval") if tool.interval else ("event",)
+        shapes += [_line(tool, kind, _columns(tool.event.columns)) for kind in kinds]
+    if tool.histogram:
+        shapes.append(_line(tool, "histogram", _histogram(tool.histogram)))
+    for table in tool.tables:
+        shapes.append(_line(tool, "interval", _columns(table.row.columns)))
+    if tool.digest:
+        shapes.append(_line(tool, "interval", _columns(tool.digest.row.columns)))
+    if tool.interval_counters:
+        numbers = {"type": "object", "additionalProperties": {"type": "integer"}}
+        shapes.append(_line(tool, "counters", {"counters": numbers}))
+    shapes.append(_summary(tool))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"netbpf {tool.name}",
+        "description": tool.summary,
+        "oneOf": shapes,
+    }
+
+
+def _line(tool: Tool, kind: str, properties: dict[str, Any]) -> dict[str, Any]:
+    head = {"tool": {"const": tool.name}, "type": {"const": kind}, "time": _TIME}
+    return _object({**head, **properties})
+
+
+def _object(properties: dict[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:
+    needed = [name for name in properties if name not in optional]
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": needed,
+        "additionalProperties": False,
+    }
+
+
+def _columns(columns: Sequence[Column]) -> dict[str, Any]:
+    return {column.name: column.schema() for column in columns}
+
+
+def _histogram(histogram: Histogram) -> dict[str, Any]:
+    bound = {"type": ["integer", "null"]}
+    marks = {"bounds": {"type": "string"}, **{f"p{p}": bound for p in (50, 90, 99)}}
+    return {
+        "key": _object(_columns(histogram.key.columns)),
+        "unit": {"const": histogram.unit},
+        "buckets": {
+            "type": "array",
+            "items": _object({"low": _COUNT, "high": _COUNT, "count": _COUNT}),
+            "description": "log2 buckets, low and high inclusive",
+        },
+        "count": _COUNT,
+        "sum": _COUNT,
+        "percentiles": _object(marks),
+        **histogram.fields,
+    }
+
+
+def _summary(tool: Tool) -> dict[str, Any]:
+    causes = ("ring_full", *_CAUSES) if tool.event else _CAUSES
+    word = {"type": "string"}
+    words = {"type": "array", "items": word}
+    optional = tool.event_option or tool.events_unless
+    probe = {
+        "name": word,
+        "kind": {"type": ["string", "null"]},
+        "targets": words,
+        "passed_over": words,
+    }
+    properties = {
+        "tool": {"const": tool.name},
+        "type": {"const": "summary"},
+        "start": _TIME,
+        "end": _TIME,
+        "seconds": {"type": "number"},
+        "events": _COUNT,
+        "unit": word,
+        "stopped_by": word,
+        # A tool whose events are an option has no ring buffer without it.
+        "lost": _object(dict.fromkeys(causes, _COUNT), ["ring_full"] if optional else []),
+        "complete": {"type": "boolean"},
+        "probes": {"type": "array", "items": _object(probe)},
+        "counters": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "overhead": {"type": "object", "required": ["measured", "runs", "run_ns", "cpu_percent"]},
+        **tool.summary_fields,
+        **({"totals": _object(_columns(tool.totals.columns))} if tool.totals else {}),
+        "notes": words,
+    }
+    return _object(properties, optional=tuple(tool.summary_fields))

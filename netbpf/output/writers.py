@@ -1,0 +1,225 @@
+"""Text, JSON lines and CSV over declared columns.
+
+A writer knows columns and streams, never tools. Data goes to `out`; the summary goes to `out` only
+as JSON, and to `err` in words otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional, TextIO
+
+from netbpf.declare.columns import Column
+from netbpf.declare.record import text_columns
+from netbpf.declare.values import escape
+from netbpf.output.clock import Clock
+from netbpf.output.words import describe_histogram, describe_summary
+
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+class Style:
+    """How output should look: `wide`, `time` (wall clock), `timestamp` (seconds since start)."""
+
+    def __init__(self, settings: Mapping[str, Any], terminal: bool) -> None:
+        """Take the options; on a terminal, over-long words are cut unless wide is asked for."""
+        self.wide = bool(settings.get("wide"))
+        self.time = bool(settings.get("time"))
+        self.seconds = settings.get("time") == "seconds"
+        self.given = {name for name, value in settings.items() if value}
+        self.timestamp = bool(settings.get("timestamp"))
+        self.terminal = terminal
+        self.cut = terminal and not self.wide
+
+
+class Writer:
+    """Base of the three: what the runner calls."""
+
+    def __init__(
+        self, tool: str, columns: Sequence[Column], clock: Clock, out: TextIO, style: Style
+    ) -> None:
+        """Write records of `columns` for `tool`."""
+        self.tool = tool
+        self.columns = tuple(columns)
+        self.clock = clock
+        self.out = out
+        self.style = style
+
+    def begin(self) -> None:
+        """Write what stands above the data."""
+
+    def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
+        """Write one event (or one `interval` row) of the time `ns`."""
+        raise NotImplementedError
+
+    def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
+        """Write one histogram: key, unit, buckets, count, sum, percentiles and more."""
+        raise NotImplementedError
+
+    def counters(self, ns: int, counters: Mapping[str, int]) -> None:
+        """Write how much the kernel's own counters grew in an interval."""
+
+    def sibling(self, columns: Sequence[Column]) -> Writer:
+        """Return a writer of other columns to the same stream."""
+        other = type(self)(self.tool, columns, self.clock, self.out, self.style)
+        other.begin()
+        return other
+
+    def new_table(self) -> None:
+        """Begin the rows of another interval."""
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the last word."""
+        print(describe_summary(summary), file=sys.stderr)
+
+
+class JsonWriter(Writer):
+    """One object per line."""
+
+    def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
+        """Write one object."""
+        head = {"tool": self.tool, "type": kind, "time": self.clock.rfc3339(ns)}
+        self.out.write(_encode({**head, **values}) + "\n")
+
+    def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
+        """Write one object."""
+        self.event(ns, {k: v for k, v in histogram.items() if k != "headline"}, "histogram")
+
+    def counters(self, ns: int, counters: Mapping[str, int]) -> None:
+        """Write one object."""
+        self.event(ns, {"counters": counters}, "counters")
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary as the last object."""
+        self.out.write(_encode({"tool": self.tool, "type": "summary", **summary}) + "\n")
+
+
+class _Nothing(Writer):
+    """Swallows what has no place in a CSV file: rows of other columns than the header's."""
+
+    def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
+        """Write nothing."""
+
+    def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+
+class CsvWriter(Writer):
+    """RFC 4180: a header, then a row per record; a histogram is a row per bucket."""
+
+    def sibling(self, columns: Sequence[Column]) -> Writer:
+        """Return a writer that writes nothing: a CSV file has one kind of rows."""
+        return _Nothing(self.tool, columns, self.clock, self.out, self.style)
+
+    def begin(self) -> None:
+        """Write the header."""
+        self._csv = csv.writer(self.out)
+        names = [column.name for column in self.columns]
+        self._csv.writerow(["time", "type", *names])
+
+    def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
+        """Write one row; what is not known is empty."""
+        self._row(ns, kind, values)
+
+    def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
+        """Write a row per bucket that counted something."""
+        for bucket in histogram["buckets"]:
+            self._row(ns, "histogram", {**histogram["key"], **bucket})
+
+    def _row(self, ns: int, kind: str, values: Mapping[str, Any]) -> None:
+        # A program gets what was there, a terminal nothing that it would obey.
+        cells = [values.get(column.name) for column in self.columns]
+        cells = [";".join(cell) if isinstance(cell, list) else cell for cell in cells]
+        cells = [str(cell).lower() if isinstance(cell, bool) else cell for cell in cells]
+        if self.style.terminal:
+            cells = [escape(cell) if isinstance(cell, str) else cell for cell in cells]
+        self._csv.writerow([self.clock.rfc3339(ns), kind, *cells])
+
+
+class TextWriter(Writer):
+    """Columns for people."""
+
+    def begin(self) -> None:
+        """Write the heading of the columns."""
+        self._shown = list(text_columns(self.columns, self.style.wide, self.style.given))
+        self._headed = False
+        self._apart = False
+
+    def sibling(self, columns: Sequence[Column]) -> Writer:
+        """Return a writer of other columns, each heading after a blank line."""
+        other = super().sibling(columns)
+        assert isinstance(other, TextWriter)
+        other._apart = True
+        return other
+
+    def new_table(self) -> None:
+        """Write the heading again with the next row."""
+        if self._headed and not self._apart:
+            self.out.write("\n")
+        self._headed = False
+
+    def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
+        """Write one line."""
+        if not self._headed:
+            self._heading()
+        cells = [self._cell(column, column.cell(values)) for column in self._shown]
+        self.out.write(" ".join([*self._stamps(ns), *cells]).rstrip() + "\n")
+
+    def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
+        """Write the distribution as bars."""
+        stamp = " ".join(self._stamps(ns))
+        self.out.write(describe_histogram(histogram, stamp))
+
+    def counters(self, ns: int, counters: Mapping[str, int]) -> None:
+        """Write one line with those that grew; a blank line parts the intervals."""
+        grown = [f"{name} +{number}" for name, number in counters.items() if number]
+        end = "" if self._apart else "\n"
+        self.out.write(f"kernel: {', '.join(grown) or 'no counter grew'}\n{end}")
+        self._headed = False
+
+    def heading_now(self) -> None:
+        """Write the heading before the first event, so that a reader sees that it works."""
+        if not self._headed:
+            self._heading()
+
+    def _heading(self) -> None:
+        self._headed = True
+        if self._apart:
+            self.out.write("\n")
+        width = 8 if self.style.seconds else 15
+        stamps = [f"{'TIME':<{width}}"] * self.style.time
+        stamps += [f"{'TIME(s)':<10}"] * self.style.timestamp
+        cells = [self._cell(column, column.title) for column in self._shown]
+        self.out.write(" ".join([*stamps, *cells]).rstrip() + "\n")
+
+    def _stamps(self, ns: int) -> list[str]:
+        wall = [self.clock.local(ns)[: 8 if self.style.seconds else 15]] if self.style.time else []
+        since = [f"{self.clock.since_start(ns):<10.6f}"] if self.style.timestamp else []
+        return wall + since
+
+    def _cell(self, column: Column, text: str) -> str:
+        # A name can be wider than its column: cut only where lines would break, and visibly.
+        width = max(column.width, column.full) if self.style.wide else column.width
+        if self.style.cut and len(text) > width and column is not self._shown[-1]:
+            text = text[: width - 1] + "~"
+        return f"{text:{column.align}{width}}"
+
+
+def make_writer(
+    output: str,
+    tool: str,
+    columns: Sequence[Column],
+    clock: Clock,
+    out: Optional[TextIO] = None,
+    settings: Optional[Mapping[str, Any]] = None,
+) -> Writer:
+    """Return the writer for `output`: text, json or csv."""
+    stream = out or sys.stdout
+    kind = {"text": TextWriter, "json": JsonWriter, "csv": CsvWriter}[output]
+    return kind(tool, columns, clock, stream, Style(settings or {}, stream.isatty()))
+
+
+__all__ = ["CsvWriter", "JsonWriter", "Style", "TextWriter", "Writer", "make_writer"]

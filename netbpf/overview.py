@@ -1,0 +1,96 @@
+"""netbpf - network tracing tools that run on the kernel at hand
+
+DESCRIPTION
+  netbpf is a set of tools that show what Linux does with sockets, connections and packets, while it
+  happens, and without any change to programs. Each tool is a small BPF program and a reader.
+
+  The BPF programs are compiled when a tool starts, for the running kernel and without kernel
+  headers: where a field is comes from the kernel's own BTF. Each tool has several ways to see what
+  it needs. The first one that this kernel offers is used, and what that one cannot tell is shown as
+  unknown.
+
+OUTPUT
+  Text is for people and may change. JSON (--json) and CSV (-o csv) are for programs: fields may be
+  added, but are not renamed. Data goes to standard output, everything else to standard error.
+
+  JSON is one object per line. Each has "tool" and "type": "event", "interval" (a row of a table),
+  "histogram", "counters" or "summary". All but the summary have "time" (RFC 3339, UTC,
+  microseconds): that of the event, not of printing. The summary is always the last line, with
+  "start" and "end". 'netbpf schema TOOL' prints the JSON Schema.
+
+  Names that come from outside (of processes, hosts, files) are escaped, so that they cannot send
+  control sequences to a terminal.
+
+SUMMARY
+  Every run ends by saying what its result is worth: how much was seen in what time; what was lost,
+  by cause, zeros included; which probes were used, and what they cost; and what the kernel's own
+  counters say about the same time. Causes of loss:
+
+  ring_full     events that found no room in the ring buffer; --buffer makes it larger
+  map_full      sockets or keys that could not be followed; --map-entries allows more
+  probe_missed  runs that the kernel skipped, as a BPF program was active on that CPU already
+  reader        records that could not be read
+
+  "complete" is true if all of them are zero. With --fail-on-loss the exit status says it too.
+
+PRIVILEGES
+  Tracing needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, which root has. Nothing is left behind:
+  probes are held by file descriptors, and end when netbpf ends, however it ends.
+"""
+
+from __future__ import annotations
+
+from netbpf import __version__
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT
+from netbpf.declare.tool import all_tools, sections_of
+from netbpf.manual import EXIT_STATUS, option_words
+from netbpf.pages import Block, Heading, Paragraph, Section, Terms, as_roff, parse
+
+# The group's own commands; a contract test compares them with the command line.
+COMMANDS = {
+    "list": "list the tools with a sentence each",
+    "doctor": "say what each tool will use on this machine, what is missing, how to mend it",
+    "demo": "make a little traffic on loopback and show what each tool sees of it",
+    "schema": "print the JSON Schema of a tool's JSON lines",
+}
+
+
+def overview_page() -> str:
+    """Return the man page netbpf(8) in roff."""
+    return as_roff("netbpf", f"netbpf {__version__}", overview_sections())
+
+
+def overview_sections() -> list[Section]:
+    """Return the manual of netbpf as a whole."""
+    own = {title: parse(text) for title, text in sections_of(__doc__).items()}
+    tools = tuple((tool.name, tool.summary) for tool in all_tools())
+    pages = ", ".join(f"netbpf-{name}(8)" for name, _ in tools)
+    first: dict[str, tuple[Block, ...]] = {
+        "NAME": (Paragraph(__doc__.partition("\n")[0]),),
+        "SYNOPSIS": (
+            Paragraph("netbpf TOOL [OPTIONS] [INTERVAL [COUNT]]"),
+            Paragraph("netbpf list | doctor | demo [TOOL...] | schema TOOL"),
+        ),
+        "DESCRIPTION": own.pop("DESCRIPTION"),
+        "TOOLS": (Terms(tools),),
+        "COMMANDS": (Terms(tuple(COMMANDS.items())),),
+        "OPTIONS": _options(),
+    }
+    last: dict[str, tuple[Block, ...]] = {
+        "EXIT STATUS": (Terms(EXIT_STATUS),),
+        "SEE ALSO": (Paragraph(pages),),
+    }
+    return [Section(title, blocks) for title, blocks in {**first, **own, **last}.items()]
+
+
+def _options() -> tuple[Block, ...]:
+    groups = (("Filters", FILTERS), ("Output", OUTPUT), ("Limits", (*LIMITS, *EVENT_LIMITS)))
+    blocks: list[Block] = [
+        Paragraph(
+            "These are common to the tools. A filter that a tool cannot honour is a usage error "
+            "and never ignored."
+        )
+    ]
+    for title, group in groups:
+        blocks += [Heading(title), Terms(tuple(map(option_words, group)))]
+    return tuple(blocks)

@@ -1,0 +1,94 @@
+"""The generated parts of the README: tables of tools, of kernel needs and of common options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT
+from netbpf.declare.probes import Probe
+from netbpf.declare.tool import Tool, all_tools
+from netbpf.errors import NetbpfError
+from netbpf.manual import alternative_words, lost_words, option_words, probe_conditions
+
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def renew(text: str) -> str:
+    """Return the README `text` with all generated parts made anew.
+
+    A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; a NAME must be known.
+    """
+    tables = {"tools": tools_table, "kernels": kernels_table, "options": options_table}
+
+    def fill(match: re.Match[str]) -> str:
+        if match[2] not in tables:
+            raise NetbpfError(f"the README asks for an unknown table '{match[2]}'")
+        return match[1] + tables[match[2]](all_tools()) + match[3]
+
+    return _BLOCK.sub(fill, text)
+
+
+def tools_table(tools: Sequence[Tool]) -> str:
+    """Return a row for each tool."""
+    rows = ((f"`{tool.name}`", tool.summary, _shape(tool)) for tool in tools)
+    return _table(("tool", "shows", "result"), rows)
+
+
+def _shape(tool: Tool) -> str:
+    parts = [("a line per event", tool.event_option)] if tool.event else []
+    parts += [("a table" if t.option else "a table per interval", t.option) for t in tool.tables]
+    parts += [("a table made of events", tool.digest.option)] if tool.digest else []
+    if tool.histogram:
+        parts.append((f"histograms in {tool.histogram.unit}", tool.histogram.option))
+    return ", ".join(f"{words} (`--{option}`)" if option else words for words, option in parts)
+
+
+def kernels_table(tools: Sequence[Tool]) -> str:
+    """Return the probes of each tool with their alternatives, best first.
+
+    Probes of a tool that have the same kinds of alternatives share a row, without their targets.
+    """
+    rows = (row for tool in tools for row in _probe_rows(tool))
+    return _table(("tool", "probes", "alternatives, best first", "needed"), rows)
+
+
+def _probe_rows(tool: Tool) -> Iterator[Sequence[str]]:
+    alike: dict[tuple[object, ...], list[Probe]] = {}
+    for probe in tool.all_probes:
+        kinds = tuple((a.words, a.loses) for a in probe.alternatives)
+        key = (kinds, probe.optional, probe.loses, probe.option, bool(probe.instead))
+        alike.setdefault(key, []).append(probe)
+    for probes in alike.values():
+        names = ", ".join(f"`{probe.name}`" for probe in probes)
+        yield f"`{tool.name}`", names, _ways(probes), _needed(probes)
+
+
+def _ways(probes: Sequence[Probe]) -> str:
+    one, *others = probes
+    if not others:
+        return "<br>".join(alternative_words(a, mark="`") for a in one.alternatives)
+    return "<br>".join(a.words + lost_words(a) for a in one.alternatives)
+
+
+def _needed(probes: Sequence[Probe]) -> str:
+    one, *others = probes
+    if one.instead and others:
+        return "beside a probe of the same kind"
+    return probe_conditions(one) or "always"
+
+
+def options_table(tools: Sequence[Tool]) -> str:
+    """Return a row for each common option, with the tools that refuse it."""
+    rows = []
+    for option in (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS):
+        spelling, meaning = option_words(option)
+        refusing = [f"`{tool.name}`" for tool in tools if option in tool.refused]
+        rows.append((f"`{spelling}`", meaning, ", ".join(refusing)))
+    return _table(("option", "meaning", "not in"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
+    return "".join(f"| {line} |\n" for line in cells)

@@ -1,0 +1,234 @@
+"""Results made of events: a line each, distributions, or digests of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from netbpf.declare.columns import Container
+from netbpf.declare.digest import Digest
+from netbpf.declare.histogram import Histogram
+from netbpf.declare.record import Event
+from netbpf.declare.tool import Tool
+from netbpf.kernel.cgroups import container_of, path_of
+from netbpf.kernel.maps import Map
+from netbpf.output.clock import Clock
+from netbpf.output.writers import Writer
+from netbpf.run.digests import DigestReader
+from netbpf.run.histograms import HistogramCounter
+from netbpf.run.program import Attached
+from netbpf.run.shape import Shape, bucket_columns
+from netbpf.run.snapshot import read_records, run_iterators
+from netbpf.run.stop import Stop
+from netbpf.run.stream import RingBuffer, ring_size
+
+_LEARN_SECONDS = 1.0  # between two looks at all processes' sockets
+
+
+class EventShape(Shape):
+    """A line per event."""
+
+    heading = True
+
+    def __init__(
+        self,
+        tool: Tool,
+        event: type[Event],
+        settings: Mapping[str, Any],
+        attached: Attached,
+        clock: Clock,
+    ) -> None:
+        super().__init__()
+        self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
+        self.columns = event.columns
+        self.event = event
+        self._decode = event.decoder()
+        self._time = [column.name for column in event.members].index("time")
+        size = ring_size(settings["buffer"])
+        self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
+        self._until = (1 << 64) - 1
+        self._enrich = tool.hooks.get("enrich")
+        self._strangers, self._learnt = False, 0.0
+        self._containers = [c.name for c in event.columns if isinstance(c, Container)]
+
+    @property
+    def strange(self) -> int:
+        """Records of the ring buffer that were not what was declared."""
+        return self.ring.strange
+
+    def begin(self, stop: Stop, writer: Writer) -> None:
+        """Watch the ring."""
+        super().begin(stop, writer)
+        stop.watch(self.ring.fd)
+
+    def read(self) -> bool:
+        """Write the events of one batch."""
+        rows = self.ring.take()
+        for row in rows:
+            self._write(row[1:])
+        if self._strangers:
+            self._learn()
+        return bool(rows)
+
+    def _learn(self) -> None:
+        # Sockets whose making shows nowhere: from the next packet on, their owner is known.
+        self._strangers, now = False, time.monotonic()
+        if now - self._learnt > _LEARN_SECONDS:
+            self._learnt = now
+            run_iterators(self.attached, "snapshot")
+
+    def drain(self) -> None:
+        """Write all that is left in the ring, then what will never end in there."""
+        if not self.tool.pending:
+            self._read_all()
+            return
+        now, rows = self._pending(*self.tool.pending)
+        self._read_all()
+        # User-space probes are detached in the background: what ended just now was read just now.
+        still = self._pending(*self.tool.pending)[1]
+        self._show_pending(now, {key: row for key, row in rows.items() if key in still})
+
+    def _read_all(self) -> None:
+        while self.read():
+            pass
+
+    def _write(self, raw: tuple[Any, ...]) -> None:
+        if not self.stop.room(self.seen) or raw[self._time] > self._until:
+            return
+        values = self._values(raw)
+        if values is None:
+            return
+        self._show(raw[self._time], values)
+        self.seen += 1
+        self.stop.room(self.seen)
+
+    def _show(self, ns: int, values: dict[str, Any]) -> None:
+        self.writer.event(ns, values)
+
+    def _values(self, raw: tuple[Any, ...], **known: Any) -> Optional[dict[str, Any]]:
+        values: dict[str, Any] = {**self._decode(raw), **known}
+        for name in self._containers:
+            values[name] = container_of(path_of(values[name])) or None
+        if self.tool.relearn and values["owner"] == "unknown":
+            self._strangers = self._strangers or values[self.tool.relearn] == "yes"
+        return self._enrich(values, self.settings) if self._enrich else values
+
+    def close_interval(self, final: bool) -> None:
+        """Write what has not ended: the map of pending events, what the iterator `open` sees."""
+        if self.tool.pending and not final:
+            self._read_all()
+            self._show_pending(*self._pending(*self.tool.pending))
+        if "open" in self.attached.links:
+            self._list_open()
+        self._read_all()  # a table that follows stands behind the events of its time
+        if final and not self.tool.pending:
+            # Probes are detached one after the other: what comes meanwhile is seen by half of them.
+            self._until = time.monotonic_ns()
+
+    def _pending(self, name: str, age: str) -> tuple[int, dict[bytes, dict[str, Any]]]:
+        now, rows = time.monotonic_ns(), {}
+        for key, entry in Map.opened(self.attached.loaded.maps[name]).items():
+            raw = self.event.layout().unpack_from(entry)
+            values = self._values(raw, **{age: (now - raw[self._time]) // 1000})
+            # What a process left behind that ended in between is not pending.
+            if values and os.path.exists(f"/proc/{values['pid']}"):
+                rows[key] = values
+        return now, rows
+
+    def _show_pending(self, ns: int, rows: Mapping[bytes, dict[str, Any]]) -> None:
+        assert self.tool.pending
+        age = self.tool.pending[1]
+        for row in sorted(rows.values(), key=lambda row: -row[age]):
+            self.writer.event(ns, row, "interval")
+        self.more["pending"] = len(rows)
+
+    def _list_open(self) -> None:
+        self._read_all()
+        seen = set()
+        key = self.tool.hooks["same"]
+        for raw in read_records(self.attached, "open", self.event.layout()):
+            values = self._decode(raw)
+            if key(values) not in seen:
+                seen.add(key(values))
+                self._show_open(raw[self._time], values)
+        self.more["open"] = len(seen)
+
+    def _show_open(self, ns: int, values: dict[str, Any]) -> None:
+        self.writer.event(ns, values, "interval")
+
+
+class DistributionShape(EventShape):
+    """Distributions of a column of the events, counted while they are read."""
+
+    unit = "values"
+    heading = False
+
+    def __init__(self, declared: Histogram, *more: Any) -> None:
+        super().__init__(*more)
+        self.declared = declared
+        self.columns = (*declared.key.columns, *bucket_columns())
+        self.counter = HistogramCounter(declared, self.settings["map_entries"])
+
+    def _show(self, ns: int, values: dict[str, Any]) -> None:
+        self.counter.add(values)
+
+    def close_interval(self, final: bool) -> None:
+        """Write the distributions of the interval; those of the last one come with drain()."""
+        if not final:
+            self._read_all()
+            self._write_histograms()
+
+    def drain(self) -> None:
+        """Write the last distributions."""
+        self._read_all()
+        self._write_histograms()
+        if self.tool.pending:
+            self.more["pending"] = len(self._pending(*self.tool.pending)[1])
+            if self.more["pending"]:
+                self.note(f"{self.more['pending']} had not ended and are not counted")
+        if self.counter.crowded:
+            self.note("the key null holds what found no room among --map-entries keys")
+
+    def _write_histograms(self) -> None:
+        now = time.monotonic_ns()
+        for histogram in self.counter.since_last():
+            self.writer.histogram(now, histogram)
+
+
+class DigestShape(EventShape):
+    """Rows made of the events while they are read."""
+
+    def __init__(self, declared: Digest, *more: Any) -> None:
+        super().__init__(*more)
+        self.columns = declared.row.columns
+        self._intervals = 0
+        self.reader = DigestReader(declared, self.settings)
+
+    def _show(self, ns: int, values: dict[str, Any]) -> None:
+        self.reader.add(values, True)
+
+    def _show_open(self, ns: int, values: dict[str, Any]) -> None:
+        self.reader.add(values, False)
+
+    def close_interval(self, final: bool) -> None:
+        """Write the rows of the interval; those of the last one come with drain()."""
+        super().close_interval(final)
+        if not final:
+            self._write_rows()
+
+    def drain(self) -> None:
+        """Write the last rows."""
+        self._read_all()
+        self._write_rows()
+        if self.reader.crowded:
+            self.note("the row without a key holds what found no room among --map-entries rows")
+
+    def _write_rows(self) -> None:
+        now, rows = self.reader.since_last()
+        if self._intervals:
+            self.writer.new_table()
+        self._intervals += 1
+        for row in rows:
+            self.writer.event(now, row, "interval")

@@ -1,0 +1,116 @@
+"""Results that the kernel counts in maps: distributions and tables, per interval or at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netbpf.declare.histogram import Histogram
+from netbpf.declare.table import Table
+from netbpf.declare.tool import Tool
+from netbpf.kernel.counters import Counters, increase
+from netbpf.kernel.maps import Map
+from netbpf.output.clock import Clock
+from netbpf.output.writers import Writer
+from netbpf.run.filters import netns_of
+from netbpf.run.histograms import HistogramReader
+from netbpf.run.program import Attached
+from netbpf.run.shape import Shape, bucket_columns
+from netbpf.run.snapshot import run_iterators
+from netbpf.run.stop import Stop
+from netbpf.run.tables import TableReader
+
+
+class HistogramShape(Shape):
+    """Distributions, per interval or once at the end."""
+
+    unit = "values"
+
+    def __init__(
+        self, tool: Tool, declared: Histogram, attached: Attached, clock: Clock, join: bool = False
+    ) -> None:
+        super().__init__()
+        self.tool, self.clock, self.attached = tool, clock, attached
+        self.columns = (*declared.key.columns, *bucket_columns())
+        self.reader = HistogramReader(declared, attached.loaded.maps[declared.map], join)
+
+    def close_interval(self, final: bool) -> None:
+        """Write the histograms of the interval."""
+        now = time.monotonic_ns()
+        found = self.reader.since_last()
+        for histogram in found:
+            self.seen += histogram["count"]
+            self.writer.histogram(now, histogram)
+        conclude = self.tool.hooks.get("conclude")
+        for note in conclude(found) if conclude else ():
+            if note not in self.notes:
+                self.note(note)
+        if final and "left" in self.tool.hooks:
+            self._tell_what_is_left()
+
+    def _tell_what_is_left(self) -> None:
+        fds = {name: self.attached.loaded.maps[name] for name in self.tool.maps}
+        maps = {name: [raw for _, raw in Map.opened(fd).items()] for name, fd in fds.items()}
+        more, notes = self.tool.hooks["left"](time.monotonic_ns(), maps)
+        self.more.update(more)
+        self.notes += notes
+
+
+class TableShape(Shape):
+    """Rows made from a map, per interval or once at the end."""
+
+    unit = "rows"
+
+    def __init__(
+        self,
+        tool: Tool,
+        table: Table,
+        settings: Mapping[str, Any],
+        attached: Attached,
+        counters: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.tool, self.table, self.settings, self.attached = tool, table, settings, attached
+        self.columns = table.row.columns
+        self.reader = TableReader(table, attached.loaded.maps[table.map])
+        self._alarms: dict[str, str] = {}
+        lost = {name for c in attached.choices if c.probe in tool.probes for name in c.lost_columns}
+        self._lost = dict.fromkeys((c.name for c in self.columns if c.name in lost), None)
+        self._names = counters
+        self._kernel = Counters(netns_of(settings))
+        self._counters = self._kernel.read() if counters else {}
+
+    def begin(self, stop: Stop, writer: Writer) -> None:
+        """Take the state at the start for known."""
+        super().begin(stop, writer)
+        run_iterators(self.attached, self.table.refresh)
+
+    def close_interval(self, final: bool) -> None:
+        """Write the rows of the interval, then the kernel's own counters of the same time."""
+        run_iterators(self.attached, self.table.refresh)
+        now = time.monotonic_ns()
+        self.writer.new_table()
+        rows = [
+            {**row, **self._lost}
+            for row in self.table.build(self.reader.since_last(), self.settings)
+        ]
+        for row in rows:
+            self.writer.event(now, row, "interval")
+        self.seen += len(rows)
+        if self._names:
+            before, self._counters = self._counters, self._kernel.read()
+            self.writer.counters(now, increase(before, self._counters, self._names))
+        self._sound(rows, final)
+
+    def _sound(self, rows: Sequence[dict[str, Any]], final: bool) -> None:
+        for subject, sentence in self.table.alarm(rows) if self.table.alarm else ():
+            self._alarms[subject] = sentence
+            if not final:  # the summary, which follows at once, has it
+                print(f"netbpf: {sentence}", file=sys.stderr, flush=True)
+
+    def summary(self) -> dict[str, Any]:
+        """Repeat what must not be overlooked."""
+        self.notes += self._alarms.values()
+        return super().summary()

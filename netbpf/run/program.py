@@ -1,0 +1,138 @@
+"""From a declaration to attached probes: select, lay out, compile, attach, and fall back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+from netbpf.declare.network import KernelStack
+from netbpf.declare.probes import Probe
+from netbpf.declare.tool import Tool
+from netbpf.errors import AttachRefused, UsageError
+from netbpf.kernel import layout
+from netbpf.kernel.attach import attach, release
+from netbpf.kernel.inspect import Kernel
+from netbpf.kernel.loader import Loaded, compile_and_load
+from netbpf.kernel.select import Choice, select
+
+Say = Callable[[str], None]
+
+
+class Attached:
+    """Programs in the kernel, with what was chosen for them and the descriptors that hold them."""
+
+    def __init__(self, choices: Sequence[Choice], loaded: Loaded) -> None:
+        """Take what was loaded; attach_targets() does the rest."""
+        self.choices = tuple(choices)
+        self.loaded = loaded
+        self.links: dict[str, list[int]] = {}
+        self.user_links: list[int] = []
+
+    def attach_targets(self) -> None:
+        """Attach every program that has a target in the kernel; raise AttachRefused."""
+        for choice in self.choices:
+            if not choice.alternative or choice.kind in ("uprobe", "uretprobe"):
+                continue
+            for name, target in ((n, t) for n, targets in choice.programs for t in targets):
+                try:
+                    link = attach(choice.kind, self.loaded.programs[name], target)
+                except OSError as error:
+                    raise AttachRefused(
+                        choice.probe.name, f"the kernel refused to attach it ({error.strerror})"
+                    ) from error
+                self.links.setdefault(choice.probe.name, []).append(link)
+
+    def detach(self) -> None:
+        """Detach everything; maps stay readable.
+
+        User-space probes follow in a moment, and so do trace events, 80 ms each, where they could
+        add nothing to what is read after this.
+        """
+        later, self.user_links = self.user_links, []
+        if "events" not in self.loaded.maps:
+            names = [choice.probe.name for choice in self.choices if choice.kind == "tp"]
+            later = [*later, *(link for name in names for link in self.links.pop(name, ()))]
+        release(later)
+        for links in self.links.values():
+            for link in links:
+                os.close(link)
+        self.links = {}
+
+    def close(self) -> None:
+        """Detach, and let go of programs and maps."""
+        self.detach()
+        for fd in (*self.loaded.programs.values(), *self.loaded.maps.values()):
+            os.close(fd)
+        self.loaded.programs.clear()
+        self.loaded.maps.clear()
+
+    def described(self) -> list[dict[str, Any]]:
+        """Return the summary's list of probes."""
+        return [
+            {
+                "name": choice.probe.name,
+                "kind": choice.kind or None,
+                "targets": list(choice.targets),
+                "passed_over": [f"{words}: {why}" for words, why in choice.passed_over],
+            }
+            for choice in self.choices
+        ]
+
+
+def probes_of(tool: Tool, settings: Mapping[str, Any]) -> list[Probe]:
+    """Return the probes that a tool needs with these settings."""
+    return [p for p in tool.all_probes if not p.option or settings.get(p.option)]
+
+
+def start(
+    tool: Tool, settings: Mapping[str, Any], kernel: Kernel, defines: Sequence[str], say: Say
+) -> Attached:
+    """Return `tool`'s programs, attached; alternatives that the kernel refuses are passed over."""
+    probes = probes_of(tool, settings)
+    forced = parse_forced(settings.get("probe"))
+    text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")
+    manifests = layout.manifests(text)
+    refused: dict[tuple[str, str], str] = {}
+    while True:
+        choices = select(probes, kernel, refused, forced)
+        header = "\n".join([*defines, layout.header(kernel, manifests, choices)])
+        try:
+            maps = maps_of(tool, settings)
+            attached = Attached(choices, compile_and_load(text, header, choices, maps))
+            try:
+                attached.attach_targets()
+            except BaseException:
+                attached.close()
+                raise
+            return attached
+        except AttachRefused as error:
+            kind = next(choice.kind for choice in choices if choice.probe.name == error.probe)
+            say(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
+            refused[error.probe, kind] = error.message
+
+
+def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
+    """Return the names of the maps that the reader needs."""
+    names = ["losses", *tool.maps]
+    if tool.has_events(settings):
+        names.append("events")
+    if tool.pending:
+        names.append(tool.pending[0])
+    if tool.totals:
+        names.append("totals")
+    if tool.histogram and tool.histogram.map:
+        names.append(tool.histogram.map)
+    tables = tool.tables_of(settings)
+    names += [table.map for table in tables]
+    keys = [column for table in tables for column in table.key.columns]
+    names += [c.map for c in keys if isinstance(c, KernelStack) and settings.get(c.option)]
+    return names
+
+
+def parse_forced(text: Any) -> dict[str, str]:
+    """Parse --probe's "state=tp,accept=kretprobe"."""
+    pairs = [word.partition("=") for word in (text or "").split(",") if word]
+    if any(not equals or not kind for _, equals, kind in pairs):
+        raise UsageError(f"--probe: '{text}' is not NAME=KIND,...", "for instance --probe state=tp")
+    return {name: kind for name, _, kind in pairs}

@@ -1,0 +1,214 @@
+"""The one sequence of every tool: check, select, compile, attach, ready, stream, write, summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional, TextIO
+
+from netbpf.declare.tool import Tool
+from netbpf.errors import EXIT_LOST, PrivilegeError, UsageError
+from netbpf.kernel.counters import Counters, increase
+from netbpf.kernel.inspect import LiveKernel
+from netbpf.kernel.maps import Map
+from netbpf.kernel.privileges import missing_privileges
+from netbpf.output.clock import Clock
+from netbpf.output.writers import TextWriter, make_writer
+from netbpf.run.filters import filter_defines, netns_of
+from netbpf.run.losses import Cost, read_losses
+from netbpf.run.names import Names
+from netbpf.run.program import start
+from netbpf.run.shapes import make_shape
+from netbpf.run.snapshot import take_snapshot
+from netbpf.run.stop import Stop
+from netbpf.run.stream import ring_size
+from netbpf.run.tables import read_totals
+
+_CHECK_SECONDS = 1.0  # how often --max-overhead is looked at
+
+
+def run(tool: Tool, settings: Mapping[str, Any], out: Optional[TextIO] = None) -> int:
+    """Run `tool` until it is told to stop; return the exit code."""
+    return Run(tool, settings, out or sys.stdout).execute()
+
+
+class Run:
+    """One run of one tool."""
+
+    def __init__(self, tool: Tool, settings: Mapping[str, Any], out: TextIO) -> None:
+        """Check the options and privileges; nothing touches the kernel yet."""
+        self.tool = tool
+        stamped = settings.get("time") or tool.stamped
+        self.settings = {**settings, "time": stamped} if stamped else settings
+        self.out = out
+        self._check_ready_file()
+        self.defines = self._defines()
+        lacking = missing_privileges()
+        if lacking:
+            raise PrivilegeError(
+                f"tracing needs {', '.join(lacking)}", f"run it as root: sudo netbpf {tool.name}"
+            )
+
+    def execute(self) -> int:
+        """Do the whole sequence."""
+        kernel = LiveKernel(self.settings.get("btf") or "")
+        self.names = Names(kernel)
+        self.defines += self._named_constants()
+        self.attached = start(self.tool, self.settings, kernel, self.defines, self._say)
+        self.names.bind(self.tool, self.attached.loaded.maps)
+        self.cost = Cost(self.attached.loaded.programs)
+        self.clock = Clock()
+        self.stop = Stop(self.settings, self.out.fileno())
+        try:
+            self.shape = make_shape(self.tool, self.settings, self.attached, self.clock)
+            self.writer = make_writer(
+                self.settings["output"], self.tool.name, self.shape.columns, self.clock,
+                self.out, self.settings,
+            )  # fmt: skip
+            return self._trace()
+        finally:
+            self.attached.close()
+            self.cost.close()
+            self.stop.close()
+
+    def _trace(self) -> int:
+        kernel = Counters(netns_of(self.settings))
+        before = kernel.read()
+        counted = self._totals()
+        take_snapshot(self.attached)
+        self.shape.begin(self.stop, self.writer)
+        self._ready()
+        try:
+            self.writer.begin()
+            if isinstance(self.writer, TextWriter) and self.shape.heading:
+                self.writer.heading_now()
+            self.out.flush()
+            self._loop()
+            self.shape.close_interval(final=True)
+            self.out.flush()  # detaching can take a while
+            end = time.monotonic_ns()
+            cost = self.cost.read()
+            after, totals = kernel.read(), self._totals()
+            self.attached.detach()
+            self.shape.drain()
+            self.out.flush()
+        except BrokenPipeError:
+            self._mute()
+            end = time.monotonic_ns()
+            cost, after, totals = self.cost.read(), kernel.read(), self._totals()
+            self.attached.detach()
+        if totals:
+            self.shape.more["totals"] = {name: n - counted[name] for name, n in totals.items()}
+        return self._summarise(end, cost, increase(before, after, self.tool.counters))
+
+    def _loop(self) -> None:
+        self.stop.begin()
+        check = time.monotonic() + _CHECK_SECONDS
+        interval = self.settings.get("interval") or 0.0
+        due = time.monotonic() + interval if interval else float("inf")
+        left = self.settings.get("count") or 0
+        while not self.stop.reason:
+            watching = check if self.settings.get("max_overhead") else float("inf")
+            self.stop.wait(min(due, watching, self.shape.next_due()))
+            if self.shape.read():
+                self.out.flush()
+            if time.monotonic() >= due and not self.stop.reason:
+                due += interval
+                self.shape.close_interval(final=False)
+                self.out.flush()
+                left -= 1
+                if left == 0:
+                    self.stop.now("count")
+            if time.monotonic() >= watching:
+                check += _CHECK_SECONDS
+                self._check_overhead()
+
+    def _check_overhead(self) -> None:
+        spent = float(str(self.cost.read()["cpu_percent"]))
+        if spent > self.settings["max_overhead"]:
+            self.shape.note(f"stopped: the probes cost {spent:.2g} % of one CPU (--max-overhead)")
+            self.stop.now("max-overhead")
+
+    def _defines(self) -> list[str]:
+        lines = [f"#define MAP_ENTRIES {self.settings['map_entries']}"]
+        if self.tool.has_events(self.settings):
+            lines.append(f"#define RING_PAGES {ring_size(self.settings['buffer']) // 4096}")
+        lines += filter_defines(self.settings)
+        netns = netns_of(self.settings) or os.stat("/proc/self/ns/net").st_ino
+        lines.append(f"#define COUNTED_NETNS {netns}U")  # whose counters the summary tells
+        own = self.tool.constants(self.settings) if self.tool.constants else {}
+        return [*lines, *(f"#define {name} {value}" for name, value in own.items())]
+
+    def _named_constants(self) -> list[str]:
+        # What a tool must ask the kernel for before compiling: numbers of reasons, addresses.
+        ask = self.tool.hooks.get("named_constants")
+        found = ask(self.settings, self.names) if ask else {}
+        return [f"#define {name} {value}" for name, value in found.items()]
+
+    def _totals(self) -> dict[str, int]:
+        if not self.tool.totals:
+            return {}
+        return read_totals(self.tool.totals, self.attached.loaded.maps["totals"])
+
+    def _ready(self) -> None:
+        for choice in self.attached.choices:
+            target = ", ".join(choice.targets) or "found while running"
+            self._say(f"probe {choice.probe.name}: {choice.kind or 'none'} {target}")
+            for words, why in choice.passed_over:
+                self._say(f"  not {words}: {why}")
+        if self.settings.get("ready_file"):
+            Path(self.settings["ready_file"]).write_text(f"{os.getpid()}\n")
+        self._say("ready")
+
+    def _check_ready_file(self) -> None:
+        path = self.settings.get("ready_file")
+        if path and not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
+            raise UsageError(
+                f"--ready-file: cannot create '{path}'", "its directory must exist and be writable"
+            )
+
+    def _say(self, message: str) -> None:
+        if self.settings.get("verbose"):
+            print(f"netbpf: {message}", file=sys.stderr)
+
+    def _mute(self) -> None:
+        # Nobody reads any more: let neither the summary nor the interpreter's last flush complain.
+        self.stop.now("closed pipe")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
+
+    def _summarise(self, end: int, cost: dict[str, Any], counters: dict[str, int]) -> int:
+        if self.stop.reason == "closed pipe":
+            self._mute()
+        lost = {
+            **read_losses(Map(self.attached.loaded.maps["losses"], 4, 8, per_cpu=True)),
+            "probe_missed": self.cost.missed(),
+            "reader": self.shape.strange,
+        }
+        if not self.tool.has_events(self.settings):
+            del lost["ring_full"]
+        more = self.shape.summary()
+        summary = {
+            "tool": self.tool.name,
+            "start": self.clock.rfc3339(self.clock.start),
+            "end": self.clock.rfc3339(end),
+            "seconds": round((end - self.clock.start) / 1e9, 3),
+            "events": self.shape.seen,
+            "unit": self.shape.unit,
+            "stopped_by": self.stop.reason,
+            "lost": lost,
+            "complete": not any(lost.values()),
+            "probes": self.attached.described(),
+            "counters": counters,
+            "overhead": cost,
+            **more,
+            "notes": self.shape.notes,
+        }
+        review = self.tool.hooks.get("review")
+        summary["notes"] += review(summary, self.settings) if review else []
+        summary["notes"] += self.names.notes()
+        self.writer.summary(summary)
+        self.out.flush()
+        return EXIT_LOST if any(lost.values()) and self.settings.get("fail_on_loss") else 0

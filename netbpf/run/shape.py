@@ -1,0 +1,66 @@
+"""What a shape of a tool's result is to the runner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netbpf.declare.columns import Column, Count
+from netbpf.output.writers import Writer
+from netbpf.run.stop import Stop
+
+
+class Shape:
+    """What the runner needs to know of a result.
+
+    `columns` are what is written, `seen` counts it in `unit`, `strange` counts records that could
+    not be read, `notes` are remarks for the summary. `heading` tells whether text begins with the
+    names of the columns, before there is anything to show.
+    """
+
+    unit = "events"
+    heading = False
+    columns: tuple[Column, ...] = ()
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.notes: list[str] = []
+        self.more: dict[str, Any] = {}
+
+    @property
+    def strange(self) -> int:
+        """How many records could not be read."""
+        return 0
+
+    def note(self, text: str) -> None:
+        """Remember a remark for the summary."""
+        self.notes.append(text)
+
+    def begin(self, stop: Stop, writer: Writer) -> None:
+        """Get ready: probes are attached, nothing has been written."""
+        self.stop, self.writer = stop, writer
+
+    def next_due(self) -> float:
+        """Return the monotonic time at which read() wants to be called anyway."""
+        return float("inf")
+
+    def read(self) -> bool:
+        """Write what has come; tell whether there was anything."""
+        return False
+
+    def close_interval(self, final: bool) -> None:
+        """Write what belongs to the interval that ends now."""
+
+    def drain(self) -> None:
+        """Write what came before the probes were detached."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return fields to add to the summary."""
+        return self.more
+
+
+def bucket_columns() -> tuple[Column, ...]:
+    """Return the CSV columns of a bucket."""
+    columns = (Count("lowest value of the bucket"), Count("highest value"), Count("how many"))
+    for name, column in zip(("low", "high", "count"), columns):
+        column.name = name
+    return columns

@@ -1,0 +1,92 @@
+"""The shape of a tool's result: which of its declared shapes its options ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from netbpf.declare.tool import Tool
+from netbpf.output.clock import Clock
+from netbpf.output.writers import Writer
+from netbpf.run.event_shapes import DigestShape, DistributionShape, EventShape
+from netbpf.run.map_shapes import HistogramShape, TableShape
+from netbpf.run.program import Attached
+from netbpf.run.shape import Shape
+from netbpf.run.stop import Stop
+
+
+class Shapes(Shape):
+    """Several shapes of one tool, one after the other; the first one gives the CSV columns."""
+
+    def __init__(self, parts: Sequence[Shape]) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+        self.unit = parts[0].unit
+        self.columns = parts[0].columns
+
+    @property
+    def strange(self) -> int:
+        """Records of all parts that could not be read."""
+        return sum(part.strange for part in self.parts)
+
+    @property
+    def heading(self) -> bool:  # type: ignore[override]
+        """What the first part says."""
+        return self.parts[0].heading
+
+    def begin(self, stop: Stop, writer: Writer) -> None:
+        """Begin all parts; each writes its own columns."""
+        for index, part in enumerate(self.parts):
+            part.begin(stop, writer if index == 0 else writer.sibling(part.columns))
+
+    def next_due(self) -> float:
+        """Return the earliest."""
+        return min(part.next_due() for part in self.parts)
+
+    def read(self) -> bool:
+        """Read all parts."""
+        return True in [part.read() for part in self.parts]
+
+    def close_interval(self, final: bool) -> None:
+        """Close the interval of all parts."""
+        for part in self.parts:
+            part.close_interval(final)
+
+    def drain(self) -> None:
+        """Drain all parts."""
+        for part in self.parts:
+            part.drain()
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything that the parts add, and their notes."""
+        self.seen = self.parts[0].seen
+        for part in self.parts:
+            self.more.update(part.summary())
+            self.notes += part.notes
+        return self.more
+
+
+def make_shape(tool: Tool, settings: Mapping[str, Any], attached: Attached, clock: Clock) -> Shape:
+    """Return the shape that `tool` declares, or all of its shapes as one."""
+    parts: list[Shape] = []
+    counted = tool.histogram if tool.histogram and tool.histogram.of else None
+    if tool.event and tool.has_events(settings):
+        context = (tool, tool.event, settings, attached, clock)
+        if counted and settings.get(counted.option):
+            parts.append(DistributionShape(counted, *context))
+        elif tool.digest and settings.get(tool.digest.option):
+            parts.append(DigestShape(tool.digest, *context))
+        else:
+            parts.append(EventShape(*context))
+    if tool.histogram and not counted:
+        join = settings["output"] == "text" and not settings.get("wide")
+        parts.append(HistogramShape(tool, tool.histogram, attached, clock, join))
+    tables = tool.tables_of(settings)
+    for table in tables:
+        counters = tool.interval_counters if table is tables[-1] else ()
+        parts.append(TableShape(tool, table, settings, attached, counters))
+    if tool.watch:
+        watch = import_module(f"netbpf.run.{tool.watch}").Watch
+        parts.append(watch(tool, settings, attached))
+    return parts[0] if len(parts) == 1 else Shapes(parts)

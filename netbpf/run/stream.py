@@ -1,0 +1,77 @@
+"""Read records from a BPF ring buffer, in batches, straight from the memory that the kernel writes.
+
+The layout is kernel/bpf/ringbuf.c's (since 5.8): one page with the consumer's position, one page
+with the producer's, then the data, mapped twice in a row so that a record never wraps. All records
+of a tool have one size, so a batch is one pass of struct.iter_unpack.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import Any
+
+_BUSY, _DISCARDED = 1 << 31, 1 << 30
+_POSITION = struct.Struct("=Q")
+
+
+def ring_size(wanted: int) -> int:
+    """Return the ring's size in bytes for `wanted`: the next power of two, at least a page."""
+    return max(1 << (wanted - 1).bit_length(), mmap.PAGESIZE)
+
+
+class RingBuffer:
+    """The reader's end of a ring buffer whose records have the layout `record`.
+
+    `strange` counts records that could not be what was declared: they are skipped.
+    """
+
+    def __init__(self, fd: int, size: int, record: struct.Struct) -> None:
+        """Map the ring `fd` of `size` bytes (a power of two)."""
+        page = mmap.PAGESIZE
+        self.fd = fd
+        self.strange = 0
+        self._mask = size - 1
+        self._length = record.size
+        self._step = 8 + -(-record.size // 8) * 8
+        # The record's header: u32 length and flags, u32 page offset.
+        padding = self._step - 8 - record.size
+        self._record = struct.Struct(f"=I4x{record.format.lstrip('=')}{padding}x")
+        self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._producer = mmap.mmap(
+            fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
+        )
+        self._data = memoryview(self._producer)[page:]
+
+    def take(self, limit: int = 4096) -> list[tuple[Any, ...]]:
+        """Return up to `limit` records as (length, member, ...) and give their room back."""
+        (done,) = _POSITION.unpack_from(self._consumer)
+        (written,) = _POSITION.unpack_from(self._producer)
+        count = min((written - done) // self._step, limit)
+        if not count:
+            return []
+        start = done & self._mask
+        view = self._data[start : start + count * self._step]
+        rows = list(self._record.iter_unpack(view))
+        good = [row for row in rows if row[0] == self._length]
+        if len(good) != len(rows):
+            good, rows = self._sort_out(rows)
+        # A plain store: the kernel reads the position with smp_load_acquire().
+        _POSITION.pack_into(self._consumer, 0, done + len(rows) * self._step)
+        return good
+
+    def _sort_out(
+        self, rows: list[tuple[Any, ...]]
+    ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        # Records after one that is still being written must wait for it.
+        busy = next((i for i, row in enumerate(rows) if row[0] & _BUSY), len(rows))
+        finished = rows[:busy]
+        good = [row for row in finished if row[0] == self._length]
+        self.strange += len(finished) - len(good)
+        return good, finished
+
+    def close(self) -> None:
+        """Unmap the ring."""
+        self._data.release()
+        self._producer.close()
+        self._consumer.close()

@@ -1,0 +1,1 @@
+"""One module per tool, each a declaration; found by listing this package."""

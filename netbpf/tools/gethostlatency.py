@@ -1,0 +1,157 @@
+"""gethostlatency - name lookups: who asked for which name, how long it took, what came of it
+
+DESCRIPTION
+  Shows each call of getaddrinfo, gethostbyname, gethostbyname2 and gethostbyaddr (and of their _r
+  forms) when it returns, with its latency and result, and the lookups of Go programs, which do
+  without libc. Text shows words behind the name if a lookup failed. A call is one line, whatever
+  libc does inside of it.
+
+  Every libc in use is probed, those of containers and chroots too, and static and Go programs with
+  the functions; new ones are found while tracing. The start and the end tell how many processes
+  that covers, and which not. Lookups that still wait then, or at an INTERVAL, are listed.
+
+EXAMPLES
+  netbpf gethostlatency                      all lookups
+  netbpf gethostlatency --failed -w          those that failed, all columns
+  netbpf gethostlatency --min-ms 100         slow ones
+  netbpf gethostlatency --host '*.internal'  names of one domain
+  netbpf gethostlatency --histogram -d 60    distribution per name over a minute
+
+  Three programs, one of them with a name that there is not (netbpf gethostlatency):
+
+    TIME     PID     COMM          LATms HOST
+    10:24:38 17887   getent         0.02 localhost
+    10:24:38 17888   curl           0.48 no-such-host.invalid         no such name
+    10:24:38 17890   python3        0.12 localhost
+
+OVERHEAD
+  About 2 us per lookup of C and 9 us per lookup of Go, for breakpoints and programs together. All
+  processes are looked at every ten seconds, 0.1 ms each at most, and programs that are new.
+
+LIMITS
+  Not seen: resolvers that programs bring along (c-ares, Rust's hickory, Java's own), stripped
+  static programs, programs of 32 bit, getnameinfo of musl, and what goes to DNS directly. A program
+  file that was never seen before can finish its first lookups before it is probed: some ten
+  milliseconds. Lookups that began before the start are not shown. glibc's getnameinfo appears as
+  the gethostbyaddr_r that it calls. Go does not tell an unknown name from one without addresses.
+  The latency is libc's: a name in /etc/hosts or in a cache is a lookup, too.
+"""
+
+import fnmatch
+
+from netbpf.declare import (
+    NETNS,
+    PROCESS,
+    Choice,
+    Comm,
+    Container,
+    Count,
+    Duration,
+    Event,
+    Family,
+    Histogram,
+    HostName,
+    LookupResult,
+    Option,
+    Pid,
+    Probe,
+    RawTracepoint,
+    Record,
+    Text,
+    Tool,
+    Uid,
+    Uprobe,
+    Uretprobe,
+)
+from netbpf.declare.options import milliseconds, words
+
+_HOST = ("gethostbyname", "gethostbyname2", "gethostbyaddr")
+LIBC = ("getaddrinfo", *(name + end for name in _HOST for end in ("", "_r")))
+GO = {"go_ip": "lookupIPAddr", "go_host": "lookupHost", "go_addr": "LookupAddr"}
+FUNCTIONS = dict(enumerate((None, *LIBC, *(f"net.{name}" for name in GO.values()))))
+
+
+class Lookup(Event):
+    """A name lookup at its end, or still waiting."""
+
+    cstruct = "lookup"
+
+    pid = Pid("process that asked")
+    comm = Comm("its name", width=10)
+    latency_us = Duration("call to return; or to now, if it still waits", header="LATms", width=8)
+    host = HostName("name asked for, or address (gethostbyaddr)")
+    family = Family("address family asked for, null for any", wide=True)
+    service = Text("service asked for", ctype="char[32]", width=8, wide=True)
+    func = Choice("function that was called", FUNCTIONS, width=16, wide=True)
+    container = Container("container of the process", wide=True)
+    uid = Uid("user id of the process", wide=True)
+    netns = Count("network namespace, by inode number", ctype="u32", width=10, wide=True)
+    # In text the last one, and without a heading: there is a word only if something is wrong.
+    result = LookupResult("OK, or EAI_NONAME and the like; null if it still waits", header=" ")
+
+
+class HostKey(Record):
+    """What lookups are counted by."""
+
+    host = HostName("name asked for, or address")
+
+
+def enrich(values, settings):  # type: ignore[no-untyped-def]
+    """Leave out what --host and --min-ms do: the kernel knows neither names nor the age at exit."""
+    host = (values["host"] or "").lower().rstrip(".")
+    if settings["host"] and not fnmatch.fnmatchcase(host, settings["host"].lower()):
+        return None
+    return values if values["latency_us"] >= (settings["min_ms"] or 0) * 1000 else None
+
+
+def headline(found, _):  # type: ignore[no-untyped-def]
+    """Say what the distribution is about."""
+    average = found["sum"] / found["count"] / 1000
+    return {"headline": f"lookups: {found['count']}, average {average:.2f} ms"}
+
+
+_NUMBER = {"type": "integer", "minimum": 0}
+COVERAGE = {
+    "libcs": {**_NUMBER, "description": "distinct libc files with probes"},
+    "programs": {**_NUMBER, "description": "static and Go programs with probes"},
+    "processes": {**_NUMBER, "description": "running processes that these cover"},
+    "uncovered": {"type": "array", "description": "the others: pid, comm and reason"},
+}
+
+TOOL = Tool(
+    __doc__,
+    event=Lookup,
+    histogram=Histogram("", HostKey, "us", describe=headline, of="latency_us", option="histogram"),
+    probes=(
+        *(Probe(name, Uprobe(name)) for name in LIBC),
+        Probe("returned", Uretprobe(*LIBC, every=True)),
+        *(Probe(name, Uprobe(f"net.(*Resolver).{what}")) for name, what in GO.items()),
+        *(Probe(f"{name}_ret", Uprobe(f"net.(*Resolver).{what} RET")) for name, what in GO.items()),
+        *(Probe(f"go_errors{n}", Uprobe(f"net.DNSError+{n}")) for n in (0, 48, 64)),
+        Probe("go_libc", Uprobe("net._C2func_getaddrinfo", "net._C2func_getnameinfo", every=True)),
+        Probe("exec", RawTracepoint("sched_process_exec")),
+        Probe("exit", RawTracepoint("sched_process_exit")),
+    ),
+    options=(
+        *PROCESS,
+        *NETNS,
+        Option("--min-ms", metavar="MS", parse=milliseconds, help="only lookups that take as long"),
+        Option("--failed", help="only lookups that do not succeed"),
+        Option("--host", metavar="GLOB", parse=words, help="only names such as '*.example.com'"),
+        Option("--histogram", help="show a distribution per name instead of single lookups"),
+    ),
+    no_filter="a lookup has no socket of its own",
+    constants=lambda settings: {
+        "MIN_NS": f"{int((settings['min_ms'] or 0) * 1e6)}ULL",
+        "FAILED_ONLY": int(settings["failed"]),
+    },
+    hooks={"enrich": enrich},
+    maps=("execs", "programs_seen"),
+    stamped="seconds",
+    pending=("calls", "latency_us"),
+    watch="lookups",
+    summary_fields={
+        "pending": {**_NUMBER, "description": "lookups that had not ended"},
+        "coverage": {"type": "object", "properties": COVERAGE, "required": list(COVERAGE)},
+    },
+)

@@ -1,0 +1,314 @@
+"""skbdrop - packets that the kernel drops: why, where in the kernel, and how many
+
+DESCRIPTION
+  Counts every packet that the kernel frees as dropped, by the kernel's own reason, the place in its
+  code, protocol, device and network namespace: most first, at each INTERVAL or once at the end.
+  --events adds a line for each packet. Names of reasons are those of the running kernel; where it
+  gives none (NOT_SPECIFIED), the location tells the drops apart.
+
+  The summary tells how the kernel's counters of drops grew meanwhile, and which of them count
+  packets that no buffer was freed for, and which this tool can therefore not show.
+
+EXAMPLES
+  netbpf skbdrop 5                        what is dropped, every 5 seconds
+  netbpf skbdrop --explain -d 60          a minute, with a sentence about each reason
+  netbpf skbdrop --events --dev eth0 -T   each packet that is dropped at a device
+  netbpf skbdrop --reason NETFILTER_DROP --events
+                                          what the firewall drops
+  netbpf skbdrop --stack -d 10            with the kernel functions that led there
+
+  Ports where nobody listens (netbpf skbdrop -d 2):
+
+    REASON               LOCATION                 PROTO  DEV        COUNT       KB
+    NO_SOCKET            __udp4_lib_rcv+0x4bc     udp    lo            15     9.85
+    NO_SOCKET            tcp_v4_rcv+0x91          tcp    lo             5     0.29
+
+OVERHEAD
+  A program of about half a microsecond per dropped packet, three with --stack, less than a tenth
+  for those that --reason leaves out, and nothing for packets that are not dropped. Connects,
+  accepts and closes cost as in tcplife, to know owners.
+
+LIMITS
+  Frees that are known to lose nothing are hidden and counted (--all shows them): queues of sockets
+  that are closed (QUEUE_PURGE and the like), messages that vsock has handled, and packets that a
+  session in TIME_WAIT has answered or may ignore.
+  Drops without a buffer are not seen: those of hardware and of XDP in the driver, and SYNs that a
+  full listen queue turns away. Before 5.17 there is no reason, only the location, and before 6.11
+  no socket for most packets that were received, so that their owner is unknown. The owner of a UDP
+  socket is known if the socket was there at the start.
+"""
+
+import struct
+
+from netbpf.declare import (
+    NETNS,
+    PROCESS,
+    SOCKET,
+    Addr,
+    Bytes,
+    Choice,
+    Column,
+    Comm,
+    Count,
+    Event,
+    Family,
+    Option,
+    Owner,
+    Pid,
+    Port,
+    Probe,
+    RawTracepoint,
+    Record,
+    Table,
+    Text,
+    Tool,
+    Tracepoint,
+    Uid,
+)
+from netbpf.declare.network import (
+    DropReason,
+    Endpoint,
+    KernelStack,
+    KernelSymbol,
+    Protocol,
+    end,
+)
+from netbpf.declare.options import by_name, count, devices, ports, words
+from netbpf.declare.reasons import meaning
+
+YES_NO = {0: "no", 1: "yes"}
+HARMLESS = ("QUEUE_PURGE", "CONSUMED")
+NO_REASON = 2**31  # a number that no reason has
+# Drops that free no buffer, or that no processor sees.
+UNSEEN = {
+    "TcpExt.ListenDrops": "SYNs that a full listen queue turned away",
+    "TcpExt.TCPReqQFullDrop": "SYNs that a full SYN queue turned away",
+    "TcpExt.TCPReqQFullDoCookies": "SYNs answered with cookies",
+    "rx_fifo": "no room in the device's ring",
+    "rx_frame": "frames that the device found damaged",
+    "rx_errs": "errors of the device",
+    "tx_fifo": "errors of the device",
+    "tx_carrier": "errors of the device",
+}
+
+
+class Drop(Event):
+    """A packet that was dropped."""
+
+    cstruct = "drop"
+
+    pid = Pid("process that owns the socket it was for or came from")
+    comm = Comm("its name", wide=True)
+    owner = Owner("how the owner is known: exact, snapshot or unknown", wide=True)
+    reason = DropReason("why")
+    location = KernelSymbol("where in the kernel", wide=True)
+    family = Family("address family, IPv4-mapped counts as ipv4", wide=True)
+    proto = Protocol("protocol", width=6)
+    saddr = Endpoint("source address", "sport", header="SADDR:SPORT")
+    sport = Port("source port", null=0, text=False)
+    daddr = Endpoint("destination address", "dport", header="DADDR:DPORT")
+    dport = Port("destination port", null=0, text=False)
+    len = Count("bytes from the network header on", ctype="u32", wide=True, width=5)
+    dev = Text("device", wide=True)
+    netns = Count("network namespace, by inode number", ctype="u32", null=0, width=10, wide=True)
+    harmless = Choice("is it known to lose nothing? (--all)", YES_NO, wide=True)
+    socket = Choice("was it for a socket or from one?", YES_NO, wide=True, width=6)
+    uid = Uid("user id of the owner", wide=True)
+    cgroup = Count("cgroup id of the owner, 0 if not known", text=False)
+
+
+class DropKey(Record):
+    """What drops are counted by."""
+
+    cstruct = "drop_key"
+
+    location = KernelSymbol("where")
+    reason = DropReason("why")
+    proto = Protocol("protocol")
+    netns = Column("network namespace", null=0)
+    stack = KernelStack("how it came there", option="stack")
+    dev = Text("device")
+    harmless = Choice("known to lose nothing", YES_NO)
+    socket = Choice("was there one", YES_NO)
+
+
+class DropSums(Record):
+    """Packets and bytes, and the last one as an example."""
+
+    cstruct = "drop_sums"
+
+    count = Count("packets")
+    bytes = Bytes("bytes")
+    sport = Port("source port", null=0)
+    dport = Port("destination port", null=0)
+    family = Family("address family")
+    saddr = Addr("source")
+    daddr = Addr("destination")
+
+
+class DropRow(Record):
+    """Packets that were dropped in one place for one reason in an interval."""
+
+    reason = DropReason("why, by the kernel's own name", ctype="")
+    location = KernelSymbol("where in the kernel: function+offset", ctype="")
+    proto = Protocol("protocol", ctype="")
+    dev = Text("device", ctype="", width=8)
+    count = Count("packets", ctype="", width=7)
+    bytes = Bytes("bytes from the network header on", ctype="", header="KB")
+    netns = Count("network namespace, by inode number", ctype="", width=10, wide=True)
+    example = Text("one of them: source > destination", ctype="", width=44, wide=True)
+    harmless = Choice("is it known to lose nothing? (--all)", YES_NO, ctype="", wide=True)
+    socket = Choice("was it for a socket or from one?", YES_NO, ctype="", wide=True, width=6)
+    meaning = Text("a sentence about the reason, if there is one", ctype="", text=False)
+    stack = KernelStack("kernel functions that led there, innermost first (--stack)", ctype="",
+                        header=" ", option="stack")  # fmt: skip
+
+
+class Totals(Record):
+    """What is not in the rows."""
+
+    hidden = Count("frees that lose nothing and are not shown")
+
+
+def trim(stack, location):  # type: ignore[no-untyped-def]
+    """Leave out what frees and traces: all above the function that gave the packet up."""
+    names = [frame.partition("+")[0] for frame in stack or ()]
+    place = location.partition("+")[0]
+    return stack[names.index(place) :] if place in names else stack
+
+
+def rows(groups, settings):  # type: ignore[no-untyped-def]
+    """Make the ranking."""
+    found = []
+    for key, sums in groups:
+        ends = [end(sums[f"{side}addr"], sums[f"{side}port"]) for side in "sd"]
+        row = {
+            **{name: key[name] for name in ("reason", "location", "proto", "dev")},
+            "count": sums["count"],
+            "bytes": sums["bytes"],
+            "netns": key["netns"],
+            "example": " > ".join(ends) if sums["family"] else None,
+            "harmless": key["harmless"],
+            "socket": key["socket"],
+            "meaning": meaning(key["reason"]) if settings["explain"] else None,
+            "stack": trim(key["stack"], key["location"]),
+        }
+        found.append(row)
+    return sorted(found, key=lambda row: -row["count"])
+
+
+def explain(found):  # type: ignore[no-untyped-def]
+    """Say each reason's sentence once."""
+    for row in found:
+        if row["meaning"]:
+            yield row["reason"], f"{row['reason']}: {row['meaning']}"
+
+
+def no_addresses(values, settings):  # type: ignore[no-untyped-def]
+    """Packets that are not IP have none."""
+    return values if values["family"] else {**values, "saddr": None, "daddr": None}
+
+
+def review(summary, settings):  # type: ignore[no-untyped-def]
+    """Say what was hidden, and what could not be seen."""
+    hidden, notes = summary["totals"]["hidden"], []
+    if hidden:
+        notes.append(f"{hidden} frees that lose nothing are not shown (--all shows them)")
+    for name, grown in summary["counters"].items():
+        why = UNSEEN.get(name) or UNSEEN.get(name.rpartition(".")[2])
+        if grown and why:
+            notes.append(f"not seen by this probe: {name} +{grown}, {why}")
+    return notes
+
+
+def constants(settings):  # type: ignore[no-untyped-def]
+    """Filters of this tool, as numbers."""
+    found = {"USE_STACKS": settings["stack"], "SHOW_ALL": settings["all"]}
+    found = {name: 1 for name, wanted in found.items() if wanted}
+    if settings["dev"]:
+        pairs = [struct.unpack("=QQ", n.encode().ljust(16, b"\0")) for n in settings["dev"]]
+        tests = [f"((a) == {low}ULL && (b) == {high}ULL)" for low, high in pairs]
+        found["FILTER_DEV(a, b)"] = f"({' || '.join(tests)})"
+    if settings["port"]:
+        tests = [f"((x) >= {low} && (x) <= {high})" for low, high in settings["port"]]
+        found["FILTER_PORT(x)"] = f"({' || '.join(tests)})"
+    return found
+
+
+def named_constants(settings, names):  # type: ignore[no-untyped-def]
+    """Ask the kernel for the numbers of reasons, and where to look if it names no sockets."""
+    known = names.reasons
+    harmless = [f"(r) == {known[name]}" for name in HARMLESS if name in known]
+    found = {
+        **{name: known.get(name, NO_REASON) for name in ("NOT_SPECIFIED", "SOCKET_CLOSE")},
+        "HARMLESS_REASON(r)": f"({' || '.join(harmless) or '0'})",
+    }
+    if settings["reason"]:
+        wanted = [f"(r) == {number}" for number in names.numbers(settings["reason"].split(","))]
+        found["FILTER_REASON(r)"] = f"({' || '.join(wanted)})"
+    if known and not names.offers("kfree_skb", "rx_sk"):
+        spans = [names.span(name) for name in ("tcp_v4_rcv", "tcp_v6_rcv")]
+        tests = [f"((x) > {low}ULL && (x) <= {high}ULL)" for low, high in spans]
+        found["HARMLESS_PLACE(x)"] = f"({' || '.join(tests)})"
+    return found
+
+
+_NO_REASON = ("reason", "meaning")
+
+TOOL = Tool(
+    __doc__,
+    event=Drop,
+    event_option="events",
+    table=Table("drops", DropKey, DropSums, DropRow, rows, alarm=explain),
+    totals=Totals,
+    probes=(
+        Probe(
+            "drop",
+            RawTracepoint("kfree_skb", args=("skb", "location", "reason", "rx_sk")),
+            Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason", "rx_sk")),
+            RawTracepoint("kfree_skb", args=("skb", "location", "reason")),
+            Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason")),
+            RawTracepoint("kfree_skb", args=("skb", "location"), loses=_NO_REASON),
+            Tracepoint("skb:kfree_skb", args=("skbaddr", "location"), loses=_NO_REASON),
+        ),
+    ),
+    owners=True,
+    relearn="socket",
+    options=(
+        Option("--events", help="a line for each packet, too"),
+        Option("--all", help="show also frees that are known to lose nothing"),
+        Option("--reason", metavar="LIST", parse=words,
+               help="only these reasons, by name or number (NO_SOCKET,NETFILTER_DROP)"),
+        Option("--dev", metavar="LIST", parse=devices, help="only these network devices"),
+        Option("--port", metavar="LIST", parse=ports,
+               help="only these ports, of source or destination (80,8000-8100)"),
+        Option("--stack", help="count by the kernel functions that led there, and show them"),
+        Option("--explain", help="say a sentence about each reason"),
+        Option("--map-entries", metavar="N", parse=count, default="16384",
+               help="how many sockets can be followed at once, and eight times as many as rows"),
+        *PROCESS,
+        *NETNS,
+        by_name(SOCKET)["ipv4"],
+        by_name(SOCKET)["ipv6"],
+    ),
+    no_filter="a packet has a source and a destination, not a local and a remote end (see --port)",
+    counters=(
+        "Ip.InHdrErrors", "Ip.InAddrErrors", "Ip.InUnknownProtos", "Ip.InDiscards",
+        "Ip.OutDiscards", "Ip.OutNoRoutes", "Ip.ReasmFails", "IpExt.InNoRoutes",
+        "IpExt.InTruncatedPkts", "IpExt.InCsumErrors", "Ip6.InDiscards", "Ip6.InNoRoutes",
+        "Ip6.OutDiscards", "Ip6.OutNoRoutes", "Icmp.InErrors", "Icmp.InCsumErrors",
+        "Udp.NoPorts", "Udp.InErrors", "Udp.RcvbufErrors", "Udp.SndbufErrors",
+        "Udp.InCsumErrors", "Udp.MemErrors", "Udp6.NoPorts", "Udp6.InErrors",
+        "Udp6.RcvbufErrors", "Udp6.InCsumErrors", "Tcp.InErrs", "Tcp.InCsumErrors",
+        "TcpExt.ListenOverflows", "TcpExt.ListenDrops", "TcpExt.TCPReqQFullDrop",
+        "TcpExt.TCPReqQFullDoCookies", "TcpExt.TCPBacklogDrop", "TcpExt.PFMemallocDrop",
+        "TcpExt.TCPMinTTLDrop", "TcpExt.TCPDeferAcceptDrop", "TcpExt.IPReversePathFilter",
+        "TcpExt.TCPRcvQDrop", "TcpExt.TCPZeroWindowDrop", "TcpExt.TCPOFODrop",
+        "TcpExt.OfoPruned", "TcpExt.PruneCalled", "TcpExt.RcvPruned", "TcpExt.PAWSEstab",
+        "TcpExt.TCPAbortOnData", "Softnet.dropped", "Softnet.flow_limit", "Device.*.rx_errs",
+        "Device.*.rx_drop", "Device.*.rx_fifo", "Device.*.rx_frame", "Device.*.tx_errs",
+        "Device.*.tx_drop", "Device.*.tx_fifo", "Device.*.tx_carrier",
+    ),
+    constants=constants,
+    hooks={"enrich": no_addresses, "review": review, "named_constants": named_constants},
+)  # fmt: skip

@@ -1,0 +1,220 @@
+"""soaccept - incoming connections as programs accept them: from where, wait and errors
+
+DESCRIPTION
+  Shows each connection that accept(2) or accept4(2) hands to a program, and each accept that fails:
+  no descriptors left, no memory, an aborted connection. Addresses come from the accepted socket, so
+  that programs which do not ask for them (accept(fd, NULL, NULL)) are there, too. A unix client has
+  no address of its own as a rule; -w shows the path that it connected to.
+
+  wait_us is how long the established connection had waited in the accept queue until the program
+  came for it; queue and queue_max say how many were left in the queue then, and how many may be.
+
+  EAGAIN, by which a program learns that there is nothing to accept, is counted in the summary
+  (would_block), as are calls that a signal interrupted.
+
+EXAMPLES
+  netbpf soaccept                     all that this machine accepts
+  netbpf soaccept -L 443 -w           one port, with wait and queue
+  netbpf soaccept --errors -T         only accepts that fail, with the time
+  netbpf soaccept --summary 10        one row per listener, every 10 seconds
+  netbpf soaccept --comm 'nginx*' --json | jq .wait_us
+
+  A server on two families (netbpf soaccept):
+
+    PID     PROCESS         FAM  ADDRESS                 PORT  RESULT
+    9328    demo-serve      ipv4 127.0.0.1               57908 Success
+    9328    demo-serve      ipv6 ::1                     49858 Success
+
+OVERHEAD
+  About six microseconds per accept, half of it for waking netbpf, and 0.1 per change of a TCP
+  state. The syscall tracepoints are
+  used, with which every system call of the machine costs some 20 ns more as long as this runs.
+
+LIMITS
+  Connections accepted through io_uring are not seen, nor those of 32-bit programs where the syscall
+  tracepoints are in use. The wait is known of TCP connections that were established after the
+  start, the queue of calls that began after it. Connections that nobody accepts are no lines: see
+  the queue, or tcpsynbl.
+"""
+
+from array import array
+from collections import Counter
+
+from netbpf.declare import (
+    NETNS,
+    PROCESS,
+    SOCKET,
+    Addr,
+    Column,
+    Comm,
+    Count,
+    Errno,
+    Event,
+    Family,
+    Fentry,
+    Fexit,
+    Kprobe,
+    Kretprobe,
+    Option,
+    Pid,
+    Port,
+    Probe,
+    RawTracepoint,
+    Record,
+    Tool,
+    Tracepoint,
+    Uid,
+)
+from netbpf.declare.digest import Digest, percentile
+from netbpf.declare.sockets import AnyAddr, BoundAddr, Elapsed, Result, SockProto
+
+_NONE = 2**32 - 1  # a queue that is not known
+_PROTO = "tcp or mptcp; for unix sockets stream or seqpacket"
+_NETNS = "network namespace, by inode number"
+
+
+class Acceptance(Event):
+    """An accepted connection, or an error."""
+
+    cstruct = "acceptance"
+
+    pid = Pid("process that accepts")
+    comm = Comm("its name", width=15, header="PROCESS")
+    fd = Column("descriptor of the new connection", ctype="s32", width=5, wide=True, null=-1)
+    family = Family("address family, IPv4-mapped counts as ipv4", width=4, header="FAM")
+    raddr = AnyAddr("remote address", width=23, header="ADDRESS")
+    rport = Port("remote port", header="PORT", null=0)
+    result = Result("OK or the error in words", {})
+    proto = SockProto(_PROTO, wide=True)
+    laddr = AnyAddr("local address, or path of a unix socket", wide=True)
+    lport = Port("local port", wide=True, null=0)
+    wait_us = Elapsed("established to accepted", header="WAIT(us)", wide=True)
+    queue = Count(
+        "connections left in the accept queue", ctype="u32", width=5, wide=True, null=_NONE
+    )
+    queue_max = Count("how many may be in there", ctype="u32", header="MAX", width=5, wide=True,
+                      null=_NONE)  # fmt: skip
+    errno = Errno("error by name", text=False)
+    listener = BoundAddr("address that the listener is bound to, or its path", wide=True)
+    uid = Uid("user id of the process", wide=True)
+    netns = Count(_NETNS, ctype="u32", width=10, wide=True, null=0)
+    cgroup = Count("cgroup id of the process", text=False)
+
+
+class Totals(Record):
+    """What is counted and not shown."""
+
+    would_block = Count("calls that found nothing to accept (EAGAIN)")
+    interrupted = Count("calls that a signal interrupted")
+
+
+class ListenerRow(Record):
+    """A listener in an interval."""
+
+    listener = Addr("address that it is bound to, or its path", ctype="", header="ADDRESS")
+    lport = Port("its port", ctype="", header="PORT")
+    comm = Comm("process that accepted last", ctype="", width=15, header="PROCESS")
+    accepts = Count("connections accepted", ctype="", width=7)
+    errors = Count("accepts that failed", ctype="", width=6)
+    p50_us = Elapsed("median wait", ctype="", header="P50(us)", width=7)
+    p99_us = Elapsed("99 % waited no longer", ctype="", header="P99(us)", width=7)
+    queue = Count("longest queue after an accept", ctype="", width=5)
+    queue_max = Count("how many may be in there", ctype="", header="MAX", width=5)
+    top_error = Errno("the most frequent error", ctype="", width=24, wide=True)
+    pid = Pid("process that accepted last", ctype="", wide=True)
+    proto = SockProto(_PROTO, ctype="", wide=True)
+    netns = Count(_NETNS, ctype="", width=10, wide=True)
+
+
+class Listener:
+    """What is kept of the accepts of one listener."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.waits = array("Q")
+        self.errors: Counter[str] = Counter()
+        self.accepts = 0
+        self.queue = self.queue_max = None
+
+    def add(self, values, ended):  # type: ignore[no-untyped-def]
+        """Take an accept."""
+        self.pid, self.comm = values["pid"], values["comm"]
+        if values["errno"]:
+            self.errors[values["errno"]] += 1
+        else:
+            self.accepts += 1
+        if values["wait_us"] is not None:
+            self.waits.append(values["wait_us"])
+        if values["queue"] is not None:
+            self.queue = max(self.queue or 0, values["queue"])
+            self.queue_max = values["queue_max"]
+
+    def row(self):  # type: ignore[no-untyped-def]
+        """Return the row."""
+        waits = sorted(self.waits)
+        row = {n: getattr(self, n) for n in ("pid", "comm", "accepts", "queue", "queue_max")}
+        row.update({f"p{p}_us": percentile(waits, p) for p in (50, 99)})
+        top = self.errors.most_common(1)
+        return {**row, "errors": sum(self.errors.values()), "top_error": top[0][0] if top else None}
+
+
+def enrich(values, settings):  # type: ignore[no-untyped-def]
+    """Call a unix listener by its path."""
+    if values["family"] == "unix":
+        values["listener"] = values["laddr"]
+    return values
+
+
+def constants(settings):  # type: ignore[no-untyped-def]
+    """Tell the C side what to leave out; a summary is of all accepts."""
+    wanted = {"ONLY_TCP": settings["tcp"], "ONLY_ERRORS": settings["errors"]}
+    if settings["summary"]:
+        del wanted["ONLY_ERRORS"]
+    return {name: 1 for name, given in wanted.items() if given}
+
+
+_ENTER, _LEAVE = "syscalls:sys_enter_accept", "syscalls:sys_exit_accept"
+
+TOOL = Tool(
+    __doc__,
+    event=Acceptance,
+    probes=(
+        # Tracepoints first: they see the return of calls that were waiting before the start.
+        Probe(
+            "leave",
+            Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
+            Fexit("__sys_accept4"),
+            Kretprobe("__sys_accept4"),
+        ),
+        Probe(
+            "enter",
+            Tracepoint(_ENTER, f"{_ENTER}4", args=("fd",), every=True),
+            Fentry("__sys_accept4", args=("fd",)),
+            Kprobe("__sys_accept4"),
+        ),
+        Probe(
+            "state",
+            RawTracepoint("inet_sock_set_state", args=("sk", "oldstate", "newstate")),
+            Tracepoint("sock:inet_sock_set_state", args=("skaddr", "oldstate", "newstate")),
+            optional=True,
+            loses=("wait_us",),
+        ),
+    ),
+    interval=True,
+    options=(
+        *PROCESS,
+        *NETNS,
+        *SOCKET,
+        Option("--tcp", help="only TCP, no unix sockets"),
+        Option("--errors", help="only accepts that failed; with --summary rows that have some"),
+        Option("--summary", help="a row per listener instead of a line per accept"),
+    ),
+    constants=constants,
+    counters=("Tcp.PassiveOpens", "TcpExt.ListenOverflows", "TcpExt.ListenDrops"),
+    totals=Totals,
+    digest=Digest(
+        ListenerRow, ("netns", "proto", "listener", "lport"), Listener, "accepts",
+        lambda row, settings: bool(row["errors"]) or not settings["errors"],
+    ),
+    hooks={"enrich": enrich},
+)  # fmt: skip

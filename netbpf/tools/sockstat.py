@@ -1,0 +1,210 @@
+"""sockstat - what sockets are doing: calls, errors and bytes per operation, per interval
+
+DESCRIPTION
+  Counts what programs do with sockets: socket, socketpair, bind, listen, connect, accept, send,
+  recv and close, each split by protocol. A call that would only have had to wait (EAGAIN,
+  EINPROGRESS) is no error and has a column of its own; top_error is the most frequent real error.
+  send and recv count messages, whichever call moved them (write, sendmsg, recvmmsg, io_uring ...).
+  Data that was only looked at (MSG_PEEK) adds no bytes.
+
+  Below each table stand the kernel's own counters of the same time that tell of trouble: listen
+  queues that overflowed, retransmissions, full receive buffers. With --netns they are those of that
+  network namespace, otherwise those of the one that netbpf runs in.
+
+EXAMPLES
+  netbpf sockstat                    count until Ctrl-C, then show
+  netbpf sockstat 1                  a table every second
+  netbpf sockstat --top 3 10         every 10 seconds, with the busiest processes
+  netbpf sockstat --comm 'nginx*' 1  only what nginx does
+  netbpf sockstat -L 443 -d 60       a minute of the sockets of one port
+  netbpf sockstat --json 1 | jq 'select(.errors > 0)'
+
+  A web server under load, one second (netbpf sockstat --comm nginx 1):
+
+    OP         PROTO       CALLS ERRORS WOULD_BLOCK       KB TOP_ERROR
+    accept     tcp4          112      0           0     0.00 -
+    send       tcp4        85368      0           0    13255 -
+    close      tcp4          112      0           0     0.00 -
+    kernel: no counter grew
+
+OVERHEAD
+  Everything is counted in the kernel, per CPU: no event per call. A message costs about 0.2 us, one
+  of the other calls about 0.4 us. Where the kernel has no fentry, the system calls are seen through
+  their tracepoints: every system call of the machine then takes some 20 ns more. --top, a filter of
+  processes, and one of addresses cost about 0.1 us more each.
+
+LIMITS
+  A send or recv that fails before it reaches a socket (a bad descriptor or buffer, denied by a
+  security module) is not counted. close counts close(2) on sockets, not what ends with a process.
+  A request of io_uring counts each attempt that it takes; of an accept that goes on and on
+  (multishot) only the last result shows; before 5.19 only its messages are seen. Data that is
+  spliced out of a socket is not seen, nor is sendfile before 6.5. Calls of 32-bit programs on a
+  64-bit kernel are not seen, but their messages are. Messages of sockets that the kernel itself
+  uses (NFS and others) count, too. An IPv6 socket with an IPv4-mapped address is tcp4 or udp4, and
+  MPTCP counts as TCP. Of processes that come and go by the thousand, --top forgets the idlest.
+"""
+
+from collections import Counter
+
+from netbpf.declare import (
+    NETNS,
+    PROCESS,
+    SOCKET,
+    Bytes,
+    Choice,
+    Comm,
+    Count,
+    Errno,
+    Option,
+    Pid,
+    Record,
+    Table,
+    Tool,
+)
+from netbpf.declare.calls import CALL_PROBES, MESSAGE_PROBES, OPS, PROTOS, RING_PROBES
+from netbpf.declare.options import count
+from netbpf.errors import UsageError
+
+ORDER = [*OPS.values(), *PROTOS.values()]
+WAITS = ("EAGAIN", "EINPROGRESS")
+COUNTERS = (
+    "TcpExt.ListenOverflows",
+    "TcpExt.ListenDrops",
+    "TcpExt.TCPReqQFullDrop",
+    "Tcp.RetransSegs",
+    "TcpExt.TCPSynRetrans",
+    "Udp.RcvbufErrors",
+    "Udp6.RcvbufErrors",
+)
+
+
+class CallKey(Record):
+    """What is counted apart."""
+
+    cstruct = "call_key"
+
+    error = Errno("how it failed")
+    op = Choice("what was called", OPS)
+    proto = Choice("protocol", PROTOS)
+
+
+class ProcessKey(Record):
+    """What is counted apart with --top."""
+
+    cstruct = "process_key"
+
+    pid = Pid("process")
+    error = Errno("how it failed")
+    comm = Comm("its name")
+    op = Choice("what was called", OPS)
+
+
+class CallSums(Record):
+    """What is counted."""
+
+    cstruct = "call_sums"
+
+    calls = Count("calls")
+    bytes = Bytes("bytes")
+
+
+class CallRow(Record):
+    """What was done with the sockets of one protocol."""
+
+    op = Choice("what was called", OPS, ctype="", width=10)
+    proto = Choice("protocol of the socket; null with --no-split", PROTOS, ctype="", width=7)
+    calls = Count("calls, or messages of send and recv, failed ones included", ctype="")
+    errors = Count("how many of them failed", ctype="", width=6)
+    would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", ctype="", width=11)
+    bytes = Bytes("bytes sent or received", ctype="", header="KB", width=8)
+    top_error = Errno("the most frequent error", ctype="")
+
+
+class ProcessRow(Record):
+    """What one of the busiest processes did."""
+
+    op = Choice("what was called", OPS, ctype="", width=10)
+    pid = Pid("one of the busiest processes", ctype="")
+    comm = Comm("its name", ctype="", width=15)
+    calls = Count("its calls, or messages of send and recv", ctype="")
+    errors = Count("how many of them failed", ctype="", width=6)
+    would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", ctype="", width=11)
+    bytes = Bytes("bytes that it sent or received", ctype="", header="KB", width=8)
+    top_error = Errno("its most frequent error", ctype="", wide=True)
+
+
+def tally(groups, *names):  # type: ignore[no-untyped-def]
+    """Return a row for each combination of the key's columns `names`."""
+    found: dict[tuple[object, ...], dict[str, object]] = {}
+    errors: dict[tuple[object, ...], Counter[str]] = {}
+    for key, sums in groups:
+        which = tuple(key[name] for name in names)
+        none = {"calls": 0, "errors": 0, "would_block": 0, "bytes": 0, "top_error": None}
+        row = found.setdefault(which, {**dict(zip(names, which)), **none})
+        row["calls"] += sums["calls"]
+        row["bytes"] += sums["bytes"]
+        if key["error"] in WAITS:
+            row["would_block"] += sums["calls"]
+        elif key["error"]:
+            row["errors"] += sums["calls"]
+            most = errors.setdefault(which, Counter())
+            most[key["error"]] += sums["calls"]
+            row["top_error"] = most.most_common(1)[0][0]
+    return list(found.values())
+
+
+def by_protocol(groups, settings):  # type: ignore[no-untyped-def]
+    """Return the rows of all operations, in the order of OPS and PROTOS."""
+    names = ("op",) if settings["no_split"] else ("op", "proto")
+    rows = sorted(tally(groups, *names), key=lambda row: [ORDER.index(row[n]) for n in names])
+    return [{"op": row["op"], "proto": None, **row} for row in rows]
+
+
+def busiest(groups, settings):  # type: ignore[no-untyped-def]
+    """Return the processes with the most calls of each operation."""
+    comms = {key["pid"]: key["comm"] for key, _ in groups}
+    rows = sorted(tally(groups, "op", "pid"), key=lambda row: -row["calls"])
+    found = []
+    for op in OPS.values():
+        those = [row for row in rows if row["op"] == op][: settings["top"]]
+        found += [{"op": op, "pid": row["pid"], "comm": comms[row["pid"]], **row} for row in those]
+    return found
+
+
+def constants(settings):  # type: ignore[no-untyped-def]
+    """Tell processes apart only where it is asked for."""
+    if settings["top"] and settings["output"] == "csv":
+        raise UsageError("--top has no place in CSV: it has other columns", "use --json")
+    return {"BY_PROCESS": 1} if settings["top"] else {}
+
+
+TOOL = Tool(
+    __doc__,
+    table=(
+        Table("calls_by_protocol", CallKey, CallSums, CallRow, by_protocol),
+        Table("calls_by_process", ProcessKey, CallSums, ProcessRow, busiest, option="top"),
+    ),
+    probes=(*CALL_PROBES, *MESSAGE_PROBES, *RING_PROBES),
+    options=(
+        *PROCESS,
+        *NETNS,
+        *SOCKET,
+        Option("--no-split", help="join the protocols"),
+        Option(
+            "--top",
+            metavar="N",
+            parse=count,
+            help="show the N processes with the most calls of each operation, too",
+        ),
+        Option(
+            "--map-entries",
+            metavar="N",
+            parse=count,
+            default="4096",
+            help="how many processes and calls can be followed at once",
+        ),
+    ),  # fmt: skip
+    counters=COUNTERS,
+    interval_counters=COUNTERS,
+    constants=constants,
+)

@@ -1,0 +1,261 @@
+"""tcpnagle - how long written data waits in TCP before it leaves, and why
+
+DESCRIPTION
+  When a program writes to a TCP socket, the data need not leave at once. Nagle's algorithm holds a
+  small write back until earlier data is acknowledged, and if the other end delays its
+  acknowledgements, that takes 40 ms: the classic pattern is write, write, read. This tool measures
+  how long written data was held, from the end of the send to the moment when all of it has passed
+  to the network device, and shows the distribution per reason:
+
+    nagle     small, and an earlier small segment is not acknowledged yet
+    cork      small, and the program asked to wait: TCP_CORK, or MSG_MORE
+    autocork  small, and earlier data is still in the device's queue (net.ipv4.tcp_autocorking)
+    cwnd      the congestion window is full
+    rwnd      the receiver's window is full: the other program does not read
+    pacing    TCP paces the socket (SO_MAX_PACING_RATE, BBR)
+    other     the device's queue is full (TCP small queues), segmentation waits for more data, or
+              the connection is not established yet
+
+  Sends whose data left at once are not in the distribution. The table of sends tells how many there
+  were, by the socket's own setting: ON (Nagle's algorithm, the default), OFF (TCP_NODELAY), CORK
+  (TCP_CORK), PUSH (just set, the next data leaves at once), and their combinations.
+
+EXAMPLES
+  netbpf tcpnagle                  all sockets, until Ctrl-C
+  netbpf tcpnagle --top 10 5       every 5 seconds, and the ten sockets that held most
+  netbpf tcpnagle --comm redis-server -d 10
+  netbpf tcpnagle -D 5432 --json
+
+  Write, write, read against a delayed acknowledgement (netbpf tcpnagle -d 2):
+
+    reason=nagle
+                       us : count     distribution
+           32768 -> 65535 : 40        |****************************************|
+    SETTING              SENDS     SMALL      HELD
+    ON                     207       189        49
+
+OVERHEAD
+  A program of about 0.3 us per send, and one of less than 0.2 us per packet of the whole machine
+  that looks whether its socket holds data. Data that is held costs about a microsecond more.
+
+LIMITS
+  The reason is that of the moment when the last send before the data left ended. A program that is
+  blocked in send() as the socket's buffer is full shows from its return on. Writes while data is
+  held begin no measurement of their own. Data that never left, as the socket was reset, is not
+  counted; what is still held at the end is told by the summary. Sends of the kernel itself and of
+  MPTCP are not seen, and below 6.5 neither is sendfile. Kernels before 6.3 need fentry or kprobes.
+"""
+
+import struct
+
+from netbpf.declare import (
+    NETNS,
+    PROCESS,
+    SOCKET,
+    Addr,
+    Choice,
+    Column,
+    Comm,
+    Count,
+    Fexit,
+    Histogram,
+    Kprobe,
+    Kretprobe,
+    Option,
+    Pid,
+    Port,
+    Probe,
+    RawTracepoint,
+    Record,
+    Table,
+    Text,
+    Tool,
+    Tracepoint,
+)
+from netbpf.declare.histogram import SLOTS, bucket_bounds
+from netbpf.declare.options import count
+
+REASONS = dict(enumerate(("nagle", "cork", "autocork", "cwnd", "rwnd", "pacing", "other")))
+# TCP_NAGLE_OFF 1, TCP_NAGLE_CORK 2, TCP_NAGLE_PUSH 4
+SETTINGS = dict(enumerate((
+    "ON", "OFF", "CORK", "OFF+CORK", "PUSH", "OFF+PUSH", "CORK+PUSH", "OFF+CORK+PUSH",
+)))  # fmt: skip
+ADVICE = "TCP_NODELAY or one write"
+
+
+class HeldKey(Record):
+    """Why data was held."""
+
+    cstruct = "held_key"
+
+    reason = Choice("why the data did not leave at once", REASONS, ctype="u32")
+
+
+class SettingKey(Record):
+    """The setting of the socket that is sent on."""
+
+    cstruct = "setting_key"
+
+    setting = Choice("setting", SETTINGS, ctype="u32")
+
+
+class SettingSums(Record):
+    """Sends with one setting."""
+
+    cstruct = "setting"
+
+    sends = Count("sends")
+    small = Count("smaller than a segment")
+    held = Count("sends after which data was held")
+
+
+class SettingRow(Record):
+    """Sends by the socket's setting."""
+
+    setting = Text("the socket's own setting after the send", ctype="")
+    sends = Count("sends that sent something", ctype="")
+    small = Count("of these, smaller than a segment", ctype="")
+    held = Count("of these, after which data was held", ctype="")
+
+
+class Holder(Record):
+    """A socket that held data."""
+
+    cstruct = "holder"
+
+    sk = Count("address of the socket")
+    pid = Pid("process that sent")
+    netns = Column("network namespace, by inode number")
+    lport = Port("local port")
+    rport = Port("remote port")
+    comm = Comm("name of the process")
+    laddr = Addr("local address")
+    raddr = Addr("remote address")
+    reason = Choice("why it held data", REASONS)
+
+
+_SLOTS = [f"slot{number}" for number in range(SLOTS)]
+_MORE = ("holds", "held_us", "small_writes", "rounds", "copied_seq")
+_SUMS = {name: Count("") for name in (*_SLOTS, *_MORE)}
+HolderSums = type("HolderSums", (Record,), {"cstruct": "holder_sums", **_SUMS})
+
+
+class Advice(Text):
+    """What the program should do."""
+
+    def text(self, value):  # type: ignore[no-untyped-def]
+        """Return a short form."""
+        return "TCP_NODELAY/writev" if value else "-"
+
+
+class HolderRow(Record):
+    """A socket that held data in an interval, and for which reason."""
+
+    pid = Pid("process that sent", ctype="")
+    comm = Comm("its name", ctype="", width=8)
+    laddr = Addr("local address", ctype="", wide=True)
+    lport = Port("local port", ctype="", wide=True)
+    raddr = Addr("remote address", ctype="")
+    rport = Port("remote port", ctype="")
+    holds = Count("how often it held data", ctype="", width=5)
+    held_us = Count("time of all holds", ctype="", width=9, wide=True)
+    p99_us = Count(
+        "99 % of the holds were at most so long (bound of a log2 bucket)", ctype="", width=7
+    )
+    small_writes = Count(
+        "writes below a segment whose data was held", ctype="", width=5, header="SMALL", wide=True
+    )
+    reason = Text("why", ctype="", width=8)
+    advice = Advice("what would help, where it is write-write-read", ctype="", width=18)
+    netns = Column("network namespace, by inode number", ctype="", width=10, wide=True)
+
+
+def setting_rows(groups, settings):  # type: ignore[no-untyped-def]
+    """Make a row per setting that was seen, most sends first."""
+    found = [{**key, **sums} for key, sums in groups]
+    return sorted(found, key=lambda row: -row["sends"])
+
+
+def holder_rows(groups, settings):  # type: ignore[no-untyped-def]
+    """Make a row for each of the sockets that held data longest."""
+    found = sorted(groups, key=lambda group: -group[1]["held_us"])[: settings["top"]]
+    return [_holder_row({**key, **sums}) for key, sums in found]
+
+
+def _holder_row(row):  # type: ignore[no-untyped-def]
+    rank, seen, row["p99_us"] = -(-row["holds"] * 99 // 100), 0, None
+    for slot, name in enumerate(_SLOTS):
+        seen += row[name]
+        if seen >= rank:
+            row["p99_us"] = bucket_bounds(slot)[1]
+            break
+    # A write waits for the acknowledgement of the one before it, then an answer is read.
+    pattern = row["reason"] == "nagle" and row["holds"] > 1 and row["rounds"] * 2 >= row["holds"]
+    row["advice"] = ADVICE if pattern else None
+    return {column.name: row[column.name] for column in HolderRow.columns}
+
+
+def still_held(now, maps):  # type: ignore[no-untyped-def]
+    """Tell what is held as yet: it is in no distribution."""
+    decode, layout, start = Holder.decoder(), Holder.layout(), struct.Struct("=Q")
+    waiting = [
+        (now - start.unpack_from(raw, Holder.size)[0], decode(layout.unpack_from(raw)))
+        for raw in maps["holds"]
+    ]
+    waiting.sort(key=lambda one: -one[0])
+    notes = [
+        f"still held: {holder['comm']} (pid {holder['pid']}) to {holder['raddr']} port "
+        f"{holder['rport']}, for {age / 1e6:.1f} ms ({holder['reason']})"
+        for age, holder in waiting[:5]
+    ]
+    return {"still_held": len(waiting)}, notes
+
+
+def conclude(found):  # type: ignore[no-untyped-def]
+    """Tell what is typical for a delayed acknowledgement."""
+    slow = [h for h in found if h["key"]["reason"] == "nagle" and h["percentiles"]["p50"] > 32000]
+    return ["nagle holds of 32 ms and more: the other end delays its acknowledgements"] * len(slow)
+
+
+TOOL = Tool(
+    __doc__,
+    histogram=Histogram("held", HeldKey, "us"),
+    table=(
+        Table("settings", SettingKey, SettingSums, SettingRow, setting_rows),
+        Table("holders", Holder, HolderSums, HolderRow, holder_rows, per_cpu=False,
+              gauges=("copied_seq",), option="top"),
+    ),
+    probes=(
+        Probe(
+            "send",
+            RawTracepoint("sock_send_length", args=("sk", "ret")),
+            Tracepoint("sock:sock_send_length", args=("sk", "ret")),
+            Fexit("tcp_sendmsg", args=("sk",)),
+            Kretprobe("tcp_sendmsg"),
+        ),
+        Probe("enter_send", Kprobe("tcp_sendmsg", args=("sk",)), optional=True, instead="send"),
+        Probe(
+            "leave",
+            RawTracepoint("net_dev_queue", args=("skb",)),
+            Tracepoint("net:net_dev_queue", args=("skbaddr",)),
+        ),
+        Probe(
+            "state",
+            RawTracepoint("inet_sock_set_state", args=("sk", "newstate")),
+            Tracepoint("sock:inet_sock_set_state", args=("skaddr", "newstate")),
+        ),
+    ),
+    options=(
+        *PROCESS,
+        *NETNS,
+        *SOCKET,
+        Option("--top", metavar="N", parse=count, help="show the N sockets that held data longest"),
+    ),
+    constants=lambda settings: {"TOP": 1} if settings.get("top") else {},
+    counters=("TcpExt.TCPAutoCorking", "TcpExt.TCPFromZeroWindowAdv", "TcpExt.DelayedACKs"),
+    hooks={"conclude": conclude, "left": still_held},
+    maps=("holds",),
+    summary_fields={
+        "still_held": {"type": "integer", "description": "sockets that held data at the end"}
+    },
+)  # fmt: skip

@@ -1,0 +1,267 @@
+"""tcpretrans - TCP retransmissions: which session, why, how often, and whether it worked
+
+DESCRIPTION
+  Shows each segment that TCP sends again, with the session, the process that owns it, and what
+  made TCP do it: SYN and SYNACK (the handshake), RTO (the retransmission timer, and what follows
+  from it until everything lost then is sent again), FAST (the peer's acknowledgements told), TLP
+  (a tail loss probe) and FAILED (nothing was sent, with the error; since 6.17).
+
+  One line can stand for several segments (SEGS): those add up to the kernel's own counter,
+  Tcp.RetransSegs, and the summary tells both. The letter in text is R, L for tail loss probes, S
+  for SYN-ACKs, and F for failures.
+
+EXAMPLES
+  netbpf tcpretrans                     all retransmissions, as they happen
+  netbpf tcpretrans -w -L 443           those of this machine's web server, all columns
+  netbpf tcpretrans --raddr 10.1.0.0/16 -d 60 --json
+                                        a minute, those to one network, as JSON lines
+  netbpf tcpretrans -c 5                which sessions retransmit most, every 5 seconds
+
+  A tail loss probe, and a server that does not answer (netbpf tcpretrans):
+
+    TIME     PID     IP LADDR:LPORT           T> RADDR:RPORT           STATE
+    10:11:12 9328    4  127.0.0.1:46767       L> 127.0.0.1:57940       FIN_WAIT1
+    10:11:12 9330    4  127.0.0.1:46600       R> 127.0.0.1:46247       SYN_SENT
+
+OVERHEAD
+  A program of two to seven microseconds per retransmission and none for other segments. Connects,
+  accepts and closes cost as in tcplife, to know owners.
+
+LIMITS
+  Numbers of the kernel's counters are those of one network namespace, the one of --netns or else
+  netbpf's own, while lines come from all of them. What is sent again after an ICMP 'packet too
+  big' counts as RTO, as the kernel declares those segments lost. Before 6.17 failures are not
+  seen, only counted (TcpExt.TCPRetransFail). A SYN-ACK has the listener's owner. Probes of -l that
+  send new data are no retransmissions and have no SEGS; they take fentry or kprobes to see.
+"""
+
+import time
+from typing import Any
+
+from netbpf.declare import (
+    NETNS,
+    PROCESS,
+    SOCKET,
+    Addr,
+    Choice,
+    Column,
+    Comm,
+    Count,
+    Event,
+    Family,
+    Fentry,
+    Kprobe,
+    Micros,
+    Option,
+    Owner,
+    Pid,
+    Port,
+    Probe,
+    RawTracepoint,
+    Record,
+    Table,
+    TcpState,
+    Tool,
+    Tracepoint,
+    Uid,
+)
+from netbpf.declare.network import Endpoint, IpVersion, SendError, Share
+
+KINDS = {0: "SYN", 1: "SYNACK", 2: "RTO", 3: "FAST", 4: "TLP", 5: "FAILED", 6: "PROBE"}
+LETTERS = {"SYNACK": "S", "TLP": "L", "PROBE": "L", "FAILED": "F"}
+CA_STATES = {0: "open", 1: "disorder", 2: "cwr", 3: "recovery", 4: "loss"}
+_CLOCK_MONOTONIC_COARSE = 6  # its resolution is the kernel's tick
+
+
+class Remote(Endpoint):
+    """The other end, behind the letter of the kind."""
+
+    width = 24
+    full = 50
+
+    def cell(self, values):  # type: ignore[no-untyped-def]
+        """Return "R> 1.2.3.4:80"."""
+        return f"{LETTERS.get(values['kind'], 'R')}> {super().cell(values)}"
+
+
+class Retransmission(Event):
+    """Segments that were sent again, or not."""
+
+    cstruct = "retransmission"
+
+    pid = Pid("process that owns the socket")
+    comm = Comm("its name", wide=True)
+    owner = Owner("how the owner is known: exact, snapshot or unknown", wide=True)
+    family = IpVersion("address family, IPv4-mapped counts as ipv4", header="IP")
+    laddr = Endpoint("local address", "lport", header="LADDR:LPORT")
+    lport = Port("local port", text=False)
+    raddr = Remote("remote address", "rport", header="T> RADDR:RPORT")
+    rport = Port("remote port", text=False)
+    state = TcpState("TCP state")
+    kind = Choice("SYN, SYNACK, RTO, FAST, TLP, FAILED, or PROBE (-l)", KINDS, wide=True, width=6)
+    segs = Count("segments", ctype="u32", width=4, wide=True)
+    len = Count("bytes of data", ctype="u32", width=5, wide=True)
+    seq = Column("first sequence number", option="sequence", width=10)
+    attempt = Count("how often this segment was sent again, this time included", ctype="u32",
+                    width=7, wide=True)  # fmt: skip
+    rto_us = Micros("retransmission timeout in force", wide=True, width=8)
+    srtt_us = Micros("smoothed round trip time", wide=True, width=8)
+    err = SendError("why nothing was sent", wide=True)
+    ca_state = Choice("congestion control's state: open, disorder, cwr, recovery, loss",
+                      CA_STATES, wide=True)  # fmt: skip
+    uid = Uid("user id of the owner", wide=True)
+    netns = Count("network namespace, by inode number", ctype="u32", width=10, wide=True)
+    cgroup = Count("cgroup id of the owner, 0 if not known", text=False)
+
+
+class Flow(Record):
+    """Which session, for -c."""
+
+    cstruct = "flow"
+
+    pid = Pid("process")
+    comm = Comm("its name")
+    netns = Column("network namespace")
+    family = Family("address family")
+    laddr = Addr("local address")
+    lport = Port("local port")
+    raddr = Addr("remote address")
+    rport = Port("remote port")
+
+
+class FlowSums(Record):
+    """What is counted of it: `all` values are those of the socket."""
+
+    cstruct = "flow_sums"
+
+    segs = Count("segments sent again")
+    failed = Count("segments not sent")
+    retrans = Count("segments sent again as the socket counts")
+    sent = Count("segments sent")
+    all_retrans = Count("since the session began")
+    all_sent = Count("since the session began")
+
+
+class FlowRow(Record):
+    """A session's retransmissions in an interval."""
+
+    family = IpVersion("address family, IPv4-mapped counts as ipv4", ctype="", header="IP")
+    laddr = Endpoint("local address", "lport", ctype="", header="LADDR:LPORT")
+    lport = Port("local port", ctype="", text=False)
+    raddr = Endpoint("remote address", "rport", ctype="", header="RADDR:RPORT")
+    rport = Port("remote port", ctype="", text=False)
+    retransmits = Count("segments sent again", ctype="", width=11)
+    share = Share("part of the segments that it sent since its last row, or since it began")
+    pid = Pid("process that owns the socket", ctype="")
+    comm = Comm("its name", ctype="", wide=True)
+    failed = Count("segments that could not be sent", ctype="", wide=True, width=6)
+    sent = Count("segments sent since its last row, or since it began", ctype="", wide=True)
+    netns = Count("network namespace, by inode number", ctype="", wide=True, width=10)
+
+
+class Totals(Record):
+    """Segments, for comparing with the kernel's counters."""
+
+    segs = Count("segments sent again that passed the filters")
+    failed = Count("segments that could not be sent and passed the filters")
+    in_namespace = Count("segments sent again in the namespace of the counters, without filters")
+
+
+def rows(groups, settings):  # type: ignore[no-untyped-def]
+    """Join what became of a session before and after its owner was known; most first."""
+    none = {"retransmits": 0, "failed": 0, "sent": 0, "again": 0}
+    names = {"segs": "retransmits", "failed": "failed", "sent": "sent", "retrans": "again"}
+    joined: dict[tuple[object, ...], dict[str, Any]] = {}
+    for key, sums in groups:
+        flow = tuple(key[n] for n in ("netns", "laddr", "lport", "raddr", "rport"))
+        row = joined.setdefault(flow, {**key, **none})
+        if key["pid"]:
+            row.update(pid=key["pid"], comm=key["comm"])
+        for theirs, ours in names.items():
+            row[ours] += sums[theirs]
+    for row in joined.values():
+        again, sent = max(row.pop("again") - row["failed"], 0), row["sent"]
+        row["share"] = round(again / sent, 4) if sent else None
+        row["sent"] = sent or None
+    return sorted(joined.values(), key=lambda row: (-row["retransmits"], -row["failed"]))
+
+
+def review(summary, settings):  # type: ignore[no-untyped-def]
+    """Compare with the kernel's own count."""
+    totals, counters = summary["totals"], summary["counters"]
+    failed = counters.get("TcpExt.TCPRetransFail", 0)
+    unsent = f" and {failed} that then failed" if failed else ""
+    notes = [
+        f"segments sent again: {totals['segs']} shown; in the namespace of the counters "
+        f"{totals['in_namespace']}{unsent}, where Tcp.RetransSegs grew by "
+        f"{counters.get('Tcp.RetransSegs', 0)}"
+    ]
+    probes = {probe["name"]: probe["kind"] for probe in summary["probes"]}
+    if settings["loss"] and not probes["loss_probe"]:
+        notes.append(
+            "-l: this kernel shows no loss probes that send new data; TcpExt.TCPLossProbes, "
+            f"which counts all that are sent, grew by {counters.get('TcpExt.TCPLossProbes', 0)}"
+        )
+    return notes
+
+
+def constants(settings):  # type: ignore[no-untyped-def]
+    """Say how long a tick of the kernel is: its timeouts are in ticks."""
+    tick = {"TICK_US": round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e6)}
+    return {**tick, "COUNT_FLOWS": 1} if settings["flows"] else tick
+
+
+TOOL = Tool(
+    __doc__,
+    event=Retransmission,
+    table=Table(
+        "flows", Flow, FlowSums, FlowRow, rows, per_cpu=False, option="flows",
+        gauges=("all_retrans", "all_sent"), forget=True,
+    ),
+    events_unless="flows",
+    totals=Totals,
+    probes=(
+        Probe(
+            "retransmit",
+            RawTracepoint("tcp_retransmit_skb", args=("sk", "skb", "err")),
+            Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr", "skbaddr", "err")),
+            RawTracepoint("tcp_retransmit_skb", args=("sk", "skb"), loses=("err",)),
+            Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr", "skbaddr"), loses=("err",)),
+        ),
+        Probe(
+            "synack",
+            RawTracepoint("tcp_retransmit_synack", args=("sk", "req")),
+            Tracepoint("tcp:tcp_retransmit_synack", args=("skaddr", "req")),
+        ),
+        Probe(
+            "loss_probe",
+            Fentry("tcp_send_loss_probe", args=("sk",)),
+            Kprobe("tcp_send_loss_probe", args=("sk",)),
+            optional=True,
+            option="loss",
+        ),
+    ),
+    owners=True,
+    stamped="seconds",
+    options=(
+        *PROCESS,
+        *NETNS,
+        *SOCKET,
+        Option("-c", "--flows", help="count per session instead, most first"),
+        Option("-l", "--loss", help="show tail loss probes that send new data, too (PROBE)"),
+        Option("-s", "--sequence", help="show sequence numbers"),
+    ),
+    counters=(
+        "Tcp.RetransSegs",
+        "Tcp.OutSegs",
+        "TcpExt.TCPRetransFail",
+        "TcpExt.TCPSynRetrans",
+        "TcpExt.TCPTimeouts",
+        "TcpExt.TCPLossProbes",
+        "TcpExt.TCPFastRetrans",
+        "TcpExt.TCPSlowStartRetrans",
+        "TcpExt.TCPLostRetransmit",
+    ),
+    constants=constants,
+    hooks={"review": review},
+)  # fmt: skip

@@ -1,0 +1,114 @@
+"""Rule: words that must not stand anywhere, and what must never be asked of a kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.contract.house import PACKAGE, PROGRAMS, ROOT
+
+TREES = (
+    "netbpf",
+    "bpf_programs",
+    "tests",
+    "scripts",
+    "vagrant",
+    "bench",
+    "docs",
+    ".ci",
+    "build/man",
+)
+BY_VERSION = [
+    r"LINUX_VERSION_CODE",
+    r"KERNEL_VERSION",
+    r"platform\.release",
+    r"\brelease\s*(<|>|==|!=|\[)",
+    r"\brelease\.(split|partition|startswith|replace)",
+    r"re\.\w+\([^)]*\brelease\b",
+    r"uname\(\)\.release\s*(<|>|==|!=|\.|\[)",
+]
+# bcc's own headers compare these: the file says so.
+FOR_BCC = PROGRAMS / "include" / "kernel" / "version.h"
+# A kernel does not tell whether RLIMIT_MEMLOCK counts; only doctor's advice depends on it.
+CANNOT_ASK = [PACKAGE / "kernel" / "machine.py"]
+# Directories that are the same everywhere, so that naming them tells nothing.
+COMMON = {
+    "/",
+    "/home",
+    "/root",
+    "/tmp",
+    "/usr",
+    "/usr/src",
+    "/opt",
+    "/srv",
+    "/mnt",
+    "/var",
+    "/var/tmp",
+}
+
+
+def files() -> list[Path]:
+    """Return every text file of the project."""
+    found = [path for path in ROOT.iterdir() if path.is_file()]
+    for tree in TREES:
+        found += [path for path in (ROOT / tree).rglob("*") if path.is_file()]
+    skip = {"__pycache__", ".venv", ".git"}
+    return sorted(path for path in found if not skip & set(path.relative_to(ROOT).parts))
+
+
+def text_of(path: Path) -> str:
+    return path.read_bytes().decode("utf-8", "replace")
+
+
+def sources() -> list[Path]:
+    found = [*PACKAGE.rglob("*.py"), *PROGRAMS.rglob("*.[ch]")]
+    return sorted(path for path in found if path != FOR_BCC)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_kernels_are_asked_and_versions_not_compared(path):
+    for number, line in enumerate(text_of(path).splitlines(), 1):
+        for pattern in BY_VERSION:
+            if path in CANNOT_ASK:
+                continue
+            assert not re.search(pattern, line), (
+                f"line {number}: ask for the feature: {line.strip()}"
+            )
+
+
+def private_paths() -> list[str]:
+    """Return paths of this machine: where this checkout is, and the home of who works on it."""
+    found = {str(ROOT), str(ROOT.parent), os.path.expanduser("~")}
+    return sorted(path for path in found if path not in COMMON)
+
+
+def test_no_path_of_the_machine_that_it_was_written_on():
+    for path in files():
+        text = text_of(path)
+        for private in private_paths():
+            found = re.search(rf"(?<![\w.]){re.escape(private)}(?![\w-])", text)
+            assert not found, f"{path.relative_to(ROOT)} names {private}"
+
+
+def test_lines_end_as_lines_do():
+    for path in files():
+        if path.suffix in (".py", ".c", ".h", ".md", ".toml", ".sh", ".yml", ".txt"):
+            data = path.read_bytes()
+            assert b"\r" not in data, f"{path.relative_to(ROOT)}: carriage return"
+            assert not data or data.endswith(b"\n"), f"{path.relative_to(ROOT)}: no line end"
+
+
+def test_every_c_file_names_its_licence():
+    for path in PROGRAMS.rglob("*.[ch]"):
+        first = text_of(path).partition("\n")[0]
+        assert "SPDX-License-Identifier: GPL-2.0-only" in first, path.relative_to(ROOT)
+
+
+def test_skips_say_how_to_enable():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for reason in re.findall(r"pytest\.skip\(\s*f?\"([^\"]*)\"", text_of(path)):
+            told = re.search(r":|run |make |install|needs|sudo|\{", reason)
+            assert told, f"{path.name}: '{reason}': say what to do"

@@ -1,0 +1,63 @@
+"""What all live tests share: they need root, and they run netbpf itself from the source tree."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import crowd as crowds
+import harness
+import pytest
+import topology
+from topology import Host
+
+HERE = Path(__file__).parent
+Netbpf = Callable[..., contextlib.AbstractContextManager[harness.Run]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in this directory as live; without root say how to run it."""
+    no_root = pytest.mark.skip(reason="live tests need root: sudo make live")
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.live)
+            if os.geteuid() != 0:
+                item.add_marker(no_root)
+
+
+@pytest.fixture
+def netbpf(tmp_path: Path) -> Netbpf:
+    """Return the context manager that runs a tool: see harness.running."""
+    numbers = itertools.count(1)
+
+    def run(tool: str, *words: object, **options: Any) -> Any:
+        directory = tmp_path / f"run-{next(numbers)}"
+        directory.mkdir()
+        return harness.running(directory, tool, *words, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_hosts() -> Iterator[tuple[Host, Host]]:
+    """Two namespaces joined by a veth pair, for all tests of a module."""
+    with topology.two_hosts() as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def one_host() -> Iterator[Host]:
+    """A namespace with nothing but lo, for all tests of a module."""
+    with topology.one_host() as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def crowd(two_hosts: tuple[Host, Host]) -> Iterator[crowds.Crowd]:
+    """Clients and servers of TCP, for all tests of a module."""
+    with crowds.gathered(*two_hosts) as everybody:
+        yield everybody

@@ -1,0 +1,497 @@
+"""Makes known socket calls and tells which: see tests/live/calls.py.
+
+usage: socket_calls.py COMM TIMEOUT [UID]
+
+Each line on stdin is "SCENE TIMES [WORD ...]"; each is answered by one line of JSON on stdout:
+{"rows": [[op, proto, error, calls, bytes], ...]}, or {"error": ...}. Nothing but what a scene tells
+touches a socket: stdin and stdout are pipes. It ends when stdin does.
+"""
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import Counter
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_NETLINK,
+    AF_PACKET,
+    AF_UNIX,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    MSG_PEEK,
+    MSG_WAITALL,
+    SOCK_DGRAM,
+    SOCK_NONBLOCK,
+    SOCK_RAW,
+    SOCK_SEQPACKET,
+    SOCK_STREAM,
+)
+
+PR_SET_NAME = 15
+SIZES = (1, 7, 512, 1448, 4099, 0)
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Book:
+    """What was called, and what came of it."""
+
+    def __init__(self):
+        self.calls = Counter()
+        self.bytes = Counter()
+
+    def did(self, op, proto, function, *args, peek=False):
+        """Make a call and write it down; an error is the answer None."""
+        try:
+            result, error = function(*args), ""
+        except OSError as caught:
+            result, error = None, errno.errorcode[caught.errno]
+        moved = length(result) if op in ("send", "recv") and not peek else 0
+        self.note(op, proto, error, moved)
+        return result
+
+    def note(self, op, proto, error="", moved=0, calls=1):
+        """Write down what was done."""
+        self.calls[op, proto, error] += calls
+        self.bytes[op, proto, error] += moved
+
+    def rows(self):
+        """Return [op, proto, error, calls, bytes] of everything."""
+        return [[*what, calls, self.bytes[what]] for what, calls in self.calls.items()]
+
+
+def length(result):
+    """Return how many bytes the result of a call to send or receive stands for."""
+    if result is None or isinstance(result, int):
+        return result or 0
+    return len(result[0] if isinstance(result, tuple) else result)
+
+
+# --- TCP -----------------------------------------------------------------------------------------
+
+
+def listener(book, family, addr, proto, kind=SOCK_STREAM):
+    sock = book.did("socket", proto, socket.socket, family, kind)
+    book.did("bind", proto, sock.bind, addr)
+    book.did("listen", proto, sock.listen, 5)
+    return sock
+
+
+def tcp(book, family, host, proto, before=None):
+    """A session; `before` is the protocol as long as there is no address."""
+    before = before or proto
+    server = listener(book, family, ("::" if before != proto else host, 0), before)
+    client = book.did("socket", before, socket.socket, family, SOCK_STREAM)
+    book.did("connect", proto, client.connect, (host, server.getsockname()[1]))
+    conn, _ = book.did("accept", proto, server.accept)
+    talk(book, proto, client, conn)
+    book.did("close", proto, client.close)
+    book.did("recv", proto, conn.recv, 100)  # the end of file
+    book.did("close", proto, conn.close)
+    book.did("close", before, server.close)
+
+
+def talk(book, proto, one, other):
+    """Every way to send a message and to receive one."""
+    send = (
+        one.send,
+        lambda data: os.write(one.fileno(), data),
+        lambda data: os.writev(one.fileno(), [data[:1], data[1:]]),
+        lambda data: one.sendmsg([data[:2], data[2:]]),
+    )
+    recv = (
+        lambda size: other.recv(size, MSG_WAITALL),
+        lambda size: os.read(other.fileno(), size),
+        lambda size: os.readv(other.fileno(), [bytearray(size)]),
+        lambda size: other.recvmsg(size),
+        lambda size: other.recvfrom(size, MSG_WAITALL),
+        lambda size: other.recv_into(bytearray(size), size, MSG_WAITALL),
+    )
+    for i, size in enumerate(size for size in SIZES if size):
+        book.did("send", proto, send[i % len(send)], bytes(size))
+        book.did("recv", proto, other.recv, size, MSG_PEEK, peek=True)
+        book.did("recv", proto, recv[i % len(recv)], size)
+    book.did("send", proto, send[0], b"again")
+    book.did("recv", proto, recv[5], 5)
+    book.did("recv", proto, other.recv, 100, MSG_DONTWAIT)  # would have to wait
+
+
+def tcp4(book):
+    tcp(book, AF_INET, "127.0.0.1", "tcp4")
+
+
+def tcp6(book):
+    tcp(book, AF_INET6, "::1", "tcp6")
+
+
+def mapped(book):
+    tcp(book, AF_INET6, "::ffff:127.0.0.1", "tcp4", before="tcp6")
+
+
+# --- datagrams -----------------------------------------------------------------------------------
+
+
+class Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
+
+
+class Header(ctypes.Structure):
+    """struct msghdr."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint32),
+        ("iov", ctypes.POINTER(Iovec)),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class Message(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_ = (("header", Header), ("len", ctypes.c_uint32))
+
+
+def messages(sizes):
+    """Return mmsghdrs with buffers of these sizes."""
+    vector = (Message * len(sizes))()
+    for message, size in zip(vector, sizes):
+        buffer = ctypes.create_string_buffer(max(size, 1))
+        iov = Iovec(ctypes.cast(buffer, ctypes.c_void_p), size)
+        iov.keep = buffer
+        message.header.iov, message.header.iovlen = ctypes.pointer(iov), 1
+    return vector
+
+
+def datagrams(book, family, host, proto):
+    one = book.did("socket", proto, socket.socket, family, SOCK_DGRAM)
+    two = book.did("socket", proto, socket.socket, family, SOCK_DGRAM)
+    book.did("bind", proto, two.bind, (host, 0))
+    addr = two.getsockname()
+    for size in SIZES:
+        book.did("send", proto, one.sendto, bytes(size), addr)
+        book.did("recv", proto, two.recvfrom, 8192, MSG_PEEK, peek=True)
+        book.did("recv", proto, two.recvfrom, 8192)
+    book.did("connect", proto, one.connect, addr)
+    talk(book, proto, one, two)
+    many(book, proto, one, two)
+    book.did("close", proto, one.close)
+    book.did("close", proto, two.close)
+
+
+def many(book, proto, one, two):
+    """sendmmsg and recvmmsg, the latter with more room than there are messages."""
+    sizes = [*SIZES, 99]
+    sent = LIBC.sendmmsg(one.fileno(), messages(sizes), len(sizes), 0)
+    book.note("send", proto, "", sum(sizes[:sent]), sent)
+    vector = messages([8192] * (len(sizes) + 3))
+    taken = LIBC.recvmmsg(two.fileno(), vector, len(vector), MSG_DONTWAIT, None)
+    assert taken == sent == len(sizes), (taken, sent)
+    book.note("recv", proto, "", sum(message.len for message in vector[:taken]), taken)
+    book.note("recv", proto, "EAGAIN")  # the attempt after the last message
+
+
+def udp4(book):
+    datagrams(book, AF_INET, "127.0.0.1", "udp4")
+
+
+def udp6(book):
+    datagrams(book, AF_INET6, "::1", "udp6")
+
+
+# --- unix, netlink, others -----------------------------------------------------------------------
+
+
+def unix(book):
+    for kind in (SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET):
+        one, two = book.did("socketpair", "unix", socket.socketpair, AF_UNIX, kind)
+        talk(book, "unix", one, two)
+        book.did("close", "unix", one.close)
+        book.did("close", "unix", two.close)
+    addr = f"\0netbpf-{os.getpid()}"
+    server = listener(book, AF_UNIX, addr, "unix")
+    client = book.did("socket", "unix", socket.socket, AF_UNIX, SOCK_STREAM)
+    book.did("connect", "unix", client.connect, addr)
+    conn, _ = book.did("accept", "unix", server.accept)
+    talk(book, "unix", conn, client)
+    for sock in (server, client, conn):
+        book.did("close", "unix", sock.close)
+
+
+def netlink(book):
+    sock = book.did("socket", "netlink", socket.socket, AF_NETLINK, SOCK_RAW, 0)
+    book.did("bind", "netlink", sock.bind, (0, 0))
+    # NLMSG_NOOP with NLM_F_REQUEST and NLM_F_ACK: the answer is an acknowledgement.
+    book.did("send", "netlink", sock.send, struct.pack("=IHHII", 16, 1, 5, 1, 0))
+    book.did("recv", "netlink", sock.recv, 4096)
+    book.did("recv", "netlink", sock.recv, 4096, MSG_DONTWAIT)
+    book.did("close", "netlink", sock.close)
+
+
+def other(book):
+    # Not TCP: a raw socket that sees its segments.
+    for args in ((AF_PACKET, SOCK_DGRAM, 0), (AF_INET, SOCK_RAW, socket.IPPROTO_TCP)):
+        sock = book.did("socket", "other", socket.socket, *args)
+        book.did("recv", "other", sock.recv, 100, MSG_DONTWAIT)
+        book.did("close", "other", sock.close)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def errors(book):
+    """Calls that fail, each in its own way."""
+    connecting(book)
+    sending(book)
+    asking(book)
+
+
+def connecting(book):
+    server = listener(book, AF_INET, ("127.0.0.1", 0), "tcp4")
+    port = server.getsockname()[1]
+    sock = book.did("socket", "tcp4", socket.socket, AF_INET, SOCK_STREAM)
+    book.did("bind", "tcp4", sock.bind, ("127.0.0.1", port))  # EADDRINUSE
+    book.did("bind", "tcp4", sock.bind, ("127.0.0.1", 0))
+    book.did("connect", "tcp4", sock.connect, sock.getsockname()[:1] + (9,))  # ECONNREFUSED
+    book.did("close", "tcp4", sock.close)
+    server.setblocking(False)
+    book.did("accept", "tcp4", server.accept)  # EAGAIN
+    async_client = book.did("socket", "tcp4", socket.socket, AF_INET, SOCK_STREAM | SOCK_NONBLOCK)
+    book.did("connect", "tcp4", async_client.connect, ("127.0.0.1", port))  # EINPROGRESS
+    server.setblocking(True)
+    conn, _ = book.did("accept", "tcp4", server.accept)
+    book.did("close", "tcp4", conn.close)
+    book.did("close", "tcp4", async_client.close)
+    book.did("close", "tcp4", server.close)
+    sock = book.did("socket", "unix", socket.socket, AF_UNIX, SOCK_STREAM)
+    book.did("connect", "unix", sock.connect, "\0netbpf-nobody")  # ECONNREFUSED
+    book.did("connect", "unix", sock.connect, "/nowhere/netbpf")  # ENOENT
+    book.did("close", "unix", sock.close)
+
+
+def sending(book):
+    sock = book.did("socket", "tcp6", socket.socket, AF_INET6, SOCK_STREAM)
+    book.did("recv", "tcp6", sock.recv, 100)  # ENOTCONN
+    book.did("send", "tcp6", sock.send, b"abc", MSG_NOSIGNAL)  # EPIPE
+    book.did("close", "tcp6", sock.close)
+    sock = book.did("socket", "udp4", socket.socket, AF_INET, SOCK_DGRAM)
+    book.did("send", "udp4", sock.send, b"abc")  # EDESTADDRREQ
+    book.did("send", "udp4", sock.sendto, bytes(65508), ("127.0.0.1", 9))  # EMSGSIZE
+    book.did("listen", "udp4", sock.listen)  # EOPNOTSUPP
+    book.did("close", "udp4", sock.close)
+    one, two = book.did("socketpair", "unix", socket.socketpair)
+    book.did("close", "unix", two.close)
+    book.did("send", "unix", one.send, b"abc", MSG_NOSIGNAL)  # EPIPE
+    book.did("close", "unix", one.close)
+
+
+def asking(book):
+    reader, writer = os.pipe()
+    for fd in (reader, 1 << 20):  # ENOTSOCK, EBADF
+        for op, call in (("bind", LIBC.bind), ("connect", LIBC.connect)):
+            book.did(op, "other", check, call, fd, None, 0)
+        book.did("listen", "other", check, LIBC.listen, fd, 1)
+        book.did("accept", "other", check, LIBC.accept, fd, None, None)
+        book.did("accept", "other", check, LIBC.accept4, fd, None, None, 0)
+    os.close(reader)  # no socket: no close
+    os.close(writer)
+    book.did("socket", "other", socket.socket, 99, SOCK_STREAM)  # EAFNOSUPPORT
+    book.did("socket", "other", socket.socket, AF_INET, SOCK_STREAM, socket.IPPROTO_UDP)
+    pair = (ctypes.c_int * 2)()
+    book.did("socketpair", "tcp4", check, LIBC.socketpair, AF_INET, SOCK_STREAM, 0, pair)
+
+
+def check(function, *args):
+    """Call a function of the C library; raise OSError if it fails."""
+    result = function(*args)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+    return result
+
+
+# --- io_uring ------------------------------------------------------------------------------------
+
+
+class Ring:
+    """Just enough of io_uring(7) to have one request at a time done."""
+
+    SETUP, ENTER = 425, 426
+    OPS = {"accept": 13, "connect": 16, "close": 19, "send": 26, "recv": 27, "socket": 45,
+           "bind": 56, "listen": 57}  # fmt: skip
+
+    def __init__(self):
+        params = bytearray(120)
+        self.fd = check(LIBC.syscall, self.SETUP, 8, (ctypes.c_char * 120).from_buffer(params))
+        sq = struct.unpack_from("=10I", params, 40)
+        cq = struct.unpack_from("=10I", params, 80)
+        self.sq_tail, self.sq_mask, self.sq_array = sq[1], sq[2], sq[6]
+        self.cq_head, self.cq_mask, self.cqes = cq[0], cq[2], cq[5]
+        size = max(sq[6] + 8 * 4, cq[5] + 16 * 16)
+        self.rings = mmap.mmap(self.fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        self.sqes = mmap.mmap(self.fd, 8 * 64, mmap.MAP_SHARED, offset=0x10000000)
+
+    def __call__(self, op, fd, off=0, addr=0, length=0, flags=0):
+        """Submit one request, wait for its result and return it; raise OSError if it failed."""
+        tail = self._get(self.sq_tail)
+        index = tail & self._get(self.sq_mask)
+        sqe = struct.pack("=BBHiQQIIQQ16x", self.OPS[op], 0, 0, fd, off, addr, length, flags, 1, 0)
+        self.sqes[index * 64 : index * 64 + 64] = sqe
+        self._set(self.sq_array + 4 * index, index)
+        self._set(self.sq_tail, tail + 1)
+        check(LIBC.syscall, self.ENTER, self.fd, 1, 1, 1, None, 0)
+        head = self._get(self.cq_head)
+        at = self.cqes + 16 * (head & self._get(self.cq_mask))
+        (result,) = struct.unpack_from("=i", self.rings, at + 8)
+        self._set(self.cq_head, head + 1)
+        if result < 0:
+            raise OSError(-result, "")
+        return result
+
+    def _get(self, offset):
+        return struct.unpack_from("=I", self.rings, offset)[0]
+
+    def _set(self, offset, value):
+        struct.pack_into("=I", self.rings, offset, value & 0xFFFFFFFF)
+
+
+def ring(book):
+    """A TCP session, all of it through io_uring."""
+    call = Ring()
+    here = ctypes.create_string_buffer(struct.pack("=HH4s8x", AF_INET, 0, bytes((127, 0, 0, 1))))
+    at = ctypes.addressof
+    server = book.did("socket", "tcp4", call, "socket", AF_INET, SOCK_STREAM)
+    book.did("bind", "tcp4", call, "bind", server, 16, at(here))
+    book.did("listen", "tcp4", call, "listen", server, 0, 0, 5)
+    size = ctypes.c_int(16)
+    check(LIBC.getsockname, server, here, ctypes.byref(size))
+    client = book.did("socket", "tcp4", call, "socket", AF_INET, SOCK_STREAM)
+    book.did("connect", "tcp4", call, "connect", client, 16, at(here))
+    conn = book.did("accept", "tcp4", call, "accept", server)
+    data = ctypes.create_string_buffer(8192)
+    for size in filter(None, SIZES):
+        book.did("send", "tcp4", call, "send", client, 0, at(data), size)
+        book.did("recv", "tcp4", call, "recv", conn, 0, at(data), size, MSG_PEEK, peek=True)
+        book.did("recv", "tcp4", call, "recv", conn, 0, at(data), size)
+    for fd in (client, conn, server):
+        book.did("close", "tcp4", call, "close", fd)
+    book.did("socket", "other", call, "socket", 99, SOCK_STREAM)  # EAFNOSUPPORT
+    call.rings.close()
+    call.sqes.close()
+    os.close(call.fd)
+
+
+# --- special -------------------------------------------------------------------------------------
+
+
+def sendfile(book):
+    """A file to a socket: how many messages that takes is the kernel's choice."""
+    with open(os.memfd_create("data"), "wb+") as file:
+        file.write(bytes(100003))
+        file.flush()
+        one, two = socket.socketpair()
+        sent = os.sendfile(one.fileno(), file.fileno(), 0, 100003)
+        book.note("send", "unix", "", sent)
+        one.close()
+        two.close()
+
+
+def session(book, host, port):
+    """A TCP session with known ports, for filters: the client's end only is in the book."""
+    family = AF_INET6 if ":" in host else AF_INET
+    proto = "tcp6" if family == AF_INET6 else "tcp4"
+    server = socket.create_server((host, 0), family=family)
+    client = socket.socket(family, SOCK_STREAM)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    client.bind((host, int(port)))
+    book.did("connect", proto, client.connect, server.getsockname())
+    conn, _ = server.accept()
+    book.did("send", proto, client.send, bytes(1234))
+    conn.recv(4096)
+    conn.close()  # first: the client's port is free again at once
+    client.recv(1)
+    book.note("recv", proto)
+    book.did("close", proto, client.close)
+    server.close()
+
+
+def overflow(book):
+    """Datagrams that nobody reads: most find no room."""
+    two = socket.socket(AF_INET, SOCK_DGRAM)
+    two.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    two.bind(("127.0.0.1", 0))
+    one = socket.socket(AF_INET, SOCK_DGRAM)
+    for _ in range(50):
+        book.did("send", "udp4", one.sendto, bytes(1000), two.getsockname())
+    one.close()
+    two.close()
+
+
+def blocked(book):
+    """Threads that all hang in accept(2) until somebody else connects to the ports told."""
+    servers = [listener(book, AF_INET, ("127.0.0.1", 0), "tcp4") for _ in range(3)]
+    threads = [threading.Thread(target=server.accept) for server in servers]
+    for thread, server in zip(threads, servers):
+        thread.start()
+        while not hangs(thread, server.fileno()):
+            time.sleep(0.001)
+    print(json.dumps({"ports": [server.getsockname()[1] for server in servers]}), flush=True)
+    for thread in threads:
+        thread.join()
+    book.note("accept", "tcp4", calls=3)
+
+
+def hangs(thread, fd):
+    """Does the thread wait in a system call whose first argument is `fd`?"""
+    with open(f"/proc/self/task/{thread.native_id}/syscall") as file:
+        return file.read().split()[1:2] == [hex(fd)]
+
+
+PLAIN = (tcp4, tcp6, mapped, udp4, udp6, unix, netlink, other, errors)
+SCENES = {scene.__name__: scene for scene in
+          (*PLAIN, ring, sendfile, session, overflow, blocked)}  # fmt: skip
+
+
+def everything(book):
+    for scene in PLAIN:
+        scene(book)
+
+
+def nothing(book):
+    """Only tell that the process is there."""
+
+
+SCENES.update(everything=everything, nothing=nothing)
+
+
+def main():
+    comm, timeout, uid = sys.argv[1], float(sys.argv[2]), [*sys.argv, "0"][3]
+    LIBC.prctl(PR_SET_NAME, comm.encode(), 0, 0, 0)
+    if uid != "0":
+        os.setgroups([])
+        os.setuid(int(uid))
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_REAL, timeout)  # whatever goes wrong, it ends
+        scene, times, *words = line.split()
+        book = Book()
+        try:
+            for _ in range(int(times)):
+                SCENES[scene](book, *words)
+            answer = {"rows": book.rows()}
+        except Exception as error:
+            answer = {"error": f"{scene}: {type(error).__name__} {error}"}
+        print(json.dumps(answer), flush=True)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+main()

@@ -1,0 +1,458 @@
+"""gethostlatency tells the truth about lookups that programs of this test made and measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import resolver
+import topology
+from conftest import Netbpf
+from harness import SLOW, Json, Run, wait_until
+
+PROGRAMS = Path(__file__).parent / "programs"
+CONTAINER = "5eed" * 16  # a container id: 64 hexadecimal digits
+NOBODY = 65534
+LATE = "slow-150.test"
+
+# Compilers, and how to get them. Static glibc warns that it needs the shared one for lookups.
+C_BUILDS = {
+    "glibc": (["gcc"], "apt install gcc"),
+    "glibc-static": (["gcc", "-static", "-w"], "apt install gcc libc6-dev"),
+    "musl": (["musl-gcc"], "apt install musl-tools"),
+    "musl-static": (["musl-gcc", "-static"], "apt install musl-tools"),
+}
+GO_BUILDS = {
+    "go": {"CGO_ENABLED": "0"},
+    "go-stripped": {"CGO_ENABLED": "0", "GOFLAGS": "-ldflags=-s"},
+    "go-cgo": {"CGO_ENABLED": "1"},
+}
+
+BY_NAME = ("gethostbyname", "gethostbyname_r", "gethostbyname2", "gethostbyname2_r")
+NAMES = ("one.test", "none.test", "six.test", LATE)
+ADDRESSES = ("192.0.2.1", "2001:db8::1", "192.0.2.77")
+QUESTIONS = [
+    *(("getaddrinfo", name) for name in (*NAMES, "fail.test")),
+    *((function, name) for function in BY_NAME for name in NAMES),
+    *((f, address) for f in ("gethostbyaddr", "gethostbyaddr_r") for address in ADDRESSES),
+]
+GO_QUESTIONS = [
+    *((f, name) for f in ("LookupHost", "LookupIP") for name in (*NAMES, "fail.test")),
+    *(("Dial", name) for name in ("local.test", "none.test")),
+    *(("LookupAddr", address) for address in ADDRESSES[:2]),
+]
+GO_FUNCTIONS = {"LookupHost": "net.lookupHost", "LookupAddr": "net.LookupAddr"}
+
+EAI = {
+    getattr(socket, name): name
+    for name in ("EAI_NONAME", "EAI_AGAIN", "EAI_FAIL", "EAI_NODATA", "EAI_SERVICE")
+}
+H_ERRNO = {1: "EAI_NONAME", 2: "EAI_AGAIN", 3: "EAI_FAIL", 4: "EAI_NODATA"}
+
+
+class Lab:
+    """A namespace with a name server, and the programs that ask it."""
+
+    def __init__(self, namespace: resolver.Namespace, directory: Path) -> None:
+        self.namespace = namespace
+        self.directory = directory
+
+    def build(self, kind: str) -> str:
+        """Return the program of that kind, compiled when it is first asked for."""
+        path = self.directory / f"resolve-{kind}"
+        if not path.exists():
+            if kind in C_BUILDS:
+                self._compile(
+                    [*C_BUILDS[kind][0], "-O2", "-o", path], "resolve.c", C_BUILDS[kind][1]
+                )
+            else:
+                self._compile(["go", "build", "-o", path], "resolve.go", "apt install golang-go",
+                              GOCACHE=str(self.directory / "cache"), **GO_BUILDS[kind])  # fmt: skip
+        return str(path)
+
+    def _compile(self, words: list[Any], source: str, hint: str, **more: str) -> None:
+        if not shutil.which(words[0]):
+            pytest.skip(f"no {words[0]} here: {hint}")
+        topology.must(*words, PROGRAMS / source, env={**os.environ, **more})
+
+    def waiting(self, *words: str, prefix: tuple[str, ...] = (), **more: Any) -> Asker:
+        """Start a program that waits for a word before it asks: WORDS are its arguments."""
+        return Asker(self.namespace.popen([*prefix, words[0], "--wait", *words[1:]], **more))
+
+
+class Asker:
+    """A program that is ready to ask."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        self.pid = process.pid
+
+    def ask(self) -> None:
+        """Let it begin."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Json:
+        """Let it ask, and return what it says."""
+        out, _ = self.process.communicate("\n", timeout=30 * SLOW)
+        return dict(json.loads(out))
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        harness.kill(self.process)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with resolver.namespace() as namespace:
+        yield Lab(namespace, tmp_path_factory.mktemp("lab"))
+
+
+def of(run: Run, pid: int) -> list[Json]:
+    return [event for event in run.events if event["pid"] == pid]
+
+
+def expected(said: Json) -> str:
+    """Return the result that a C program's own view of the call amounts to."""
+    if said["function"] == "getaddrinfo":
+        return "OK" if said["code"] == 0 else EAI[said["code"]]
+    # glibc's _r functions return 0 also if there is no such name; on success h_errno means nothing.
+    failed = said["code"] or (said["function"].endswith("_r") and said["h_errno"])
+    return H_ERRNO[said["h_errno"]] if failed else "OK"
+
+
+def check_time(event: Json, said: Json) -> None:
+    own = said["latency_ns"] / 1000
+    assert abs(event["latency_us"] - own) <= 2000 * SLOW + 0.05 * own, (event, said)
+
+
+def covered(run: Run, pid: int) -> bool:
+    return pid not in [gap["pid"] for gap in run.summary["coverage"]["uncovered"]]
+
+
+# --- one line per call, with the program's own result and time ----------------------------------
+
+
+@pytest.mark.parametrize("build", C_BUILDS)
+def test_c_programs(lab: Lab, netbpf: Netbpf, build: str) -> None:
+    program = lab.build(build)
+    askers = [lab.waiting(program, *question) for question in QUESTIONS]
+    with netbpf("gethostlatency", "--comm", Path(program).name[:15]) as run:
+        answers = [asker.answer() for asker in askers]
+        run.wait_for(len(answers))
+    assert len(run.events) == len(answers)
+    for (function, host), said in zip(QUESTIONS, answers):
+        (event,) = of(run, said["pid"])
+        assert (event["func"], event["host"]) == (function, host)
+        assert event["result"] == expected(said), said
+        assert event["comm"] == Path(program).name[:15]
+        check_time(event, said)
+    assert run.summary["complete"] and not run.rows
+
+
+def test_c_program_tells_family_service_user_and_namespace(lab: Lab, netbpf: Netbpf) -> None:
+    program = lab.build("glibc")
+    asker = lab.waiting(program, "gethostbyaddr", "2001:db8::1")
+    other = lab.waiting(program, "getaddrinfo", "one.test", "no-such-service")
+    with netbpf("gethostlatency", "-p", f"{asker.pid},{other.pid}") as run:
+        inode = os.stat(f"/proc/{asker.pid}/ns/net").st_ino
+        asker.answer(), other.answer()
+        run.wait_for(2)
+    first, second = of(run, asker.pid)[0], of(run, other.pid)[0]
+    assert (first["family"], first["uid"], first["netns"]) == ("ipv6", 0, inode)
+    assert (second["family"], second["service"]) == (None, "no-such-service")
+    assert second["result"] == "EAI_SERVICE"
+
+
+@pytest.mark.parametrize("build", GO_BUILDS)
+def test_go_programs(lab: Lab, netbpf: Netbpf, build: str) -> None:
+    program = lab.build(build)
+    more = {"env": {**os.environ, "GODEBUG": f"netdns={'cgo' if build == 'go-cgo' else 'go'}"}}
+    askers = [lab.waiting(program, *question, **more) for question in GO_QUESTIONS]
+    with netbpf("gethostlatency", "--comm", Path(program).name[:15]) as run:
+        answers = [asker.answer() for asker in askers]
+        run.wait_for(len(answers))
+    assert len(run.events) == len(answers)  # none for addresses, none for libc below Go
+    for (function, host), said in zip(GO_QUESTIONS, answers):
+        (event,) = of(run, said["pid"])
+        assert event["host"] == host
+        assert event["func"] == GO_FUNCTIONS.get(function, "net.lookupIPAddr")
+        if function != "Dial":  # its time and error are also those of the connection
+            assert event["result"] == said["kind"], said
+            check_time(event, said)
+
+
+def test_python(netbpf: Netbpf, lab: Lab) -> None:
+    script = """
+import encodings.idna, json, socket, sys, time
+print("ready", flush=True); sys.stdin.readline()
+start = time.monotonic_ns()
+try: socket.getaddrinfo("none.test", 80)
+except OSError as error: code = error.errno
+print(json.dumps({"latency_ns": time.monotonic_ns() - start, "code": code}))
+"""
+    asker = Asker(lab.namespace.popen([sys.executable, "-c", script]))
+    with netbpf("gethostlatency", "-p", asker.pid) as run:
+        said = asker.answer()
+        run.wait_for(1)
+    (event,) = run.events
+    assert (event["host"], event["service"]) == ("none.test", "80")
+    assert event["result"] == EAI[said["code"]]
+    check_time(event, said)
+
+
+# --- other roots, new programs, hostile files ---------------------------------------------------
+
+
+def test_libc_of_a_chroot(lab: Lab, netbpf: Netbpf, tmp_path: Path) -> None:
+    program, loader = lab.build("musl"), next(Path("/lib").glob("ld-musl-*.so.1"))
+    for source in (program, loader.resolve()):
+        shutil.copy(source, tmp_path)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / loader.resolve().name).rename(tmp_path / "lib" / loader.name)
+    shutil.copytree(f"{lab.namespace._files}", tmp_path / "etc")  # noqa: SLF001
+    asker = lab.waiting("/resolve-musl", "getaddrinfo", LATE, prefix=("chroot", str(tmp_path)))
+    with netbpf("gethostlatency", "-p", asker.pid) as run:
+        said = asker.answer()
+        run.wait_for(1)
+        shutil.rmtree(tmp_path / "lib")  # as with a container that ends
+    (event,) = run.events
+    assert (event["host"], event["result"]) == (LATE, "OK")
+    check_time(event, said)
+
+
+@pytest.mark.parametrize("build", ["glibc-static", "go"])
+def test_program_that_is_new_while_tracing(
+    lab: Lab, netbpf: Netbpf, tmp_path: Path, build: str
+) -> None:
+    program = shutil.copy(lab.build(build), tmp_path / "newcomer")
+    function = "LookupIP" if build == "go" else "getaddrinfo"
+    with netbpf("gethostlatency", "-v", "--comm", "newcomer") as run:
+        asker = lab.waiting(str(program), function, "one.test")
+        wait_until(lambda: f"probing {program}" in run.stderr, what="probes on the new program")
+        asker.answer()
+        run.wait_for(1)
+    assert [(event["pid"], event["host"]) for event in run.events] == [(asker.pid, "one.test")]
+
+
+def test_truncated_library_is_skipped_with_a_note(netbpf: Netbpf, tmp_path: Path) -> None:
+    library = tmp_path / "libc.so.6"
+    whole = next(Path("/usr/lib").glob("*/libc.so.6")).read_bytes()
+    library.write_bytes(whole[:200_000])
+    script = f"""
+import mmap, os, sys
+fd = os.open({str(library)!r}, os.O_RDONLY)
+kept = mmap.mmap(fd, 65536, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+print("ready", flush=True); sys.stdin.readline()
+"""
+    words = [sys.executable, "-c", script]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, **pipes) as process:
+        asker = Asker(process)
+        with netbpf("gethostlatency") as run:
+            pass
+        asker.kill()
+    gaps = [gap for gap in run.summary["coverage"]["uncovered"] if gap["pid"] == asker.pid]
+    assert len(gaps) == 1
+    assert gaps[0]["reason"].startswith("glibc: ")
+    assert any(gaps[0]["reason"] in note for note in run.summary["notes"])
+
+
+def test_coverage_counts_processes_and_names_those_that_it_lacks(lab: Lab, netbpf: Netbpf) -> None:
+    stripped = lab.directory / "stripped"
+    topology.must("strip", "-o", stripped, lab.build("glibc-static"))
+    seen = lab.waiting(lab.build("glibc-static"), "getaddrinfo", "one.test")
+    unseen = lab.waiting(str(stripped), "getaddrinfo", "one.test")
+    with netbpf("gethostlatency") as run:
+        pass
+    seen.kill(), unseen.kill()
+    coverage = run.summary["coverage"]
+    assert coverage["libcs"] >= 1 and coverage["programs"] >= 1 and coverage["processes"] >= 2
+    assert covered(run, seen.pid) and not covered(run, unseen.pid)
+    assert any("stripped (static, stripped)" in note for note in run.summary["notes"])
+
+
+# --- lookups that hang --------------------------------------------------------------------------
+
+
+def test_hanging_lookups_are_listed_at_exit(lab: Lab, netbpf: Netbpf) -> None:
+    askers = [
+        lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test"),
+        lab.waiting(lab.build("go"), "LookupHost", "never.test"),
+    ]
+    with netbpf("gethostlatency", "--comm", "resolve-*") as run:
+        begun = time.monotonic()
+        for asker in askers:
+            asker.ask()
+        time.sleep(0.7)
+        run.stop()
+        waited = (time.monotonic() - begun) * 1e6
+    assert sorted(row["pid"] for row in run.rows) == sorted(asker.pid for asker in askers)
+    for row in run.rows:
+        assert (row["host"], row["result"]) == ("never.test", None)
+        assert 690_000 <= row["latency_us"] <= waited
+    assert run.summary["pending"] == 2
+    for asker in askers:
+        asker.kill()
+
+
+def test_hanging_lookups_are_listed_at_each_interval(lab: Lab, netbpf: Netbpf) -> None:
+    asker = lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test")
+    with netbpf("gethostlatency", "-p", asker.pid, "0.4", json_lines=False) as run:
+        asker.ask()
+        wait_until(lambda: run.stdout.count("still waiting") >= 2)
+    asker.kill()
+
+
+def test_no_answer_is_eai_again(lab: Lab, netbpf: Netbpf) -> None:
+    asker = lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test")
+    with netbpf("gethostlatency", "-p", asker.pid) as run:
+        said = asker.answer()
+        run.wait_for(1)
+    (event,) = run.events
+    assert event["result"] == "EAI_AGAIN"
+    assert event["latency_us"] > 1_900_000  # the timeout in resolv.conf
+    check_time(event, said)
+
+
+def test_program_that_is_killed_leaves_nothing_behind(lab: Lab, netbpf: Netbpf) -> None:
+    askers = [
+        lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test"),
+        lab.waiting(lab.build("go"), "LookupIP", "never.test"),
+    ]
+    with netbpf("gethostlatency", "--comm", "resolve-*") as run:
+        for asker in askers:
+            asker.ask()
+        wait_until(lambda: lab.namespace.server.queries[-1][0] == "never.test")
+        for asker in askers:
+            asker.kill()
+    assert run.rows == [] and run.events == [] and run.summary["pending"] == 0
+
+
+def test_lookups_without_room_are_counted(lab: Lab, netbpf: Netbpf) -> None:
+    askers = [lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test") for _ in range(5)]
+    with netbpf("gethostlatency", "--comm", "resolve-*", "--map-entries", 2) as run:
+        asked = len(lab.namespace.server.queries)
+        for asker in askers:
+            asker.ask()
+        wait_until(lambda: len(lab.namespace.server.queries) >= asked + 5)
+    assert (run.summary["lost"]["map_full"], run.summary["pending"]) == (3, 2)
+    assert run.summary["complete"] is False
+    for asker in askers:
+        asker.kill()
+
+
+# --- filters ------------------------------------------------------------------------------------
+
+
+def pair(lab: Lab, cgroup: Path) -> tuple[Asker, Asker]:
+    """Return two programs, of which one is nobody's, in a container, with another name."""
+    program = lab.build("glibc")
+    other = shutil.copy(program, lab.directory / "somebody")
+    join = f'echo $$ > {cgroup}/cgroup.procs; exec setpriv --reuid {NOBODY} --clear-groups "$@"'
+    os.chmod(lab.directory, 0o755)
+    os.chmod(lab.directory.parent, 0o755)
+    one = lab.waiting(str(other), "getaddrinfo", LATE, prefix=("sh", "-c", join, "sh"))
+    return one, lab.waiting(program, "getaddrinfo", "none.test")
+
+
+FILTERS: dict[str, Any] = {
+    "pid": lambda one, cgroup: ("-p", one.pid),
+    "comm": lambda one, cgroup: ("--comm", "some*"),
+    "uid": lambda one, cgroup: ("-u", NOBODY),
+    "cgroup": lambda one, cgroup: ("--cgroup", cgroup),
+    "container": lambda one, cgroup: ("--container", CONTAINER[:12]),
+    "host": lambda one, cgroup: ("--host", "SLOW-*.test"),
+    "min-ms": lambda one, cgroup: ("--min-ms", 100),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filter(lab: Lab, netbpf: Netbpf, name: str) -> None:
+    with topology.cgroup(f"docker-{CONTAINER}.scope") as cgroup:
+        one, other = pair(lab, cgroup)
+        with netbpf("gethostlatency", *FILTERS[name](one, cgroup)) as run:
+            other.answer(), one.answer()
+            run.wait_for(1)
+    assert [(e["pid"], e["host"]) for e in run.events] == [(one.pid, LATE)]
+    (event,) = run.events
+    assert (event["comm"], event["uid"], event["container"]) == ("somebody", NOBODY, CONTAINER)
+
+
+def test_filter_failed(lab: Lab, netbpf: Netbpf) -> None:
+    asker = lab.waiting(lab.build("glibc"), "getaddrinfo", "one.test")
+    other = lab.waiting(lab.build("glibc"), "getaddrinfo", "none.test")
+    with netbpf("gethostlatency", "--failed", "--netns", asker.pid) as run:
+        asker.answer(), other.answer()
+        run.wait_for(1)
+    assert [event["pid"] for event in run.events] == [other.pid]
+
+
+def test_filter_netns(lab: Lab, netbpf: Netbpf) -> None:
+    asker = lab.waiting(lab.build("glibc"), "getaddrinfo", "one.test")
+    with netbpf("gethostlatency", "--netns", asker.pid) as run:
+        subprocess.run(["getent", "ahosts", "localhost"], check=False, capture_output=True)
+        asker.answer()
+        run.wait_for(1)
+    assert [event["pid"] for event in run.events] == [asker.pid]
+
+
+def test_filter_of_sockets_is_refused() -> None:
+    done = harness.netbpf_once("gethostlatency", "--rport", "53")
+    assert done.returncode == 2
+    assert "a lookup has no socket" in done.stderr
+
+
+# --- other forms --------------------------------------------------------------------------------
+
+
+def test_histogram_per_host(lab: Lab, netbpf: Netbpf) -> None:
+    program = lab.build("glibc")
+    many = lab.waiting(program, "--count", "23", "getaddrinfo", "one.test")
+    slow = lab.waiting(program, "--count", "3", "getaddrinfo", LATE)
+    with netbpf("gethostlatency", "--histogram", "--comm", "resolve-glibc") as run:
+        for asker in (many, slow):
+            asker.process.communicate("\n", timeout=30 * SLOW)
+    found = {h["key"]["host"]: h for h in run.histograms}
+    assert {host: h["count"] for host, h in found.items()} == {"one.test": 23, LATE: 3}
+    for histogram in found.values():
+        assert histogram["unit"] == "us"
+        assert sum(bucket["count"] for bucket in histogram["buckets"]) == histogram["count"]
+    late = found[LATE]
+    assert late["buckets"][0]["low"] >= 131_072 and late["sum"] >= 450_000
+    assert run.events == [] and run.summary["events"] == 26
+
+
+def test_text_is_as_in_bcc_with_words_for_failures(lab: Lab, netbpf: Netbpf) -> None:
+    good = lab.waiting(lab.build("glibc"), "getaddrinfo", "one.test")
+    bad = lab.waiting(lab.build("glibc"), "getaddrinfo", "\x1b[31mred\n.test")
+    pids = f"{good.pid},{bad.pid}"
+    with netbpf("gethostlatency", "-p", pids, json_lines=False) as run:
+        good.answer(), bad.process.communicate("\n", timeout=30 * SLOW)
+        wait_until(lambda: run.stdout.count("\n") >= 3)
+    heading, first, second = run.stdout.splitlines()
+    assert heading.split() == ["TIME", "PID", "COMM", "LATms", "HOST"]
+    assert first.split()[1:3] == [str(good.pid), "resolve-glibc"]
+    assert len(first.split()) == 5 and first.endswith("one.test")
+    assert "\\x1b[31mred\\n.test" in second and second.endswith("no such name")
+    assert "processes covered" in run.stderr.splitlines()[0]
+    assert run.stderr.count("processes covered") == 2  # at the start and at the end
+
+
+def test_probes_are_gone_soon_after_the_end(netbpf: Netbpf) -> None:
+    before = harness.bpf_programs()
+    with netbpf("gethostlatency"):
+        assert harness.bpf_programs() - before
+    wait_until(lambda: not harness.bpf_programs() - before, 30 * SLOW, "detached probes")

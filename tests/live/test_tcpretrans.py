@@ -1,0 +1,382 @@
+"""tcpretrans tells the truth about retransmissions that this test provoked."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import traffic
+from harness import Json, Run, attended, kill, start, wait_until
+from topology import Host
+from traffic import Peer, Session
+
+from netbpf.kernel.btf import Btf
+
+BLACK_HOLE = traffic.DROPPED_PORT
+LOST_PORTS = "tcp dport {} meta length > 900 numgen inc mod {} == 0"
+
+
+class Pair(NamedTuple):
+    """A client in one host and a server in another."""
+
+    left: Host
+    right: Host
+    client: Peer
+    server: Peer
+
+    def sockets(self, number: int, family: str = "ipv4", port: int = BLACK_HOLE) -> list[int]:
+        """Let the client begin that many connects, and return their ids."""
+        stack, addr = traffic.address(self.right, family)
+        words = {"family": stack, "addr": addr, "port": port, "wait": False}
+        idents = [next(traffic.ids) for _ in range(number)]
+        for ident in idents:
+            self.client.ask("connect", id=ident, **words)
+        return idents
+
+    def close(self, idents: list[int]) -> None:
+        for ident in idents:
+            self.client.ask("close", id=ident, reset=True)
+
+    def lossy(self, session: Session, every: int) -> Any:
+        """Drop every so many full segments of the session on their arrival, the first one, too."""
+        return self.right.dropping(LOST_PORTS.format(session.remote[1], every))
+
+
+@pytest.fixture(scope="module")
+def pair(two_hosts: tuple[Host, Host]) -> Iterator[Pair]:
+    left, right = two_hosts
+    with traffic.peers() as new:
+        client, server = new("nb-client", left), new("nb-server", right)
+        for family in ("ipv4", "ipv6", "mapped"):
+            server.listen(family)
+        yield Pair(left, right, client, server)
+
+
+@contextlib.contextmanager
+def counted(host: Host) -> Iterator[dict[str, int]]:
+    """Yield a dictionary that has the rise of the host's counters after the block."""
+    rise: dict[str, int] = {}
+    before = host.snmp()
+    yield rise
+    after = host.snmp()
+    rise.update({name: value - before.get(name, 0) for name, value in after.items()})
+
+
+def ours(found: list[Json], *hosts: Host) -> list[Json]:
+    """Those of our namespaces: others may retransmit, too."""
+    spaces = {host.inode for host in hosts}
+    return [one for one in found if one["netns"] in spaces]
+
+
+def segments(found: list[Json], *kinds: str) -> int:
+    """The sum of segments, of some kinds or of all that were sent."""
+    wanted = kinds or ("SYN", "SYNACK", "RTO", "FAST", "TLP")
+    return sum(one["segs"] for one in found if one["kind"] in wanted)
+
+
+def probes_used(run: Run) -> dict[str, str]:
+    return {probe["name"]: probe["kind"] for probe in run.summary["probes"]}
+
+
+# --- handshakes -----------------------------------------------------------------------------------
+
+
+def test_syns_into_a_black_hole(netbpf: Any, pair: Pair) -> None:
+    number = 7
+    with counted(pair.left) as rise, pair.right.dropping(f"tcp dport {BLACK_HOLE}") as drops:
+        with netbpf("tcpretrans", "-D", BLACK_HOLE, "--netns", pair.left.inode) as run:
+            idents = pair.sockets(number)
+            run.wait_for(2 * number)  # one and two seconds after the first ones
+            pair.close(idents)
+        dropped = drops.count()
+    events = run.events
+    assert len(events) == 2 * number == dropped - number
+    assert segments(events) == rise["TcpRetransSegs"] == rise["TcpExtTCPSynRetrans"]
+    for event in events:
+        assert (event["kind"], event["state"], event["segs"]) == ("SYN", "SYN_SENT", 1)
+        assert (event["pid"], event["comm"]) == (pair.client.pid, "nb-client")
+        assert (event["owner"], event["family"], event["err"]) == ("exact", "ipv4", None)
+        assert (event["raddr"], event["rport"]) == (pair.right.ipv4, BLACK_HOLE)
+        assert event["rto_us"] >= 1_000_000
+    for port in {event["lport"] for event in events}:
+        assert [e["attempt"] for e in events if e["lport"] == port] == [1, 2]
+    assert run.summary["totals"]["segs"] == run.summary["totals"]["in_namespace"] == 2 * number
+    assert run.summary["counters"]["Tcp.RetransSegs"] == 2 * number
+    assert not any(run.summary["lost"].values())
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6", "mapped"])
+@pytest.mark.parametrize("known", ["exact", "snapshot"])
+def test_synacks_to_clients_that_never_complete(
+    netbpf: Any, pair: Pair, family: str, known: str
+) -> None:
+    number = 5
+    usual = dict(pair.server.listeners)
+    if known == "snapshot":
+        pair.server.listen(family)
+    with counted(pair.right) as rise, netbpf("tcpretrans", "--netns", pair.right.inode) as run:
+        if known == "exact":
+            pair.server.listen(family)
+        port = pair.server.listeners[family][1]
+        # The final ACK of the handshake: neither SYN nor data.
+        with pair.right.dropping(f"tcp dport {port} tcp flags & (syn | ack) == ack"):
+            idents = pair.sockets(number, family, port)
+            run.wait_for(number)
+        pair.close(idents)
+    pair.server.listeners = usual  # those clients may yet complete: let nobody accept them
+    events = run.events
+    assert segments(events) == len(events) == number
+    assert number == rise["TcpRetransSegs"] == rise["TcpExtTCPSynRetrans"]
+    for event in events:
+        assert (event["kind"], event["state"], event["attempt"]) == ("SYNACK", "SYN_RECV", 1)
+        # A SYN-ACK belongs to whoever listens.
+        assert (event["pid"], event["comm"]) == (pair.server.pid, "nb-server")
+        assert event["owner"] == known
+        # A dual-stack listener's IPv4 client is an IPv4 client.
+        assert event["family"] == ("ipv6" if family == "ipv6" else "ipv4")
+        assert event["lport"] == port
+        assert event["laddr"] == traffic.address(pair.right, family)[1]
+    assert len({event["rport"] for event in events}) == number
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def test_sum_and_kinds_during_a_lossy_transfer_agree_with_the_kernels_counters(
+    netbpf: Any, pair: Pair
+) -> None:
+    with netbpf("tcpretrans", "--netns", pair.left.inode) as run, counted(pair.left) as rise:
+        session = traffic.connect(pair.client, pair.server)
+        session.transfer(up=100_003)  # opens the congestion window
+        with pair.lossy(session, 7) as drops:
+            session.transfer(up=2_000_003)
+            assert drops.count() > 0
+        black_out(run, pair, session)
+        session.end()
+    events = run.events
+    assert segments(events) == rise["TcpRetransSegs"] == run.summary["totals"]["in_namespace"]
+    assert segments(events, "FAST") == rise["TcpExtTCPFastRetrans"] > 0
+    # The timer sends one segment, what was lost with it follows as the window opens again.
+    timer = rise["TcpExtTCPTimeouts"] + rise["TcpExtTCPSlowStartRetrans"]
+    assert segments(events, "RTO") == timer > 0
+    assert 0 < segments(events, "TLP") <= rise["TcpExtTCPLossProbes"]
+    for event in events:
+        assert (event["pid"], event["comm"], event["owner"]) == (
+            pair.client.pid,
+            "nb-client",
+            "exact",
+        )
+        assert (event["laddr"], event["lport"]) == session.local
+        assert (event["raddr"], event["rport"]) == session.remote
+        assert 0 < event["srtt_us"] < 10_000_000
+        # A GSO skb is one line that stands for several segments.
+        assert event["segs"] == -(-event["len"] // 1448)
+    assert max(event["segs"] for event in events) > 1
+    assert {event["ca_state"] for event in events if event["kind"] == "RTO"} == {"loss"}
+    assert {event["ca_state"] for event in events if event["kind"] == "FAST"} == {"recovery"}
+
+
+def black_out(run: Run, pair: Pair, session: Session) -> None:
+    """Let nothing through until the retransmission timer has fired for new data."""
+    seen = len(run.events)
+    with pair.right.dropping(f"tcp dport {session.remote[1]}"):
+        pair.client.tell("transfer", id=session.id, send=5003)
+        run.wait_for(lambda events: any(e["kind"] == "RTO" for e in events[seen:]))
+    pair.server.ask("transfer", id=session.id, receive=5003)
+    pair.client.answer()
+
+
+def test_loss_of_the_last_segment_is_one_line_a_tail_loss_probe(netbpf: Any, pair: Pair) -> None:
+    number = 11
+    with netbpf("tcpretrans", "--netns", pair.left.inode, "-s") as run:
+        session = traffic.connect(pair.client, pair.server)
+        session.transfer(up=10_007)
+        with counted(pair.left) as rise, pair.lossy(session, 2) as drops:
+            for _ in range(number):
+                session.transfer(up=1000)  # it is dropped, its retransmission is not
+                session.transfer(up=100)  # before the next probe something else must be acked
+            assert drops.count() == number
+        session.end()
+    assert [event["kind"] for event in run.events] == ["TLP"] * number
+    assert segments(run.events) == rise["TcpRetransSegs"] == rise["TcpExtTCPLossProbes"] == number
+    assert {event["len"] for event in run.events} == {1000}
+    sequence = [event["seq"] for event in run.events]
+    steps = {(later - earlier) % 2**32 for earlier, later in zip(sequence, sequence[1:])}
+    assert steps == {1100}
+
+
+def test_transfer_without_loss_gives_no_line(netbpf: Any, pair: Pair) -> None:
+    with netbpf("tcpretrans", "--netns", pair.left.inode) as run, counted(pair.left) as rise:
+        session = traffic.connect(pair.client, pair.server)
+        session.transfer(up=1_000_003, down=100_003)
+        session.end()
+    assert rise["TcpRetransSegs"] == 0
+    assert run.events == []
+    assert run.summary["totals"] == {"segs": 0, "failed": 0, "in_namespace": 0}
+
+
+@pytest.mark.skipif(
+    "err" not in (Btf().parameters("__traceiter_tcp_retransmit_skb") or ()),
+    reason="needs a kernel that tells of failures: 6.17",
+)
+def test_failures_are_lines_with_the_error_and_are_not_taken_for_retransmissions(
+    netbpf: Any, pair: Pair
+) -> None:
+    session = traffic.connect(pair.client, pair.server)
+    rules = f"type filter hook output priority 0\ntcp dport {session.remote[1]} counter drop"
+    table = f"table inet nb-out {{\nchain out {{\n{rules}\n}}\n}}"
+    with netbpf("tcpretrans", "--netns", pair.left.inode) as run, counted(pair.left) as rise:
+        with pair.right.dropping(f"tcp dport {session.remote[1]}") as drops:
+            pair.client.tell("transfer", id=session.id, send=3)
+            wait_until(drops.count)  # it was sent: what follows is a retransmission
+            pair.left.run("nft", "-f", "-", input=table)
+            try:
+                run.wait_for(lambda events: segments(events, "FAILED") >= 3)
+            finally:
+                pair.left.run("nft", "delete", "table", "inet", "nb-out")
+        pair.server.ask("transfer", id=session.id, receive=3)
+        pair.client.answer()
+        session.end()
+    failed = [event for event in run.events if event["kind"] == "FAILED"]
+    assert len(failed) >= 3
+    assert {(event["err"], event["pid"]) for event in failed} == {("EPERM", pair.client.pid)}
+    assert segments(failed, "FAILED") == rise["TcpExtTCPRetransFail"]
+    # The kernel counts before it sends: its number has those that failed then, too.
+    assert segments(run.events) + len(failed) == rise["TcpRetransSegs"]
+    assert run.summary["totals"]["failed"] == len(failed)
+    assert f"and {len(failed)} that then failed" in " ".join(run.summary["notes"])
+
+
+def test_owner_stays_right_while_others_keep_the_cpus_busy(netbpf: Any, pair: Pair) -> None:
+    number = 13
+    busy = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(2)]
+    try:
+        with pair.right.dropping(f"tcp dport {BLACK_HOLE}"):
+            with netbpf("tcpretrans", "--netns", pair.left.inode) as run:
+                idents = pair.sockets(number)
+                run.wait_for(number)
+                pair.close(idents)
+    finally:
+        for process in busy:
+            kill(process)
+    owners = {(event["pid"], event["comm"], event["owner"]) for event in run.events}
+    assert owners == {(pair.client.pid, "nb-client", "exact")}
+
+
+# --- filters, counting, text ----------------------------------------------------------------------
+
+
+def test_each_filter_shows_what_it_should_and_nothing_else(
+    tmp_path: Any, pair: Pair, one_host: Host
+) -> None:
+    other = BLACK_HOLE + 1
+    both, four, six = {"ipv4", "ipv6"}, {"ipv4"}, {"ipv6"}
+    cases: list[tuple[tuple[object, ...], set[str]]] = [
+        (("-D", f"{BLACK_HOLE}-{other}"), both),
+        (("-D", BLACK_HOLE), four),
+        (("-D", other), six),
+        (("-4",), four),
+        (("-6",), six),
+        (("--raddr", pair.right.ipv4), four),
+        (("--laddr", f"{pair.left.ipv6}/128"), six),
+        (("-L", "1-2"), set()),
+        (("-p", pair.client.pid), both),
+        (("-p", pair.server.pid), set()),
+        (("--comm", "nb-cl*"), both),
+        (("--comm", "nb-s*"), set()),
+        (("-u", "root"), both),
+        (("-u", "nobody"), set()),
+        (("--netns", pair.left.namespace), both),
+        (("--netns", one_host.namespace), set()),
+    ]
+    for at in range(0, len(cases), 4):
+        check_filters(tmp_path, pair, cases[at : at + 4])
+
+
+def check_filters(tmp_path: Any, pair: Pair, cases: Any) -> None:
+    rule = f"tcp dport {{ {BLACK_HOLE}, {BLACK_HOLE + 1} }}"
+    with contextlib.ExitStack() as stack, pair.right.dropping(rule) as drops:
+        runs = []
+        for words, _ in [*cases, ((), {"ipv4", "ipv6"})]:  # the last one sees both
+            directory = tmp_path / f"filter-{len(list(tmp_path.iterdir()))}"
+            directory.mkdir()
+            runs.append(start(directory, "tcpretrans", *words))
+        for run in runs:
+            stack.enter_context(attended(run))
+        idents = pair.sockets(1, "ipv4") + pair.sockets(1, "ipv6", BLACK_HOLE + 1)
+        wait_until(lambda: drops.count() >= 4, what="a retransmission of each")
+        runs[-1].wait_for(lambda events: len(ours(events, pair.left)) >= 2)
+        pair.close(idents)
+    for run, (words, wanted) in zip(runs, cases):
+        shown = {event["family"] for event in ours(run.events, pair.left)}
+        assert shown == wanted, words
+
+
+def test_counting_ranks_flows_and_adds_up_over_the_intervals(netbpf: Any, pair: Pair) -> None:
+    options = ("-c", "0.2", "--netns", pair.left.inode)
+    with netbpf("tcpretrans", *options) as run, counted(pair.left) as rise:
+        sessions = [traffic.connect(pair.client, pair.server) for _ in range(2)]
+        for session, size in zip(sessions, (300_007, 2_000_003)):
+            session.transfer(up=100_003)
+            with pair.lossy(session, 7):
+                session.transfer(up=size)
+            time.sleep(0.3)  # not to be safe: so that there is more than one interval
+        for session in sessions:
+            session.end()
+    assert run.events == []
+    assert sum(row["retransmits"] for row in run.rows) == rise["TcpRetransSegs"] > 0
+    by_time: dict[str, list[int]] = {}
+    for row in run.rows:
+        by_time.setdefault(row["time"], []).append(row["retransmits"])
+        assert (row["pid"], row["comm"]) == (pair.client.pid, "nb-client")
+        assert 0 < row["share"] < 1 and row["sent"] > row["retransmits"]
+    assert len(by_time) >= 2
+    assert all(counts == sorted(counts, reverse=True) for counts in by_time.values())
+    assert {(row["laddr"], row["lport"]) for row in run.rows} == {s.local for s in sessions}
+
+
+def test_text_is_that_of_bcc_and_fits_80_columns(netbpf: Any, pair: Pair) -> None:
+    options = ("--netns", pair.left.inode)
+    with contextlib.ExitStack() as stack:
+        texts = [
+            stack.enter_context(netbpf("tcpretrans", *options, *more, json_lines=False))
+            for more in ((), ("-s",))
+        ]
+        shown = stack.enter_context(netbpf("tcpretrans", *options))
+        session = traffic.connect(pair.client, pair.server)
+        session.transfer(up=10_007)
+        with pair.lossy(session, 2):
+            session.transfer(up=1000)
+        black_out(shown, pair, session)
+        session.end()
+    head, *lines = texts[0].stdout.splitlines()
+    assert head.split() == "TIME PID IP LADDR:LPORT T> RADDR:RPORT STATE".split()
+    assert all(len(line) <= 80 for line in (head, *lines))
+    assert len(lines) == len(shown.events)
+    letters = {"TLP": "L>", "RTO": "R>", "FAST": "R>"}
+    for line, event in zip(lines, shown.events):
+        clock, pid, version, local, letter, remote, state = line.split()
+        assert len(clock) == 8
+        assert (pid, version, state) == (str(pair.client.pid), "4", event["state"])
+        assert letter == letters[event["kind"]]
+        assert (local, remote) == ("{}:{}".format(*session.local), "{}:{}".format(*session.remote))
+    head, *lines = texts[1].stdout.splitlines()
+    assert head.split()[-1] == "SEQ"
+    assert [int(line.split()[-1]) for line in lines] == [event["seq"] for event in shown.events]
+
+
+def test_loss_probes_are_shown_or_it_is_said_why_not(netbpf: Any, pair: Pair) -> None:
+    with netbpf("tcpretrans", "-l", "--netns", pair.left.inode) as run:
+        session = traffic.connect(pair.client, pair.server)
+        session.transfer(up=10_007)
+        with pair.lossy(session, 2):
+            session.transfer(up=1000)
+        session.end()
+    # With the probe or without: a retransmitting loss probe is one line.
+    assert [event["kind"] for event in run.events] == ["TLP"]
+    said = any(note.startswith("-l: this kernel") for note in run.summary["notes"])
+    assert said is (probes_used(run)["loss_probe"] is None)

@@ -1,0 +1,212 @@
+"""Network namespaces of our own: nothing outside of them changes, and none is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import SLOW
+
+_CLONE_NEWNET = 0x40000000
+
+_numbers = itertools.count()
+
+
+def _unique(prefix: str) -> str:
+    # A device name has 15 bytes: 2 + 7 (the highest pid) + 1 + 4 leave one.
+    return f"{prefix}{os.getpid()}x{next(_numbers)}"
+
+
+def must(*words: object, **options: Any) -> str:
+    """Run a command that must succeed and return what it printed."""
+    options = {"text": True, "timeout": 30 * SLOW, **options}
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, check=False, **options
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.stderr}"
+    return str(done.stdout)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace with one device to the outside; `device` is lo if it has no other."""
+
+    namespace: str
+    device: str = "lo"
+    ipv4: str = "127.0.0.1"
+    ipv6: str = "::1"
+
+    @property
+    def inode(self) -> int:
+        """The number by which the kernel knows the namespace."""
+        return os.stat(f"/run/netns/{self.namespace}").st_ino
+
+    def inside(self, *words: object) -> list[str]:
+        """Return the command line that runs a program inside; its pid is the program's own."""
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, words)]
+
+    def run(self, *words: object, **options: Any) -> str:
+        """Run a program inside that must succeed and return what it printed."""
+        return must(*self.inside(*words), **options)
+
+    def sysctl(self, **values: object) -> None:
+        """Set kernel parameters of the namespace; `__` in a name stands for a dot."""
+        words = [f"{name.replace('__', '.')}={value}" for name, value in values.items()]
+        self.run("sysctl", "-qw", *words)
+
+    def snmp(self) -> dict[str, int]:
+        """Return the namespace's protocol counters, such as {"TcpActiveOpens": 23}."""
+        text = self.run("cat", "/proc/self/net/snmp", "/proc/self/net/netstat")
+        lines = text.splitlines()
+        counters = {}
+        for names, values in zip(lines[::2], lines[1::2]):
+            group, _, words = names.partition(":")
+            pairs = zip(words.split(), values.partition(":")[2].split())
+            counters.update({group + name: int(value) for name, value in pairs})
+        return counters
+
+    def device_counters(self, device: str = "") -> dict[str, int]:
+        """Return {rx_bytes, rx_packets, tx_bytes, tx_packets} of a device: its own count."""
+        for line in self.run("cat", "/proc/self/net/dev").splitlines():
+            name, _, values = line.partition(":")
+            if name.strip() == (device or self.device):
+                v = [int(value) for value in values.split()]
+                return {"rx_bytes": v[0], "rx_packets": v[1], "tx_bytes": v[8], "tx_packets": v[9]}
+        raise AssertionError(f"no device {device or self.device}")
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """Return a socket that lives in the namespace: a thread goes there, opens it, and ends."""
+        made: list[socket.socket] = []
+
+        def make() -> None:
+            with open(f"/run/netns/{self.namespace}") as handle:
+                if ctypes.CDLL(None).setns(handle.fileno(), _CLONE_NEWNET) == 0:
+                    made.append(socket.socket(family, kind, protocol))
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        assert made, f"cannot open a socket in {self.namespace}"
+        return made[0]
+
+    @contextlib.contextmanager
+    def dropping(self, *rules: str) -> Iterator[Drops]:
+        """Drop arriving packets that match one of these nftables expressions, in the block."""
+        table = _unique("netbpf")
+        body = ["type filter hook input priority 0", *(f"{rule} counter drop" for rule in rules)]
+        chain = "\n".join(["chain in {", *body, "}"])
+        self.run("nft", "-f", "-", input=f"table inet {table} {{\n{chain}\n}}\n")
+        drops = Drops(self, table)
+        try:
+            yield drops
+        finally:
+            drops.end()
+
+
+class Drops:
+    """Packets that are being dropped."""
+
+    def __init__(self, host: Host, table: str) -> None:
+        self._host = host
+        self._table = table
+        self._active = True
+
+    def count(self) -> int:
+        """Return how many packets were dropped so far."""
+        words = self._host.run("nft", "list", "table", "inet", self._table).split()
+        return sum(int(words[i + 1]) for i, word in enumerate(words) if word == "packets")
+
+    def end(self) -> None:
+        """Let packets through again."""
+        if self._active:
+            self._host.run("nft", "delete", "table", "inet", self._table)
+            self._active = False
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[str]:
+    """Make a network namespace with lo up and return its name."""
+    name = _unique("netbpf-")
+    must("ip", "netns", "add", name)
+    try:
+        must("ip", "-n", name, "link", "set", "lo", "up")
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+@contextlib.contextmanager
+def one_host() -> Iterator[Host]:
+    """Make a namespace with nothing but lo."""
+    with namespace() as name:
+        yield Host(name)
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[tuple[Host, Host]]:
+    """Make two namespaces joined by a veth pair, each with an IPv4 and an IPv6 address."""
+    with namespace() as first, namespace() as second:
+        left = Host(first, _unique("nl"), "10.91.0.1", "fd00:91::1")
+        right = Host(second, _unique("nr"), "10.91.0.2", "fd00:91::2")
+        peer = ["peer", "name", right.device, "netns", second]
+        must("ip", "-n", first, "link", "add", left.device, "type", "veth", *peer)
+        for host in (left, right):
+            _configure(host)
+        for host, other in ((left, right), (right, left)):
+            _introduce(host, other)
+        yield left, right
+
+
+def _configure(host: Host) -> None:
+    # Nothing but what tests send shall pass: neither router solicitations (type 133), nor the
+    # announcement of the multicast group that belongs to an IPv6 address (143).
+    silence = "chain out {\ntype filter hook output priority 0\nicmpv6 type {133, 143} drop\n}"
+    host.run("nft", "-f", "-", input=f"table inet netbpf-silence {{\n{silence}\n}}\n")
+    ip = ["ip", "-n", host.namespace]
+    must(*ip, "link", "set", host.device, "addrgenmode", "none")
+    must(*ip, "address", "add", f"{host.ipv4}/24", "dev", host.device)
+    must(*ip, "address", "add", f"{host.ipv6}/64", "dev", host.device, "nodad")
+    must(*ip, "link", "set", host.device, "up")
+
+
+def _introduce(host: Host, other: Host) -> None:
+    # Nobody has to ask for a link address.
+    (link,) = json.loads(must("ip", "-n", other.namespace, "-j", "link", "show", other.device))
+    for address in (other.ipv4, other.ipv6):
+        words = ["lladdr", link["address"], "dev", host.device, "nud", "permanent"]
+        must("ip", "-n", host.namespace, "neighbour", "replace", address, *words)
+
+
+def cgroup2_mount() -> Path:
+    """Return where the version 2 cgroup hierarchy is mounted."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, place, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(place)
+    raise AssertionError("no cgroup2 mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+@contextlib.contextmanager
+def cgroup(*names: str) -> Iterator[Path]:
+    """Make a cgroup of ours, with cgroups `names` one in the other below it; yield the lowest."""
+    path = cgroup2_mount() / _unique("netbpf-")
+    made = []
+    try:
+        for name in ("", *names):
+            path = path / name
+            path.mkdir()
+            made.append(path)
+        yield path
+    finally:
+        for path in reversed(made):
+            path.rmdir()

@@ -1,0 +1,113 @@
+"""Control groups: ids are those of directories, and a container is found by its id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from netbpf.errors import Unsupported, UsageError
+from netbpf.kernel import cgroups
+from netbpf.kernel.cgroups import cgroup_id, container_cgroup, container_of, path_of
+
+WEB, DB = "ab" * 32, "ac" + "0" * 62
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A version 2 hierarchy with two containers."""
+    for name in (
+        "system.slice/ssh.service",
+        f"system.slice/docker-{WEB}.scope/init.scope",
+        f"machine.slice/libpod-conmon-{DB}.scope",
+        f"machine.slice/libpod-{DB}.scope/container",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    for directory in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
+        (directory / "cgroup.procs").write_text("")
+    monkeypatch.setattr(cgroups, "cgroup_root", lambda: str(tmp_path))
+    path_of.cache_clear()
+    return tmp_path
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def test_cgroup_is_found_below_the_root_and_by_its_whole_path(tree):
+    wanted = inode(tree / "system.slice" / "ssh.service")
+    assert cgroup_id("system.slice/ssh.service") == wanted
+    assert cgroup_id("/system.slice/ssh.service") == wanted
+    assert cgroup_id(str(tree / "system.slice" / "ssh.service")) == wanted
+    assert cgroup_id("/") == inode(tree)
+
+
+@pytest.mark.parametrize("path", ["absent", "system.slice/cgroup.procs", "a\0b", "x" * 300])
+def test_what_is_no_cgroup_is_a_usage_error(tree, path):
+    with pytest.raises(UsageError, match="--cgroup: there is no cgroup"):
+        cgroup_id(path)
+
+
+def test_no_hierarchy_is_unsupported_with_a_way_out(monkeypatch):
+    monkeypatch.setattr(cgroups, "cgroup_root", lambda: "")
+    with pytest.raises(Unsupported) as caught:
+        cgroup_id("a")
+    assert "mount -t cgroup2" in caught.value.hint
+
+
+def test_container_is_found_by_the_beginning_of_its_id(tree):
+    wanted = inode(tree / "system.slice" / f"docker-{WEB}.scope")
+    assert container_cgroup("abab") == wanted
+    assert container_cgroup(WEB) == wanted
+
+
+def test_container_is_not_its_monitor(tree):
+    assert container_cgroup("ac00") == inode(tree / "machine.slice" / f"libpod-{DB}.scope")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "why"),
+    [
+        ("ffff", "no container's cgroup matches"),
+        ("abc", "is not a container id"),
+        ("ABAB", "is not a container id"),
+        ("web1", "is not a container id"),
+        ("../..", "is not a container id"),
+    ],
+)
+def test_unknown_container_is_a_usage_error(tree, prefix, why):
+    with pytest.raises(UsageError, match=why):
+        container_cgroup(prefix)
+
+
+def test_ambiguous_container_is_a_usage_error(tree):
+    (tree / f"docker-{WEB[:8]}{'0' * 56}.scope").mkdir()
+    with pytest.raises(UsageError, match="more than one container"):
+        container_cgroup(WEB[:8])
+
+
+@pytest.mark.parametrize(
+    ("path", "identity"),
+    [
+        (f"/docker/{WEB}", WEB),
+        (f"/system.slice/docker-{WEB}.scope", WEB),
+        (f"/kubepods/besteffort/pod1-2/{WEB}", WEB),
+        (f"/kubepods.slice/x.slice/cri-containerd-{WEB}.scope", WEB),
+        (f"/x.slice:cri-containerd:{WEB}", WEB),
+        (f"/machine.slice/libpod-{WEB}.scope/container", WEB),
+        (f"/machine.slice/libpod-conmon-{WEB}.scope", ""),
+        (f"/crio-conmon-{WEB}.scope", ""),
+        (f"/docker/{WEB}/docker/{DB}", DB),
+        (f"/docker/{WEB}0", ""),
+        (f"/docker/{WEB[:-1]}", ""),
+        ("/system.slice/ssh.service", ""),
+        ("", ""),
+    ],
+)
+def test_container_id_is_read_from_a_cgroups_path(path, identity):
+    assert container_of(path) == identity
+
+
+def test_path_of_a_cgroup_id(tree):
+    assert path_of(inode(tree / "system.slice" / "ssh.service")) == "/system.slice/ssh.service"
+    assert path_of(2**63) == ""

@@ -1,0 +1,158 @@
+"""The command line: options become settings, errors become one line, a hint and an exit code."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from netbpf import cli
+from netbpf.cli import main, settings_of
+from netbpf.declare.tool import find_tool
+from netbpf.errors import NetbpfError, PrivilegeError, UsageError
+from netbpf.run import runner
+
+
+def run(monkeypatch, *words: str, error: Exception | None = None) -> tuple[object, dict]:
+    """Run `netbpf` with a runner that only notes what it was asked for."""
+    asked: dict = {}
+
+    def fake(tool, settings):
+        asked.update(settings, tool=tool.name)
+        if error:
+            raise error
+        return 0
+
+    monkeypatch.setattr(runner, "run", fake)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return ended.value.code, asked
+
+
+def test_words_become_settings(monkeypatch):
+    code, asked = run(monkeypatch, "tcplife", "-p", "1,2", "-L", "80-90", "-d", "1.5", "-w")
+    assert code in (0, None)
+    assert asked["tool"] == "tcplife"
+    assert (asked["pid"], asked["lport"], asked["duration"]) == ([1, 2], [(80, 90)], 1.5)
+    assert (asked["wide"], asked["time"], asked["output"]) == (True, False, "text")
+    assert asked["buffer"] == 1 << 20
+
+
+@pytest.mark.parametrize("words", [["--json"], ["-o", "json"]])
+def test_switch_can_stand_for_another_option(monkeypatch, words):
+    assert run(monkeypatch, "tcplife", *words)[1]["output"] == "json"
+
+
+def test_interval_and_count_are_numbers(monkeypatch):
+    asked = run(monkeypatch, "tcplife", "0.5", "3")[1]
+    assert (asked["interval"], asked["count"]) == (0.5, 3)
+
+
+def failed(capsys, *words: str) -> tuple[int, list[str]]:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    return ended.value.code, streams.err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tcplife", "-p", "0"], "netbpf: error: --pid: '0' is not a whole number"),
+        (["tcplife", "--laddr", "10.0.0.1/8"], "netbpf: error: --laddr: '10.0.0.1/8' is not"),
+        (["tcplife", "-o", "xml"], "netbpf: error: invalid value"),
+        (["tcplife", "--absent"], "netbpf: error: no such option"),
+        (["tcplife", "x"], "netbpf: error: INTERVAL: 'x' is not a number of seconds"),
+        (["tcplife", "1", "0"], "netbpf: error: COUNT: '0' is not a whole number"),
+        (["tcplife", "1", "2", "3"], "netbpf: error: got unexpected extra argument"),
+        (["absent"], "netbpf: error: no tool named 'absent'"),
+        (["schema", "absent"], "netbpf: error: no tool named 'absent'"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_usage_error_is_one_line_with_a_hint_and_exits_2(capsys, words, message):
+    code, lines = failed(capsys, *words)
+    assert code == 2
+    assert lines[0].startswith(message)
+    assert lines[1].startswith("hint: ")
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [
+        (NetbpfError("it broke", "mend it", "much more"), 1,
+         ["netbpf: error: it broke", "hint: mend it"]),
+        (PrivilegeError("tracing needs CAP_BPF"), 77, ["netbpf: error: tracing needs CAP_BPF"]),
+        (ValueError("odd\nthing"), 1,
+         ["netbpf: error: ValueError: odd thing", "hint: run it with -v, and please report this"]),
+        (KeyboardInterrupt(), 0, []),
+    ],
+    ids=lambda part: type(part).__name__,
+)  # fmt: skip
+def test_error_while_running_has_its_exit_code_and_no_traceback(
+    monkeypatch, capsys, error, code, lines
+):
+    assert run(monkeypatch, "tcplife", error=error)[0] == code
+    assert capsys.readouterr().err.strip().splitlines() == lines
+
+
+def test_verbose_shows_detail_and_traceback(monkeypatch, capsys):
+    run(monkeypatch, "tcplife", "-v", error=NetbpfError("it broke", "", "much more"))
+    text = capsys.readouterr().err
+    assert "much more" in text
+    assert "Traceback" in text
+
+
+def test_name_in_a_message_cannot_reach_the_terminal_raw(capsys):
+    _, lines = failed(capsys, "\x1b[2Jabsent")
+    assert all(line.isprintable() for line in lines)
+
+
+def test_refused_filter_is_a_usage_error_that_says_why(capsys):
+    tool = next(
+        (t for t in cli.all_tools() if any(o.name == "pid" for o in t.refused)), None
+    )  # fmt: skip
+    if tool is None:
+        pytest.skip("every tool honours --pid: nothing is refused")
+    code, lines = failed(capsys, tool.name, "-p", "1")
+    assert code == 2
+    assert f"{tool.name} has no --pid" in lines[0]
+
+
+def test_every_tools_defaults_are_settings():
+    for tool in cli.all_tools():
+        settings = settings_of(tool, {o.name: o.default for o in tool.options})
+        assert set(settings) >= {o.name for o in tool.options}
+
+
+def test_list_names_every_tool(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["list"])
+        raise SystemExit(0)  # without an error, main returns
+    assert ended.value.code in (0, None)
+    out = capsys.readouterr().out
+    for tool in cli.all_tools():
+        assert f"{tool.name} " in out
+        assert tool.summary in out
+
+
+def test_a_locale_that_lacks_a_character_ends_nothing(monkeypatch):
+    # GIVEN an output that can write ASCII only
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    # WHEN a tool writes a name with another character
+    monkeypatch.setattr(runner, "run", lambda tool, settings: print("caf\u00e9") or 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["tcplife"])
+    out.flush()
+    # THEN it is written in another way
+    assert ended.value.code in (0, None)
+    assert out.buffer.getvalue() == b"caf\\xe9\n"
+
+
+def test_bad_argument_of_an_option_is_told_by_its_flag():
+    with pytest.raises(UsageError, match="--map-entries"):
+        settings_of(find_tool("tcplife"), {"map_entries": "many"})

@@ -1,0 +1,149 @@
+"""Kernel counters: all three files, names as nstat has them with a dot, and only what grew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from netbpf.kernel.counters import _FILES, Counters, increase
+
+SNMP = """\
+Ip: Forwarding DefaultTTL InReceives
+Ip: 2 64 191
+IcmpMsg: InType3 OutType3
+IcmpMsg: 5 6
+Tcp: RtoAlgorithm MaxConn ActiveOpens RetransSegs
+Tcp: 1 -1 17 4
+Udp: InDatagrams NoPorts RcvbufErrors
+Udp: 7 23 2
+"""
+NETSTAT = """\
+TcpExt: SyncookiesSent ListenOverflows ListenDrops
+TcpExt: 0 3 18446744073709551615
+IpExt: InNoRoutes InOctets
+IpExt: 1 2
+"""
+SNMP6 = """\
+Ip6InReceives                   \t12
+Icmp6OutType133                 \t3
+Udp6RcvbufErrors                \t4
+UdpLite6InDatagrams             \t5
+"""
+
+
+def read_from(directory: Path) -> dict[str, int]:
+    """Read the files of a directory as if they were a namespace's."""
+    counters = Counters.__new__(Counters)
+    names = [name for name in _FILES if (directory / name).exists()]
+    counters._files = [os.open(directory / name, os.O_RDONLY) for name in names]
+    try:
+        return counters.read()
+    finally:
+        counters.close()
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    for name, text in (("snmp", SNMP), ("netstat", NETSTAT), ("snmp6", SNMP6)):
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_counters_of_all_files_are_named_group_dot_name(net):
+    found = read_from(net)
+    assert found["Tcp.RetransSegs"] == 4
+    assert found["Tcp.MaxConn"] == -1
+    assert found["Udp.NoPorts"] == 23
+    assert found["IcmpMsg.OutType3"] == 6
+    assert found["TcpExt.ListenOverflows"] == 3
+    assert found["TcpExt.ListenDrops"] == 2**64 - 1
+    assert found["IpExt.InOctets"] == 2
+    assert found["Ip6.InReceives"] == 12
+    assert found["Icmp6.OutType133"] == 3
+    assert found["Udp6.RcvbufErrors"] == 4
+    assert found["UdpLite6.InDatagrams"] == 5
+    assert len(found) == 21
+
+
+DEV = """\
+Inter-|   Receive                    |  Transmit
+ face |bytes    packets errs drop fifo|bytes    packets errs drop
+    lo: 100       2    0    0    0      100       2    0    0
+eth0:1:1234567890 9    1    7    0       55       3    0    2
+"""
+SOFTNET = """\
+00087fd7 00000003 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000001
+00095864 0000000a 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000002
+"""
+
+
+def test_devices_have_counters_of_both_ways(tmp_path):
+    (tmp_path / "dev").write_text(DEV)
+    found = read_from(tmp_path)
+    assert found["Device.lo.rx_packets"] == 2
+    assert found["Device.eth0:1.rx_bytes"] == 1234567890
+    assert found["Device.eth0:1.rx_drop"] == 7
+    assert found["Device.eth0:1.tx_drop"] == 2
+
+
+def test_softnet_is_the_sum_of_all_cpus(tmp_path):
+    (tmp_path / "softnet_stat").write_text(SOFTNET)
+    assert read_from(tmp_path) == {"Softnet.dropped": 13, "Softnet.flow_limit": 3}
+
+
+def test_pattern_stands_for_what_grew():
+    before = {"Device.lo.rx_drop": 0, "Device.eth0.rx_drop": 1, "Device.eth0.tx_drop": 0}
+    after = {"Device.lo.rx_drop": 0, "Device.eth0.rx_drop": 4, "Device.eth0.tx_drop": 9}
+    assert increase(before, after, ["Device.*.rx_drop"]) == {"Device.eth0.rx_drop": 3}
+
+
+@pytest.mark.parametrize("absent", ["snmp", "netstat", "snmp6"])
+def test_a_missing_file_adds_nothing(net, absent):
+    before = read_from(net)
+    (net / absent).unlink()
+    after = read_from(net)
+    assert 0 < len(after) < len(before)
+    assert after.items() <= before.items()
+
+
+def test_no_files_are_no_counters(tmp_path):
+    assert read_from(tmp_path) == {}
+
+
+def test_increase_leaves_out_what_this_kernel_lacks():
+    before, after = {"a": 1, "b": 5, "gone": 1}, {"a": 4, "b": 5, "new": 9}
+    names = ["b", "a", "gone", "new", "absent"]
+    assert increase(before, after, names) == {"b": 0, "a": 3}
+    assert list(increase(before, after, names)) == ["b", "a"]
+
+
+def test_the_same_files_are_read_again(net):
+    # GIVEN counters that were read once
+    counters = Counters.__new__(Counters)
+    counters._files = [os.open(net / "snmp", os.O_RDONLY)]
+    before = counters.read()
+    # WHEN one grows
+    (net / "snmp").write_text(SNMP.replace("7 23 2", "7 29 2"))
+    # THEN the next reading shows it
+    assert increase(before, counters.read(), ["Udp.NoPorts", "Udp.InDatagrams"]) == {
+        "Udp.NoPorts": 6,
+        "Udp.InDatagrams": 0,
+    }
+    counters.close()
+
+
+def test_the_running_kernel_has_counters():
+    if not Path("/proc/self/net/snmp").exists():
+        pytest.skip("needs /proc/net: run it on Linux with proc mounted")
+    counters = Counters()
+    assert "Tcp.RetransSegs" in counters.read()
+    counters.close()
+    assert counters.read() == {}
+
+
+def test_a_namespace_that_nobody_has_has_no_counters():
+    counters = Counters(netns=1)
+    assert counters.read() == {}
+    counters.close()

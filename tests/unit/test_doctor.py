@@ -1,0 +1,301 @@
+"""The doctor: what a tool would use on a made-up kernel, in words, as exit code, as a recording."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from netbpf import doctor, recording
+from netbpf.declare import (
+    Event,
+    Fentry,
+    Fexit,
+    Kretprobe,
+    Pid,
+    Probe,
+    RawTracepoint,
+    Tool,
+    Tracepoint,
+)
+from netbpf.declare.tool import all_tools
+from netbpf.errors import PrivilegeError, Unsupported
+from netbpf.kernel import layout, machine
+from netbpf.kernel.btf import Field
+from netbpf.kernel.inspect import RecordedKernel, Recorder
+from netbpf.kernel.select import select
+from tests.unit.fakes import FakeKernel
+
+FIELD = Field(16, "u16 %s")
+RAW = {"seen": ("sk", "what")}
+HAS_FIELDS = {"fields": {("sock", "skc_family"): FIELD}, "sizes": {"sock": 64}}
+SOURCE = """
+KERNEL_FIELDS(sock, skc_family)
+KERNEL_OPTIONAL(sock, skc_v6)
+"""
+
+
+class Thing(Event):
+    """What the pretended tool shows."""
+
+    pid = Pid("whose")
+
+
+TOOL = Tool(
+    "pretend - a tool that is not there\n",
+    event=Thing,
+    probes=(
+        Probe("seen", Fentry("see", args=("sk",)), RawTracepoint("seen", args=("sk",))),
+        Probe("felt", Fexit("feel"), Kretprobe("feel"), optional=True, loses=("pid",)),
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path, monkeypatch):
+    """The C program of the pretended tool."""
+    (tmp_path / "pretend.bpf.c").write_text(SOURCE)
+    monkeypatch.setattr(layout, "program_directory", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def real_programs(monkeypatch, programs):
+    """Those of netbpf again."""
+    monkeypatch.undo()
+
+
+def report_of(tools, **more):
+    empty = {
+        "netbpf": "0", "kernel": "1.2.3", "machine": "x", "missing_privileges": [], "checks": [],
+        "libraries": None, "hints": [],
+    }  # fmt: skip
+    return {**empty, "tools": tools, **more}
+
+
+def test_a_tool_is_usable_if_every_needed_probe_and_field_is_there():
+    found = doctor.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))
+    assert found["usable"] is True and found["problems"] == []
+    seen, felt = found["probes"]
+    assert (seen["kind"], seen["targets"]) == ("rawtp", ["seen"])
+    assert seen["passed_over"] == [
+        {"alternative": "fentry see", "why": "this kernel refuses fentry programs"}
+    ]
+    assert (felt["kind"], felt["lost_columns"]) == (None, ["pid"])
+    assert found["lost_columns"] == ["pid"]
+
+
+def test_everything_that_is_missing_is_told_at_once(programs):
+    # GIVEN a program that reads two fields, on a kernel without them and without any probe
+    (programs / "pretend.bpf.c").write_text(SOURCE + "KERNEL_FIELDS(sock, skc_num)\n")
+    # WHEN the tool is examined
+    problems = doctor.examine_tool(TOOL, FakeKernel())["problems"]
+    # THEN all three are named
+    assert len(problems) == 3
+    assert "nothing for probe 'seen' (fentry see: this kernel refuses fentry" in problems[0]
+    assert "'skc_family'" in problems[1] and "'skc_num'" in problems[2]
+
+
+def test_a_program_that_is_not_there_is_told(programs):
+    (programs / "pretend.bpf.c").unlink()
+    [problem] = doctor.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))["problems"]
+    assert "pretend.bpf.c: No such file" in problem
+
+
+def test_without_privileges_nothing_is_claimed():
+    found = doctor.examine_tool(TOOL, FakeKernel(**HAS_FIELDS), lacking=["CAP_BPF"])
+    assert found["usable"] is None and found["problems"] == []
+    whys = {over["why"] for probe in found["probes"] for over in probe["passed_over"]}
+    assert whys == {machine.ROOT_TELLS}
+
+
+def test_without_kernel_types_no_tool_is_usable():
+    found = doctor.examine_tool(TOOL, None)
+    assert found["usable"] is False and found["probes"] == []
+
+
+def test_a_probe_of_an_option_that_cannot_be_is_no_problem():
+    probes = (Probe("extra", Tracepoint("no:such"), option="extra"),)
+    tool = Tool("pretend - with an option\n", event=Thing, probes=probes)
+    found = doctor.examine_tool(tool, FakeKernel(**HAS_FIELDS))
+    assert found["usable"] is True
+    assert "not used (with --extra)" in doctor.describe(report_of([found]))
+
+
+def test_a_probe_that_its_partner_covers_loses_nothing():
+    probes = (
+        Probe("a", Fexit("f"), Tracepoint("s:a")),
+        Probe("b", Tracepoint("s:b"), optional=True, loses=("pid",), instead="a"),
+    )
+    tool = Tool("pretend - with partners\n", event=Thing, probes=probes)
+    kernel = FakeKernel(
+        tracepoints={"s:b": ()}, functions={"f": ()}, takes=("fentry",), **HAS_FIELDS
+    )
+    found = doctor.examine_tool(tool, kernel)
+    assert found["probes"][1]["kind"] is None
+    assert found["lost_columns"] == []
+
+
+# --- exit codes and words -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("usable", "lacking", "code"),
+    [
+        ([True, True], [], 0),
+        ([True, False], [], 69),
+        ([None, None], ["CAP_BPF"], 77),
+        ([False, False], ["CAP_BPF"], 77),
+    ],
+)
+def test_exit_code(usable, lacking, code):
+    tools = [{"usable": one} for one in usable]
+    assert doctor.exit_code(report_of(tools, missing_privileges=lacking)) == code
+
+
+def test_words_are_marked_and_fit_80_columns():
+    good = doctor.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))
+    bad = doctor.examine_tool(TOOL, FakeKernel())
+    checks = [
+        machine.Check("bcc", machine.OK, "0.26.0")._asdict(),
+        machine.Check("kprobes", machine.ABSENT, "not in this kernel")._asdict(),
+        machine.Check("BTF", machine.BAD, "a long story " * 12, "tell it")._asdict(),
+    ]
+    text = doctor.describe(report_of([good, bad], checks=checks, hints=["mend " * 30]))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.isascii()
+    for words in ("ok  bcc", "--  kprobes", "!!  BTF", "ok  pretend:", "!!  pretend:", "to mend:"):
+        assert words in text
+    assert "not fentry see: this kernel refuses fentry programs" in text
+    assert "may stay unknown: pid" in text
+
+
+def test_only_some_processes_that_cannot_be_covered_are_named():
+    gaps = [{"pid": n, "name": f"prog{n}", "reason": "static"} for n in range(10)]
+    libraries = {
+        "libcs": [{"kind": "glibc", "path": "/lib/libc.so.6", "processes": 4}],
+        "programs": 1, "covered": 5, "uncovered": gaps,
+    }  # fmt: skip
+    text = " ".join(doctor.describe(report_of([], libraries=libraries)).split())
+    assert "ok glibc /lib/libc.so.6, 4 processes" in text
+    assert "-- 10 not coverable: prog0 (static)" in text
+    assert "prog5 (static), and 4 more" in text and "prog6" not in text
+
+
+def test_report_on_any_machine_is_json(real_programs):
+    # The real machine, whatever it is, with or without root: it must not raise.
+    report = doctor.examine()
+    assert json.loads(json.dumps(report)) == report
+    assert {tool["name"] for tool in report["tools"]} == {tool.name for tool in all_tools()}
+    assert doctor.exit_code(report) in (0, 69, 77)
+    assert doctor.describe(report)
+
+
+def test_what_no_tool_can_do_without_counts_for_all(real_programs, monkeypatch):
+    def no_kernel(_):
+        raise Unsupported("no BTF here", "get one")
+
+    monkeypatch.setattr(doctor, "LiveKernel", no_kernel)
+    report = doctor.examine()
+    assert {tool["usable"] for tool in report["tools"]} == {False}
+    assert "get one" in report["hints"]
+    assert doctor.exit_code(report) in (69, 77)
+
+
+# --- recording ------------------------------------------------------------------------------------
+
+
+def test_a_recording_answers_every_selection():
+    kernel = FakeKernel(
+        raw=RAW, functions={"see": ("sk",), "feel": ()}, takes=("fentry",), **HAS_FIELDS
+    )
+    recorder = Recorder(kernel)
+    machine.kernel_checks(recorder)
+    recording.ask_everything(TOOL, recorder)
+    recorded = RecordedKernel(json.loads(json.dumps(recorder.answers)))
+    assert select(TOOL.probes, recorded) == select(TOOL.probes, kernel)
+    # Alternatives that were not needed at first are in there too.
+    refused = {("seen", "fentry"): "refused", ("felt", "fexit"): "refused"}
+    assert select(TOOL.probes, recorded, refused) == select(TOOL.probes, kernel, refused)
+    assert doctor.examine_tool(TOOL, recorded) == doctor.examine_tool(TOOL, kernel)
+
+
+def test_recording_needs_privileges(monkeypatch, tmp_path):
+    monkeypatch.setattr(recording, "missing_privileges", lambda: ["CAP_BPF"])
+    with pytest.raises(PrivilegeError, match="CAP_BPF"):
+        recording.record(str(tmp_path / "kernel.json"))
+    assert not (tmp_path / "kernel.json").exists()
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def test_an_interpreter_without_bcc_is_told_which_package(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'bcc'\" >&2\nexit 1\n")
+    fake.chmod(0o755)
+    found = machine.check_bcc(str(fake))
+    assert found.state == machine.BAD
+    assert "No module named 'bcc'" in found.words and "python3-bpfcc" in found.hint
+
+
+def test_an_interpreter_that_is_not_there_is_no_crash():
+    assert machine.check_bcc("/nonexistent/python").state == machine.BAD
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "words"),
+    [
+        ("[none] integrity confidentiality\n", machine.OK, "none"),
+        ("none [integrity] confidentiality\n", machine.OK, "integrity"),
+        ("none integrity [confidentiality]\n", machine.BAD, "confidentiality"),
+    ],
+)
+def test_lockdown_matters_when_it_hides_the_kernel(tmp_path, text, state, words):
+    path = tmp_path / "lockdown"
+    path.write_text(text)
+    found = machine.check_lockdown(path)
+    assert (found.state, found.words) == (state, words)
+
+
+def test_a_kernel_without_lockdown_is_fine(tmp_path):
+    assert machine.check_lockdown(tmp_path / "none").state == machine.OK
+
+
+@pytest.mark.parametrize(("text", "state"), [("0\n", machine.ABSENT), ("1\n", machine.OK)])
+def test_jit(tmp_path, text, state):
+    path = tmp_path / "bpf_jit_enable"
+    path.write_text(text)
+    assert machine.check_jit(path).state == state
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held", "state"),
+    [
+        ({"bpf_map_memory": 16}, [], machine.ABSENT),
+        ({"bpf_map_memory": 16}, ["CAP_SYS_RESOURCE"], machine.OK),
+        ({}, [], machine.OK),
+    ],
+)
+def test_locked_memory_is_limited_where_the_kernel_counts_it(monkeypatch, sizes, held, state):
+    monkeypatch.setattr(machine, "held_capabilities", lambda: held)
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (65536, 65536))
+    assert machine.check_memlock(FakeKernel(sizes=sizes)).state == state
+
+
+def test_a_check_that_fails_is_a_result():
+    def fail():
+        raise PermissionError(13, "no")
+
+    assert machine._guarded("x", fail).state == machine.ABSENT
+
+
+def test_ways_in_are_told():
+    states = {
+        check.name: check.state
+        for check in machine.kernel_checks(FakeKernel(takes=("uprobe",), sizes={"bpf_ringbuf": 8}))
+    }
+    assert states == {
+        "ring buffer": "ok", "kprobes": "absent", "uprobes": "ok", "fentry": "absent",
+        "iterators": "absent", "memlock": "ok",
+    }  # fmt: skip

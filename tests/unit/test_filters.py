@@ -1,0 +1,252 @@
+"""Filters: what reaches the compiler lets through just what was asked for."""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import os
+import pwd
+import random
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from netbpf.declare.options import comm_glob, network, ports
+from netbpf.errors import UsageError
+from netbpf.run import filters
+from netbpf.run.filters import block_words, comm_automaton, filter_defines, network_namespace
+
+
+def evaluate(expression: str, **values: int) -> int:
+    """Return the value of a C expression that uses only what filters.py writes."""
+    python = expression.replace("&&", " and ").replace("||", " or ").replace("(u32)", "int")
+    python = re.sub(r"!(?!=)", " not ", re.sub(r"(\d)U(LL)?\b", r"\1", python))
+    return int(eval(python, {"int": int}, values))
+
+
+def body_of(line: str) -> str:
+    """Return what a #define stands for."""
+    found = re.fullmatch(r"#define (\w+(?:\(\w\))?) (.*)", line)
+    assert found, line
+    return found[2]
+
+
+class Automaton:
+    """The loop of pass_process() in filter.bpf.h."""
+
+    def __init__(self, glob: str) -> None:
+        tokens, stars, length = map(body_of, comm_automaton(glob))
+        self.tokens = tokens
+        self.stars = evaluate(stars)
+        self.length = int(length)
+        self.known: dict[int, int] = {}
+
+    def match(self, name: str) -> bool:
+        matched = 1
+        for c in name.encode("latin-1"):
+            if c not in self.known:
+                self.known[c] = evaluate(self.tokens, c=c)
+            matched = (matched & self.known[c]) << 1 | (matched & self.stars)
+        return bool(matched >> self.length & 1)
+
+
+GLOBS = [
+    "*", "**", "?", "nginx", "nginx*", "*nginx", "*n*x*", "a?c", "[abc]*", "[!a]b", "[a-c]x",
+    "[]]", "[!]]", "[]a]b", "[a-]", "[-a]", "[!-a]", "[a", "a[", "[", "]", "[]", "[!]", "[!", "a]b",
+    "[[]", "[z-a]", "[a-c-e]", "[^a]", "[*]", "[?]", "*[!a-z]*", "kworker/*", "x" * 15,
+    "*" * 20 + "x", "a*b*c*d", "\\*", "[\\]]", "(sd-pam)", "[a-a]", "[--0]", "[]-a]",
+]  # fmt: skip
+NAMES = [
+    "", "a", "b", "x", "nginx", "nginx: worker", "abc", "ab", "a]b", "[", "]", "[]", "[!]", "[a",
+    "a[", "-", "!", "^", "*", "?", "kworker/0:1", "x" * 15, "x" * 14, "axbxcxd", "(sd-pam)", "\\",
+    "\\*", "\\]", "\x1b[2J", "\x80\xff", "0", "[!",
+]  # fmt: skip
+
+
+def understood(glob: str) -> bool:
+    """Tell whether this Python's fnmatch knows the glob: old ones choke on [z-a]."""
+    try:
+        return fnmatch.fnmatchcase("", glob) in (True, False)
+    except re.error:
+        return False
+
+
+@pytest.mark.parametrize("glob", filter(understood, GLOBS))
+def test_automaton_matches_what_fnmatch_matches(glob):
+    automaton = Automaton(glob)
+    for name in NAMES:
+        assert automaton.match(name) == fnmatch.fnmatchcase(name, glob), (glob, name)
+
+
+def test_automaton_agrees_with_fnmatch_on_random_patterns():
+    # GIVEN random patterns over few characters, so that many names match
+    chance = random.Random(31)
+    matched = tried = 0
+    for _ in range(1200):
+        glob = "".join(chance.choice("ab*?[]!-") for _ in range(chance.randint(1, 10)))
+        if not understood(glob):
+            continue
+        automaton = Automaton(glob)
+        for _ in range(20):
+            name = "".join(chance.choice("ab]-!") for _ in range(chance.randint(0, 8)))
+            expected = fnmatch.fnmatchcase(name, glob)
+            assert automaton.match(name) == expected, (glob, name)
+            matched, tried = matched + expected, tried + 1
+    # THEN both answers were seen often
+    assert 500 < matched < tried - 500
+
+
+def test_automaton_fits_into_32_bits():
+    glob = comm_glob("*" + "?" * 15 + "*")
+    assert Automaton(glob).length == 15
+    assert Automaton(glob).match("x" * 15)
+
+
+def test_no_character_of_a_pattern_reaches_the_compiler():
+    for glob in ('"; evil(); "', "'", "\\", "/*", "*/", "\n", "a(b)c", "#define x"):
+        text = "\n".join(comm_automaton(glob))
+        assert not re.search(r"[\"'\\;]|/\*|evil|define x|\n(?!#define)", text), glob
+
+
+def test_port_ranges_let_through_just_those_ports():
+    chance = random.Random(37)
+    for _ in range(60):
+        low = chance.randint(1, 65535)
+        asked = ",".join([f"{low}-{chance.randint(low, 65535)}", str(chance.randint(1, 65535))])
+        ranges = ports(asked)
+        [line] = filter_defines({"lport": ranges})
+        wanted = {low for pair in ranges for low in pair}
+        for port in {p + d for p in wanted for d in (-1, 0, 1)} | {0, 65535}:
+            expected = any(low <= port <= high for low, high in ranges)
+            assert bool(evaluate(body_of(line), x=port)) == expected, (asked, port)
+
+
+def in_block(address: bytes, words: str) -> bool:
+    """What in_block() in sock.bpf.h does with the four words."""
+    net0, net1, mask0, mask1 = (int(word.rstrip("UL"), 16) for word in words.split(", "))
+    low, high = struct.unpack("=QQ", address)
+    return low & mask0 == net0 and high & mask1 == net1
+
+
+def as_memory(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
+    mapped = b"\0" * 10 + b"\xff\xff" if address.version == 4 else b""
+    return mapped + address.packed
+
+
+@pytest.mark.parametrize(("version", "bits"), [(4, 32), (6, 128)])
+def test_address_blocks_hold_just_their_addresses(version, bits):
+    chance = random.Random(41)
+    kinds = {4: ipaddress.IPv4Address, 6: ipaddress.IPv6Address}
+    for _ in range(400):
+        length = chance.randint(0, bits)
+        base = chance.getrandbits(bits) >> (bits - length) << (bits - length)
+        block = network(f"{kinds[version](base)}/{length}")
+        words = block_words(block)
+        near = [base, base | (1 << (bits - length)) - 1, base ^ 1 << chance.randrange(bits)]
+        for number in [*near, chance.getrandbits(bits)]:
+            address = kinds[version](number)
+            assert in_block(as_memory(address), words) == (address in block), (block, address)
+
+
+def test_ipv4_block_holds_no_ipv6_address_and_all_of_ipv6_holds_ipv4():
+    every_ipv4 = block_words(network("0.0.0.0/0"))
+    assert in_block(as_memory(ipaddress.ip_address("10.0.0.1")), every_ipv4)
+    assert not in_block(as_memory(ipaddress.ip_address("2001:db8::1")), every_ipv4)
+    assert in_block(as_memory(ipaddress.ip_address("10.0.0.1")), block_words(network("::/0")))
+
+
+def test_without_filters_nothing_is_defined():
+    nothing = dict.fromkeys(("pid", "uid", "comm", "cgroup", "netns", "lport", "laddr"))
+    assert filter_defines({**nothing, "ipv4": False, "ipv6": False}) == []
+
+
+@pytest.mark.parametrize(("option", "word"), [("ipv4", "AF_INET"), ("ipv6", "AF_INET6")])
+def test_family_is_one_constant(option, word):
+    other = {"ipv4": "ipv6", "ipv6": "ipv4"}[option]
+    assert filter_defines({option: True, other: False}) == [f"#define FILTER_FAMILY {word}"]
+
+
+def test_both_families_are_refused():
+    with pytest.raises(UsageError, match="exclude each other"):
+        filter_defines({"ipv4": True, "ipv6": True})
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> str:
+    """A proc tree with process 41 in network namespace of some inode."""
+    directory = tmp_path / "41" / "ns"
+    directory.mkdir(parents=True)
+    (directory / "net").write_text("")
+    (tmp_path / "42").mkdir()  # a process that is gone but not yet waited for has no namespace
+    return str(tmp_path)
+
+
+def test_pids_must_exist(proc):
+    assert filter_defines({"pid": [41]}, proc) == ["#define FILTER_PID(x) ((x) == 41U)"]
+    with pytest.raises(UsageError, match="--pid: there is no process 43"):
+        filter_defines({"pid": [41, 43]}, proc)
+
+
+def test_several_pids_are_alternatives(proc):
+    [line] = filter_defines({"pid": [41, 42]}, proc)
+    assert [x for x in range(100) if evaluate(body_of(line), x=x)] == [41, 42]
+
+
+def test_uids_are_numbers_or_names():
+    [line] = filter_defines({"uid": "7,root"})
+    found = {x for x in range(100) if evaluate(body_of(line), x=x)}
+    assert found == {7, pwd.getpwnam("root").pw_uid}
+
+
+@pytest.mark.parametrize("word", ["", "no-such-user", "-1", "4294967296", "1;", "\0", "root,"])
+def test_unknown_user_is_refused(word):
+    with pytest.raises(UsageError, match="--uid: there is no user"):
+        filter_defines({"uid": word or ","})
+
+
+def test_network_namespace_by_pid_and_inode(proc):
+    assert network_namespace("41", proc) == os.stat(f"{proc}/41/ns/net").st_ino
+    assert network_namespace("4026531840", proc) == 4026531840
+    assert filter_defines({"netns": "4026531840"}, proc) == ["#define FILTER_NETNS 4026531840U"]
+
+
+def test_network_namespace_by_name(tmp_path, monkeypatch):
+    (tmp_path / "blue").write_text("")
+    monkeypatch.setattr(filters, "Path", lambda *parts: Path(str(tmp_path), *parts[1:]))
+    assert network_namespace("blue", "/nonexistent") == (tmp_path / "blue").stat().st_ino
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "",
+        "43",
+        "42",
+        "0",
+        "5000000000",
+        ".",
+        "..",
+        "../etc",
+        "/etc",
+        "no-such",
+        "a\0b",
+        "\u00e9" * 200,
+    ],
+)
+def test_unknown_network_namespace_is_refused(proc, word):
+    with pytest.raises(UsageError, match="--netns: there is no"):
+        network_namespace(word, proc)
+
+
+def test_cgroup_and_container_exclude_each_other():
+    with pytest.raises(UsageError, match="exclude each other"):
+        filter_defines({"cgroup": "a", "container": "b"})
+
+
+def test_cgroup_is_its_id(monkeypatch):
+    monkeypatch.setattr(filters, "cgroup_id", lambda path: 77)
+    monkeypatch.setattr(filters, "container_cgroup", lambda prefix: 78)
+    assert filter_defines({"cgroup": "a"}) == ["#define FILTER_CGROUP 77ULL"]
+    assert filter_defines({"container": "b"}) == ["#define FILTER_CGROUP 78ULL"]

@@ -1,0 +1,174 @@
+"""What a kernel offers: format files are understood, and a recorded kernel answers as it did."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from netbpf.kernel import inspect
+from netbpf.kernel.btf import Field
+from netbpf.kernel.inspect import RecordedKernel, Recorder, parse_format, tracepoint_id
+from tests.unit.fakes import FakeKernel
+
+FORMAT = """\
+name: inet_sock_set_state
+ID: 1479
+format:
+\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;
+\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;
+
+\tfield:const void * skaddr;\toffset:8;\tsize:8;\tsigned:0;
+\tfield:int oldstate;\toffset:16;\tsize:4;\tsigned:1;
+\tfield:__u16 sport;\toffset:24;\tsize:2;\tsigned:0;
+\tfield:__u8 saddr_v6[16];\toffset:28;\tsize:16;\tsigned:0;
+\tfield:char comm[TASK_COMM_LEN];\toffset:44;\tsize:16;\tsigned:0;
+\tfield:__data_loc char[] name;\toffset:60;\tsize:4;\tsigned:0;
+\tfield:enum skb_drop_reason reason;\toffset:64;\tsize:4;\tsigned:0;
+\tfield:bool csum;\toffset:68;\tsize:1;\tsigned:0;
+\tfield:struct sockaddr_in6 addr;\toffset:72;\tsize:28;\tsigned:0;
+
+print fmt: "family=%s sport=%hu field:int fake;", REC->sport
+"""
+
+
+def test_format_file_gives_place_and_type_of_every_field():
+    assert parse_format(FORMAT) == {
+        "common_type": Field(0, "u16 %s"),
+        "common_pid": Field(32, "s32 %s"),
+        "skaddr": Field(64, "u64 %s"),
+        "oldstate": Field(128, "s32 %s"),
+        "sport": Field(192, "u16 %s"),
+        "saddr_v6": Field(224, "u8 %s[16]"),
+        "comm": Field(352, "u8 %s[16]"),
+        "name": Field(480, "u32 %s"),
+        "reason": Field(512, "u32 %s"),
+        "csum": Field(544, "u8 %s"),
+        "addr": Field(576, "u8 %s[28]"),
+    }
+
+
+def test_what_is_no_format_file_has_no_fields():
+    assert parse_format("") == {}
+    assert parse_format("field:int x; offset:a; size:4; signed:1;") == {}
+
+
+@pytest.fixture
+def tracefs(tmp_path, monkeypatch):
+    """A tracefs with one trace event."""
+    directory = tmp_path / "events" / "sock" / "inet_sock_set_state"
+    directory.mkdir(parents=True)
+    (directory / "format").write_text(FORMAT)
+    (directory / "id").write_text("1479\n")
+    monkeypatch.setattr(inspect, "tracefs", lambda: str(tmp_path))
+    inspect.tracepoint_format.cache_clear()
+    yield tmp_path
+    inspect.tracepoint_format.cache_clear()
+
+
+@pytest.mark.usefixtures("tracefs")
+def test_trace_event_is_read_from_tracefs():
+    assert list(inspect.tracepoint_format("sock:inet_sock_set_state") or ())[2] == "skaddr"
+    assert inspect.tracepoint_format("sock:absent") is None
+    assert inspect.tracepoint_format("absent") is None
+    assert tracepoint_id("sock:inet_sock_set_state") == 1479
+    with pytest.raises(OSError, match="absent"):
+        tracepoint_id("sock:absent")
+
+
+def test_tracefs_is_found_where_it_is_mounted(tmp_path, monkeypatch):
+    (tmp_path / "b" / "events").mkdir(parents=True)
+    monkeypatch.setattr(inspect, "_TRACEFS", (str(tmp_path / "a"), str(tmp_path / "b")))
+    inspect.tracefs.cache_clear()
+    try:
+        assert inspect.tracefs() == str(tmp_path / "b")
+    finally:
+        inspect.tracefs.cache_clear()
+
+
+def refuse(fstype: str) -> str:
+    raise PermissionError(fstype)
+
+
+def test_no_tracefs_and_no_right_to_mount_one_gives_no_tracepoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect, "_TRACEFS", ())
+    monkeypatch.setattr(inspect, "detached_mount", refuse)
+    monkeypatch.chdir(tmp_path)
+    inspect.tracefs.cache_clear()
+    inspect.tracepoint_format.cache_clear()
+    try:
+        assert inspect.tracefs() == ""
+        assert inspect.tracepoint_format("sock:inet_sock_set_state") is None
+    finally:
+        inspect.tracefs.cache_clear()
+        inspect.tracepoint_format.cache_clear()
+
+
+KERNEL = FakeKernel(
+    {"sock:state": ("skaddr", "newstate")},
+    {"state": ("sk",), "bare": ()},
+    {"tcp_set_state": ("sk", "state"), "nothing": ()},
+    ("task_file",),
+    ("kprobe",),
+    {("sock", "sk_err"): Field(96, "s32 %s"), ("tcp_sock", "nonagle"): Field(13128, "u8 %s", 4)},
+    {"sock": 760},
+    {("sock_flags", "SOCK_DONE"): 1},
+)
+QUESTIONS = [
+    ("tracepoint", "sock:state"),
+    ("tracepoint", "absent"),
+    ("raw_tracepoint", "state"),
+    ("raw_tracepoint", "bare"),
+    ("raw_tracepoint", "absent"),
+    ("function", "tcp_set_state"),
+    ("function", "nothing"),
+    ("function", "absent"),
+    ("iterator", "task_file"),
+    ("iterator", "absent"),
+    ("dynamic", "kprobe"),
+    ("dynamic", "fentry"),
+    ("field", "sock", "sk_err"),
+    ("field", "tcp_sock", "nonagle"),
+    ("field", "sock", "absent"),
+    ("size", "sock"),
+    ("size", "absent"),
+    ("enumerator", "sock_flags", "SOCK_DONE"),
+    ("enumerator", "sock_flags", "absent"),
+]
+
+
+def test_recorder_passes_answers_on():
+    recorder = Recorder(KERNEL)
+    for question, *what in QUESTIONS:
+        assert getattr(recorder, question)(*what) == getattr(KERNEL, question)(*what)
+    assert recorder.release == KERNEL.release
+
+
+def test_recorded_kernel_answers_as_the_kernel_did():
+    # GIVEN a recording that went through a file
+    recorder = Recorder(KERNEL)
+    for question, *what in QUESTIONS:
+        getattr(recorder, question)(*what)
+    recorded = RecordedKernel(json.loads(json.dumps(recorder.answers)))
+    # THEN every answer is the same, also in its type
+    assert recorded.release == KERNEL.release
+    for question, *what in QUESTIONS:
+        answer, truth = getattr(recorded, question)(*what), getattr(KERNEL, question)(*what)
+        assert (answer, type(answer)) == (truth, type(truth)), (question, what)
+
+
+def test_what_was_never_asked_is_an_error_and_not_a_no():
+    recorded = RecordedKernel({"release": "1"})
+    with pytest.raises(KeyError):
+        recorded.function("tcp_set_state")
+    with pytest.raises(AttributeError):
+        recorded.absent  # noqa: B018
+
+
+def test_live_kernel_is_the_running_one(monkeypatch):
+    monkeypatch.setattr(inspect, "Btf", lambda path: path)
+    kernel = inspect.LiveKernel()
+    assert kernel.release == os.uname().release
+    assert kernel.btf == "/sys/kernel/btf/vmlinux"
+    assert inspect.LiveKernel("other").btf == "other"

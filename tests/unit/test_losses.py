@@ -1,0 +1,90 @@
+"""Losses and cost: read from the loss map and from what the kernel says of each program."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from netbpf.run import losses
+from netbpf.run.losses import CAUSES, Cost, read_losses
+
+FDINFO = """\
+pos:\t0
+flags:\t02000002
+prog_type:\t17
+prog_tag:\tabcdef0123456789
+run_time_ns:\t{time}
+run_cnt:\t{runs}
+recursion_misses:\t{missed}
+verified_insns:\t412
+"""
+
+
+class FakeMap:
+    """The per-CPU array of losses, three CPUs."""
+
+    def get(self, key: bytes) -> bytes:
+        index = struct.unpack("=I", key)[0]
+        return struct.pack("=3Q", index + 1, 0, 10)
+
+
+class EmptyMap:
+    """An array whose entries cannot be found."""
+
+    def get(self, key: bytes) -> None:
+        return None
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two programs that have run."""
+    monkeypatch.setattr(losses, "Path", lambda name: tmp_path / name.rpartition("/")[2])
+    reader, writer = os.pipe()
+    os.close(writer)
+    monkeypatch.setattr(losses, "enable_statistics", lambda: reader)
+    (tmp_path / "11").write_text(FDINFO.format(time=3000, runs=2, missed=1))
+    (tmp_path / "12").write_text(FDINFO.format(time=1000, runs=2, missed=4))
+    return tmp_path
+
+
+def test_losses_are_summed_over_cpus_by_cause():
+    assert read_losses(FakeMap()) == {"ring_full": 11, "map_full": 12}
+    assert read_losses(EmptyMap()) == dict.fromkeys(CAUSES, 0)
+
+
+@pytest.mark.usefixtures("programs")
+def test_cost_is_the_sum_of_all_programs():
+    cost = Cost({"a_tp": 11, "b_tp": 12})
+    found = cost.read()
+    assert (found["measured"], found["runs"], found["run_ns"]) == (True, 4, 4000)
+    assert found["ns_per_run"] == 1000.0
+    assert found["programs"] == {
+        "a_tp": {"runs": 2, "run_ns": 3000},
+        "b_tp": {"runs": 2, "run_ns": 1000},
+    }
+    assert cost.missed() == 5
+    cost.close()
+    cost.close()  # twice is once
+
+
+def test_share_of_a_cpu_is_run_time_over_elapsed_time(programs, monkeypatch):
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(losses.time, "monotonic", lambda: next(clock))
+    (programs / "11").write_text(FDINFO.format(time=1_000_000_000, runs=1, missed=0))
+    assert Cost({"a_tp": 11}).read()["cpu_percent"] == 10.0
+
+
+def test_kernel_without_statistics_is_said_and_not_an_error(programs, monkeypatch):
+    def refuse() -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(losses, "enable_statistics", refuse)
+    (programs / "13").write_text("pos:\t0\nprog_type:\t17\n")
+    cost = Cost({"a_tp": 13})
+    found = cost.read()
+    assert (found["measured"], found["runs"], found["ns_per_run"]) == (False, 0, None)
+    assert cost.missed() == 0
+    cost.close()

@@ -1,0 +1,151 @@
+"""Options: each parser takes what is meant and refuses the rest with words."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from netbpf.declare import options
+from netbpf.declare.options import (
+    COMMON,
+    MAX_LIST,
+    Option,
+    by_name,
+    comm_glob,
+    count,
+    devices,
+    integers,
+    milliseconds,
+    network,
+    percent,
+    ports,
+    seconds,
+    size,
+    words,
+)
+from netbpf.errors import UsageError
+
+NET = ipaddress.ip_network
+GOOD = [
+    (words, "any text\n", "any text\n"),
+    (integers, "1", [1]),
+    (integers, "12,34,12", [12, 34, 12]),
+    (integers, "4294967295", [2**32 - 1]),
+    (integers, "007", [7]),
+    (integers, ",".join(["1"] * MAX_LIST), [1] * MAX_LIST),
+    (ports, "80", [(80, 80)]),
+    (ports, "1,65535", [(1, 1), (65535, 65535)]),
+    (ports, "80,8000-8100", [(80, 80), (8000, 8100)]),
+    (ports, "5-5", [(5, 5)]),
+    (network, "10.0.0.0/8", NET("10.0.0.0/8")),
+    (network, "10.1.2.3", NET("10.1.2.3/32")),
+    (network, "2001:db8::/32", NET("2001:db8::/32")),
+    (network, "::1", NET("::1/128")),
+    (network, "0.0.0.0/0", NET("0.0.0.0/0")),
+    (seconds, "10", 10.0),
+    (seconds, "0.5", 0.5),
+    (seconds, "0.001", 0.001),
+    (percent, "12.5", 12.5),
+    (milliseconds, "0", 0.0),
+    (milliseconds, "1.25", 1.25),
+    (count, "1", 1),
+    (count, "2147483647", 2**31 - 1),
+    (size, "4096", 4096),
+    (size, "256k", 256 << 10),
+    (size, "4M", 4 << 20),
+    (size, "1g", 1 << 30),
+    (size, "64KiB", 64 << 10),
+    (comm_glob, "nginx*", "nginx*"),
+    (comm_glob, "*", "*"),
+    (comm_glob, "*" * 40 + "x" * 15, "*" * 40 + "x" * 15),
+    (devices, "eth0,lo", ["eth0", "lo"]),
+    (devices, "br-0.100@x", ["br-0.100@x"]),
+    (devices, "x" * 15, ["x" * 15]),
+]
+BAD = [
+    (integers, ["", "0", "-1", "1,", ",1", "1,,2", "x", "1.5", "4294967296", " 1", "1 ", "0x10",
+                "99999999999", "\u0661", ",".join(["1"] * (MAX_LIST + 1))]),
+    (ports, ["", "0", "65536", "90-80", "-80", "80-", "1-2-3", "http", "80,", "80;90", "\u0668"]),
+    (network, ["", "10.0.0.1/8", "10.0.0.0/33", "10.0.0", "300.1.1.1", "::/129", "host", "1"]),
+    (seconds, ["", "0", "-1", "1e3", "nan", "inf", ".5", "5.", "1,5", "1000000000", "\u0661"]),
+    (percent, ["", "0", "-5", "1%", "100001"]),
+    (milliseconds, ["", "-1", "x", "1e3"]),
+    (count, ["", "0", "-1", "2147483648", "1.0", "+1"]),
+    (size, ["", "k", "4095", "1025m", "2g", "1.5m", "-4k", "4 k", "4x", "\uff14m", "4096 "]),
+    (comm_glob, ["", "x" * 16, "caf\u00e9"]),
+
+    (devices, ["", "lo,", ",lo", "lo,a b", "x" * 16, "a/b", "a\nb", "a\0b", "\u00e9" * 8]),
+]  # fmt: skip
+PARSERS = {parse for parse, _ in BAD} | {words}
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value"), GOOD, ids=[f"{p.__name__}-{t[:20]!r}" for p, t, _ in GOOD]
+)
+def test_what_is_meant_is_understood(parse, text, value):
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [(parse, text) for parse, texts in BAD for text in texts],
+    ids=lambda part: part.__name__ if callable(part) else repr(part[:20]),
+)
+def test_what_cannot_be_meant_is_refused_in_words(parse, text):
+    with pytest.raises(ValueError, match=r"\w+ \w+") as caught:
+        parse(text)
+    assert "invalid literal" not in str(caught.value)
+
+
+def test_every_parser_is_tried():
+    used = {option.parse for option in COMMON if option.parse}
+    assert used <= PARSERS
+    public = {
+        f
+        for name, f in vars(options).items()
+        if callable(f) and getattr(f, "__module__", "") == options.__name__
+        if name[0] != "_" and not isinstance(f, type) and f is not by_name
+    }
+    assert public == PARSERS
+
+
+def test_option_is_named_by_its_longest_flag():
+    assert Option("-p", "--pid", help="x").name == "pid"
+    assert Option("--max-events", "-n", help="x").name == "max_events"
+    assert Option("-s", help="x").name == "s"
+
+
+def test_switch_is_off_unless_given_and_argument_has_its_default():
+    assert Option("--open", help="x").default is False
+    assert Option("--buffer", help="x", parse=size, default="1m").default == "1m"
+    assert Option("--output", help="x", choices=("a", "b"), default="a").default == "a"
+
+
+def test_bad_argument_is_a_usage_error_that_names_the_option():
+    option = by_name(COMMON)["lport"]
+    with pytest.raises(UsageError) as caught:
+        option.value("http")
+    assert caught.value.message.startswith("--lport: 'http'")
+    assert caught.value.hint.startswith("--lport: ")
+    assert caught.value.exit_code == 2
+
+
+def test_absent_argument_stays_absent():
+    assert by_name(COMMON)["lport"].value(None) is None
+    assert by_name(COMMON)["wide"].value(False) is False
+
+
+def test_names_and_flags_of_common_options_are_unique():
+    names = [option.name for option in COMMON]
+    flags = [flag for option in COMMON for flag in option.flags]
+    assert len(set(names)) == len(names)
+    assert len(set(flags)) == len(flags)
+
+
+def test_defaults_are_acceptable():
+    for option in COMMON:
+        if option.parse and option.default is not None:
+            option.value(option.default)
+        if option.choices:
+            assert option.default in option.choices

@@ -1,0 +1,85 @@
+"""From declaration to program: which probes and maps are asked for, and what --probe accepts."""
+
+from __future__ import annotations
+
+import pytest
+
+from netbpf.declare.columns import Pid
+from netbpf.declare.histogram import Histogram
+from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
+from netbpf.declare.record import Event, Record
+from netbpf.declare.tool import Tool
+from netbpf.errors import UsageError
+from netbpf.kernel.loader import Loaded
+from netbpf.kernel.select import Choice
+from netbpf.run.program import Attached, maps_of, parse_forced, probes_of
+from netbpf.run.stream import ring_size
+
+STATE = Probe("state", RawTracepoint("t"))
+OPEN = Probe("open", RawTracepoint("u"), option="open")
+
+
+class Line(Event):
+    """An event."""
+
+    pid = Pid("process")
+
+
+class Key(Record):
+    """A key."""
+
+    pid = Pid("process")
+
+
+def test_probe_of_an_option_is_used_only_with_it():
+    tool = Tool("x - y", probes=(STATE, OPEN))
+    assert probes_of(tool, {"open": False}) == [STATE]
+    assert probes_of(tool, {"open": True}) == [STATE, OPEN]
+    assert probes_of(tool, {}) == [STATE]
+
+
+def test_maps_are_those_that_the_reader_needs():
+    histogram = Histogram("sizes", Key, "bytes")
+    both = Tool("x - y", probes=(), event=Line, histogram=histogram, maps=("more",))
+    assert set(maps_of(both, {})) == {"losses", "more", "events", "sizes"}
+    asked = Tool("x - y", probes=(), event=Line, event_option="events")
+    assert maps_of(asked, {}) == ["losses"]
+
+
+@pytest.mark.parametrize(
+    ("text", "forced"),
+    [
+        (None, {}),
+        ("", {}),
+        ("state=tp", {"state": "tp"}),
+        ("state=tp,accept=kretprobe", {"state": "tp", "accept": "kretprobe"}),
+    ],
+)
+def test_forced_kinds_are_name_equals_kind(text, forced):
+    assert parse_forced(text) == forced
+
+
+@pytest.mark.parametrize("text", ["state", "state=", "state=tp,accept", "tp"])
+def test_anything_else_is_a_usage_error(text):
+    with pytest.raises(UsageError, match="--probe"):
+        parse_forced(text)
+
+
+def test_summary_describes_what_was_chosen_and_why():
+    choice = Choice(STATE, STATE.alternatives[0], ("t",), (("fentry f", "no such function"),))
+    none = Choice(Probe("accept", Tracepoint("s:t"), optional=True), None, (), ())
+    assert Attached([choice, none], Loaded({}, {})).described() == [
+        {
+            "name": "state",
+            "kind": "rawtp",
+            "targets": ["t"],
+            "passed_over": ["fentry f: no such function"],
+        },
+        {"name": "accept", "kind": None, "targets": [], "passed_over": []},
+    ]
+
+
+def test_ring_is_the_next_power_of_two():
+    assert [ring_size(n) for n in (4096, 4097, 1 << 20, (1 << 20) + 1)] == [
+        4096, 8192, 1 << 20, 1 << 21,
+    ]  # fmt: skip

@@ -1,0 +1,173 @@
+"""When to stop: signals, time, number, a closed pipe; the first reason counts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from netbpf.run.stop import Stop
+
+SOON = 5.0  # seconds that a test would wait at most if it failed
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        with suppress(OSError):
+            os.close(fd)
+
+
+def stop_with(fd: int, **settings: object) -> Stop:
+    return Stop(settings, fd)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_ends_a_wait_at_once_and_is_the_reason(pipe, number):
+    # Under nohup a hangup is ignored, and rightly so; here it must not be.
+    before = signal.signal(number, signal.SIG_DFL)
+    stop = stop_with(pipe[1])
+    try:
+        signal.raise_signal(number)
+        started = time.monotonic()
+        stop.wait(started + SOON)
+        assert time.monotonic() - started < SOON / 2
+        assert stop.reason == number.name
+    finally:
+        stop.close()
+        signal.signal(number, before)
+
+
+def test_second_interrupt_while_finishing_is_obeyed(pipe):
+    stop = stop_with(pipe[1])
+    try:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.reason == "SIGINT"
+    finally:
+        stop.close()
+
+
+def test_signals_do_again_what_they_did_after_closing(pipe):
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    stop_with(pipe[1]).close()
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_hangup_that_is_ignored_stays_ignored(pipe):
+    # GIVEN a program that was started with nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = stop_with(pipe[1])
+        signal.raise_signal(signal.SIGHUP)
+        # THEN it goes on when the terminal goes away
+        assert stop.reason == ""
+        stop.close()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_duration_counts_from_begin(pipe):
+    stop = stop_with(pipe[1], duration=0.05)
+    try:
+        stop.wait(time.monotonic())
+        assert stop.reason == ""
+        stop.begin()
+        started = time.monotonic()
+        stop.wait(started + SOON)
+        assert 0.04 < time.monotonic() - started < SOON / 2
+        assert stop.reason == "duration"
+    finally:
+        stop.close()
+
+
+def test_wait_ends_at_its_time_without_a_reason(pipe):
+    stop = stop_with(pipe[1])
+    try:
+        started = time.monotonic()
+        stop.wait(started + 0.03)
+        assert time.monotonic() - started < SOON / 2
+        assert stop.reason == ""
+    finally:
+        stop.close()
+
+
+def test_reader_that_goes_away_is_noticed_without_writing(pipe):
+    stop = stop_with(pipe[1])
+    try:
+        os.close(pipe[0])
+        stop.wait(time.monotonic() + SOON)
+        assert stop.reason == "closed pipe"
+    finally:
+        stop.close()
+
+
+def test_output_into_a_file_is_no_reason(tmp_path):
+    with open(tmp_path / "out", "wb") as out:
+        stop = stop_with(out.fileno())
+        try:
+            stop.wait(time.monotonic() + 0.01)
+            assert stop.reason == ""
+        finally:
+            stop.close()
+
+
+def test_wait_ends_when_something_can_be_read(pipe):
+    reader, writer = os.pipe()
+    stop = stop_with(pipe[1])
+    try:
+        stop.watch(reader)
+        os.write(writer, b"x")
+        started = time.monotonic()
+        stop.wait(started + SOON)
+        assert time.monotonic() - started < SOON / 2
+        assert stop.reason == ""
+    finally:
+        stop.close()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_number_of_events_is_a_limit(pipe):
+    stop = stop_with(pipe[1], max_events=3)
+    try:
+        assert [stop.room(seen) for seen in (0, 1, 2)] == [3, 2, 1]
+        assert stop.reason == ""
+        assert stop.room(3) == 0
+        assert stop.reason == "max-events"
+        assert stop.room(4) == 0
+    finally:
+        stop.close()
+
+
+def test_without_a_number_there_is_always_room(pipe):
+    stop = stop_with(pipe[1])
+    try:
+        assert stop.room(10**9) > 0
+        assert stop.reason == ""
+    finally:
+        stop.close()
+
+
+def test_first_reason_counts(pipe):
+    stop = stop_with(pipe[1])
+    stop.now("count")
+    stop.now("duration")
+    stop.close()
+    assert stop.reason == "count"
+
+
+def test_closing_leaves_no_descriptor_behind(pipe):
+    before = set(os.listdir("/proc/self/fd"))
+    stop_with(pipe[1]).close()
+    assert set(os.listdir("/proc/self/fd")) == before
