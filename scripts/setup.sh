@@ -1,11 +1,13 @@
 #!/bin/sh
 # Installs what is missing, and calls neither the package manager nor pip when nothing is.
 #
-# usage: scripts/setup.sh [run|dev|test|bench]     each level holds the one before it
+# usage: scripts/setup.sh [LEVEL]
 #   run    netbpf itself, from the distribution's packages
-#   dev    lint, unit and contract tests: a virtual environment in .venv
-#   test   the programs with which the live tests make known traffic
-#   bench  the peers that `make bench` measures
+#   dev    run, and lint, unit and contract tests: a virtual environment in .venv
+#   test   dev, and the programs with which the live tests make known traffic
+#   guest  run, and what the live tests alone need: for test machines (see vagrant/)
+#   bench  run, and the peers that `make bench` measures
+#   vm     what `make vm` needs to build and boot those test machines
 #
 # Messages go to stderr, one line per piece of work; what the package manager and pip say goes to
 # build/setup.log and is shown only when they fail.
@@ -79,7 +81,11 @@ packages_apt() {
     dev) echo python3-venv ca-certificates make clang-format shellcheck ;;
     test) echo gcc libc6-dev musl-tools golang-go libbpf-tools iproute2 nftables iptables strace \
         curl jq wrk nginx-light redis-server iperf3 bind9-dnsutils ;;
+    guest) echo python3-venv && packages_apt test ;;
     bench) echo bpfcc-tools libbpf-tools && headers_apt ;;
+    vm) echo vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients qemu-system-x86 \
+        qemu-utils dnsmasq-base iptables rsync openssh-client mmdebstrap grub-pc-bin grub-common \
+        fdisk pigz python3-yaml ;;
     esac
 }
 
@@ -101,7 +107,11 @@ packages_dnf() {
     dev) echo python3-pip ca-certificates make clang-tools-extra ShellCheck ;;
     test) echo gcc glibc-devel musl-gcc golang libbpf-tools iproute nftables iptables-nft strace \
         curl jq wrk nginx redis iperf3 bind-utils ;;
+    guest) packages_dnf dev && packages_dnf test ;;
     bench) echo bcc-tools libbpf-tools kernel-devel ;;
+    vm) echo vagrant vagrant-libvirt libvirt-daemon-kvm libvirt-client qemu-system-x86 qemu-img \
+        dnsmasq iptables-nft rsync openssh-clients mmdebstrap grub2-pc-modules grub2-tools \
+        util-linux pigz python3-pyyaml ;;
     esac
 }
 
@@ -314,6 +324,18 @@ setup_test() {
     install_packages test
 }
 
+setup_guest() {
+    setup_run
+    need_manager
+    install_packages guest
+    make_venv test
+}
+
+setup_vm() {
+    need_manager
+    install_packages vm
+}
+
 setup_bench() {
     setup_run
     need_manager
@@ -330,6 +352,6 @@ elif command -v dnf >/dev/null; then
     manager=dnf
 fi
 case $level in
-run | dev | test | bench) "setup_$level" ;;
-*) fail "no such level: $level" "usage: scripts/setup.sh [run|dev|test|bench]" ;;
+run | dev | test | guest | bench | vm) "setup_$level" ;;
+*) fail "no such level: $level" "usage: scripts/setup.sh [run|dev|test|guest|bench|vm]" ;;
 esac
