@@ -283,6 +283,10 @@ make_venv() { # make_venv EXTRAS
             fail "could not make a virtual environment" "is python3-venv installed?"
         }
     fi
+    # Older ones cannot install from pyproject.toml for editing (PEP 660): Debian 11 has 20.3.
+    "$VENV/bin/python" -c 'import pip, sys; v = pip.__version__.split("."); \
+        sys.exit((int(v[0]), int(v[1])) < (21, 3))' ||
+        logged "$VENV/bin/python" -m pip install --no-input --upgrade "pip>=21.3" || :
     logged "$VENV/bin/python" -m pip install --no-input --editable ".${1:+[$1]}" || {
         show_log
         fail "pip could not install what pyproject.toml names" \

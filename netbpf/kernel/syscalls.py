@@ -60,8 +60,8 @@ def accepts_fentry(function: int) -> bool:
     # union bpf_attr of BPF_PROG_LOAD (5) up to attach_btf_id: BPF_PROG_TYPE_TRACING (26) with
     # expected_attach_type BPF_TRACE_FENTRY (24).
     attributes = struct.pack(
-        "=IIQQIIQII16sIIIIQIII", 26, 2, ctypes.addressof(instructions),
-        ctypes.addressof(license_text), 0, 0, 0, 0, 0, b"", 0, 24, 0, 0, 0, 0, 0, function,
+        "=IIQQIIQII16sIIIIQIIQII", 26, 2, ctypes.addressof(instructions),
+        ctypes.addressof(license_text), 0, 0, 0, 0, 0, b"", 0, 24, 0, 0, 0, 0, 0, 0, 0, function,
     )  # fmt: skip
     try:
         os.close(bpf(5, attributes + bytes(20)))
