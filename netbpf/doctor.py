@@ -15,7 +15,7 @@ from typing import Any, Optional
 from netbpf import __version__
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.errors import EXIT_PRIVILEGE, EXIT_UNSUPPORTED, Unsupported
-from netbpf.kernel import layout, machine
+from netbpf.kernel import cache, layout, machine
 from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.machine import ABSENT, BAD, OK, Check
 from netbpf.kernel.privileges import missing_privileges
@@ -34,7 +34,7 @@ def examine(btf: str = "") -> dict[str, Any]:
     """
     lacking = missing_privileges()
     kernel, types = _kernel(btf)
-    checks = [*machine.machine_checks(), types]
+    checks = [*machine.machine_checks(), types, _cache(lacking)]
     if kernel:
         checks += machine.kernel_checks(kernel, lacking)
     tools = [examine_tool(tool, kernel, lacking) for tool in all_tools()]
@@ -57,6 +57,13 @@ def _kernel(btf: str) -> tuple[Optional[Kernel], Check]:
         return LiveKernel(btf), machine.check_btf(btf, None)
     except Unsupported as error:
         return None, machine.check_btf(btf, error)
+
+
+def _cache(lacking: Sequence[str]) -> Check:
+    there, words = cache.describe()
+    if lacking and not there:
+        words = machine.ROOT_TELLS
+    return Check("cache", OK if there else ABSENT, words)
 
 
 def _with_needs(report: dict[str, Any], unfit: Sequence[str]) -> dict[str, Any]:

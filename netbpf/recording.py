@@ -58,4 +58,6 @@ def _ask(alternative: Alternative, kernel: Kernel) -> None:
         "iter": kernel.iterator,
     }
     for name in alternative.names:
-        questions.get(alternative.kind, kernel.function)(name)
+        found = questions.get(alternative.kind, kernel.function)(name)
+        if found is not None and alternative.kind in ("fentry", "fexit"):
+            kernel.typed(name)

@@ -81,6 +81,18 @@ class Btf:
         raw = ctypes.string_at(proto.address, proto.vlen * 8)
         return tuple(self._name(name) for name, _ in struct.iter_unpack("=II", raw))
 
+    def typed(self, function: str) -> bool:
+        """Tell whether the types of all parameters of a kernel function are known.
+
+        fentry programs may not even read a pointer to a struct that is only declared (verifier:
+        "type FWD is not a struct"). Such is struct pt_regs, and with it each __x64_sys_*, in 5.10.
+        """
+        proto = self._type(self._type(self.find(function, FUNC)).size)
+        raw = ctypes.string_at(proto.address, proto.vlen * 8)
+        kinds = [self._type(self._strip(id_)) for _, id_ in struct.iter_unpack("=II", raw) if id_]
+        targets = [self._strip(kind.size) for kind in kinds if kind.kind == PTR]
+        return all(self._type(target).kind != FWD for target in targets if target)
+
     def size(self, name: str) -> Optional[int]:
         """Return the size of struct or union `name` in bytes, or None if there is none."""
         found = self.find(name, STRUCT, UNION)

@@ -36,6 +36,9 @@ class Kernel(Protocol):
     def function(self, name: str) -> Optional[tuple[str, ...]]:
         """Return the parameter names of a kernel function that can be probed."""
 
+    def typed(self, name: str) -> bool:
+        """Tell whether a function's parameters have types that fentry programs can read."""
+
     def iterator(self, name: str) -> bool:
         """Tell whether there is a BPF iterator `name`."""
 
@@ -74,6 +77,10 @@ class LiveKernel:
         """Return parameter names: BTF lists just the functions that ftrace or kprobes can take."""
         return self.btf.parameters(name)
 
+    def typed(self, name: str) -> bool:
+        """Tell whether a function's parameters have types that fentry programs can read."""
+        return self.btf.typed(name)
+
     def iterator(self, name: str) -> bool:
         """Tell by the type of the iterator's context."""
         return self.btf.size(f"bpf_iter__{name}") is not None
@@ -97,8 +104,8 @@ class LiveKernel:
         return self.btf.enumerator(enum, name)
 
 
-_QUESTIONS = ("tracepoint", "raw_tracepoint", "function", "iterator", "dynamic", "field", "size",
-              "enumerator")  # fmt: skip
+_QUESTIONS = ("tracepoint", "raw_tracepoint", "function", "typed", "iterator", "dynamic", "field",
+              "size", "enumerator")  # fmt: skip
 
 
 class Recorder:

@@ -1,120 +1,152 @@
-"""Compile and load a C program with bcc, without kernel headers, in a process of its own.
+"""Compile a C program with bcc, without kernel headers, in a process of its own, unless it is kept.
 
 bcc needs a directory that looks like kernel headers. A few lines are enough, as the kernel's
 structs come from `netbpf.kernel.layout`. They live in a detached tmpfs that nobody else sees and
 that vanishes with the process. Clang and LLVM (some 100 MB) run in a forked child, which hands the
-loaded programs and maps over as descriptors and ends: the memory goes back as soon as tracing
-starts, and nothing of what bcc prints can reach the terminal.
+instructions and what it knows of the maps over as bytes and ends: the memory goes back before
+anything is loaded, and nothing of what bcc prints can reach the terminal. The same bytes are kept
+for the next start, which then has no use for bcc.
 
 This is the only module that imports bcc.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import shutil
-import socket
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable
 
-from netbpf.errors import AttachRefused, NetbpfError, Unsupported
+from netbpf.errors import NetbpfError, Unsupported
+from netbpf.kernel import cache
+from netbpf.kernel.image import MAGIC, Image, pack, unpack, with_maps
 from netbpf.kernel.layout import program_directory
+from netbpf.kernel.load import FindTarget, Loaded, entries_of, load, shape_of
 from netbpf.kernel.select import Choice
 from netbpf.kernel.syscalls import advise, detached_mount
 
-# bpf_prog_type, include/uapi/linux/bpf.h
-_PROGRAM_TYPES = {"rawtp": 17, "tp": 5, "fentry": 26, "fexit": 26, "iter": 26}
-_KPROBE = 2  # kprobes and uprobes, entries and returns
-_FDS_PER_MESSAGE = 200  # SCM_MAX_FD is 253
+_FLAGS = ("-Wno-unused-function", "-fno-jump-tables")
 BCC_HINT = (
     "use /usr/bin/python3 with the distribution's python3-bpfcc (Debian, Ubuntu) or "
     "python3-bcc (Fedora); PyPI's 'bcc' is something else"
 )
 
 
-class Entry(NamedTuple):
-    """A C entry to load: for which probe, its function, the program's name, its bpf_prog_type."""
-
-    probe: str
-    function: str
-    name: str
-    kind: int
-
-
-class Loaded(NamedTuple):
-    """Descriptors of what is in the kernel now: programs (see Choice.programs), maps by name."""
-
-    programs: dict[str, int]
-    maps: dict[str, int]
+Files = Mapping[str, str]  # the directory that bcc takes for kernel headers: text by path
+Say = Callable[[str], None]
 
 
 def compile_and_load(
-    text: str, header: str, choices: Sequence[Choice], maps: Sequence[str]
+    text: str,
+    header: str,
+    choices: Sequence[Choice],
+    maps: Sequence[str],
+    find_target: FindTarget,
+    say: Say,
 ) -> Loaded:
-    """Compile `text` with the generated `header`; load the entry of every choice.
+    """Compile `text` with the generated `header`, unless that is kept; load every choice's entry.
 
+    `maps` names those that the reader needs, `find_target` finds a function in the kernel's BTF.
     Raises AttachRefused if the kernel refuses one program, Unsupported if bcc is missing, and
     NetbpfError (with the compiler's output as detail) if the program does not compile.
     """
-    entries = [
-        Entry(c.probe.name, c.entry, _kernel_name(c, targets), _PROGRAM_TYPES.get(c.kind, _KPROBE))
-        for c in choices
-        for _, targets in c.programs
-    ]
+    entries = entries_of(choices)
+    functions = sorted({entry.function for entry in entries})
+    image = _compiled(text, _header_files(header), functions, say)
+    # A refusal is final, wherever the image came from: it would be the same instructions again.
+    return load(image, entries, maps, find_target)
+
+
+def _compiled(text: str, files: Files, functions: Sequence[str], say: Say) -> Image:
+    key = ""
+    try:
+        where = cache.place()
+        key = cache.key_of(text, files, functions, _FLAGS)
+        image = unpack(cache.take(key) or b"")
+        if image:
+            say(f"compiled programs taken from {where}")
+            return image
+    except (cache.NoCache, OSError) as reason:
+        key = ""
+        say(f"no cache of compiled programs: {reason}")
+    begin = time.monotonic()
+    packed = _compile(text, files, functions)
+    say(f"compiled in {(time.monotonic() - begin) * 1000:.0f} ms")
+    if key:
+        try:
+            cache.keep(key, packed)
+        except (cache.NoCache, OSError) as reason:
+            say(f"not kept for the next start: {reason}")
+    image = unpack(packed)
+    assert image
+    return image
+
+
+def _compile(text: str, files: Files, functions: Sequence[str]) -> bytes:
     directory = _private_directory()
     try:
-        _write_headers(Path(directory), header)
-        answer, fds = _in_child(lambda: _build(text, directory, entries, maps))
+        _write_files(Path(directory), files)
+        answer, noise = _in_child(lambda: _build(text, directory, functions))
     finally:
         _remove(directory)
-    if "error" in answer:
-        raise _error(answer)
-    names = [name for choice in choices for name, _ in choice.programs]
-    programs = dict(zip(names, fds[: len(names)]))
-    return Loaded(programs, dict(zip(maps, fds[len(names) :])))
-
-
-def _kernel_name(choice: Choice, targets: Sequence[str]) -> str:
-    # bcc takes the target of these kinds from the program's name. The module part of
-    # kfunc__MODULE__fn came with bcc 0.31.
-    target = targets[0] if targets else ""
-    prefix = {"iter": "bpf_iter__", "fentry": "kfunc__", "fexit": "kretfunc__"}.get(choice.kind)
-    return prefix + target if prefix else choice.entry
+    if not answer.startswith(MAGIC):
+        raise _error(json.loads(answer), noise)
+    return answer
 
 
 # --- in the child ---------------------------------------------------------------------------------
 
 
-def _build(
-    text: str, directory: str, entries: Sequence[Entry], maps: Sequence[str]
-) -> tuple[dict[str, Any], list[int]]:
+def _build(text: str, directory: str, functions: Sequence[str]) -> bytes:
     os.environ["BCC_KERNEL_SOURCE"] = directory
     try:
         import bcc
 
-        bcc.BPF.load_func  # noqa: B018 - PyPI's bcc, which is something else, has none
+        bcc.BPF.dump_func  # noqa: B018 - PyPI's bcc, which is something else, has none
     except (ImportError, OSError, AttributeError) as error:  # OSError: libbcc is missing
-        return {"error": "no-bcc", "detail": str(error)}, []
+        return _failure("no-bcc", error)
     drop_code_pages()
     try:
-        # Attach nothing by itself: the attacher does, and can say what went wrong.
+        # Load nothing: that is done by `netbpf.kernel.load`, which can say what went wrong.
         bcc.BPF._trace_autoload = lambda _: None
-        module = bcc.BPF(text=text, cflags=["-Wno-unused-function", "-fno-jump-tables"])
+        module = bcc.BPF(text=text, cflags=list(_FLAGS))
+        return pack(_image(bcc.lib, module, functions))
     except Exception as error:  # bcc raises plain Exception
-        return {"error": "compile", "detail": str(error)}, []
-    bcc.lib = library = _Renaming(bcc.lib)
-    fds = []
-    for entry in entries:
-        try:
-            fds.append(_load(module, library, entry))
-        except Exception as error:  # noqa: PERF203 - the answer names the probe
-            return {"error": "load", "probe": entry.probe, "detail": str(error)}, []
-    fds += [library.bpf_table_fd(module.module, name.encode()) for name in maps]
-    return {"ok": True}, _keep(module, fds)
+        return _failure("compile", error)
+
+
+def _failure(kind: str, error: Exception) -> bytes:
+    return json.dumps({"error": kind, "detail": str(error)}).encode()
+
+
+def _image(library: Any, module: Any, functions: Sequence[str]) -> Image:
+    # bcc has made the maps already: they end with this process, and are made again from what the
+    # kernel tells of them, which is right where libbcc's own numbers are those before rounding.
+    _declare(library)
+    shapes, places = [], {}
+    for place in range(library.bpf_num_tables(module.module)):
+        descriptor = library.bpf_table_fd_id(module.module, place)
+        name = library.bpf_table_name(module.module, place).decode()
+        shapes.append(shape_of(name, descriptor))
+        places[descriptor] = place
+    codes = {name: with_maps(module.dump_func(name.encode()), places) for name in functions}
+    return Image(tuple(shapes), codes)
+
+
+def _declare(library: Any) -> None:
+    # bcc's bindings leave these undeclared: ctypes would then take pointers for numbers of 32 bits.
+    library.bpf_num_tables.argtypes = [ctypes.c_void_p]
+    library.bpf_num_tables.restype = ctypes.c_size_t
+    library.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.bpf_table_name.restype = ctypes.c_char_p
+    library.bpf_table_fd_id.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.bpf_table_fd_id.restype = ctypes.c_int
 
 
 def drop_code_pages() -> None:
@@ -129,78 +161,32 @@ def drop_code_pages() -> None:
             advise(start, end - start)
 
 
-class _Renaming:
-    """libbcc, but a program may have another name than its C function.
-
-    Two programs can then have the same target, which bcc reads from the program's name.
-    """
-
-    def __init__(self, library: Any) -> None:
-        self._library = library
-        self.function = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._library, name)
-
-    def bpf_function_start(self, module: Any, _: bytes) -> Any:
-        return self._library.bpf_function_start(module, self.function)
-
-    def bpf_function_size(self, module: Any, _: bytes) -> Any:
-        return self._library.bpf_function_size(module, self.function)
-
-
-def _load(module: Any, library: _Renaming, entry: Entry) -> int:
-    library.function = entry.function.encode()
-    prefix, _, target = entry.name.partition("func__")
-    names = [f"{prefix}func__vmlinux__{target}", entry.name] if target else [entry.name]
-    for name in names:
-        module.funcs.clear()
-        try:
-            return int(module.load_func(name.encode(), entry.kind).fd)
-        except Exception:
-            if name == names[-1]:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _keep(module: Any, fds: list[int]) -> list[int]:
-    # bcc closes its descriptors when its object goes: ours must stay open until they are sent.
-    module.cleanup = lambda: None
-    return [os.dup(fd) for fd in fds]
-
-
-def _in_child(work: Any) -> tuple[dict[str, Any], list[int]]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def _in_child(work: Callable[[], bytes]) -> tuple[bytes, str]:
+    """Return what `work` returns in a forked child, and all that is printed there."""
+    ours, theirs = os.pipe()
     output = tempfile.TemporaryFile()
     child = os.fork()
     if child == 0:
         _child(work, theirs, output.fileno())
-    theirs.close()
-    message, fds = b"", list[int]()
-    while True:
-        part, more, _, _ = socket.recv_fds(ours, 1 << 16, _FDS_PER_MESSAGE)
-        if not part:
-            break
-        message, fds = message + part.rstrip(b"\0"), fds + list(more)
-    ours.close()
+    os.close(theirs)
+    with open(ours, "rb") as channel:
+        answer = channel.read()
     _, status = os.waitpid(child, 0)
     output.seek(0)
     noise = output.read(1 << 22).decode(errors="replace")
     output.close()
-    if not message:
-        message = json.dumps({"error": "died", "detail": f"wait status {status}"}).encode()
-    return {**json.loads(message), "noise": noise}, fds
+    if status:
+        answer = json.dumps({"error": "died", "detail": f"wait status {status}"}).encode()
+    return answer, noise
 
 
-def _child(work: Any, channel: socket.socket, output: int) -> None:
+def _child(work: Callable[[], bytes], channel: int, output: int) -> None:
     status = 1
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
-        answer, fds = work()
-        socket.send_fds(channel, [json.dumps(answer).encode()], fds[:_FDS_PER_MESSAGE])
-        for start in range(_FDS_PER_MESSAGE, len(fds), _FDS_PER_MESSAGE):
-            socket.send_fds(channel, [b"\0"], fds[start : start + _FDS_PER_MESSAGE])
+        with open(channel, "wb") as file:
+            file.write(work())
         status = 0
     finally:
         os._exit(status)  # no atexit, no buffers of the parent flushed twice
@@ -209,33 +195,19 @@ def _child(work: Any, channel: socket.socket, output: int) -> None:
 # --- in the parent --------------------------------------------------------------------------------
 
 
-def _error(answer: Mapping[str, Any]) -> NetbpfError:
-    noise, detail = str(answer["noise"]), str(answer.get("detail", ""))
-    everything = "\n".join(part for part in (detail, noise.strip()) if part)
+def _error(answer: Mapping[str, Any], noise: str) -> NetbpfError:
+    detail = str(answer["detail"])
     if answer["error"] == "no-bcc":
         return Unsupported(
             "bcc's Python bindings are missing for this Python",
             BCC_HINT,
             detail,
         )
-    if answer["error"] == "load":
-        return AttachRefused(
-            str(answer["probe"]),
-            f"the kernel refused to load it ({_refusal(noise)})",
-            "",
-            everything,
-        )
     first = next((line for line in noise.splitlines() if "error:" in line), detail)
+    everything = "\n".join(part for part in (detail, noise.strip()) if part)
     return NetbpfError(
         f"cannot compile the BPF program: {first.strip()}", "see all with -v", everything
     )
-
-
-def _refusal(noise: str) -> str:
-    for line in noise.splitlines():
-        if "Failed to load program: " in line:
-            return line.partition("Failed to load program: ")[2].strip()
-    return "no reason given"
 
 
 def _private_directory() -> str:
@@ -253,14 +225,18 @@ def _remove(directory: str) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _write_headers(directory: Path, header: str) -> None:
+def _header_files(header: str) -> Files:
     machine = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     own = (program_directory() / "include" / "kernel").iterdir()
-    files = {f"include/linux/{path.name}": path.read_text() for path in own}
+    files = {f"include/linux/{path.name}": path.read_text() for path in sorted(own)}
     files["include/netbpf/kernel.h"] = header
     empty = ("linux/bpf_common.h", "uapi/linux/bpf.h", "uapi/linux/if_packet.h")
     files.update({f"include/{name}": "" for name in empty})
     files[f"arch/{machine}/include/asm/page.h"] = ""
+    return files
+
+
+def _write_files(directory: Path, files: Files) -> None:
     for name, text in files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -121,6 +121,8 @@ def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:
     offered = ask(name)
     if offered is None:
         return f"this kernel has no such {'tracepoint' if 'tp' in kind else 'function'}"
+    if kind in ("fentry", "fexit") and not kernel.typed(name):
+        return "this kernel does not know the types of its parameters"
     return _missing_arguments(alternative.args, offered)
 
 

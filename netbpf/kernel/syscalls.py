@@ -47,6 +47,30 @@ def bpf(command: int, attributes: bytes) -> int:
     return syscall(SYS_BPF, command, buffer, len(attributes))
 
 
+def load_program(
+    kind: int,
+    instructions: bytes,
+    name: str = "",
+    attach: tuple[int, int] = (0, 0),
+    log: tuple[int, int] = (0, 0),
+) -> int:
+    """Load a program of bpf_prog_type `kind` (BPF_PROG_LOAD) and return its descriptor.
+
+    `attach` is its expected_attach_type and the BTF id of its target, `log` the address of a buffer
+    for the verifier's words and its size in bytes. The kernel's version is left out: nobody looks
+    at it since 6c4fc209fcf9 ("bpf: remove useless version check for prog load", 5.0).
+    """
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    license_text = ctypes.create_string_buffer(b"GPL")
+    # union bpf_attr of BPF_PROG_LOAD (5) up to attach_btf_id; the name's last byte must be zero.
+    attributes = struct.pack(
+        "=IIQQIIQII16sIIIIQIIQII", kind, len(instructions) // 8, ctypes.addressof(code),
+        ctypes.addressof(license_text), int(log[1] > 0), log[1], log[0], 0, 0, name.encode()[:15],
+        0, attach[0], 0, 0, 0, 0, 0, 0, 0, attach[1],
+    )  # fmt: skip
+    return bpf(5, attributes)
+
+
 @cache
 def accepts_fentry(function: int) -> bool:
     """Tell whether this kernel loads an fentry program for the function with this BTF id.
@@ -55,16 +79,8 @@ def accepts_fentry(function: int) -> bool:
     tells. The program (return 0) is attached to nothing and gone at once.
     """
     code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
-    instructions = ctypes.create_string_buffer(code, len(code))
-    license_text = ctypes.create_string_buffer(b"GPL")
-    # union bpf_attr of BPF_PROG_LOAD (5) up to attach_btf_id: BPF_PROG_TYPE_TRACING (26) with
-    # expected_attach_type BPF_TRACE_FENTRY (24).
-    attributes = struct.pack(
-        "=IIQQIIQII16sIIIIQIIQII", 26, 2, ctypes.addressof(instructions),
-        ctypes.addressof(license_text), 0, 0, 0, 0, 0, b"", 0, 24, 0, 0, 0, 0, 0, 0, 0, function,
-    )  # fmt: skip
     try:
-        os.close(bpf(5, attributes + bytes(20)))
+        os.close(load_program(26, code, attach=(24, function)))  # tracing, BPF_TRACE_FENTRY
     except OSError:
         return False
     return True

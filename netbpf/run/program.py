@@ -12,8 +12,10 @@ from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, UsageError
 from netbpf.kernel import layout
 from netbpf.kernel.attach import attach, release
-from netbpf.kernel.inspect import Kernel
-from netbpf.kernel.loader import Loaded, compile_and_load
+from netbpf.kernel.btf import FUNC, Btf
+from netbpf.kernel.inspect import LiveKernel
+from netbpf.kernel.load import Loaded
+from netbpf.kernel.loader import compile_and_load
 from netbpf.kernel.select import Choice, select
 
 Say = Callable[[str], None]
@@ -86,7 +88,7 @@ def probes_of(tool: Tool, settings: Mapping[str, Any]) -> list[Probe]:
 
 
 def start(
-    tool: Tool, settings: Mapping[str, Any], kernel: Kernel, defines: Sequence[str], say: Say
+    tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], say: Say
 ) -> Attached:
     """Return `tool`'s programs, attached; alternatives that the kernel refuses are passed over."""
     probes = probes_of(tool, settings)
@@ -94,12 +96,18 @@ def start(
     text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")
     manifests = layout.manifests(text)
     refused: dict[tuple[str, str], str] = {}
+
+    def find_target(function: str) -> int:
+        # The kernel goes by the ids of its own types, those of a file may be others.
+        return (Btf() if settings.get("btf") else kernel.btf).find(function, FUNC)
+
     while True:
         choices = select(probes, kernel, refused, forced)
         header = "\n".join([*defines, layout.header(kernel, manifests, choices)])
         try:
             maps = maps_of(tool, settings)
-            attached = Attached(choices, compile_and_load(text, header, choices, maps))
+            loaded = compile_and_load(text, header, choices, maps, find_target, say)
+            attached = Attached(choices, loaded)
             try:
                 attached.attach_targets()
             except BaseException:

@@ -39,8 +39,8 @@ def test_there_is_a_recorded_kernel():
 def test_recording_says_which_kernel_it_is_and_nothing_of_the_machine(path):
     answers = json.loads(path.read_text())
     assert answers["release"]
-    questions = {"release", "tracepoint", "raw_tracepoint", "function", "iterator", "dynamic",
-                 "field", "size", "enumerator"}  # fmt: skip
+    questions = {"release", "tracepoint", "raw_tracepoint", "function", "typed", "iterator",
+                 "dynamic", "field", "size", "enumerator"}  # fmt: skip
     assert set(answers) <= questions
 
 

@@ -228,7 +228,7 @@ def test_failures_are_lines_with_the_error_and_are_not_taken_for_retransmissions
 ) -> None:
     session = traffic.connect(pair.client, pair.server)
     rules = f"type filter hook output priority 0\ntcp dport {session.remote[1]} counter drop"
-    table = f"table inet nb-out {{\nchain out {{\n{rules}\n}}\n}}"
+    table = f"table inet nb-out {{\nchain outgoing {{\n{rules}\n}}\n}}"
     with netbpf("tcpretrans", "--netns", pair.left.inode) as run, counted(pair.left) as rise:
         with pair.right.dropping(f"tcp dport {session.remote[1]}") as drops:
             pair.client.tell("transfer", id=session.id, send=3)

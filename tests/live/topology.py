@@ -104,7 +104,7 @@ class Host:
         """Drop arriving packets that match one of these nftables expressions, in the block."""
         table = _unique("netbpf")
         body = ["type filter hook input priority 0", *(f"{rule} counter drop" for rule in rules)]
-        chain = "\n".join(["chain in {", *body, "}"])
+        chain = "\n".join(["chain incoming {", *body, "}"])
         self.run("nft", "-f", "-", input=f"table inet {table} {{\n{chain}\n}}\n")
         drops = Drops(self, table)
         try:
@@ -170,7 +170,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 def _configure(host: Host) -> None:
     # Nothing but what tests send shall pass: neither router solicitations (type 133), nor the
     # announcement of the multicast group that belongs to an IPv6 address (143).
-    silence = "chain out {\ntype filter hook output priority 0\nicmpv6 type {133, 143} drop\n}"
+    silence = "chain outgoing {\ntype filter hook output priority 0\nicmpv6 type {133, 143} drop\n}"
     host.run("nft", "-f", "-", input=f"table inet netbpf-silence {{\n{silence}\n}}\n")
     ip = ["ip", "-n", host.namespace]
     must(*ip, "link", "set", host.device, "addrgenmode", "none")

@@ -27,6 +27,7 @@ class FakeKernel:
         fields: Optional[Mapping[tuple[str, str], Field]] = None,
         sizes: Optional[Mapping[str, int]] = None,
         enums: Optional[Mapping[tuple[str, str], int]] = None,
+        opaque: Sequence[str] = (),
     ) -> None:
         self.tracepoints = dict(tracepoints or {})
         self.raw = dict(raw or {})
@@ -36,6 +37,7 @@ class FakeKernel:
         self.fields = dict(fields or {})
         self.sizes = dict(sizes or {})
         self.enums = dict(enums or {})
+        self.opaque = opaque
 
     def tracepoint(self, name: str):
         return _tuple(self.tracepoints.get(name))
@@ -45,6 +47,9 @@ class FakeKernel:
 
     def function(self, name: str):
         return _tuple(self.functions.get(name))
+
+    def typed(self, name: str) -> bool:
+        return name not in self.opaque
 
     def iterator(self, name: str) -> bool:
         return name in self.iterators

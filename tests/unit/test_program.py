@@ -10,7 +10,7 @@ from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
 from netbpf.declare.record import Event, Record
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
-from netbpf.kernel.loader import Loaded
+from netbpf.kernel.load import Loaded
 from netbpf.kernel.select import Choice
 from netbpf.run.program import Attached, maps_of, parse_forced, probes_of
 from netbpf.run.stream import ring_size

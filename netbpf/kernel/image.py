@@ -1,0 +1,84 @@
+"""A compiled program as plain bytes: its instructions, and the maps that they refer to.
+
+An image holds nothing of the process that made it: where an instruction loads a map, it names the
+map's place in the list of maps instead of a descriptor. Packed, it has its own checksum, so that
+what is torn or damaged is recognised. There is no object in it to revive, only numbers, names and
+instructions, which the kernel's verifier looks at as at any others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Optional
+
+MAGIC = b"netbpf\x01\n"  # the number is that of the format
+_HEAD = struct.Struct("=8s32s")  # magic, SHA-256 of the rest
+_LENGTH = struct.Struct("=I")  # of the JSON, which instructions follow
+_LOAD_64, _MAP_DESCRIPTOR = 0x18, 1  # BPF_LD | BPF_IMM | BPF_DW, src_reg BPF_PSEUDO_MAP_FD
+
+
+class MapShape(NamedTuple):
+    """What the kernel must know to make a map: bpf_map_type, sizes in bytes, entries, flags."""
+
+    name: str
+    kind: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+class Image(NamedTuple):
+    """Maps, and the instructions of C functions by name; map loads name a place in `maps`."""
+
+    maps: tuple[MapShape, ...]
+    programs: dict[str, bytes]
+
+
+def map_references(code: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (offset in bytes of the number, number) for each load of a map."""
+    offset = 0
+    while offset + 8 <= len(code):
+        operation, registers = code[offset], code[offset + 1]
+        # struct bpf_insn: dst_reg and src_reg are bit fields of four bits each.
+        source = registers >> 4 if sys.byteorder == "little" else registers & 15
+        if operation == _LOAD_64 and source == _MAP_DESCRIPTOR:
+            yield offset + 4, struct.unpack_from("=i", code, offset + 4)[0]
+        offset += 16 if operation == _LOAD_64 else 8
+
+
+def with_maps(code: bytes, numbers: Mapping[int, int]) -> bytes:
+    """Return `code` with the number of each map that it loads replaced; KeyError if one is new."""
+    changed = bytearray(code)
+    for offset, number in map_references(code):
+        struct.pack_into("=i", changed, offset, numbers[number])
+    return bytes(changed)
+
+
+def pack(image: Image) -> bytes:
+    """Return the image as bytes that `unpack` takes."""
+    sizes = {name: len(code) for name, code in image.programs.items()}
+    described = json.dumps({"maps": image.maps, "programs": sizes}).encode()
+    body = b"".join((_LENGTH.pack(len(described)), described, *image.programs.values()))
+    return _HEAD.pack(MAGIC, hashlib.sha256(body).digest()) + body
+
+
+def unpack(data: bytes) -> Optional[Image]:
+    """Return the packed image, or None if these are not just the bytes that `pack` returned."""
+    if len(data) < _HEAD.size:
+        return None
+    magic, checksum = _HEAD.unpack_from(data)
+    body = data[_HEAD.size :]
+    if magic != MAGIC or hashlib.sha256(body).digest() != checksum:
+        return None
+    (length,) = _LENGTH.unpack_from(body)
+    offset = _LENGTH.size + length
+    described, programs = json.loads(body[_LENGTH.size : offset]), {}
+    for name, size in described["programs"].items():
+        programs[name] = body[offset : offset + size]
+        offset += size
+    return Image(tuple(MapShape(*shape) for shape in described["maps"]), programs)

@@ -1,0 +1,193 @@
+"""What is kept of a start gives the same result in the next one; where nothing is kept, no harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crowd import QUICK_ENDS, Crowd
+from harness import SOURCE_TREE, START_TIMEOUT, Run, command, netbpf_once, validator
+
+from netbpf.declare.tool import tool_names
+
+NOBODY = 65534
+SESSIONS = 23
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A place for a cache; nothing is there yet."""
+    return tmp_path / "cache"
+
+
+def with_cache(place: object) -> dict[str, str]:
+    return {**os.environ, "NETBPF_CACHE": str(place)}
+
+
+def once(place: object, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run tcplife for a moment, which must work whatever there is of a cache."""
+    done = netbpf_once(*(words or ("tcplife",)), "-d", "0.1", "--json", "-v", env=with_cache(place))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["type"] == "summary"
+    return done
+
+
+def was_compiled(text: str) -> bool:
+    """Tell which of the two a run says that it did; it must say just one of them."""
+    compiled, taken = "netbpf: compiled in " in text, "netbpf: compiled programs taken" in text
+    assert compiled is not taken, text
+    return compiled
+
+
+def files(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir())
+
+
+def test_second_start_takes_what_is_kept_and_reports_the_same_of_the_same_traffic(
+    netbpf: Any, crowd: Crowd, place: Path
+) -> None:
+    runs: list[Run] = []
+    for _ in range(2):
+        words = ("--netns", crowd.left.inode, "-v")
+        with netbpf("tcplife", *words, env=with_cache(place)) as run:
+            sessions = crowd.play(SESSIONS, QUICK_ENDS)
+            run.wait_for(lambda events: len(crowd.ours(events)) >= SESSIONS)
+        wanted = Counter(session.lines()[0] for session in sessions)
+        assert crowd.lines(run) == wanted
+        runs.append(run)
+    assert [was_compiled(run.stderr) for run in runs] == [True, False]
+    first, second = ({**run.summary} for run in runs)
+    assert first["probes"] == second["probes"]
+    assert second["complete"] is True and first["lost"] == second["lost"]
+    assert len(files(place)) == 1
+
+
+@pytest.mark.parametrize("tool", tool_names())
+def test_every_tool_starts_from_the_cache(tool: str, place: Path) -> None:
+    results = []
+    for _ in range(2):
+        done = netbpf_once(tool, "-d", "0.2", "--json", "-v", env=with_cache(place))
+        if done.returncode == 69:
+            pytest.skip(f"{tool} needs another kernel: {done.stderr}")
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        for line in lines:
+            validator(tool).validate(line)
+        results.append((was_compiled(done.stderr), lines[-1]))
+    (first, before), (second, after) = results
+    assert first and not second
+    assert after["type"] == "summary" and after["tool"] == tool
+    assert after["probes"] == before["probes"]
+    assert not any(after["lost"].values()), after["lost"]
+
+
+def test_another_filter_is_another_program(place: Path) -> None:
+    for words in (("-4",), ("-6",), ("--lport", "80"), ("--lport", "81")):
+        assert was_compiled(once(place, "tcplife", *words).stderr), words
+    assert len(files(place)) == 4
+    assert not was_compiled(once(place, "tcplife", "--lport", "80").stderr)
+    # What only the reader does with it makes no other program.
+    assert not was_compiled(once(place, "tcplife", "--lport", "81", "--max-events", "3").stderr)
+    assert len(files(place)) == 4
+
+
+def test_damaged_file_is_not_used_and_replaced(place: Path) -> None:
+    once(place)
+    (name,) = files(place)
+    good = (place / name).read_bytes()
+    torn, flipped = good[: len(good) // 2], good[:-100] + bytes([good[-100] ^ 4]) + good[-99:]
+    for damaged in (b"", torn, flipped):
+        (place / name).write_bytes(damaged)
+        assert was_compiled(once(place).stderr)
+        assert files(place) == [name]
+        assert (place / name).read_bytes() == good  # the compiler does the same every time
+    assert not was_compiled(once(place).stderr)
+
+
+def in_an_empty_run(wanted: str) -> tuple[str, list[str]]:
+    """Run tcplife where /run is empty; return what it says, and mode and path of what is there."""
+    script = (
+        "mount -t tmpfs none /run && "
+        "NETBPF_CACHE=$0 \"$@\" >/dev/null && find /run -mindepth 1 -printf '%m %p\\n'"
+    )
+    line = command("tcplife", "-d", "0.1", "-v")
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, wanted, *line],
+        cwd=SOURCE_TREE, capture_output=True, text=True, timeout=START_TIMEOUT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stderr, done.stdout.splitlines()
+
+
+def test_it_is_in_run_by_default_and_off_writes_nothing() -> None:
+    said, found = in_an_empty_run("off")
+    assert was_compiled(said) and found == []
+    assert "no cache of compiled programs: NETBPF_CACHE is off" in said
+    assert not (SOURCE_TREE / "off").exists()
+    said, found = in_an_empty_run("")
+    assert was_compiled(said)
+    directory, file = sorted(found, reverse=True)
+    assert directory == "700 /run/netbpf"
+    assert file.startswith("600 /run/netbpf/")
+
+
+@pytest.mark.parametrize("where", ["/proc/netbpf", "/sys/netbpf", "/no/such/place", "/dev/null"])
+def test_place_that_cannot_be_written_is_harmless(where: str) -> None:
+    done = once(where)
+    assert was_compiled(done.stderr)
+    assert where in done.stderr
+    quiet = netbpf_once("tcplife", "-d", "0.1", env=with_cache(where))
+    assert quiet.returncode == 0
+    assert where not in quiet.stderr  # said only when asked
+
+
+def test_directory_that_is_not_safe_is_neither_read_nor_written(place: Path) -> None:
+    once(place)
+    (name,) = files(place)
+    kept = (place / name).stat().st_mtime_ns
+
+    def refused(where: Path, word: str) -> None:
+        done = once(where)
+        assert was_compiled(done.stderr)
+        assert word in done.stderr
+        assert files(place) == [name] and (place / name).stat().st_mtime_ns == kept
+
+    place.chmod(0o777)
+    refused(place, "can be written by others")
+    place.chmod(0o700)
+    os.chown(place, NOBODY, NOBODY)
+    refused(place, "belongs to somebody else")
+    os.chown(place, 0, 0)
+    link = place.with_name("link")
+    link.symlink_to(place)
+    refused(link, "not usable")
+    assert not was_compiled(once(place).stderr)
+
+
+def test_file_of_somebody_else_is_not_loaded(place: Path) -> None:
+    once(place)
+    (name,) = files(place)
+    os.chown(place / name, NOBODY, NOBODY)
+    assert was_compiled(once(place).stderr)
+    assert (place / name).stat().st_uid == 0  # replaced by our own
+
+
+def test_doctor_says_where_it_is_or_why_there_is_none(place: Path) -> None:
+    def told(where: object) -> dict[str, str]:
+        report = json.loads(netbpf_once("doctor", "--json", env=with_cache(where)).stdout)
+        (check,) = (check for check in report["checks"] if check["name"] == "cache")
+        return dict(check)
+
+    assert told(place)["words"] == f"{place}, made by the first start"
+    assert not place.exists()
+    once(place)
+    assert told(place)["words"].startswith(f"{place}, 1 compiled, ")
+    assert told(place)["state"] == "ok"
+    off = told("off")
+    assert off["state"] == "absent" and "NETBPF_CACHE is off" in off["words"]

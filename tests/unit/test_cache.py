@@ -1,0 +1,356 @@
+"""The cache: what is kept comes back, what cannot be trusted is not touched, what is old goes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from netbpf.kernel import cache, loader
+from netbpf.kernel.cache import NoCache
+from netbpf.kernel.image import Image, pack
+from tests.contract.house import ROOT
+
+KEYS = [f"{number:064x}" for number in range(100)]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away: sudo make unit")
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """Where the cache is; it does not exist yet."""
+    path = tmp_path / "cache"
+    monkeypatch.setenv("NETBPF_CACHE", str(path))
+    return path
+
+
+def names(path: Path) -> list[str]:
+    return sorted(child.name for child in path.iterdir())
+
+
+# --- keep and take --------------------------------------------------------------------------------
+
+
+def test_what_is_kept_comes_back(directory):
+    assert cache.take(KEYS[1]) is None
+    assert not directory.exists()  # asking makes nothing
+    cache.keep(KEYS[1], b"one")
+    cache.keep(KEYS[2], b"two")
+    assert cache.take(KEYS[1]) == b"one"
+    assert cache.take(KEYS[2]) == b"two"
+    assert cache.take(KEYS[3]) is None
+    assert names(directory) == KEYS[1:3]  # and nothing half written
+
+
+def test_nobody_else_can_look_into_it(directory):
+    cache.keep(KEYS[1], b"one")
+    assert directory.stat().st_mode & 0o7777 == 0o700
+    assert (directory / KEYS[1]).stat().st_mode & 0o7777 == 0o600
+
+
+def test_keeping_replaces(directory):
+    cache.keep(KEYS[1], b"damaged")
+    cache.keep(KEYS[1], b"one")
+    assert cache.take(KEYS[1]) == b"one"
+    assert names(directory) == [KEYS[1]]
+
+
+def test_default_is_below_run(monkeypatch):
+    for unset in (None, ""):
+        monkeypatch.delenv("NETBPF_CACHE", raising=False)
+        if unset is not None:
+            monkeypatch.setenv("NETBPF_CACHE", unset)
+        assert cache.place() == "/run/netbpf"
+
+
+def test_off_is_off(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETBPF_CACHE", "off")
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: cache.take(KEYS[1]), lambda: cache.keep(KEYS[1], b"one")):
+        with pytest.raises(NoCache, match="off"):
+            call()
+    assert not names(tmp_path)
+
+
+# --- what is not trusted --------------------------------------------------------------------------
+
+
+def refused(directory: Path, word: str) -> None:
+    """Neither read nor written, and the doctor says so too."""
+    before = names(directory) if directory.is_dir() else []
+    with pytest.raises(NoCache, match=word):
+        cache.take(KEYS[1])
+    with pytest.raises(NoCache, match=word):
+        cache.keep(KEYS[2], b"two")
+    assert before == (names(directory) if directory.is_dir() else [])
+    there, words = cache.describe()
+    assert not there and word in words
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o720, 0o702])
+def test_directory_that_others_can_write_to_is_not_used(directory, mode):
+    cache.keep(KEYS[1], b"one")
+    directory.chmod(mode)
+    refused(directory, "by others")
+
+
+@needs_root
+def test_directory_of_somebody_else_is_not_used(directory):
+    cache.keep(KEYS[1], b"one")
+    os.chown(directory, 65534, 65534)
+    refused(directory, "somebody else")
+
+
+@pytest.mark.parametrize("ending", ["", "/", "//"])
+def test_link_to_a_directory_is_not_followed(directory, monkeypatch, ending):
+    cache.keep(KEYS[1], b"one")
+    link = directory.with_name("link")
+    link.symlink_to(directory)
+    monkeypatch.setenv("NETBPF_CACHE", f"{link}{ending}")
+    refused(directory, "not usable")
+
+
+def test_file_in_the_place_of_the_directory_is_not_used(directory):
+    directory.write_text("mine")
+    refused(directory, "not usable")
+    assert directory.read_text() == "mine"
+
+
+def test_place_that_cannot_be_made_is_said(monkeypatch):
+    monkeypatch.setenv("NETBPF_CACHE", "/proc/no/such/place")
+    with pytest.raises(NoCache, match="cannot be made"):
+        cache.keep(KEYS[1], b"one")
+    assert cache.describe()[0] is False
+
+
+def test_file_that_others_can_write_to_is_not_read(directory):
+    cache.keep(KEYS[1], b"one")
+    (directory / KEYS[1]).chmod(0o622)
+    assert cache.take(KEYS[1]) is None
+
+
+@needs_root
+def test_file_of_somebody_else_is_not_read(directory):
+    cache.keep(KEYS[1], b"one")
+    os.chown(directory / KEYS[1], 65534, 65534)
+    assert cache.take(KEYS[1]) is None
+
+
+def test_link_fifo_or_directory_in_the_place_of_a_file_is_not_read(directory):
+    cache.keep(KEYS[1], b"one")
+    (directory / KEYS[2]).symlink_to(directory / KEYS[1])
+    os.mkfifo(directory / KEYS[3], 0o600)
+    (directory / KEYS[4]).mkdir(0o700)
+    assert [cache.take(key) for key in KEYS[2:5]] == [None, None, None]
+    cache.keep(KEYS[2], b"two")  # in the place of the link, not behind it
+    assert cache.take(KEYS[2]) == b"two" and cache.take(KEYS[1]) == b"one"
+
+
+def test_full_file_system_leaves_nothing_half_written(directory, monkeypatch):
+    cache.keep(KEYS[1], b"one")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "replace", full)
+    with pytest.raises(NoCache, match="No space left"):
+        cache.keep(KEYS[2], b"two")
+    assert names(directory) == KEYS[1:2]
+
+
+# --- its size -------------------------------------------------------------------------------------
+
+
+def aged(directory: Path, key: str, seconds: int) -> None:
+    os.utime(directory / key, (seconds, seconds))
+
+
+def test_at_most_64_files_are_kept_and_the_longest_unused_goes_first(directory):
+    for number, key in enumerate(KEYS[:64]):
+        cache.keep(key, b"x")
+        aged(directory, key, 1000 + number)
+    assert cache.take(KEYS[0]) == b"x"  # used now: the next in age goes
+    cache.keep(KEYS[64], b"x")
+    assert names(directory) == [KEYS[0], *KEYS[2:65]]
+
+
+def test_at_most_8_mb_are_kept(directory):
+    for number, key in enumerate(KEYS[:8]):
+        cache.keep(key, bytes(1 << 20))
+        aged(directory, key, 1000 + number)
+    assert names(directory) == KEYS[:8]
+    cache.keep(KEYS[8], bytes(3 << 20))
+    assert names(directory) == KEYS[3:9]
+
+
+def test_what_is_larger_than_all_is_not_kept(directory):
+    cache.keep(KEYS[1], b"one")
+    with pytest.raises(NoCache, match="too large"):
+        cache.keep(KEYS[2], bytes((8 << 20) + 1))
+    assert names(directory) == KEYS[1:2]
+
+
+def test_files_that_are_not_ours_are_never_removed(directory, monkeypatch):
+    monkeypatch.setattr(cache, "MOST_FILES", 1)
+    directory.mkdir(0o700)
+    left = f"{KEYS[9]}.{'0' * 16}"  # of a start that was killed
+    for name in ("notes.txt", KEYS[3][1:], left):
+        (directory / name).write_text("x")
+        aged(directory, name, 1)
+    cache.keep(KEYS[1], b"one")
+    assert names(directory) == sorted([KEYS[3][1:], KEYS[1], "notes.txt"])
+
+
+def test_description_counts(directory):
+    assert cache.describe() == (True, f"{directory}, made by the first start")
+    cache.keep(KEYS[1], bytes(3000))
+    cache.keep(KEYS[2], bytes(3000))
+    assert cache.describe() == (True, f"{directory}, 2 compiled, 5 KB")
+
+
+# --- the name of a file ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bcc(tmp_path, monkeypatch):
+    """A pretended installation of bcc: its package and its library."""
+    package, library = tmp_path / "bcc" / "__init__.py", tmp_path / "lib" / "libbcc.so.0.26.0"
+    for path in (package, library):
+        path.parent.mkdir()
+        path.write_text("x")
+    link = library.with_name("libbcc.so.0")
+    link.symlink_to(library.name)
+    table = tmp_path / "ld.so.cache"
+    table.write_bytes(b"glibc-ld.so.cache1.1\0\3libz.so.1\0" + bytes(link) + b"\0/lib/libz.so.1\0")
+    monkeypatch.setattr(cache, "_LD_CACHE", table)
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    found = SimpleNamespace(origin=str(package))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: found)
+    return SimpleNamespace(package=package, library=library, table=table, link=link)
+
+
+def key(text="int f() {}", header="#define A 1", functions=("f",), flags=("-w",), own="x"):
+    files = {"include/netbpf/kernel.h": header, "include/linux/types.h": own}
+    return cache.key_of(text, files, functions, flags)
+
+
+@pytest.mark.usefixtures("bcc")
+def test_name_is_a_hash_of_each_part_of_what_is_compiled():
+    same = {key() for _ in range(3)}
+    others = [
+        key(text="int f() { }"), key(header="#define A 2"), key(functions=("g",)),
+        key(functions=("f", "g")), key(flags=("-w", "-O2")), key(own="y"),
+    ]  # fmt: skip
+    assert len(same) == 1 and len(same | set(others)) == 1 + len(others)
+    assert all(cache._OURS.fullmatch(name) for name in others)
+
+
+def test_name_depends_on_kernel_machine_bcc_and_its_settings(bcc, monkeypatch):
+    seen = [key()]
+
+    def changed():
+        seen.append(key())
+        assert len(set(seen)) == len(seen), f"change {len(seen) - 1} made no other name"
+
+    kernel = os.uname()
+    for release, version in (("9.9", kernel.version), ("9.9", "#2 SMP")):
+        uname = SimpleNamespace(release=release, version=version)
+        monkeypatch.setattr(cache.os, "uname", lambda uname=uname: uname)
+        changed()
+    monkeypatch.setattr(platform, "machine", lambda: "vax")
+    changed()
+    bcc.library.write_text("a fix")
+    changed()
+    bcc.package.write_text("a fix")
+    changed()
+    os.utime(bcc.library, ns=(1, 1))
+    changed()
+    monkeypatch.setenv("BCC_PROBE_PREFIX", "x")
+    changed()
+    monkeypatch.setattr(cache, "MAGIC", b"another format")
+    changed()
+
+
+def test_library_is_found_as_the_loader_finds_it(bcc, tmp_path, monkeypatch):
+    paths = [path for path, _, _ in cache.compiler()]
+    assert paths == [str(bcc.package), str(bcc.library)]
+    other = tmp_path / "other" / "libbcc.so.0"
+    other.parent.mkdir()
+    other.write_text("mine")
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/no/such/place:{other.parent}")
+    assert cache.compiler()[1][0] == str(other)
+
+
+def test_without_bcc_there_is_no_name(bcc, monkeypatch):
+    bcc.link.unlink()
+    with pytest.raises(NoCache, match="which bcc"):
+        key()
+    bcc.link.symlink_to(bcc.library)
+    key()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(NoCache, match="which bcc"):
+        key()
+
+
+# --- beside the compiler --------------------------------------------------------------------------
+
+IMAGE = Image((), {"f": bytes(8)})
+
+
+@pytest.fixture
+def compiled(bcc, monkeypatch):
+    """How often was compiled: as many entries as this has."""
+    calls = []
+
+    def compiling(*_):
+        calls.append(1)
+        return pack(IMAGE)
+
+    monkeypatch.setattr(loader, "_compile", compiling)
+    return calls
+
+
+def start(header: str = "") -> list[str]:
+    said: list[str] = []
+    assert loader._compiled("text", {"h": header}, ["f"], said.append) == IMAGE
+    return said
+
+
+def test_second_start_does_not_compile_and_says_so(directory, compiled):
+    assert start()[0].startswith("compiled in ")
+    assert start() == [f"compiled programs taken from {directory}"]
+    assert len(compiled) == 1
+    start("another")
+    assert len(compiled) == 2 and len(names(directory)) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", pack(IMAGE)[:-1], pack(IMAGE) + b"x"])
+def test_damaged_file_is_replaced(directory, compiled, content):
+    start()
+    (path,) = directory.iterdir()
+    path.write_bytes(content)
+    start()
+    assert len(compiled) == 2
+    assert path.read_bytes() == pack(IMAGE)
+
+
+@pytest.mark.parametrize("where", ["off", "/proc/no/such/place"])
+def test_without_a_cache_every_start_compiles_and_says_why(compiled, monkeypatch, where):
+    monkeypatch.setenv("NETBPF_CACHE", where)
+    assert any("off" in line or "cannot be made" in line for line in start())
+    start()
+    assert len(compiled) == 2
+
+
+def test_bcc_is_not_imported_to_name_a_file():
+    code = (
+        "import sys; from netbpf.kernel import cache, loader\n"
+        "try: cache.key_of('x')\nexcept cache.NoCache: pass\n"
+        "assert not {'bcc', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
