@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test unit contract live lint format man readme bench wheel clean \
-	setup-dev setup-test setup-bench
+	setup-dev setup-test setup-bench setup-vm vm vm-boxes vm-clean vm-validate
 
 # A shell that became root with plain `su` lacks these.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -15,11 +15,17 @@ PYTHON = $$(test -x $(VENV)/python && echo $(VENV)/python || echo /usr/bin/pytho
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST = $(VENV)/python -m pytest $(if $(ROOT),-p no:cacheprovider)
 C_FILES = $$(find bpf_programs -name '*.[ch]')
-SHELL_FILES = .ci/run $$(find scripts $(wildcard vagrant) -name '*.sh')
+# What others put below vagrant/ (boxes, machines) is not ours to check.
+SHELL_FILES = .ci/run $$(find scripts -name '*.sh') $(wildcard vagrant/*.sh)
+# What the lab asks for, also through sudo; what is not set is not passed on.
+VM_SETTINGS = KERNEL TESTS JOBS LIMIT UP_LIMIT KEEP SAVE MIRROR PIP_CERT http_proxy https_proxy \
+	no_proxy $(filter NETBPF_VM_%,$(.VARIABLES))
+LAB = $(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=vagrant \
+	$(foreach name,$(VM_SETTINGS),$(if $($(name)),$(name)="$$$(name)")) /usr/bin/python3 -m lab
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
-		while IFS='|' read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
+		while IFS='|' read -r name text; do printf '%-11s %s\n' "$$name" "$$text"; done
 
 setup: ## install what netbpf needs to run, unless it is there
 	@scripts/setup.sh run
@@ -32,6 +38,9 @@ setup-test:
 
 setup-bench:
 	@scripts/setup.sh bench
+
+setup-vm:
+	@scripts/setup.sh vm
 
 run: setup ## install what is missing and run the demonstration (root)
 	@$(ROOT) $(PYTHON) -m netbpf demo
@@ -49,6 +58,21 @@ contract: setup-dev ## the rules that every tool keeps
 
 live: setup-test ## does each tool tell the truth about known traffic? (root)
 	@$(ROOT) $(PYTEST) -m live
+
+vm: setup-vm ## live tests on other kernels, in virtual machines: KERNEL=6.12 (root)
+	@$(LAB)
+
+vm-boxes: setup-vm ## only build the boxes of those machines: KERNEL=all (root)
+	@$(LAB) --boxes-only
+
+vm-clean: setup-vm ## remove machines that KEEP=1 or a killed run left (root)
+	@$(LAB) --clean
+
+vm-validate: ## have Vagrant check vagrant/Vagrantfile: no daemon, no box
+	@home=$$(mktemp -d) && cd vagrant && status=0 && \
+		VAGRANT_HOME=$$home/home VAGRANT_DOTFILE_PATH=$$home/dot VAGRANT_CHECKPOINT_DISABLE=1 \
+		VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate || status=$$?; \
+		rm -rf "$$home"; exit $$status
 
 lint: setup-dev ## every check that needs no kernel
 	@$(VENV)/ruff check .

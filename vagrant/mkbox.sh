@@ -166,6 +166,8 @@ build_tree() { # build_tree EXTRA...
     write_hook
     # libpam-systemd: without it ssh sessions outlive a shutdown, and Vagrant's reboot hangs.
     base=systemd,systemd-sysv,dbus,libpam-systemd,udev,openssh-server,sudo,rsync,ca-certificates
+    # Up to Debian 13 these come by themselves; ssh-keygen is in openssh-client.
+    base=$base,passwd,login,mount,openssh-client,e2fsprogs
     base=$base,initramfs-tools,kmod,iproute2,procps,iputils-ping,ethtool,less
     for name; do base=$base,$name; done
     sources="deb $MIRROR $USERLAND main"
@@ -200,7 +202,7 @@ make_box() {
         >"$WORK/metadata.json"
     echo 'Vagrant.configure("2") { |config| config.vm.base_mac = nil }' >"$WORK/Vagrantfile"
     tar -C "$WORK" -cf - metadata.json Vagrantfile box.img | pigz -1 >"$WORK/box"
-    # Booting it alone tells whether this machine's KVM is any good: see lab.py.
+    # Booting it alone tells whether this machine's KVM is any good: see lab/boxes.py.
     cp "$WORK/kernel/boot/vmlinuz-$RELEASE" "$BOX.vmlinuz"
     mv "$WORK/box" "$BOX"
 }

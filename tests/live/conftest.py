@@ -19,6 +19,24 @@ HERE = Path(__file__).parent
 Netbpf = Callable[..., contextlib.AbstractContextManager[harness.Run]]
 
 
+class AtOnce:
+    """Prints each failure as it happens: under emulation the end is far, and may never come."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._terminal = config.get_terminal_writer()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print a failure."""
+        if report.failed:
+            self._terminal.line(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ask for failures at once where everything is slow."""
+    if harness.SLOW > 1:
+        config.pluginmanager.register(AtOnce(config))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything in this directory as live; without root say how to run it."""
     no_root = pytest.mark.skip(reason="live tests need root: sudo make live")

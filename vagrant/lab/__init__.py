@@ -1,0 +1,6 @@
+"""The kernel lab: boots other kernels in virtual machines and runs the live tests on them.
+
+`make vm` is the way in (`__main__`). A machine is a row of kernels.yaml (`rows`); it gets a box
+(`boxes`), boots and runs the tests (`machine`) in libvirt (`host`), and what came of it is counted
+and shown (`report`). Only Python's own library and python3-yaml are needed.
+"""

@@ -1,0 +1,157 @@
+"""Results: JUnit files to counts, a table, the names of what failed, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .rows import PROJECT, Row, namesake
+
+PASSED, FAILED, USAGE, UNAVAILABLE, NO_ROOT = 0, 1, 2, 69, 77
+OTHER = "other"
+
+
+@dataclass
+class Counts:
+    """How many tests of a tool had which end; an error is a failure."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.passed}/{self.failed}/{self.skipped}"
+
+
+@dataclass
+class Outcome:
+    """What came of a row. `missing` says why there was no machine, `died` why it has no result."""
+
+    row: Row
+    missing: str = ""
+    died: str = ""
+    status: int = 0
+    facts: dict[str, str] = field(default_factory=dict)
+    tools: dict[str, Counts] = field(default_factory=dict)
+    failing: list[str] = field(default_factory=list)
+    skips: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a test failed, or its end is unknown."""
+        return bool(self.died or self.failing or (not self.missing and self.status))
+
+
+def exit_status(outcomes: Iterable[Outcome]) -> int:
+    """Return 1 if a test failed anywhere, else 69 if a machine could not be had, else 0."""
+    known = list(outcomes)
+    if any(outcome.failed for outcome in known):
+        return FAILED
+    return UNAVAILABLE if any(outcome.missing for outcome in known) else PASSED
+
+
+def tool_names() -> set[str]:
+    """Return the names of all tools."""
+    return {path.stem for path in (PROJECT / "netbpf" / "tools").glob("[a-z]*.py")}
+
+
+def read_junit(outcome: Outcome, text: str, tools: set[str]) -> None:
+    """Count the tests of a JUnit file. Raises ElementTree.ParseError for half a file."""
+    for case in ElementTree.fromstring(text).iter("testcase"):
+        # A file that cannot be collected has no class, and its module as name.
+        module = case.get("classname") or case.get("name") or ""
+        stem = next((part for part in module.split(".") if part.startswith("test_")), "")
+        # A test of all tools names its own in the parameters: test_x[tcplife].
+        words = [stem[5:], *re.split(r"[][-]", case.get("name") or "")]
+        tool = next((word for word in words if word in tools), OTHER)
+        _count(outcome, case, outcome.tools.setdefault(tool, Counts()))
+
+
+def _count(outcome: Outcome, case: ElementTree.Element, counts: Counts) -> None:
+    skip = case.find("skipped")
+    if case.find("failure") is not None or case.find("error") is not None:
+        counts.failed += 1
+        outcome.failing.append(test_id(case))
+    elif skip is not None:
+        counts.skipped += 1
+        outcome.skips.append(f"{test_id(case)}: {skip.get('message', '')}")
+    else:
+        counts.passed += 1
+
+
+def test_id(case: ElementTree.Element) -> str:
+    """Return what pytest calls the test on a command line."""
+    parts = (case.get("classname") or "").split(".")
+    end = next((n for n, part in enumerate(parts, 1) if part.startswith("test_")), len(parts))
+    path, inner = "/".join(parts[:end]), parts[end:]
+    return "::".join(
+        [f"{path}.py", *inner, case.get("name", "")] if path else [case.get("name", "")]
+    )
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Return tools by machines, "passed/failed/skipped" in each cell, and what failed."""
+    tools = sorted({tool for outcome in outcomes for tool in outcome.tools} - {OTHER})
+    tools += [OTHER] if any(OTHER in outcome.tools for outcome in outcomes) else []
+    lines = [
+        ["", *(outcome.row.name for outcome in outcomes)],
+        ["kernel", *(outcome.facts.get("release", "-") for outcome in outcomes)],
+        ["bcc", *(outcome.facts.get("bcc", "-") for outcome in outcomes)],
+    ]
+    lines += [[tool, *(str(o.tools.get(tool, "-")) for o in outcomes)] for tool in tools]
+    lines += [["result", *(_result(outcome) for outcome in outcomes)]]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    shown = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join([*shown, "cells: passed/failed/skipped", *_troubles(outcomes)])
+
+
+def _result(outcome: Outcome) -> str:
+    if outcome.missing:
+        return "no machine"
+    if outcome.died:
+        return "no result"
+    return "failed" if outcome.failed else "passed"
+
+
+def _troubles(outcomes: Iterable[Outcome]) -> Iterable[str]:
+    for outcome in outcomes:
+        name = outcome.row.name
+        if outcome.missing or outcome.died:
+            yield f"{name}: {outcome.missing or outcome.died}"
+        elif outcome.failed and not outcome.failing:
+            yield f"{name}: no test failed, but the run ended with status {outcome.status}"
+        yield from (f"{name}: failed: {test}" for test in outcome.failing)
+
+
+def save(outcomes: Iterable[Outcome], rows: Sequence[Row], work: Path, project: Path) -> list[Path]:
+    """Keep recordings and results in the source tree; return the files that were written."""
+    path = project / "vagrant" / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    written = []
+    for outcome in outcomes:
+        if outcome.missing or outcome.died:
+            continue
+        row = outcome.row
+        results[row.name] = merged(results.get(row.name, {}), outcome)
+        recording = work / row.name / "kernel.json"
+        if namesake(rows, row) and recording.is_file():
+            target = project / "tests" / "data" / "kernels" / f"{row.kernel}.json"
+            target.write_bytes(recording.read_bytes())
+            written.append(target)
+    if results:
+        path.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+        written.append(path)
+    return written
+
+
+def merged(old: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """Return a row of results.json; tools that did not run keep theirs if nothing else changed."""
+    facts = {"userland": outcome.row.userland, **outcome.facts}
+    same = all(old.get(name) == value for name, value in facts.items())
+    tools = {name: asdict(counts) for name, counts in outcome.tools.items()}
+    return {**facts, "tools": {**(old.get("tools", {}) if same else {}), **tools}}

@@ -1,0 +1,38 @@
+#!/bin/sh
+# Runs the live tests inside of a machine, as root, with the project in /project.
+#
+# usage: vagrant/run-tests.sh [SLOW [PYTEST'S WORDS...]]
+#   SLOW   how many times longer everything may take: 1 under KVM, 10 under emulation
+#   WORDS  default: tests/live
+#
+# Leaves in build/results: junit.xml, kernel.json (this kernel's answers, see `netbpf doctor
+# --record`), facts.json (what was running), dmesg. Ends with pytest's status.
+set -eu
+cd "$(dirname "$0")/.."
+RESULTS=build/results
+PYTHON=.venv/bin/python
+
+NETBPF_TEST_SLOW=${1:-10}
+export NETBPF_TEST_SLOW
+if [ $# -gt 0 ]; then shift; fi
+if [ $# -eq 0 ]; then set -- tests/live; fi
+
+rm -rf "$RESULTS"
+mkdir -p "$RESULTS"
+dmesg --clear
+"$PYTHON" - >"$RESULTS/facts.json" <<'END'
+import json, os, platform
+import bcc
+
+print(json.dumps({
+    "release": os.uname().release,
+    "bcc": getattr(bcc, "__version__", "unknown"),
+    "python": platform.python_version(),
+}))
+END
+
+status=0
+"$PYTHON" -m netbpf doctor --record "$RESULTS/kernel.json" || status=$?
+"$PYTHON" -m pytest -v -p no:cacheprovider --junitxml="$RESULTS/junit.xml" "$@" || status=$?
+dmesg >"$RESULTS/dmesg"
+exit "$status"
