@@ -23,12 +23,13 @@ class AtOnce:
     """Prints each failure as it happens: under emulation the end is far, and may never come."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._terminal = config.get_terminal_writer()
+        self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Print a failure."""
         if report.failed:
-            self._terminal.line(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}")
+            writer = self._config.get_terminal_writer()
+            writer.line(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
