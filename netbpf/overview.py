@@ -34,8 +34,14 @@ SUMMARY
   "complete" is true if all of them are zero. With --fail-on-loss the exit status says it too.
 
 PRIVILEGES
-  Tracing needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, which root has. Nothing is left behind:
-  probes are held by file descriptors, and end when netbpf ends, however it ends.
+  Tracing needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, which root has. No probe is left
+  behind: they are held by file descriptors, and end when netbpf ends, however it ends.
+
+ENVIRONMENT
+  NETBPF_CACHE  where compiled programs are kept for the next start, which is then several times as
+                fast; /run/netbpf unless told, in memory and gone after a reboot; "off" keeps none
+
+  The directory is used only if it belongs to the user who traces and nobody else can write to it.
 """
 
 from __future__ import annotations

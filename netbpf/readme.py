@@ -10,6 +10,7 @@ from netbpf.declare.probes import Probe
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.errors import NetbpfError
 from netbpf.manual import alternative_words, lost_words, option_words, probe_conditions
+from netbpf.tested import choices_rows, recordings, results, results_rows
 
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -19,7 +20,13 @@ def renew(text: str) -> str:
 
     A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; a NAME must be known.
     """
-    tables = {"tools": tools_table, "kernels": kernels_table, "options": options_table}
+    tables = {
+        "tools": tools_table,
+        "kernels": kernels_table,
+        "choices": choices_table,
+        "tested": tested_table,
+        "options": options_table,
+    }
 
     def fill(match: re.Match[str]) -> str:
         if match[2] not in tables:
@@ -76,6 +83,18 @@ def _needed(probes: Sequence[Probe]) -> str:
     if one.instead and others:
         return "beside a probe of the same kind"
     return probe_conditions(one) or "always"
+
+
+def choices_table(tools: Sequence[Tool]) -> str:
+    """Return the kinds of probes that each recorded kernel would serve the tools with."""
+    head, *rows = choices_rows(tools, recordings())
+    return _table(head, rows)
+
+
+def tested_table(tools: Sequence[Tool]) -> str:
+    """Return what came of the live tests in virtual machines."""
+    head, *rows = results_rows(tools, results())
+    return _table(head, rows)
 
 
 def options_table(tools: Sequence[Tool]) -> str:

@@ -29,7 +29,7 @@ HEIGHTS = {
 }
 # Files of one room: each page has its own and manual.py makes them all; a recording is what the
 # doctor asks, written down.
-SAME_ROOM = {"overview": "manual", "readme": "manual", "recording": "doctor"}
+SAME_ROOM = {"overview": "manual", "readme": "manual", "tested": "manual", "recording": "doctor"}
 ONLY_IN = {"bcc": "kernel/loader.py", "click": "cli.py"}
 LAZY = ("bcc", "numpy", "elftools")
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -55,7 +55,7 @@ def files() -> list[Path]:
     found = [path for path in ROOT.iterdir() if path.is_file()]
     for tree in TREES:
         found += [path for path in (ROOT / tree).rglob("*") if path.is_file()]
-    skip = {"__pycache__", ".venv", ".git"}
+    skip = {"__pycache__", ".venv", ".git", "boxes", ".vagrant"}
     return sorted(path for path in found if not skip & set(path.relative_to(ROOT).parts))
 
 
