@@ -17,6 +17,7 @@ from topology import Host
 
 HERE = Path(__file__).parent
 Netbpf = Callable[..., contextlib.AbstractContextManager[harness.Run]]
+RUNS = pytest.StashKey[list[harness.Run]]()
 
 
 class AtOnce:
@@ -30,6 +31,17 @@ class AtOnce:
         if report.failed:
             writer = self._config.get_terminal_writer()
             writer.line(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Add to the report of a failure what the tools said last: some failures come once a month."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for run in item.stash.get(RUNS, []):
+            last = run.stdout.splitlines()[-1:]
+            report.sections.append((" ".join(run.process.args), "\n".join([*last, run.stderr])))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,14 +61,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def netbpf(tmp_path: Path) -> Netbpf:
+def netbpf(tmp_path: Path, request: pytest.FixtureRequest) -> Netbpf:
     """Return the context manager that runs a tool: see harness.running."""
     numbers = itertools.count(1)
+    runs = request.node.stash.setdefault(RUNS, [])
 
-    def run(tool: str, *words: object, **options: Any) -> Any:
+    @contextlib.contextmanager
+    def run(tool: str, *words: object, **options: Any) -> Iterator[harness.Run]:
         directory = tmp_path / f"run-{next(numbers)}"
         directory.mkdir()
-        return harness.running(directory, tool, *words, **options)
+        with harness.running(directory, tool, *words, **options) as running:
+            runs.append(running)
+            yield running
 
     return run
 
