@@ -375,6 +375,7 @@ def test_loss_probes_are_shown_or_it_is_said_why_not(netbpf: Any, pair: Pair) ->
         session.transfer(up=10_007)
         with pair.lossy(session, 2):
             session.transfer(up=1000)
+        run.wait_for(1)  # the kernel tells of it after it has sent
         session.end()
     # With the probe or without: a retransmitting loss probe is one line.
     assert [event["kind"] for event in run.events] == ["TLP"]
