@@ -51,6 +51,9 @@ class EventShape(Shape):
         self._until = (1 << 64) - 1
         self._enrich = tool.hooks.get("enrich")
         self._strangers, self._learnt = False, 0.0
+        # What the probes in use cannot tell here; a column of theirs holds zeros.
+        lost = {n for c in attached.choices if c.alternative for n in c.alternative.loses}
+        self._lost = {c.name: None for c in event.columns if c.name in lost}
         self._containers = [c.name for c in event.columns if isinstance(c, Container)]
 
     @property
@@ -108,7 +111,7 @@ class EventShape(Shape):
         self.writer.event(ns, values)
 
     def _values(self, raw: tuple[Any, ...], **known: Any) -> Optional[dict[str, Any]]:
-        values: dict[str, Any] = {**self._decode(raw), **known}
+        values: dict[str, Any] = {**self._decode(raw), **self._lost, **known}
         for name in self._containers:
             values[name] = container_of(path_of(values[name])) or None
         if self.tool.relearn and values["owner"] == "unknown":

@@ -91,7 +91,7 @@ class Watch(Shape):
         self._targets = {}  # everything is detached: nothing new is to be attached
         self._look_at_all()
         self.note(self.coverage.summary())
-        self.notes += [f"{path} cannot be probed: {why}" for path, why in self._refused.items()]
+        self.notes += [f"{path} {refused}" for path, refused in self._refused.items()]
         gaps = self.coverage.uncovered.values()
         uncovered = [{"pid": gap.pid, "comm": gap.name, "reason": gap.reason} for gap in gaps]
         libcs = len(self.coverage.libcs)
@@ -152,25 +152,35 @@ class Watch(Shape):
             path = binary.path
             if path:
                 try:
-                    self._attach_one(binary, path)
+                    refused = self._attach_one(binary, path)
                 except (OSError, UnreadableBinary) as error:
-                    self._refused[path] = getattr(error, "strerror", "") or str(error)
-                    self._say(f"cannot probe {path}: {self._refused[path]}")
-                else:
-                    self._say(f"probing {path}")
+                    refused = f"cannot be probed: {getattr(error, 'strerror', '') or error}"
+                if refused:
+                    self._refused[path] = refused
+                self._say(f"{path} {refused}" if refused else f"probing {path}")
 
-    def _attach_one(self, binary: Binary, path: str) -> None:
+    def _attach_one(self, binary: Binary, path: str) -> str:
+        """Attach all probes that belong on a file; return in words what the kernel refused."""
+        refused: dict[str, str] = {}
         with open_regular(path) as file:
             found = os.fstat(file.fileno())
             if (found.st_dev, found.st_ino) != (binary.device, binary.inode):
-                return  # the path leads elsewhere by now: another look will tell
+                return ""  # the path leads elsewhere by now: another look will tell
             # Through the open file, so that it is this one that is probed whatever the path does.
             opened = f"/proc/self/fd/{file.fileno()}"
             for target, offset in places(binary):
                 program, at_return = self._targets[target]
-                link = attach_user(program, opened, offset, at_return)
+                try:
+                    link = attach_user(program, opened, offset, at_return)
+                except OSError as error:
+                    # Another tool's probe of the same place may stand in the way of ours, if it
+                    # names a semaphore: some versions of bcc do so by mistake.
+                    refused[target] = error.strerror or str(error)
+                    continue
                 self.attached.user_links.append(link)
                 self._links.setdefault(id(binary), []).append(link)
+        reasons = ", ".join(sorted(set(refused.values())))
+        return f"cannot be probed at {', '.join(refused)}: {reasons}" if refused else ""
 
     def _detach(self, binary: Binary) -> None:
         gone = set(self._links.pop(id(binary), ())) & set(self.attached.user_links)

@@ -175,6 +175,7 @@ CASES = {
     "tcpretrans": Case(lambda s: ("-l", "--netns", s.left.inode), losses, events),
     "tcpsynbl": Case(lambda s: ("--netns", s.alone.inode), queue, queues),
 }  # fmt: skip
+PERF = {"tp", "kprobe", "kretprobe"}
 SETTINGS = {"tcpretrans": {"loss": True}}
 
 
@@ -245,7 +246,12 @@ def test_all_kinds_that_this_kernel_offers_say_the_same(
         used = {probe["name"]: probe["kind"] for probe in run.summary["probes"]}
         assert {probe: used[probe] for probe in forced} == forced
         assert case.facts(run, lost) == wanted, (forced, forcing[0])
-        assert not any(run.summary["lost"].values())
+        lost_events = {cause: n for cause, n in run.summary["lost"].items() if n}
+        # The kernel runs one perf-based program per CPU at a time and counts what it skips; these
+        # probes are on functions that all processes call.
+        assert not lost_events or (
+            set(lost_events) == {"probe_missed"} and PERF & set(forced.values())
+        )
 
 
 def test_only_tools_of_user_space_have_no_alternatives() -> None:

@@ -163,7 +163,8 @@ def test_sum_and_kinds_during_a_lossy_transfer_agree_with_the_kernels_counters(
     # The timer sends one segment, what was lost with it follows as the window opens again.
     timer = rise["TcpExtTCPTimeouts"] + rise["TcpExtTCPSlowStartRetrans"]
     assert segments(events, "RTO") == timer > 0
-    assert 0 < segments(events, "TLP") <= rise["TcpExtTCPLossProbes"]
+    # Some carry new data, and whether there is any at all is a matter of timers.
+    assert segments(events, "TLP") <= rise["TcpExtTCPLossProbes"]
     for event in events:
         assert (event["pid"], event["comm"], event["owner"]) == (
             pair.client.pid,
