@@ -17,6 +17,7 @@ from typing import Callable, NamedTuple
 import harness
 import pytest
 from harness import START_TIMEOUT, TIMEOUT, wait_until
+from traffic import Line
 
 # It finds its tracepoint through tracefs: mounted where only this process sees it.
 _COMMAND = "mount -t tracefs none /sys/kernel/tracing; exec tcplife -w"
@@ -67,6 +68,10 @@ class PeerTcplife:
         return {"anon_inode:bpf_link", "anon_inode:[eventpoll]"} <= found
 
 
+_HEAD = re.compile(r"^(Tracing|TIME|PID)\b", re.MULTILINE)
+_WITHOUT = re.compile(r"could not attach probe k(ret)?probe:.*")
+# Numbers of poll, epoll_wait and nanosleep with their variants: on x86, and on newer architectures.
+_WAITING = {"7", "23", "35", "230", "232", "270", "271", "281"} | {"22", "72", "73", "101", "115"}
 # Both file systems where only the tool sees them, if they are not there already.
 _MOUNTED = """
 for place in "tracefs /sys/kernel/tracing" "debugfs /sys/kernel/debug"; do
@@ -87,7 +92,7 @@ class Tool(NamedTuple):
     command: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.kind}'s {self.name}"
+        return f"{self.name} of {self.kind}"
 
     def version(self) -> str:
         """Return the version of its package, if Debian's package manager knows it."""
@@ -146,37 +151,78 @@ class Watcher:
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait until it has said something, and everything else that it had to say by then."""
-        wait_until(lambda: condition() and self._sleeps(), what=f"{self.tool}: {condition}")
+        wait_until(lambda: self._waits() and condition() and self._waits(), what=str(self.tool))
 
     def stop(self) -> None:
         """Let it end in order: some tools speak only then."""
-        if self._process.poll() is None:
-            self._process.send_signal(2)
-            self._process.wait(TIMEOUT)
+        self._waits()
+        self._process.send_signal(2)
+        self._process.wait(TIMEOUT)
 
     def kill(self) -> None:
         """End it whatever it does."""
         harness.kill(self._process)
 
     def _ready(self) -> bool:
+        if without := _WITHOUT.search(self.text):
+            pytest.skip(f"{self.tool} does not see everything on this kernel: {without[0]}")
+        # Some say their first line before, some after they have attached.
+        return self._waits() and bool(_HEAD.search(self.text))
+
+    def _waits(self) -> bool:
+        """Does it wait for events or for the end? Not so while it attaches or prints."""
         if self._process.poll() is not None:
             said = [line for line in self.text.splitlines() if line.strip()] or ["nothing"]
             pytest.skip(
                 f"{self.tool} does not run on this kernel (it does in `make vm KERNEL=6.1`), "
                 f"it said: {said[-1]}"
             )
-        # A line of its own, not a compiler's warning: it comes before or after attaching.
-        return bool(_HEADS.search(self.text)) and self._sleeps()
-
-    def _sleeps(self) -> bool:
-        """Does it wait for events or for the end? Not so while it attaches or prints."""
-        process = Path(f"/proc/{self._process.pid}")
         with contextlib.suppress(OSError):
-            if process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "S":
-                return False
-            place = process.joinpath("wchan").read_text()
-            return place in ("", "0") or "poll" in place or "nanosleep" in place
+            call = Path(f"/proc/{self._process.pid}/syscall").read_text().split()[0]
+            return call in _WAITING
         return False
 
 
-_HEADS = re.compile(r"^(Tracing|TIME|PID)\b", re.MULTILINE)
+# --- what they say --------------------------------------------------------------------------------
+
+_AGAIN = re.compile(
+    r"^\S+ +(\d+) +(?:\d +)?(\S+:\d+) +(?:([RL])> +)?(\S+:\d+) +(\w+)", re.MULTILINE
+)
+_LIMIT = re.compile(r"(?:backlog_max = |@backlog\[)(\d+)")
+_BUCKET = re.compile(r"\s*\[?(\d+)(?:\s*->\s*\d+|\]|, \d+\))\s*:?\s+(\d+)\b")
+
+
+def kilobytes(line: Line, row: list[str]) -> bool:
+    """Are TX_KB and RX_KB of tcplife's row this line's, with the SYN and FIN that peers count?"""
+    failed = line.close in ("refused", "timeout")
+    fin = line.close in ("fin-local", "fin-remote")
+    sent = {line.tx_bytes + (line.role == "active" and not failed) + fin}
+    # One that closed first may be gone before the other's FIN arrives, and then has not seen it.
+    received = {line.rx_bytes + fin, line.rx_bytes + (fin and line.close != "fin-local")}
+    as_shown = (lambda n: f"{n / 1024:.2f}") if "." in row[6] else (lambda n: str(n // 1024))
+    return row[6] in map(as_shown, sent) and row[7] in map(as_shown, received)
+
+
+def again(text: str) -> list[tuple[str, ...]]:
+    """Return (pid, local end, R or L, remote end, state) of each line of tcpretrans."""
+    return [found.groups("") for found in _AGAIN.finditer(text)]
+
+
+def samples(text: str) -> dict[int, dict[int, int]]:
+    """Return the histograms of tcpsynbl: {limit: {lower bound of the bucket: count}}."""
+    found: dict[int, dict[int, int]] = {}
+    limit = 0
+    for line in text.splitlines():
+        if head := _LIMIT.match(line):
+            limit = int(head[1])
+        elif bucket := _BUCKET.match(line):
+            found.setdefault(limit, {})[int(bucket[1])] = int(bucket[2])
+    return found
+
+
+def accepts(peer: Watcher) -> list[list[str]]:
+    """Return [pid, comm, raddr, rport, laddr, lport, more...] of each line of tcpaccept."""
+    rows = peer.rows(7)
+    if peer.tool.kind == "bpftrace":  # TIME comes first
+        return [row[1:] for row in rows]
+    return [row[:2] + row[3:] for row in rows]  # without IP, the version
