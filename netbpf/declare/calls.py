@@ -21,10 +21,13 @@ OPS = dict(enumerate("socket socketpair bind listen connect accept send recv clo
 PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
 
 
-def _call(name: str, *args: str) -> tuple[Probe, Probe]:
-    # The function is in the kernel's table of system calls: it is never inlined.
+def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, Probe]:
+    # The function is in the kernel's table of system calls: it is never inlined. An exit of it is
+    # seen only if its entry was: of calls that may have waited since before the start, the
+    # tracepoint sees more.
     functions = (f"__x64_sys_{name}", f"__arm64_sys_{name}")
-    end = Probe(name, Fexit(*functions), Tracepoint(f"syscalls:sys_exit_{name}", args=("ret",)))
+    ways = (Fexit(*functions), Tracepoint(f"syscalls:sys_exit_{name}", args=("ret",)))
+    end = Probe(name, *(reversed(ways) if waits else ways))
     begin = Tracepoint(f"syscalls:sys_enter_{name}", args=args)
     return end, Probe(f"enter_{name}", begin, optional=True, instead=name)
 
@@ -51,8 +54,8 @@ CALL_PROBES = (
     *_call("bind", "fd"),
     *_call("listen", "fd"),
     *_call("connect", "fd"),
-    *_call("accept", "fd"),
-    *_call("accept4", "fd"),
+    *_call("accept", "fd", waits=True),
+    *_call("accept4", "fd", waits=True),
     Probe(
         "close",
         Fentry("__x64_sys_close", "__arm64_sys_close"),

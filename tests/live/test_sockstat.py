@@ -15,6 +15,8 @@ from calls import Caller, by_process, difference, shown, totals
 from harness import Json, Run, netbpf_once, wait_until
 from topology import Host
 
+from netbpf.kernel.btf import Btf
+
 NOBODY = 65534
 
 
@@ -82,6 +84,10 @@ def test_io_uring_is_included(netbpf: Any, caller: Caller) -> None:
 def test_a_file_sent_to_a_socket_counts_with_its_bytes(netbpf: Any, caller: Caller) -> None:
     with netbpf("sockstat", "-p", caller.pid) as run:
         told = caller.go("sendfile", 3)
+    # Before 6.5 (2dc334f1a63a), pages go to a socket past its sendmsg: the manual says so.
+    if Btf().parameters("unix_stream_sendpage"):
+        assert ("send", "unix") not in shown(run.rows)
+        return
     assert shown(run.rows)["send", "unix"].bytes == told.rows["send", "unix"].bytes == 300009
 
 
