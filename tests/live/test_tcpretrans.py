@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import traffic
-from harness import Json, Run, attended, kill, start, wait_until
+from harness import SLOW, Json, Run, attended, kill, start, wait_until
 from topology import Host
 from traffic import Peer, Session
 
@@ -215,9 +215,11 @@ def test_transfer_without_loss_gives_no_line(netbpf: Any, pair: Pair) -> None:
         session = traffic.connect(pair.client, pair.server)
         session.transfer(up=1_000_003, down=100_003)
         session.end()
-    assert rise["TcpRetransSegs"] == 0
-    assert run.events == []
-    assert run.summary["totals"] == {"segs": 0, "failed": 0, "in_namespace": 0}
+    # Nothing was dropped; a machine that stalls may send something again all the same.
+    again = rise["TcpRetransSegs"]
+    assert again == 0 or SLOW > 1
+    assert segments(run.events) == again
+    assert run.summary["totals"] == {"segs": again, "failed": 0, "in_namespace": again}
 
 
 @pytest.mark.skipif(
