@@ -157,7 +157,9 @@ class Watch(Shape):
                     refused = f"cannot be probed: {getattr(error, 'strerror', '') or error}"
                 if refused:
                     self._refused[path] = refused
-                self._say(f"{path} {refused}" if refused else f"probing {path}")
+                    print(f"{self.tool.name}: {escape(f'{path} {refused}')}", file=sys.stderr)
+                else:
+                    self._say(f"probing {path}")
 
     def _attach_one(self, binary: Binary, path: str) -> str:
         """Attach all probes that belong on a file; return in words what the kernel refused."""
