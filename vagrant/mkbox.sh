@@ -9,20 +9,30 @@
 #   BOX       the file to write
 #
 # Needs root, but neither a loop device nor a mount of the image: the file system is made from the
-# tree, and GRUB written into the image. MIRROR names another Debian mirror.
+# tree, and GRUB written into the image. MIRROR names a Debian mirror; without it that is taken which
+# this machine's own apt uses.
 set -eu
 umask 022
 
 NAME=$1 USERLAND=$2 SUITE=$3 PACKAGE=$4 BOX=$5
 shift 5
 PROJECT=$(cd "$(dirname "$0")/.." && pwd)
-MIRROR=${MIRROR:-http://deb.debian.org/debian}
 DISK_GB=8
 ROOT_UUID=6e657462-7066-4c61-8000-000000000001
 # A key that everybody has, for the first login only: Vagrant replaces it then.
 KEY=${VAGRANT_KEY:-$(find / -xdev -path '*/vagrant-*/keys/vagrant.pub' 2>/dev/null | head -n 1)}
 
 [ "$(id -u)" = 0 ] || { echo "mkbox: error: needs root" >&2; exit 77; }
+if [ -z "${MIRROR:-}" ]; then
+    # shellcheck disable=SC2016 # apt's own words
+    MIRROR=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        grep -m 1 '/debian/*$') || {
+        echo "mkbox: error: this machine's apt knows no Debian mirror" >&2
+        echo "hint: name one: MIRROR=http://HOST/debian" >&2
+        exit 1
+    }
+    MIRROR=${MIRROR%/}
+fi
 [ -r "$KEY" ] || { echo "mkbox: error: Vagrant's public key is not here" >&2; exit 1; }
 mkdir -p "$(dirname "$BOX")"
 BOX=$(cd "$(dirname "$BOX")" && pwd)/$(basename "$BOX")
