@@ -20,7 +20,7 @@ import test_tcpnagle
 import test_tcpretrans
 import test_tcpsynbl
 import traffic
-from harness import Json, Run, attended, start
+from harness import SLOW, Json, Run, attended, start
 from topology import Host
 
 from netbpf.declare.probes import Probe
@@ -175,7 +175,6 @@ CASES = {
     "tcpretrans": Case(lambda s: ("-l", "--netns", s.left.inode), losses, events),
     "tcpsynbl": Case(lambda s: ("--netns", s.alone.inode), queue, queues),
 }  # fmt: skip
-PERF = {"tp", "kprobe", "kretprobe"}
 SETTINGS = {"tcpretrans": {"loss": True}}
 
 
@@ -240,18 +239,27 @@ def test_all_kinds_that_this_kernel_offers_say_the_same(
             stack.enter_context(attended(run))
         case.act(stage, runs[0])
     lost = set().union(*(lost_columns(name, forced) for forced in forcing))
-    wanted = case.facts(runs[0], lost)
-    assert wanted, "the traffic shows nothing"
     for run, forced in zip(runs, forcing):
         used = {probe["name"]: probe["kind"] for probe in run.summary["probes"]}
         assert {probe: used[probe] for probe in forced} == forced
-        assert case.facts(run, lost) == wanted, (forced, forcing[0])
-        lost_events = {cause: n for cause, n in run.summary["lost"].items() if n}
-        # The kernel runs one perf-based program per CPU at a time and counts what it skips; these
-        # probes are on functions that all processes call.
-        assert not lost_events or (
-            set(lost_events) == {"probe_missed"} and PERF & set(forced.values())
-        )
+    whole = [run for run in runs if complete(run)]
+    assert whole == runs or SLOW > 1
+    wanted = case.facts(whole[0], lost)
+    assert wanted, "the traffic shows nothing"
+    for run in whole[1:]:
+        assert case.facts(run, lost) == wanted, (run.summary["probes"], whole[0].summary["probes"])
+
+
+def complete(run: Run) -> bool:
+    """Whether a run saw everything; if not, nothing but skipped runs of probes may be the cause.
+
+    A BPF program that is preempted keeps others of its kind from running on that CPU, and the
+    kernel counts them as missed: seen with 7.2 under emulation, where programs take long.
+    """
+    lost = {cause for cause, number in run.summary["lost"].items() if number}
+    assert lost <= {"probe_missed"}
+    assert run.summary["complete"] is not bool(lost)
+    return not lost
 
 
 def test_only_tools_of_user_space_have_no_alternatives() -> None:
