@@ -243,7 +243,7 @@ def test_all_kinds_that_this_kernel_offers_say_the_same(
         used = {probe["name"]: probe["kind"] for probe in run.summary["probes"]}
         assert {probe: used[probe] for probe in forced} == forced
     whole = [run for run in runs if complete(run)]
-    assert whole == runs or SLOW > 1
+    assert whole == runs or (whole and SLOW > 1), "a run missed something"
     wanted = case.facts(whole[0], lost)
     assert wanted, "the traffic shows nothing"
     for run in whole[1:]:
