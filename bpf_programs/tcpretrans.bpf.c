@@ -55,7 +55,7 @@ struct segment {
 BPF_TABLE("lru_hash", struct segment, u32, attempts, MAP_ENTRIES);
 
 /* Order of the record Totals in netbpf/tools/tcpretrans.py. */
-enum total { TOTAL_SEGS, TOTAL_FAILED, TOTAL_NAMESPACE, TOTALS };
+enum total { TOTAL_SEGS, TOTAL_FAILED, TOTAL_NAMESPACE, TOTAL_NAMESPACE_FAILED, TOTALS };
 BPF_PERCPU_ARRAY(totals, u64, TOTALS);
 
 static inline void add_total(int which, u32 segs)
@@ -144,8 +144,9 @@ static inline void finish(struct retransmission *ev, struct endpoints *ends, str
 {
 	struct owner owner = {};
 
-	if (ends->netns == COUNTED_NETNS && ev->kind != KIND_FAILED)
-		add_total(TOTAL_NAMESPACE, ev->segs);
+	if (ends->netns == COUNTED_NETNS)
+		add_total(ev->kind == KIND_FAILED ? TOTAL_NAMESPACE_FAILED : TOTAL_NAMESPACE,
+			  ev->segs);
 	find_owner(holder, &owner);
 	if (!pass_owner(&owner) || !pass_endpoints(ends))
 		return;

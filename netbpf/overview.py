@@ -30,6 +30,7 @@ SUMMARY
   map_full      sockets or keys that could not be followed; --map-entries allows more
   probe_missed  runs that the kernel skipped, as a BPF program was active on that CPU already
   reader        records that could not be read
+  unseen        what the kernel counted and showed to no program (tcpretrans)
 
   "complete" is true if all of them are zero. With --fail-on-loss the exit status says it too.
 

@@ -76,7 +76,8 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
 
 
 def _summary(tool: Tool) -> dict[str, Any]:
-    causes = ("ring_full", *_CAUSES) if tool.event else _CAUSES
+    own = ("unseen",) if "unseen" in tool.hooks else ()
+    causes = (*(("ring_full",) if tool.event else ()), *_CAUSES, *own)
     word = {"type": "string"}
     words = {"type": "array", "items": word}
     optional = tool.event_option or tool.events_unless

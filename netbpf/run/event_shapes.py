@@ -51,9 +51,8 @@ class EventShape(Shape):
         self._until = (1 << 64) - 1
         self._enrich = tool.hooks.get("enrich")
         self._strangers, self._learnt = False, 0.0
-        # What the probes in use cannot tell here; a column of theirs holds zeros.
-        lost = {n for c in attached.choices if c.alternative for n in c.alternative.loses}
-        self._lost = {c.name: None for c in event.columns if c.name in lost}
+        # A column that the probes in use cannot tell holds zeros.
+        self._lost = {c.name: None for c in event.columns if c.name in attached.lacking}
         self._containers = [c.name for c in event.columns if isinstance(c, Container)]
 
     @property

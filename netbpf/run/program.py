@@ -31,6 +31,11 @@ class Attached:
         self.links: dict[str, list[int]] = {}
         self.user_links: list[int] = []
 
+    @property
+    def lacking(self) -> set[str]:
+        """The columns that the probes in use cannot tell."""
+        return {name for c in self.choices if c.alternative for name in c.alternative.loses}
+
     def attach_targets(self) -> None:
         """Attach every program that has a target in the kernel; raise AttachRefused."""
         for choice in self.choices:

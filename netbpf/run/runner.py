@@ -76,8 +76,8 @@ class Run:
 
     def _trace(self) -> int:
         kernel = Counters(netns_of(self.settings))
+        counted = self._totals()  # before the kernel's, and after them at the end: never fewer
         before = kernel.read()
-        counted = self._totals()
         take_snapshot(self.attached)
         self.shape.begin(self.stop, self.writer)
         self._ready()
@@ -100,9 +100,11 @@ class Run:
             end = time.monotonic_ns()
             cost, after, totals = self.cost.read(), kernel.read(), self._totals()
             self.attached.detach()
+        rise = increase(before, after, self.tool.counters)
         if totals:
-            self.shape.more["totals"] = {name: n - counted[name] for name, n in totals.items()}
-        return self._summarise(end, cost, increase(before, after, self.tool.counters))
+            totals = {name: n - counted[name] for name, n in totals.items()}
+            self.shape.more["totals"] = totals
+        return self._summarise(end, cost, rise, self._unseen(totals, rise))
 
     def _loop(self) -> None:
         self.stop.begin()
@@ -179,13 +181,20 @@ class Run:
         self.stop.now("closed pipe")
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
-    def _summarise(self, end: int, cost: dict[str, Any], counters: dict[str, int]) -> int:
+    def _unseen(self, totals: dict[str, int], counters: dict[str, int]) -> dict[str, int]:
+        unseen = self.tool.hooks.get("unseen")
+        return {"unseen": unseen(totals, counters, self.attached.lacking)} if unseen else {}
+
+    def _summarise(
+        self, end: int, cost: dict[str, Any], counters: dict[str, int], unseen: dict[str, int]
+    ) -> int:
         if self.stop.reason == "closed pipe":
             self._mute()
         lost = {
             **read_losses(Map(self.attached.loaded.maps["losses"], 4, 8, per_cpu=True)),
             "probe_missed": self.cost.missed(),
             "reader": self.shape.strange,
+            **unseen,
         }
         if not self.tool.has_events(self.settings):
             del lost["ring_full"]

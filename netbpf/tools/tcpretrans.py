@@ -33,6 +33,9 @@ LIMITS
   big' counts as RTO, as the kernel declares those segments lost. Before 6.17 failures are not
   seen, only counted (TcpExt.TCPRetransFail). A SYN-ACK has the listener's owner. Probes of -l that
   send new data are no retransmissions and have no SEGS; they take fentry or kprobes to see.
+
+  Where a kernel runs no BPF program in the context of some processes, what its timers send there
+  is not seen. The kernel's counters give that away: it is told as lost, 'unseen'.
 """
 
 import time
@@ -102,13 +105,11 @@ class Retransmission(Event):
     segs = Count("segments", ctype="u32", width=4, wide=True)
     len = Count("bytes of data", ctype="u32", width=5, wide=True)
     seq = Column("first sequence number", option="sequence", width=10)
-    attempt = Count("how often this segment was sent again, this time included", ctype="u32",
-                    width=7, wide=True)  # fmt: skip
+    attempt = Count("how often it was sent again, now included", ctype="u32", width=7, wide=True)
     rto_us = Micros("retransmission timeout in force", wide=True, width=8)
     srtt_us = Micros("smoothed round trip time", wide=True, width=8)
     err = SendError("why nothing was sent", wide=True)
-    ca_state = Choice("congestion control's state: open, disorder, cwr, recovery, loss",
-                      CA_STATES, wide=True)  # fmt: skip
+    ca_state = Choice("congestion: open, disorder, cwr, recovery or loss", CA_STATES, wide=True)
     uid = Uid("user id of the owner", wide=True)
     netns = Count("network namespace, by inode number", ctype="u32", width=10, wide=True)
     cgroup = Count("cgroup id of the owner, 0 if not known", text=False)
@@ -129,17 +130,10 @@ class Flow(Record):
     rport = Port("remote port")
 
 
-class FlowSums(Record):
-    """What is counted of it: `all` values are those of the socket."""
-
-    cstruct = "flow_sums"
-
-    segs = Count("segments sent again")
-    failed = Count("segments not sent")
-    retrans = Count("segments sent again as the socket counts")
-    sent = Count("segments sent")
-    all_retrans = Count("since the session began")
-    all_sent = Count("since the session began")
+# Segments sent again or not, as seen here; sent again and sent, as the socket counts; and these two
+# since the session began.
+_SUMS = ("segs", "failed", "retrans", "sent", "all_retrans", "all_sent")
+FlowSums = type("FlowSums", (Record,), {"cstruct": "flow_sums", **{n: Count("") for n in _SUMS}})
 
 
 class FlowRow(Record):
@@ -165,6 +159,7 @@ class Totals(Record):
     segs = Count("segments sent again that passed the filters")
     failed = Count("segments that could not be sent and passed the filters")
     in_namespace = Count("segments sent again in the namespace of the counters, without filters")
+    failed_there = Count("segments that could not be sent there, without filters")
 
 
 def rows(groups, settings):  # type: ignore[no-untyped-def]
@@ -184,6 +179,18 @@ def rows(groups, settings):  # type: ignore[no-untyped-def]
         row["share"] = round(again / sent, 4) if sent else None
         row["sent"] = sent or None
     return sorted(joined.values(), key=lambda row: (-row["retransmits"], -row["failed"]))
+
+
+def unseen(totals, counters, lacking):  # type: ignore[no-untyped-def]
+    """Return how many segments the kernel counted and showed to no program, at least.
+
+    It counts before it sends, failures as well (TCPRetransFail, since 4.8), and shows afterwards.
+    Some builds of the kernel run no BPF program in the context of certain processes.
+    """
+    failed = counters.get("TcpExt.TCPRetransFail", 0)
+    sent = counters.get("Tcp.RetransSegs", 0) - failed
+    hidden = max(0, sent - totals["in_namespace"])
+    return hidden if "err" in lacking else hidden + max(0, failed - totals["failed_there"])
 
 
 def review(summary, settings):  # type: ignore[no-untyped-def]
@@ -263,5 +270,5 @@ TOOL = Tool(
         "TcpExt.TCPLostRetransmit",
     ),
     constants=constants,
-    hooks={"review": review},
+    hooks={"review": review, "unseen": unseen},
 )  # fmt: skip
