@@ -11,13 +11,16 @@ from typing import Any, Callable
 
 import crowd as crowds
 import harness
+import hidden
 import pytest
 import topology
+from _pytest.runner import runtestprotocol
 from topology import Host
 
 HERE = Path(__file__).parent
 Netbpf = Callable[..., contextlib.AbstractContextManager[harness.Run]]
 RUNS = pytest.StashKey[list[harness.Run]]()
+ATTEMPTS = 3  # of a test that lacked what no BPF program can see here
 
 
 class AtOnce:
@@ -31,6 +34,44 @@ class AtOnce:
         if report.failed:
             writer = self._config.get_terminal_writer()
             writer.line(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}")
+
+
+class AgainIfHidden:
+    """Runs a failed test again if the kernel kept events of its time from BPF: see hidden.py."""
+
+    def __init__(self) -> None:
+        self._witness = hidden.Witness()
+        self._repeated: list[str] = []
+
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
+        """Do what pytest does, up to ATTEMPTS times; only the last reports count."""
+        if not item.get_closest_marker("live"):
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for attempt in range(1, ATTEMPTS + 1):
+            with self._witness.watching() as kept:
+                reports = runtestprotocol(item, nextitem=nextitem, log=False)
+            failed = [report for report in reports if report.failed]
+            if not failed or not kept or attempt == ATTEMPTS:
+                break
+            self._repeated += [f"{item.nodeid}: {len(kept)} events, first {kept[0]}"]
+            self._repeated += [f"  {report.longreprtext.splitlines()[-1]}" for report in failed]
+            item.stash[RUNS] = []
+            item._initrequest()  # type: ignore[attr-defined]  # as pytest-rerunfailures does it
+        for report in reports:
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Say what was run again, and why."""
+        if self._repeated:
+            terminalreporter.section("run again: this kernel hides process 1's time from BPF")
+            terminalreporter.write("\n".join([*self._repeated, ""]))
+
+    def pytest_unconfigure(self) -> None:
+        """Leave nothing behind."""
+        self._witness.close()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -48,6 +89,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Ask for failures at once where everything is slow."""
     if harness.SLOW > 1:
         config.pluginmanager.register(AtOnce(config))
+    if not config.option.collectonly and hidden.hides_init():
+        config.pluginmanager.register(AgainIfHidden())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
