@@ -17,6 +17,7 @@ enum proto { TCP4, TCP6, UDP4, UDP6, UNIX, NETLINK, OTHER };
 #define SOCK_TYPE_MASK 0xf
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
+#define SOCK_SEQPACKET 5
 #define IPPROTO_UDP 17
 #define IPPROTO_MPTCP 262
 

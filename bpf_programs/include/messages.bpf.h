@@ -24,20 +24,35 @@ KERNEL_FIELDS(socket, sk)
 	{                                                                                          \
 		return on_message(op, (struct sock *)ctx->sk, ctx->ret, ctx->flags);               \
 	}
-/* Before 6.3: what each family does to send and receive a message. */
-#define MESSAGE_FEXIT(probe, op, flags)                                                            \
+/*
+ * Before 6.3: what each family does to send and receive a message. Sockets of AF_UNIX that keep
+ * packets apart pass unix_seqpacket_*msg() and, unless that is a part of it, unix_dgram_*msg(), too:
+ * only the probes `*_packets` count them.
+ */
+static inline bool keeps_packets(struct sock *sk)
+{
+	return READ(sk, __sk_common.skc_family) == AF_UNIX && READ(sk, sk_type) == SOCK_SEQPACKET;
+}
+
+#define MESSAGE_FEXIT(probe, op, flags, packets)                                                   \
 	int probe##_fexit(u64 *ctx)                                                                \
 	{                                                                                          \
 		struct socket *socket = (struct socket *)ctx[ARG_##probe##_sock];                  \
+		struct sock *sk = READ(socket, sk);                                                \
                                                                                                    \
-		return on_message(op, READ(socket, sk), ctx[ARGS_##probe], flags);                 \
+		if (keeps_packets(sk) != packets)                                                  \
+			return 0;                                                                  \
+		return on_message(op, sk, ctx[ARGS_##probe], flags);                               \
 	}
-#define MESSAGE_KPROBE(probe, flags)                                                               \
+#define MESSAGE_KPROBE(probe, flags, packets)                                                      \
 	int probe##_kprobe(struct pt_regs *ctx)                                                    \
 	{                                                                                          \
 		struct socket *socket = (struct socket *)PT_REGS_PARM1(ctx);                       \
+		struct sock *sk = READ(socket, sk);                                                \
                                                                                                    \
-		return begin_call((u64)READ(socket, sk), flags, 0);                                \
+		if (keeps_packets(sk) != packets)                                                  \
+			return 0;                                                                  \
+		return begin_call((u64)sk, flags, 0);                                              \
 	}
 #define MESSAGE_KRETPROBE(probe, op)                                                               \
 	int probe##_kretprobe(struct pt_regs *ctx)                                                 \
@@ -62,22 +77,40 @@ MESSAGE_TP(send, SEND)
 MESSAGE_TP(recv, RECV)
 #endif
 #ifdef USE_send_fexit
-MESSAGE_FEXIT(send, SEND, 0)
+MESSAGE_FEXIT(send, SEND, 0, false)
+#endif
+#ifdef USE_send_packets_fexit
+MESSAGE_FEXIT(send_packets, SEND, 0, true)
 #endif
 #ifdef USE_recv_fexit
-MESSAGE_FEXIT(recv, RECV, ctx[ARG_recv_flags])
+MESSAGE_FEXIT(recv, RECV, ctx[ARG_recv_flags], false)
+#endif
+#ifdef USE_recv_packets_fexit
+MESSAGE_FEXIT(recv_packets, RECV, ctx[ARG_recv_packets_flags], true)
 #endif
 #ifdef USE_enter_send_kprobe
-MESSAGE_KPROBE(enter_send, 0)
+MESSAGE_KPROBE(enter_send, 0, false)
+#endif
+#ifdef USE_enter_send_packets_kprobe
+MESSAGE_KPROBE(enter_send_packets, 0, true)
 #endif
 #ifdef USE_enter_recv_kprobe
-MESSAGE_KPROBE(enter_recv, PT_REGS_PARM4(ctx))
+MESSAGE_KPROBE(enter_recv, PT_REGS_PARM4(ctx), false)
+#endif
+#ifdef USE_enter_recv_packets_kprobe
+MESSAGE_KPROBE(enter_recv_packets, PT_REGS_PARM4(ctx), true)
 #endif
 #ifdef USE_send_kretprobe
 MESSAGE_KRETPROBE(send, SEND)
 #endif
+#ifdef USE_send_packets_kretprobe
+MESSAGE_KRETPROBE(send_packets, SEND)
+#endif
 #ifdef USE_recv_kretprobe
 MESSAGE_KRETPROBE(recv, RECV)
+#endif
+#ifdef USE_recv_packets_kretprobe
+MESSAGE_KRETPROBE(recv_packets, RECV)
 #endif
 
 #endif

@@ -32,9 +32,9 @@ def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, Probe]:
     return end, Probe(f"enter_{name}", begin, optional=True, instead=name)
 
 
-def _messages(name: str, *args: str) -> tuple[Probe, Probe]:
+def _messages(name: str, *args: str) -> tuple[Probe, ...]:
     # The tracepoints are in the one place that all messages pass (since 6.3); before, what each
-    # family does. unix_seqpacket_*msg() calls unix_dgram_*msg().
+    # family does.
     families = ("inet", "inet6", "unix_stream", "unix_dgram", "netlink", "packet")
     functions = [f"{family}_{name}msg" for family in families]
     end = Probe(
@@ -45,7 +45,16 @@ def _messages(name: str, *args: str) -> tuple[Probe, Probe]:
         Kretprobe(*functions, every=True),
     )
     begin = Kprobe(*functions, every=True)
-    return end, Probe(f"enter_{name}", begin, optional=True, instead=name)
+    # unix_seqpacket_*msg() calls unix_dgram_*msg(), which some compilers make a part of it: these
+    # sockets have probes of their own, and the others' pass them over.
+    packets = f"unix_seqpacket_{name}msg"
+    ways = (Fexit(packets, args=args), Kretprobe(packets))
+    return (
+        end,
+        Probe(f"enter_{name}", begin, optional=True, instead=name),
+        Probe(f"{name}_packets", *ways, optional=True, instead=name),
+        Probe(f"enter_{name}_packets", Kprobe(packets), optional=True, instead=f"{name}_packets"),
+    )
 
 
 CALL_PROBES = (

@@ -102,8 +102,8 @@ class Probe:
 
     `optional`: the tool runs without it, `loses` says which columns are then empty.
     `option`: the probe is used only if this option of the tool is given. `instead`: it stands in
-    with the probe of that name, and is used only if that one uses the same kind (or a kretprobe,
-    where this one uses a kprobe).
+    with the probe of that name (a kprobe with a kretprobe), takes the same kind as that one, and is
+    not used if it has no such alternative.
     """
 
     def __init__(

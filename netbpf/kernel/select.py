@@ -10,7 +10,6 @@ from netbpf.errors import Unsupported, UsageError
 from netbpf.kernel.inspect import Kernel
 
 Excluded = Mapping[tuple[str, str], str]  # (probe, kind) -> why it was refused at run time
-_PAIR = ("kprobe", "kretprobe")  # begin and end of a function
 
 
 class Choice(NamedTuple):
@@ -63,11 +62,12 @@ def select(
     _check_forced(probes, forced or {})
     choices: dict[str, Choice] = {}
     for probe in probes:
-        choice = _choose(probe, kernel, refused or {}, forced or {})
         partner = choices.get(probe.instead)
-        if partner and choice.kind != partner.kind and (choice.kind, partner.kind) != _PAIR:
-            choice = Choice(probe, None, (), ((probe.name, f"covered by {partner.entry}"),))
-        choices[probe.name] = choice
+        ways = _beside(partner, probe.alternatives) if partner else probe.alternatives
+        if ways:
+            choices[probe.name] = _choose(probe, ways, kernel, refused or {}, forced or {})
+        else:
+            choices[probe.name] = Choice(probe, None, (), ((probe.name, _why_not(partner)),))
     return list(choices.values())
 
 
@@ -84,9 +84,27 @@ def missing(alternative: Alternative, kernel: Kernel) -> tuple[tuple[str, ...], 
     return tuple(filter(None, usable)), "" if usable else reason
 
 
-def _choose(probe: Probe, kernel: Kernel, refused: Excluded, forced: Mapping[str, str]) -> Choice:
+def _beside(partner: Choice, ways: Sequence[Alternative]) -> list[Alternative]:
+    kinds = ("kprobe", "kretprobe") if partner.kind == "kretprobe" else (partner.kind,)
+    return [way for way in ways if way.kind in kinds]
+
+
+def _why_not(partner: Optional[Choice]) -> str:
+    assert partner
+    if partner.alternative:
+        return f"covered by {partner.entry}"
+    return f"nothing without {partner.probe.name}"
+
+
+def _choose(
+    probe: Probe,
+    ways: Sequence[Alternative],
+    kernel: Kernel,
+    refused: Excluded,
+    forced: Mapping[str, str],
+) -> Choice:
     passed_over: list[tuple[str, str]] = []
-    for alternative in probe.alternatives:
+    for alternative in ways:
         words = " ".join((alternative.words, *alternative.names[:1]))
         wanted = forced.get(probe.name, alternative.kind)
         if wanted != alternative.kind:
