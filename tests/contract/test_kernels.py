@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from netbpf.errors import Unsupported
 from netbpf.kernel import layout
-from netbpf.kernel.inspect import RecordedKernel
 from netbpf.kernel.select import select
+from netbpf.tested import recordings
 from tests.contract.house import DATA, every_tool, program, tool_of
 
-KERNELS = sorted((DATA / "kernels").glob("*.json"))
-# (tool, kernel file's stem): what that kernel lacks.
+KERNELS = recordings()
+# (tool, name of the recording): what that kernel lacks.
 UNSUPPORTED: dict[tuple[str, str], str] = {}
 
-every_kernel = pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 
 
-def recorded(path: Path) -> RecordedKernel:
-    return RecordedKernel(json.loads(path.read_text()))
-
-
-def not_asked(path: Path, question: KeyError) -> None:
-    pytest.skip(
-        f"{path.name} was recorded before {question} was asked:"
-        f" run netbpf doctor --record {path.name} on that kernel"
+def not_asked(kernel: str, question: KeyError) -> None:
+    pytest.fail(
+        f"{kernel}.json was recorded before {question} was asked: record it again on that kernel, "
+        f"with netbpf doctor --record {kernel}.json or make vm KERNEL={kernel} SAVE=1"
     )
 
 
@@ -36,8 +31,8 @@ def test_there_is_a_recorded_kernel():
 
 
 @every_kernel
-def test_recording_says_which_kernel_it_is_and_nothing_of_the_machine(path):
-    answers = json.loads(path.read_text())
+def test_recording_says_which_kernel_it_is_and_nothing_of_the_machine(kernel):
+    answers = json.loads((DATA / "kernels" / f"{kernel}.json").read_text())
     assert answers["release"]
     questions = {"release", "tracepoint", "raw_tracepoint", "function", "typed", "iterator",
                  "dynamic", "field", "size", "enumerator"}  # fmt: skip
@@ -46,26 +41,26 @@ def test_recording_says_which_kernel_it_is_and_nothing_of_the_machine(path):
 
 @every_kernel
 @every_tool
-def test_tool_has_a_way_for_every_probe_or_it_is_known_why_not(name, path):
+def test_tool_has_a_way_for_every_probe_or_it_is_known_why_not(name, kernel):
     tool = tool_of(name)
     try:
-        choices = select(tool.all_probes, recorded(path))
+        choices = select(tool.all_probes, KERNELS[kernel])
     except KeyError as question:
-        not_asked(path, question)
+        not_asked(kernel, question)
     except Unsupported as error:
-        assert (name, path.stem) in UNSUPPORTED, error.message
+        assert (name, kernel) in UNSUPPORTED, error.message
         return
-    assert (name, path.stem) not in UNSUPPORTED, "it works now: take it off the list"
+    assert (name, kernel) not in UNSUPPORTED, "it works now: take it off the list"
     assert len(choices) == len(tool.all_probes)
 
 
 @every_kernel
 @every_tool
-def test_every_field_that_a_program_needs_is_there(name, path):
-    if (name, path.stem) in UNSUPPORTED:
+def test_every_field_that_a_program_needs_is_there(name, kernel):
+    if (name, kernel) in UNSUPPORTED:
         return
     try:
-        text = layout.header(recorded(path), layout.manifests(program(name)), [])
+        text = layout.header(KERNELS[kernel], layout.manifests(program(name)), [])
     except KeyError as question:
-        not_asked(path, question)
+        not_asked(kernel, question)
     assert "struct" in text
