@@ -15,12 +15,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netbpf.kernel.binaries import identity_of, looks_like_go, read_libc, read_program
+from netbpf.kernel.binaries import File, identity_of, looks_like_go, read_libc, read_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from netbpf.kernel.binaries import Binary, File, Identity
+    from netbpf.kernel.binaries import Binary, Identity
 
 KNOWN_PATHS = (
     "/lib/ld-musl-*.so.1",
@@ -84,8 +84,8 @@ class Coverage:
 
     @property
     def covered(self) -> int:
-        """Return the number of processes with at least one file to probe."""
-        return len(self._of_pid)
+        """Return the number of processes all of whose lookups can be seen."""
+        return len(self._of_pid.keys() - self.uncovered.keys())
 
     def rescan(self, pid: int) -> list[Binary]:
         """Look at one process again, as after exec; return the files not known before.
@@ -115,6 +115,15 @@ class Coverage:
         self.uncovered.pop(pid, None)
         for binary in self._of_pid.pop(pid, ()):
             binary.pids.discard(pid)
+
+    def refuse(self, binary: Binary, reason: str) -> None:
+        """Note that a file could not be probed everywhere: nobody who uses it is covered."""
+        for files in (self._libcs, self._programs):
+            for identity, file in files.items():
+                if file.binary is binary:
+                    files[identity] = File(binary, reason)
+        for pid in binary.pids:
+            self.uncovered[pid] = Uncovered(pid, self._name(pid), reason)
 
     def prune(self) -> list[Binary]:
         """Drop the files that no process uses and no path opens any more; return them."""

@@ -33,6 +33,7 @@ _EXEC_RING_PAGES = 8  # EXEC_RING_PAGES in include/user.bpf.h
 _START = struct.Struct("=QQQ")  # struct program_start in include/user.bpf.h: inode, device, pid
 _KEY = struct.Struct("=QII")  # struct call_key in gethostlatency.bpf.c: thread, pid, function
 _AGAIN = (0.02, 0.2, 2.0)  # a new program maps its libraries some time after exec (seconds)
+_CANNOT = "cannot be probed"
 _SCAN_SECONDS = 10.0
 _SCAN_SHARE = 200  # a scan may take at most one part in so many of the time between two
 
@@ -154,9 +155,10 @@ class Watch(Shape):
                 try:
                     refused = self._attach_one(binary, path)
                 except (OSError, UnreadableBinary) as error:
-                    refused = f"cannot be probed: {getattr(error, 'strerror', '') or error}"
+                    refused = f"{_CANNOT}: {getattr(error, 'strerror', '') or error}"
                 if refused:
                     self._refused[path] = refused
+                    self.coverage.refuse(binary, f"{os.path.basename(path)} {_CANNOT}")
                     print(f"{self.tool.name}: {escape(f'{path} {refused}')}", file=sys.stderr)
                 else:
                     self._say(f"probing {path}")
@@ -182,7 +184,7 @@ class Watch(Shape):
                 self.attached.user_links.append(link)
                 self._links.setdefault(id(binary), []).append(link)
         reasons = ", ".join(sorted(set(refused.values())))
-        return f"cannot be probed at {', '.join(refused)}: {reasons}" if refused else ""
+        return f"{_CANNOT} at {', '.join(refused)}: {reasons}" if refused else ""
 
     def _detach(self, binary: Binary) -> None:
         gone = set(self._links.pop(id(binary), ())) & set(self.attached.user_links)

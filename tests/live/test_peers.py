@@ -456,6 +456,8 @@ def test_gethostlatency_says_which_functions_another_tool_keeps_from_it(
     for function in ("getaddrinfo", "gethostbyname", "gethostbyname2"):
         assert f"{function}, {function}()" in notes[0]
     assert "gethostbyname_r" not in notes[0] and "Invalid argument" in notes[0]
+    gaps = {gap["pid"]: gap["reason"] for gap in run.summary["coverage"]["uncovered"]}
+    assert "libc.so.6 cannot be probed" in gaps[os.getpid()]
 
 
 # --- soaccept -------------------------------------------------------------------------------------

@@ -255,6 +255,23 @@ def test_forget_takes_a_process_out(proc, program):
     assert coverage.binaries[0].pids == set()
 
 
+def test_nobody_who_uses_a_refused_file_is_covered(proc, program):
+    libc, other = proc.file("/lib/libc.so.6", LIBC), proc.file("/old/libc.so.6", LIBC)
+    for pid, path in ((5, libc), (6, libc), (7, other)):
+        proc.process(pid, program, [(str(path), path)])
+    coverage = proc.scan()
+    refused = next(found for found in coverage.binaries if 5 in found.pids)
+    coverage.refuse(refused, "libc.so.6 cannot be probed")
+    assert coverage.covered == 1 and set(coverage.uncovered) == {5, 6}
+    proc.process(8, program, [(str(libc), libc)])
+    assert coverage.rescan(8) == [] == coverage.rescan(5)
+    reasons = {gap.reason for gap in coverage.uncovered.values()}
+    assert (coverage.covered, set(coverage.uncovered)) == (1, {5, 6, 8})
+    assert reasons == {"libc.so.6 cannot be probed"}
+    coverage.forget(8)
+    assert set(coverage.uncovered) == {5, 6}
+
+
 def test_summary_names_what_is_missing(proc, program):
     libc = proc.file("/lib/libc.so.6", LIBC)
     proc.process(5, program, [(str(libc), libc)])
