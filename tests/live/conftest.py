@@ -90,7 +90,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if harness.SLOW > 1:
         config.pluginmanager.register(AtOnce(config))
     if not config.option.collectonly and hidden.hides_init():
-        config.pluginmanager.register(AgainIfHidden())
+        with contextlib.suppress(OSError):  # no ftrace, no witness: a failure is one
+            config.pluginmanager.register(AgainIfHidden())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
