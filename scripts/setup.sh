@@ -105,8 +105,8 @@ packages_dnf() {
     case $1 in
     run) echo python3 python3-bcc python3-click python3-numpy python3-pyelftools libbpf ;;
     dev) echo python3-pip ca-certificates make clang-tools-extra ShellCheck ;;
-    test) echo gcc glibc-devel musl-gcc golang libbpf-tools iproute nftables iptables-nft strace \
-        curl jq wrk nginx redis iperf3 bind-utils ;;
+    test) echo gcc glibc-devel musl-gcc golang libbpf-tools iproute iproute-tc nftables iptables-nft \
+        strace curl jq wrk nginx redis iperf3 bind-utils ;;
     guest) packages_dnf dev && packages_dnf test ;;
     bench) echo bcc-tools libbpf-tools kernel-devel ;;
     vm) echo vagrant vagrant-libvirt libvirt-daemon-kvm libvirt-client qemu-system-x86 qemu-img \

@@ -8,7 +8,7 @@ import pytest
 
 from netbpf.errors import Unsupported
 from netbpf.kernel import layout
-from netbpf.kernel.select import select
+from netbpf.kernel.select import missing, select
 from netbpf.tested import recordings
 from tests.contract.house import DATA, every_tool, program, tool_of
 
@@ -52,6 +52,14 @@ def test_tool_has_a_way_for_every_probe_or_it_is_known_why_not(name, kernel):
         return
     assert (name, kernel) not in UNSUPPORTED, "it works now: take it off the list"
     assert len(choices) == len(tool.all_probes)
+
+
+@every_tool
+def test_every_alternative_can_be_tried_on_some_kernel(name):
+    """One that no kernel of the lab offers would never have been seen to work."""
+    for probe in tool_of(name).all_probes:
+        for way in probe.alternatives:
+            assert any(not missing(way, kernel)[1] for kernel in KERNELS.values()), (probe, way)
 
 
 @every_kernel
