@@ -214,7 +214,8 @@ def _probes(tool: Tool) -> Iterator[Block]:
 
 
 def _probe(probe: Probe) -> str:
-    lines = [f"{alternative_words(a)} ({a.kind})" for a in probe.alternatives]
+    # Some differ in their arguments only.
+    lines = list(dict.fromkeys(f"{alternative_words(a)} ({a.kind})" for a in probe.alternatives))
     if len(lines) > 1:
         lines = [f"{number}. {line}" for number, line in enumerate(lines, 1)]
     conditions = probe_conditions(probe)

@@ -74,8 +74,10 @@ def _probe_rows(tool: Tool) -> Iterator[Sequence[str]]:
 def _ways(probes: Sequence[Probe]) -> str:
     one, *others = probes
     if not others:
-        return "<br>".join(alternative_words(a, mark="`") for a in one.alternatives)
-    return "<br>".join(a.words + lost_words(a) for a in one.alternatives)
+        words = [alternative_words(a, mark="`") for a in one.alternatives]
+    else:
+        words = [a.words + lost_words(a) for a in one.alternatives]
+    return "<br>".join(dict.fromkeys(words))  # some differ in their arguments only
 
 
 def _needed(probes: Sequence[Probe]) -> str:

@@ -24,12 +24,20 @@ enum ring_op {
 	RING_LISTEN = 57,
 };
 
+#if defined(HAVE_io_socket_type) && defined(HAVE_io_kiocb_cmd)
+#define RING_MAKES_SOCKETS 1 /* since 5.19; what is asked for is in io_kiocb.cmd since 6.0 */
+#endif
+
 #ifdef USE_ring_rawtp
 int ring_rawtp(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct io_kiocb *req = (struct io_kiocb *)RAWTP_ARG(ring, req);
-	struct io_uring_cqe *cqe = (struct io_uring_cqe *)RAWTP_ARG(ring, cqe);
-#ifdef HAVE_io_socket_type
+#ifdef ARG_ring_cqe
+	s32 result = READ((struct io_uring_cqe *)RAWTP_ARG(ring, cqe), res);
+#elif defined(ARG_ring_res)
+	s32 result = RAWTP_ARG(ring, res);
+#endif
+#ifdef RING_MAKES_SOCKETS
 	struct io_socket *asked;
 #endif
 	int op;
@@ -37,11 +45,11 @@ int ring_rawtp(struct bpf_raw_tracepoint_args *ctx)
 	if (!req) /* one more of many results of one request */
 		return 0;
 	switch (READ(req, opcode)) {
-#ifdef HAVE_io_socket_type
+#ifdef RING_MAKES_SOCKETS
 	case RING_SOCKET:
 		asked = (struct io_socket *)FIELD_AT(req, cmd);
 		return on_make(SOCKET, READ(asked, domain), READ(asked, type),
-			       READ(asked, protocol), READ(cqe, res));
+			       READ(asked, protocol), result);
 #endif
 	case RING_BIND:
 		op = BIND;
@@ -58,13 +66,13 @@ int ring_rawtp(struct bpf_raw_tracepoint_args *ctx)
 	default:
 		return 0;
 	}
-	return on_socket_call(op, socket_of_file(READ(req, file)), READ(cqe, res), 0);
+	return on_socket_call(op, socket_of_file(READ(req, file)), result, 0);
 }
 #endif
 #ifdef USE_ring_close_rawtp
 int ring_close_rawtp(struct bpf_raw_tracepoint_args *ctx)
 {
-#ifdef HAVE_io_close_file_slot
+#if defined(HAVE_io_close_file_slot) && defined(HAVE_io_kiocb_cmd)
 	struct io_kiocb *req = (struct io_kiocb *)RAWTP_ARG(ring_close, req);
 	struct io_close *asked = (struct io_close *)FIELD_AT(req, cmd);
 

@@ -73,6 +73,17 @@ CALL_PROBES = (
 )
 MESSAGE_PROBES = (*_messages("send", "sock"), *_messages("recv", "sock", "flags"))
 RING_PROBES = (
-    Probe("ring", RawTracepoint("io_uring_complete", args=("req", "cqe")), optional=True),
-    Probe("ring_close", RawTracepoint("io_uring_submit_req", args=("req",)), optional=True),
+    # Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18)
+    # nothing says whose it is.
+    Probe(
+        "ring",
+        RawTracepoint("io_uring_complete", args=("req", "cqe")),
+        RawTracepoint("io_uring_complete", args=("req", "res")),
+        optional=True,
+    ),
+    Probe(
+        "ring_close",
+        RawTracepoint("io_uring_submit_req", "io_uring_submit_sqe", args=("req",)),
+        optional=True,
+    ),
 )

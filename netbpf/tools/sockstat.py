@@ -37,7 +37,7 @@ LIMITS
   A send or recv that fails before it reaches a socket (a bad descriptor or buffer, denied by a
   security module) is not counted. close counts close(2) on sockets, not what ends with a process.
   A request of io_uring counts each attempt that it takes; of an accept that goes on and on
-  (multishot) only the last result shows; before 5.19 only its messages are seen. Data that is
+  (multishot) only the last result shows; before 5.18 only its messages are seen. Data that is
   spliced out of a socket is not seen, nor is sendfile before 6.5. Calls of 32-bit programs on a
   64-bit kernel are not seen, but their messages are. Messages of sockets that the kernel itself
   uses (NFS and others) count, too. An IPv6 socket with an IPv4-mapped address is tcp4 or udp4, and

@@ -18,6 +18,7 @@ from topology import Host
 from netbpf.kernel.btf import Btf
 
 NOBODY = 65534
+UNSEEN_OF_A_RING = ("connect", "accept", "close")  # of what such old kernels' io_uring can do
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,13 @@ def test_io_uring_is_included(netbpf: Any, caller: Caller) -> None:
     try:
         caller.go("ring")
     except AssertionError as error:
-        pytest.skip(f"{error}: needs kernel 6.11 and sysctl kernel.io_uring_disabled=0")
+        pytest.skip(f"{error}: needs io_uring, and sysctl kernel.io_uring_disabled=0")
     with netbpf("sockstat", "-p", caller.pid) as run:
-        told = caller.go("ring", 23)
-    assert not difference(shown(run.rows), told.rows)
+        told = caller.go("ring", 23).rows
+    if "req" not in (Btf().parameters("__traceiter_io_uring_complete") or ()):
+        # Before 5.18 only messages are seen: the manual says so.
+        told = {key: row for key, row in told.items() if key[0] not in UNSEEN_OF_A_RING}
+    assert not difference(shown(run.rows), told)
 
 
 def test_a_file_sent_to_a_socket_counts_with_its_bytes(netbpf: Any, caller: Caller) -> None:

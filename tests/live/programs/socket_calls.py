@@ -326,7 +326,8 @@ def check(function, *args):
 class Ring:
     """Just enough of io_uring(7) to have one request at a time done."""
 
-    SETUP, ENTER = 425, 426
+    SETUP, ENTER, REGISTER = 425, 426, 427
+    REGISTER_PROBE = 8
     OPS = {"accept": 13, "connect": 16, "close": 19, "send": 26, "recv": 27, "socket": 45,
            "bind": 56, "listen": 57}  # fmt: skip
 
@@ -340,6 +341,20 @@ class Ring:
         size = max(sq[6] + 8 * 4, cq[5] + 16 * 16)
         self.rings = mmap.mmap(self.fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         self.sqes = mmap.mmap(self.fd, 8 * 64, mmap.MAP_SHARED, offset=0x10000000)
+        self.known = self._known()
+
+    def _known(self):
+        """Return the names of those of OPS that this kernel has."""
+        probe = bytearray(16 + 64 * 8)
+        buffer = (ctypes.c_char * len(probe)).from_buffer(probe)
+        check(LIBC.syscall, self.REGISTER, self.fd, self.REGISTER_PROBE, buffer, 64)
+        # struct io_uring_probe_op: op, -, flags (bit 0: supported), -
+        ops = {op for op, _, flags, _ in struct.iter_unpack("=BBHI", probe[16:]) if flags & 1}
+        return {name for name, op in self.OPS.items() if op in ops}
+
+    def or_call(self, op, function, *args):
+        """Return what submits this request, or makes a system call where io_uring cannot."""
+        return self if op in self.known else lambda *_: check(function, *args)
 
     def __call__(self, op, fd, off=0, addr=0, length=0, flags=0):
         """Submit one request, wait for its result and return it; raise OSError if it failed."""
@@ -366,16 +381,19 @@ class Ring:
 
 
 def ring(book):
-    """A TCP session, all of it through io_uring."""
+    """A TCP session, all of it through io_uring, as far as this kernel's goes."""
     call = Ring()
     here = ctypes.create_string_buffer(struct.pack("=HH4s8x", AF_INET, 0, bytes((127, 0, 0, 1))))
     at = ctypes.addressof
-    server = book.did("socket", "tcp4", call, "socket", AF_INET, SOCK_STREAM)
-    book.did("bind", "tcp4", call, "bind", server, 16, at(here))
-    book.did("listen", "tcp4", call, "listen", server, 0, 0, 5)
+    make = call.or_call("socket", LIBC.socket, AF_INET, SOCK_STREAM, 0)  # since 5.19
+    server = book.did("socket", "tcp4", make, "socket", AF_INET, SOCK_STREAM)
+    bind = call.or_call("bind", LIBC.bind, server, here, 16)  # since 6.11
+    book.did("bind", "tcp4", bind, "bind", server, 16, at(here))
+    listen = call.or_call("listen", LIBC.listen, server, 5)
+    book.did("listen", "tcp4", listen, "listen", server, 0, 0, 5)
     size = ctypes.c_int(16)
     check(LIBC.getsockname, server, here, ctypes.byref(size))
-    client = book.did("socket", "tcp4", call, "socket", AF_INET, SOCK_STREAM)
+    client = book.did("socket", "tcp4", make, "socket", AF_INET, SOCK_STREAM)
     book.did("connect", "tcp4", call, "connect", client, 16, at(here))
     conn = book.did("accept", "tcp4", call, "accept", server)
     data = ctypes.create_string_buffer(8192)
@@ -385,7 +403,8 @@ def ring(book):
         book.did("recv", "tcp4", call, "recv", conn, 0, at(data), size)
     for fd in (client, conn, server):
         book.did("close", "tcp4", call, "close", fd)
-    book.did("socket", "other", call, "socket", 99, SOCK_STREAM)  # EAFNOSUPPORT
+    make = call.or_call("socket", LIBC.socket, 99, SOCK_STREAM, 0)
+    book.did("socket", "other", make, "socket", 99, SOCK_STREAM)  # EAFNOSUPPORT
     call.rings.close()
     call.sqes.close()
     os.close(call.fd)
