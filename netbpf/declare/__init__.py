@@ -3,6 +3,7 @@
 from netbpf.declare.columns import (
     Addr,
     Bytes,
+    Cgroup,
     Choice,
     Column,
     Comm,
@@ -14,6 +15,7 @@ from netbpf.declare.columns import (
     HostName,
     LookupResult,
     Micros,
+    Netns,
     Owner,
     Pid,
     Port,
@@ -35,7 +37,7 @@ from netbpf.declare.probes import (
     Uprobe,
     Uretprobe,
 )
-from netbpf.declare.record import Event, Record
+from netbpf.declare.record import Event, Record, Row
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
 
@@ -45,6 +47,7 @@ __all__ = [
     "SOCKET",
     "Addr",
     "Bytes",
+    "Cgroup",
     "Choice",
     "Column",
     "Comm",
@@ -63,6 +66,7 @@ __all__ = [
     "Kretprobe",
     "LookupResult",
     "Micros",
+    "Netns",
     "Option",
     "Owner",
     "Pid",
@@ -70,6 +74,7 @@ __all__ = [
     "Probe",
     "RawTracepoint",
     "Record",
+    "Row",
     "Table",
     "TcpState",
     "Text",

@@ -86,6 +86,23 @@ class Pid(Column):
         return lambda raw: raw or None
 
 
+class Netns(Count):
+    """A network namespace by the inode number of /proc/PID/ns/net; 0 means not known."""
+
+    ctype = "u32"
+    width = 10
+
+    def __init__(self, help: str = "network namespace, by inode number") -> None:  # noqa: A002
+        super().__init__(help, wide=True, null=0)
+
+
+class Cgroup(Count):
+    """A cgroup of version 2 by its id, which is the inode number of its directory."""
+
+    def __init__(self, help: str = "cgroup id of the process, 0 if not known") -> None:  # noqa: A002
+        super().__init__(help, text=False)
+
+
 class Uid(Column):
     """A user id in the initial user namespace; U32_MAX means not known."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional, Protocol
 
-from netbpf.declare.record import Record
+from netbpf.declare.record import Row
 
 
 class Group(Protocol):
@@ -28,7 +28,7 @@ class Digest:
 
     def __init__(
         self,
-        row: type[Record],
+        row: type[Row],
         key: Sequence[str],
         group: Callable[[], Group],
         order: str,

@@ -50,9 +50,6 @@ class Share(Column):
     json_type = "number"
     text_unit = "%"
 
-    def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
-        super().__init__(help, **{"ctype": "", **more})
-
     def text(self, value: Any) -> str:
         """Return percent with two decimals."""
         return "-" if value is None else f"{value * 100:.2f}%"

@@ -21,6 +21,7 @@ class Record:
     """
 
     cstruct: ClassVar[str] = ""
+    in_c: ClassVar[bool] = True
     head: ClassVar[tuple[Column, ...]] = ()
     columns: ClassVar[tuple[Column, ...]] = ()
     members: ClassVar[tuple[Column, ...]] = ()
@@ -30,6 +31,7 @@ class Record:
         named = [(n, c) for n, c in vars(cls).items() if isinstance(c, Column)]
         for name, column in named:
             column.name = name.rstrip("_")  # a name may be one of Python's keywords
+            column.ctype = column.ctype if cls.in_c else ""
         cls.columns = tuple(column for _, column in named)
         inside = [*cls.head, *(column for column in cls.columns if column.ctype)]
         cls.members = tuple(sorted(inside, key=lambda column: -column.alignment))
@@ -73,6 +75,12 @@ class Event(Record):
     """
 
     head = (_stamp(),)
+
+
+class Row(Record):
+    """A line of a table, made in user space: its columns have no C type."""
+
+    in_c = False
 
 
 def text_columns(

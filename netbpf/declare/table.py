@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from netbpf.declare.record import Record
+from netbpf.declare.record import Record, Row
 
 # One entry of the map in this interval: (key values, sums and gauges).
 Group = tuple[dict[str, Any], dict[str, Any]]
@@ -37,7 +37,7 @@ class Table:
         map: str,  # noqa: A002 - it is a BPF map
         key: type[Record],
         sums: type[Record],
-        row: type[Record],
+        row: type[Row],
         build: Build,
         *,
         per_cpu: bool = True,

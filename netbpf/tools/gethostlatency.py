@@ -45,13 +45,13 @@ from netbpf.declare import (
     Choice,
     Comm,
     Container,
-    Count,
     Duration,
     Event,
     Family,
     Histogram,
     HostName,
     LookupResult,
+    Netns,
     Option,
     Pid,
     Probe,
@@ -85,7 +85,7 @@ class Lookup(Event):
     func = Choice("function that was called", FUNCTIONS, width=16, wide=True)
     container = Container("container of the process", wide=True)
     uid = Uid("user id of the process", wide=True)
-    netns = Count("network namespace, by inode number", ctype="u32", width=10, wide=True)
+    netns = Netns()
     # In text the last one, and without a heading: there is a word only if something is wrong.
     result = LookupResult("OK, or EAI_NONAME and the like; null if it still waits", header=" ")
 

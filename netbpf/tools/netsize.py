@@ -38,9 +38,9 @@ import struct
 from netbpf.declare import (
     NETNS,
     Choice,
-    Column,
     Count,
     Histogram,
+    Netns,
     Option,
     Probe,
     RawTracepoint,
@@ -66,7 +66,7 @@ class SizeKey(Record):
 
     dev = Text("network device")
     point = Choice("nic_recv, stack_recv, stack_send or nic_send", POINTS, width=10)
-    netns = Column("network namespace, by inode number")
+    netns = Netns()
 
 
 class SizeSums(Record):

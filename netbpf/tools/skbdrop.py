@@ -46,12 +46,13 @@ from netbpf.declare import (
     SOCKET,
     Addr,
     Bytes,
+    Cgroup,
     Choice,
-    Column,
     Comm,
     Count,
     Event,
     Family,
+    Netns,
     Option,
     Owner,
     Pid,
@@ -59,6 +60,7 @@ from netbpf.declare import (
     Probe,
     RawTracepoint,
     Record,
+    Row,
     Table,
     Text,
     Tool,
@@ -110,11 +112,11 @@ class Drop(Event):
     dport = Port("destination port", null=0, text=False)
     len = Count("bytes from the network header on", ctype="u32", wide=True, width=5)
     dev = Text("device", wide=True)
-    netns = Count("network namespace, by inode number", ctype="u32", null=0, width=10, wide=True)
+    netns = Netns()
     harmless = Choice("is it known to lose nothing? (--all)", YES_NO, wide=True)
     socket = Choice("was it for a socket or from one?", YES_NO, wide=True, width=6)
     uid = Uid("user id of the owner", wide=True)
-    cgroup = Count("cgroup id of the owner, 0 if not known", text=False)
+    cgroup = Cgroup()
 
 
 class DropKey(Record):
@@ -125,7 +127,7 @@ class DropKey(Record):
     location = KernelSymbol("where")
     reason = DropReason("why")
     proto = Protocol("protocol")
-    netns = Column("network namespace", null=0)
+    netns = Netns()
     stack = KernelStack("how it came there", option="stack")
     dev = Text("device")
     harmless = Choice("known to lose nothing", YES_NO)
@@ -146,21 +148,21 @@ class DropSums(Record):
     daddr = Addr("destination")
 
 
-class DropRow(Record):
+class DropRow(Row):
     """Packets that were dropped in one place for one reason in an interval."""
 
-    reason = DropReason("why, by the kernel's own name", ctype="")
-    location = KernelSymbol("where in the kernel: function+offset", ctype="")
-    proto = Protocol("protocol", ctype="")
-    dev = Text("device", ctype="", width=8)
-    count = Count("packets", ctype="", width=7)
-    bytes = Bytes("bytes from the network header on", ctype="", header="KB")
-    netns = Count("network namespace, by inode number", ctype="", width=10, wide=True)
-    example = Text("one of them: source > destination", ctype="", width=44, wide=True)
-    harmless = Choice("is it known to lose nothing? (--all)", YES_NO, ctype="", wide=True)
-    socket = Choice("was it for a socket or from one?", YES_NO, ctype="", wide=True, width=6)
-    meaning = Text("a sentence about the reason, if there is one", ctype="", text=False)
-    stack = KernelStack("kernel functions that led there, innermost first (--stack)", ctype="",
+    reason = DropReason("why, by the kernel's own name")
+    location = KernelSymbol("where in the kernel: function+offset")
+    proto = Protocol("protocol")
+    dev = Text("device", width=8)
+    count = Count("packets", width=7)
+    bytes = Bytes("bytes from the network header on", header="KB")
+    netns = Netns()
+    example = Text("one of them: source > destination", width=44, wide=True)
+    harmless = Choice("is it known to lose nothing? (--all)", YES_NO, wide=True)
+    socket = Choice("was it for a socket or from one?", YES_NO, wide=True, width=6)
+    meaning = Text("a sentence about the reason, if there is one", text=False)
+    stack = KernelStack("kernel functions that led there, innermost first (--stack)",
                         header=" ", option="stack")  # fmt: skip
 
 
@@ -177,19 +179,18 @@ def trim(stack, location):  # type: ignore[no-untyped-def]
     return stack[names.index(place) :] if place in names else stack
 
 
+_OF_THE_KEY = ("reason", "location", "proto", "dev", "netns", "harmless", "socket")
+
+
 def rows(groups, settings):  # type: ignore[no-untyped-def]
     """Make the ranking."""
     found = []
     for key, sums in groups:
         ends = [end(sums[f"{side}addr"], sums[f"{side}port"]) for side in "sd"]
         row = {
-            **{name: key[name] for name in ("reason", "location", "proto", "dev")},
-            "count": sums["count"],
-            "bytes": sums["bytes"],
-            "netns": key["netns"],
+            **{name: key[name] for name in _OF_THE_KEY},
+            **{name: sums[name] for name in ("count", "bytes")},
             "example": " > ".join(ends) if sums["family"] else None,
-            "harmless": key["harmless"],
-            "socket": key["socket"],
             "meaning": meaning(key["reason"]) if settings["explain"] else None,
             "stack": trim(key["stack"], key["location"]),
         }
@@ -253,8 +254,6 @@ def named_constants(settings, names):  # type: ignore[no-untyped-def]
     return found
 
 
-_NO_REASON = ("reason", "meaning")
-
 TOOL = Tool(
     __doc__,
     event=Drop,
@@ -268,8 +267,8 @@ TOOL = Tool(
             Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason", "rx_sk")),
             RawTracepoint("kfree_skb", args=("skb", "location", "reason")),
             Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason")),
-            RawTracepoint("kfree_skb", args=("skb", "location"), loses=_NO_REASON),
-            Tracepoint("skb:kfree_skb", args=("skbaddr", "location"), loses=_NO_REASON),
+            RawTracepoint("kfree_skb", args=("skb", "location"), loses=("reason", "meaning")),
+            Tracepoint("skb:kfree_skb", args=("skbaddr", "location"), loses=("reason", "meaning")),
         ),
     ),
     owners=True,

@@ -45,6 +45,7 @@ from netbpf.declare import (
     PROCESS,
     SOCKET,
     Addr,
+    Cgroup,
     Column,
     Comm,
     Count,
@@ -55,12 +56,14 @@ from netbpf.declare import (
     Fexit,
     Kprobe,
     Kretprobe,
+    Netns,
     Option,
     Pid,
     Port,
     Probe,
     RawTracepoint,
     Record,
+    Row,
     Tool,
     Tracepoint,
     Uid,
@@ -70,7 +73,6 @@ from netbpf.declare.sockets import AnyAddr, BoundAddr, Elapsed, Result, SockProt
 
 _NONE = 2**32 - 1  # a queue that is not known
 _PROTO = "tcp or mptcp; for unix sockets stream or seqpacket"
-_NETNS = "network namespace, by inode number"
 
 
 class Acceptance(Event):
@@ -97,8 +99,8 @@ class Acceptance(Event):
     errno = Errno("error by name", text=False)
     listener = BoundAddr("address that the listener is bound to, or its path", wide=True)
     uid = Uid("user id of the process", wide=True)
-    netns = Count(_NETNS, ctype="u32", width=10, wide=True, null=0)
-    cgroup = Count("cgroup id of the process", text=False)
+    netns = Netns()
+    cgroup = Cgroup()
 
 
 class Totals(Record):
@@ -108,22 +110,22 @@ class Totals(Record):
     interrupted = Count("calls that a signal interrupted")
 
 
-class ListenerRow(Record):
+class ListenerRow(Row):
     """A listener in an interval."""
 
-    listener = Addr("address that it is bound to, or its path", ctype="", header="ADDRESS")
-    lport = Port("its port", ctype="", header="PORT")
-    comm = Comm("process that accepted last", ctype="", width=15, header="PROCESS")
-    accepts = Count("connections accepted", ctype="", width=7)
-    errors = Count("accepts that failed", ctype="", width=6)
-    p50_us = Elapsed("median wait", ctype="", header="P50(us)", width=7)
-    p99_us = Elapsed("99 % waited no longer", ctype="", header="P99(us)", width=7)
-    queue = Count("longest queue after an accept", ctype="", width=5)
-    queue_max = Count("how many may be in there", ctype="", header="MAX", width=5)
-    top_error = Errno("the most frequent error", ctype="", width=24, wide=True)
-    pid = Pid("process that accepted last", ctype="", wide=True)
-    proto = SockProto(_PROTO, ctype="", wide=True)
-    netns = Count(_NETNS, ctype="", width=10, wide=True)
+    listener = Addr("address that it is bound to, or its path", header="ADDRESS")
+    lport = Port("its port", header="PORT")
+    comm = Comm("process that accepted last", width=15, header="PROCESS")
+    accepts = Count("connections accepted", width=7)
+    errors = Count("accepts that failed", width=6)
+    p50_us = Elapsed("median wait", header="P50(us)", width=7)
+    p99_us = Elapsed("99 % waited no longer", header="P99(us)", width=7)
+    queue = Count("longest queue after an accept", width=5)
+    queue_max = Count("how many may be in there", header="MAX", width=5)
+    top_error = Errno("the most frequent error", width=24, wide=True)
+    pid = Pid("process that accepted last", wide=True)
+    proto = SockProto(_PROTO, wide=True)
+    netns = Netns()
 
 
 class Listener:

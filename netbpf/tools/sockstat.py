@@ -58,6 +58,7 @@ from netbpf.declare import (
     Option,
     Pid,
     Record,
+    Row,
     Table,
     Tool,
 )
@@ -68,14 +69,9 @@ from netbpf.errors import UsageError
 ORDER = [*OPS.values(), *PROTOS.values()]
 WAITS = ("EAGAIN", "EINPROGRESS")
 COUNTERS = (
-    "TcpExt.ListenOverflows",
-    "TcpExt.ListenDrops",
-    "TcpExt.TCPReqQFullDrop",
-    "Tcp.RetransSegs",
-    "TcpExt.TCPSynRetrans",
-    "Udp.RcvbufErrors",
-    "Udp6.RcvbufErrors",
-)
+    "TcpExt.ListenOverflows", "TcpExt.ListenDrops", "TcpExt.TCPReqQFullDrop", "Tcp.RetransSegs",
+    "TcpExt.TCPSynRetrans", "Udp.RcvbufErrors", "Udp6.RcvbufErrors",
+)  # fmt: skip
 
 
 class CallKey(Record):
@@ -108,29 +104,29 @@ class CallSums(Record):
     bytes = Bytes("bytes")
 
 
-class CallRow(Record):
+class CallRow(Row):
     """What was done with the sockets of one protocol."""
 
-    op = Choice("what was called", OPS, ctype="", width=10)
-    proto = Choice("protocol of the socket; null with --no-split", PROTOS, ctype="", width=7)
-    calls = Count("calls, or messages of send and recv, failed ones included", ctype="")
-    errors = Count("how many of them failed", ctype="", width=6)
-    would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", ctype="", width=11)
-    bytes = Bytes("bytes sent or received", ctype="", header="KB", width=8)
-    top_error = Errno("the most frequent error", ctype="")
+    op = Choice("what was called", OPS, width=10)
+    proto = Choice("protocol of the socket; null with --no-split", PROTOS, width=7)
+    calls = Count("calls, or messages of send and recv, failed ones included")
+    errors = Count("how many of them failed", width=6)
+    would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", width=11)
+    bytes = Bytes("bytes sent or received", header="KB", width=8)
+    top_error = Errno("the most frequent error")
 
 
-class ProcessRow(Record):
+class ProcessRow(Row):
     """What one of the busiest processes did."""
 
-    op = Choice("what was called", OPS, ctype="", width=10)
-    pid = Pid("one of the busiest processes", ctype="")
-    comm = Comm("its name", ctype="", width=15)
-    calls = Count("its calls, or messages of send and recv", ctype="")
-    errors = Count("how many of them failed", ctype="", width=6)
-    would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", ctype="", width=11)
-    bytes = Bytes("bytes that it sent or received", ctype="", header="KB", width=8)
-    top_error = Errno("its most frequent error", ctype="", wide=True)
+    op = Choice("what was called", OPS, width=10)
+    pid = Pid("one of the busiest processes")
+    comm = Comm("its name", width=15)
+    calls = Count("its calls, or messages of send and recv")
+    errors = Count("how many of them failed", width=6)
+    would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", width=11)
+    bytes = Bytes("bytes that it sent or received", header="KB", width=8)
+    top_error = Errno("its most frequent error", wide=True)
 
 
 def tally(groups, *names):  # type: ignore[no-untyped-def]

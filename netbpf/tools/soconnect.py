@@ -47,6 +47,7 @@ from netbpf.declare import (
     PROCESS,
     SOCKET,
     Addr,
+    Cgroup,
     Comm,
     Count,
     Errno,
@@ -57,6 +58,7 @@ from netbpf.declare import (
     Iterator,
     Kprobe,
     Kretprobe,
+    Netns,
     Option,
     Owner,
     Pid,
@@ -64,6 +66,7 @@ from netbpf.declare import (
     Probe,
     RawTracepoint,
     Record,
+    Row,
     Tool,
     Tracepoint,
     Uid,
@@ -104,13 +107,11 @@ class Connection(Event):
     handshake_us = Elapsed("SYN to established or failed, or to now", header="HS(us)", wide=True)
     errno = Errno("error by name", text=False)
     async_ = Flag("connect(2) returned before it was over", header="ASYNC", wide=True)
-    retransmits = Count(
-        "SYNs that were sent again", ctype="u32", width=7, header="RETRANS", wide=True
-    )
+    retransmits = Count("SYNs sent again", ctype="u32", width=7, header="RETRANS", wide=True)
     owner = Owner("how the process is known: exact, snapshot or unknown", wide=True)
     uid = Uid("user id of the process", wide=True)
-    netns = Count("network namespace, by inode number", ctype="u32", width=10, wide=True, null=0)
-    cgroup = Count("cgroup id of the process, 0 if not known", text=False)
+    netns = Netns()
+    cgroup = Cgroup()
 
 
 class Totals(Record):
@@ -119,20 +120,20 @@ class Totals(Record):
     repeated = Count("calls on sockets that were connecting or connected: no attempts of their own")
 
 
-class DestinationRow(Record):
+class DestinationRow(Row):
     """A destination in an interval."""
 
-    raddr = Addr("remote address, or path of a unix socket", ctype="", header="ADDRESS", width=24)
-    rport = Port("remote port", ctype="", header="PORT")
-    proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket", ctype="")
-    attempts = Count("attempts that ended", ctype="", width=8)
-    failures = Count("those that failed", ctype="", width=8)
-    pending = Count("attempts that had not ended", ctype="", width=7)
-    p50_us = Elapsed("median time of those that succeeded", ctype="", header="P50(us)", width=7)
-    p99_us = Elapsed("99 % took no longer", ctype="", header="P99(us)", width=7)
-    retransmits = Count("SYNs that were sent again", ctype="", width=7, wide=True)
-    top_error = Errno("the most frequent error", ctype="", width=24, wide=True)
-    netns = Count("network namespace, by inode number", ctype="", width=10, wide=True)
+    raddr = Addr("remote address, or path of a unix socket", header="ADDRESS", width=24)
+    rport = Port("remote port", header="PORT")
+    proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket")
+    attempts = Count("attempts that ended", width=8)
+    failures = Count("those that failed", width=8)
+    pending = Count("attempts that had not ended", width=7)
+    p50_us = Elapsed("median time of those that succeeded", header="P50(us)", width=7)
+    p99_us = Elapsed("99 % took no longer", header="P99(us)", width=7)
+    retransmits = Count("SYNs that were sent again", width=7, wide=True)
+    top_error = Errno("the most frequent error", width=24, wide=True)
+    netns = Netns()
 
 
 class Destination:

@@ -43,6 +43,7 @@ from netbpf.declare import (
     SOCKET,
     Addr,
     Bytes,
+    Cgroup,
     Choice,
     Comm,
     Count,
@@ -51,6 +52,7 @@ from netbpf.declare import (
     Family,
     Iterator,
     Micros,
+    Netns,
     Option,
     Owner,
     Pid,
@@ -64,17 +66,10 @@ from netbpf.declare import (
 )
 
 ROLES = {0: None, 1: "active", 2: "passive"}
-CLOSES = {
-    0: None,
-    1: "fin-local",
-    2: "fin-remote",
-    3: "rst-local",
-    4: "rst-remote",
-    5: "timeout",
-    6: "refused",
-    7: "unreachable",
-    8: "aborted",
-}
+CLOSES = dict(enumerate((
+    None, "fin-local", "fin-remote", "rst-local", "rst-remote", "timeout", "refused", "unreachable",
+    "aborted",
+)))  # fmt: skip
 
 
 class Session(Event):
@@ -105,8 +100,8 @@ class Session(Event):
     state = TcpState("TCP state: CLOSE, or what an open session is in", wide=True)
     tx_unacked = Count("bytes written that the peer never acknowledged", wide=True, width=10)
     uid = Uid("user id of the owner", wide=True)
-    netns = Count("network namespace, by inode number", ctype="u32", width=10, wide=True)
-    cgroup = Count("cgroup id of the owner, 0 if not known", text=False)
+    netns = Netns()
+    cgroup = Cgroup()
 
 
 def same_session(values):  # type: ignore[no-untyped-def]

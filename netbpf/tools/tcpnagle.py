@@ -54,19 +54,20 @@ from netbpf.declare import (
     SOCKET,
     Addr,
     Choice,
-    Column,
     Comm,
     Count,
     Fexit,
     Histogram,
     Kprobe,
     Kretprobe,
+    Netns,
     Option,
     Pid,
     Port,
     Probe,
     RawTracepoint,
     Record,
+    Row,
     Table,
     Text,
     Tool,
@@ -109,13 +110,13 @@ class SettingSums(Record):
     held = Count("sends after which data was held")
 
 
-class SettingRow(Record):
+class SettingRow(Row):
     """Sends by the socket's setting."""
 
-    setting = Text("the socket's own setting after the send", ctype="")
-    sends = Count("sends that sent something", ctype="")
-    small = Count("of these, smaller than a segment", ctype="")
-    held = Count("of these, after which data was held", ctype="")
+    setting = Text("the socket's own setting after the send")
+    sends = Count("sends that sent something")
+    small = Count("of these, smaller than a segment")
+    held = Count("of these, after which data was held")
 
 
 class Holder(Record):
@@ -125,7 +126,7 @@ class Holder(Record):
 
     sk = Count("address of the socket")
     pid = Pid("process that sent")
-    netns = Column("network namespace, by inode number")
+    netns = Netns()
     lport = Port("local port")
     rport = Port("remote port")
     comm = Comm("name of the process")
@@ -148,26 +149,24 @@ class Advice(Text):
         return "TCP_NODELAY/writev" if value else "-"
 
 
-class HolderRow(Record):
+class HolderRow(Row):
     """A socket that held data in an interval, and for which reason."""
 
-    pid = Pid("process that sent", ctype="")
-    comm = Comm("its name", ctype="", width=8)
-    laddr = Addr("local address", ctype="", wide=True)
-    lport = Port("local port", ctype="", wide=True)
-    raddr = Addr("remote address", ctype="")
-    rport = Port("remote port", ctype="")
-    holds = Count("how often it held data", ctype="", width=5)
-    held_us = Count("time of all holds", ctype="", width=9, wide=True)
-    p99_us = Count(
-        "99 % of the holds were at most so long (bound of a log2 bucket)", ctype="", width=7
-    )
+    pid = Pid("process that sent")
+    comm = Comm("its name", width=8)
+    laddr = Addr("local address", wide=True)
+    lport = Port("local port", wide=True)
+    raddr = Addr("remote address")
+    rport = Port("remote port")
+    holds = Count("how often it held data", width=5)
+    held_us = Count("time of all holds", width=9, wide=True)
+    p99_us = Count("99 % of the holds were at most so long (bound of a log2 bucket)", width=7)
     small_writes = Count(
-        "writes below a segment whose data was held", ctype="", width=5, header="SMALL", wide=True
+        "writes below a segment whose data was held", width=5, header="SMALL", wide=True
     )
-    reason = Text("why", ctype="", width=8)
-    advice = Advice("what would help, where it is write-write-read", ctype="", width=18)
-    netns = Column("network namespace, by inode number", ctype="", width=10, wide=True)
+    reason = Text("why", width=8)
+    advice = Advice("what would help, where it is write-write-read", width=18)
+    netns = Netns()
 
 
 def setting_rows(groups, settings):  # type: ignore[no-untyped-def]

@@ -46,6 +46,7 @@ from netbpf.declare import (
     PROCESS,
     SOCKET,
     Addr,
+    Cgroup,
     Choice,
     Column,
     Comm,
@@ -55,6 +56,7 @@ from netbpf.declare import (
     Fentry,
     Kprobe,
     Micros,
+    Netns,
     Option,
     Owner,
     Pid,
@@ -62,6 +64,7 @@ from netbpf.declare import (
     Probe,
     RawTracepoint,
     Record,
+    Row,
     Table,
     TcpState,
     Tool,
@@ -111,8 +114,8 @@ class Retransmission(Event):
     err = SendError("why nothing was sent", wide=True)
     ca_state = Choice("congestion: open, disorder, cwr, recovery or loss", CA_STATES, wide=True)
     uid = Uid("user id of the owner", wide=True)
-    netns = Count("network namespace, by inode number", ctype="u32", width=10, wide=True)
-    cgroup = Count("cgroup id of the owner, 0 if not known", text=False)
+    netns = Netns()
+    cgroup = Cgroup()
 
 
 class Flow(Record):
@@ -122,7 +125,7 @@ class Flow(Record):
 
     pid = Pid("process")
     comm = Comm("its name")
-    netns = Column("network namespace")
+    netns = Netns()
     family = Family("address family")
     laddr = Addr("local address")
     lport = Port("local port")
@@ -136,21 +139,21 @@ _SUMS = ("segs", "failed", "retrans", "sent", "all_retrans", "all_sent")
 FlowSums = type("FlowSums", (Record,), {"cstruct": "flow_sums", **{n: Count("") for n in _SUMS}})
 
 
-class FlowRow(Record):
+class FlowRow(Row):
     """A session's retransmissions in an interval."""
 
-    family = IpVersion("address family, IPv4-mapped counts as ipv4", ctype="", header="IP")
-    laddr = Endpoint("local address", "lport", ctype="", header="LADDR:LPORT")
-    lport = Port("local port", ctype="", text=False)
-    raddr = Endpoint("remote address", "rport", ctype="", header="RADDR:RPORT")
-    rport = Port("remote port", ctype="", text=False)
-    retransmits = Count("segments sent again", ctype="", width=11)
+    family = IpVersion("address family, IPv4-mapped counts as ipv4", header="IP")
+    laddr = Endpoint("local address", "lport", header="LADDR:LPORT")
+    lport = Port("local port", text=False)
+    raddr = Endpoint("remote address", "rport", header="RADDR:RPORT")
+    rport = Port("remote port", text=False)
+    retransmits = Count("segments sent again", width=11)
     share = Share("part of the segments that it sent since its last row, or since it began")
-    pid = Pid("process that owns the socket", ctype="")
-    comm = Comm("its name", ctype="", wide=True)
-    failed = Count("segments that could not be sent", ctype="", wide=True, width=6)
-    sent = Count("segments sent since its last row, or since it began", ctype="", wide=True)
-    netns = Count("network namespace, by inode number", ctype="", wide=True, width=10)
+    pid = Pid("process that owns the socket")
+    comm = Comm("its name", wide=True)
+    failed = Count("segments that could not be sent", wide=True, width=6)
+    sent = Count("segments sent since its last row, or since it began", wide=True)
+    netns = Netns()
 
 
 class Totals(Record):
@@ -259,15 +262,9 @@ TOOL = Tool(
         Option("-s", "--sequence", help="show sequence numbers"),
     ),
     counters=(
-        "Tcp.RetransSegs",
-        "Tcp.OutSegs",
-        "TcpExt.TCPRetransFail",
-        "TcpExt.TCPSynRetrans",
-        "TcpExt.TCPTimeouts",
-        "TcpExt.TCPLossProbes",
-        "TcpExt.TCPFastRetrans",
-        "TcpExt.TCPSlowStartRetrans",
-        "TcpExt.TCPLostRetransmit",
+        "Tcp.RetransSegs", "Tcp.OutSegs", "TcpExt.TCPRetransFail", "TcpExt.TCPSynRetrans",
+        "TcpExt.TCPTimeouts", "TcpExt.TCPLossProbes", "TcpExt.TCPFastRetrans",
+        "TcpExt.TCPSlowStartRetrans", "TcpExt.TCPLostRetransmit",
     ),
     constants=constants,
     hooks={"review": review, "unseen": unseen},

@@ -51,12 +51,14 @@ from netbpf.declare import (
     Histogram,
     Iterator,
     Kprobe,
+    Netns,
     Owner,
     Pid,
     Port,
     Probe,
     RawTracepoint,
     Record,
+    Row,
     Table,
     Tool,
     Tracepoint,
@@ -76,7 +78,7 @@ class QueueKey(Record):
     limit = Column("most connections that may wait: backlog, cut at net.core.somaxconn")
     laddr = Addr("address that is listened on", wide=True)
     lport = Port("port that is listened on", wide=True)
-    netns = Column("network namespace, by inode number", wide=True)
+    netns = Netns()
 
 
 class Listener(Record):
@@ -86,7 +88,7 @@ class Listener(Record):
 
     sk = Count("address of the socket")
     pid = Pid("process that listens")
-    netns = Column("network namespace, by inode number")
+    netns = Netns()
     lport = Port("port")
     comm = Comm("name of the process")
     laddr = Addr("address")
@@ -103,37 +105,27 @@ ListenerSums = type(
 )
 
 
-class ListenerRow(Record):
+class ListenerRow(Row):
     """A listener in an interval."""
 
-    laddr = Addr("address that is listened on", ctype="")
-    lport = Port("port that is listened on", ctype="")
-    pid = Pid("process that listens", ctype="")
-    comm = Comm("its name", ctype="", width=10)
-    owner = Owner(
-        "how it is known: exact, snapshot (existed at start), unknown", ctype="", wide=True
-    )
-    syns = Count("SYNs that arrived", ctype="", width=5)
-    handshakes = Count("handshakes that were completed", ctype="", width=5, header="CONNS")
-    accept_queue = Count(
-        "connections waiting to be accepted, at the end", ctype="", width=4, header="ACCQ"
-    )
-    accept_max = Count("most that waited in the interval", ctype="", width=4, header="AMAX")
-    accept_limit = Count(
-        "limit of the accept queue; one more can wait", ctype="", width=5, header="LIMIT"
-    )
-    syn_queue = Count("handshakes under way, at the end", ctype="", width=4, header="SYNQ")
-    syn_max = Count(
-        "most seen under way in the interval", ctype="", width=4, header="SMAX", wide=True
-    )
-    dropped = Count("what the listener dropped, in the interval", ctype="", width=5, header="DROPS")
-    dropped_total = Count("the same since the start", ctype="", width=6, header="DTOTAL", wide=True)
-    cookies = Count("SYNs answered with a SYN cookie", ctype="", width=7, wide=True)
-    somaxconn = Count("net.core.somaxconn of the namespace", ctype="", wide=True)
-    syn_backlog = Count(
-        "net.ipv4.tcp_max_syn_backlog of the namespace", ctype="", width=11, wide=True
-    )
-    netns = Column("network namespace, by inode number", ctype="", width=10, wide=True)
+    laddr = Addr("address that is listened on")
+    lport = Port("port that is listened on")
+    pid = Pid("process that listens")
+    comm = Comm("its name", width=10)
+    owner = Owner("how it is known: exact, snapshot (existed at start), unknown", wide=True)
+    syns = Count("SYNs that arrived", width=5)
+    handshakes = Count("handshakes that were completed", width=5, header="CONNS")
+    accept_queue = Count("connections waiting to be accepted, at the end", width=4, header="ACCQ")
+    accept_max = Count("most that waited in the interval", width=4, header="AMAX")
+    accept_limit = Count("limit of the accept queue; one more can wait", width=5, header="LIMIT")
+    syn_queue = Count("handshakes under way, at the end", width=4, header="SYNQ")
+    syn_max = Count("most seen under way in the interval", width=4, header="SMAX", wide=True)
+    dropped = Count("what the listener dropped, in the interval", width=5, header="DROPS")
+    dropped_total = Count("the same since the start", width=6, header="DTOTAL", wide=True)
+    cookies = Count("SYNs answered with a SYN cookie", width=7, wide=True)
+    somaxconn = Count("net.core.somaxconn of the namespace", wide=True)
+    syn_backlog = Count("net.ipv4.tcp_max_syn_backlog of the namespace", width=11, wide=True)
+    netns = Netns()
 
 
 def rows(groups, settings):  # type: ignore[no-untyped-def]

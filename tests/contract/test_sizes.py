@@ -27,13 +27,13 @@ EXCEPTIONS = {
     "bpf_programs/tcpretrans.bpf.c": (335, "six kinds of retransmission, and counts per flow"),
     "bpf_programs/tcpsynbl.bpf.c": (330, "both queues of a listener, at three moments"),
     "netbpf/tools/netsize.py": (155, "sums, factors and a headline for four points"),
-    "netbpf/tools/skbdrop.py": (275, "two shapes, each with its columns; reasons in words"),
-    "netbpf/tools/soaccept.py": (185, "two shapes, each with its columns"),
-    "netbpf/tools/sockstat.py": (165, "two tables, and probes of nine operations"),
+    "netbpf/tools/skbdrop.py": (274, "two shapes, each with its columns; reasons in words"),
+    "netbpf/tools/soaccept.py": (184, "two shapes, each with its columns"),
+    "netbpf/tools/sockstat.py": (161, "two tables, and probes of nine operations"),
     "netbpf/tools/soconnect.py": (200, "two shapes, each with its columns"),
-    "netbpf/tools/tcpnagle.py": (215, "a histogram and two tables, each with its columns"),
-    "netbpf/tools/tcpretrans.py": (235, "two shapes, each with its columns"),
-    "netbpf/tools/tcpsynbl.py": (180, "a histogram and a table, and advice in words"),
+    "netbpf/tools/tcpnagle.py": (213, "a histogram and two tables, each with its columns"),
+    "netbpf/tools/tcpretrans.py": (232, "two shapes, each with its columns"),
+    "netbpf/tools/tcpsynbl.py": (169, "a histogram and a table, and advice in words"),
 }
 
 
