@@ -121,21 +121,14 @@ def _probe(choice: Choice, lacking: Sequence[str]) -> dict[str, Any]:
             {"alternative": words, "why": machine.ROOT_TELLS if lacking else why}
             for words, why in choice.passed_over
         ],
-        "lost_columns": [] if lacking or _is_covered(choice) else list(choice.lost_columns),
+        "lost_columns": [] if lacking or choice.covered else list(choice.lost_columns),
     }
-
-
-def _is_covered(choice: Choice) -> bool:
-    """Tell whether the probe it stands in with makes this one superfluous."""
-    return not choice.alternative and any(
-        why.startswith("covered by") for _, why in choice.passed_over
-    )
 
 
 def _missing_probes(choices: Sequence[Choice]) -> Iterator[str]:
     for choice in choices:
         probe = choice.probe
-        if choice.alternative or probe.optional or _is_covered(choice):
+        if choice.alternative or probe.optional or choice.covered:
             continue
         tried = "; ".join(f"{words}: {why}" for words, why in choice.passed_over)
         if not probe.option:

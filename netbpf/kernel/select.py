@@ -9,6 +9,7 @@ from netbpf.declare.probes import Alternative, Probe
 from netbpf.errors import Unsupported, UsageError
 from netbpf.kernel.inspect import Kernel
 
+_COVERED = "covered by"
 Excluded = Mapping[tuple[str, str], str]  # (probe, kind) -> why it was refused at run time
 
 
@@ -41,6 +42,12 @@ class Choice(NamedTuple):
             return ((self.entry, self.targets),) if self.alternative else ()
         more = ((f"{self.entry}:{target}", (target,)) for target in self.targets[1:])
         return ((self.entry, self.targets[:1]), *more)
+
+    @property
+    def covered(self) -> bool:
+        """Whether it is not used because the probe that it could stand in with sees everything."""
+        reasons = (why for _, why in self.passed_over)
+        return not self.alternative and any(why.startswith(_COVERED) for why in reasons)
 
     @property
     def lost_columns(self) -> tuple[str, ...]:
@@ -92,8 +99,8 @@ def _beside(partner: Choice, ways: Sequence[Alternative]) -> list[Alternative]:
 def _why_not(partner: Optional[Choice]) -> str:
     assert partner
     if partner.alternative:
-        return f"covered by {partner.entry}"
-    return f"nothing without {partner.probe.name}"
+        return f"{_COVERED} {partner.entry}"
+    return partner.passed_over[-1][1]  # no better than the one that it would stand in with
 
 
 def _choose(

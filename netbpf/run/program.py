@@ -75,7 +75,7 @@ class Attached:
         self.loaded.maps.clear()
 
     def described(self) -> list[dict[str, Any]]:
-        """Return the summary's list of probes."""
+        """Return the summary's list of probes, without those that others make superfluous."""
         return [
             {
                 "name": choice.probe.name,
@@ -84,6 +84,7 @@ class Attached:
                 "passed_over": [f"{words}: {why}" for words, why in choice.passed_over],
             }
             for choice in self.choices
+            if not choice.covered
         ]
 
 

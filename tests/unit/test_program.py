@@ -68,7 +68,8 @@ def test_anything_else_is_a_usage_error(text):
 def test_summary_describes_what_was_chosen_and_why():
     choice = Choice(STATE, STATE.alternatives[0], ("t",), (("fentry f", "no such function"),))
     none = Choice(Probe("accept", Tracepoint("s:t"), optional=True), None, (), ())
-    assert Attached([choice, none], Loaded({}, {})).described() == [
+    covered = Choice(Probe("more", Tracepoint("s:t")), None, (), (("more", "covered by state_tp"),))
+    assert Attached([choice, none, covered], Loaded({}, {})).described() == [
         {
             "name": "state",
             "kind": "rawtp",

@@ -142,6 +142,7 @@ def test_stand_in_is_covered_by_a_partner_of_another_kind():
     choices = select([ACCEPT, ACCEPT4], kernel)
     assert [choice.kind for choice in choices] == ["fexit", ""]
     assert choices[1].passed_over == (("accept4", "covered by accept_fexit"),)
+    assert [choice.covered for choice in choices] == [False, True]
 
 
 SENDS = ("inet_sendmsg", "inet6_sendmsg", "gone_sendmsg")
@@ -168,6 +169,41 @@ def test_fexit_is_one_program_per_function():
         ("send_fexit:inet6_sendmsg", ("inet6_sendmsg",)),
     )
     assert enter.programs == ()
+
+
+PACKETS = Probe(
+    "packets", Fexit("packet_sendmsg"), Kretprobe("packet_sendmsg"), optional=True, instead="send"
+)
+BEGIN = Probe("enter_packets", Kprobe("packet_sendmsg"), optional=True, instead="packets")
+
+
+@pytest.mark.parametrize(
+    ("forced", "wanted"),
+    [
+        ({}, ["fexit", "fexit", ""]),
+        ({"send": "kretprobe"}, ["kretprobe", "kretprobe", "kprobe"]),
+        ({"packets": "kretprobe"}, ["fexit", "", ""]),  # what does not go together is not used
+    ],
+)
+def test_stand_in_takes_the_kind_of_its_partner(forced, wanted):
+    functions = {**FUNCTIONS, "packet_sendmsg": ("sock",)}
+    kernel = FakeKernel(functions=functions, takes=("fentry", "kprobe"))
+    choices = select([SEND, PACKETS, BEGIN], kernel, forced=forced)
+    assert [choice.kind for choice in choices] == wanted
+
+
+def test_who_stands_in_with_one_that_is_covered_is_covered_too():
+    kernel = FakeKernel(FORMAT, RAW, functions={"packet_sendmsg": ("sock",)}, takes=("fentry",))
+    partner = Probe("packets", Fexit("packet_sendmsg"), optional=True, instead="state")
+    _, *choices = select([STATE, partner, BEGIN], kernel)
+    assert [choice.passed_over[-1][1] for choice in choices] == ["covered by state_rawtp"] * 2
+    assert all(choice.covered for choice in choices)
+
+
+def test_who_stands_in_with_one_that_has_no_way_has_none_and_is_not_covered():
+    choices = select([PACKETS, BEGIN], FakeKernel(takes=("kprobe",)))
+    assert [choice.kind for choice in choices] == ["", ""]
+    assert not any(choice.covered for choice in choices)
 
 
 def test_forced_kind_passes_better_ones_over():
