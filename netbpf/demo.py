@@ -1,8 +1,8 @@
 """A look at every tool on a machine with nothing going on: it makes its own traffic on loopback.
 
-The tools that this kernel can run start all at once, each in a process of its own, and stop by
-themselves. Traffic flows until the last has stopped. Everything that is started here is a child,
-known by its id, and ended with this process.
+The tools that this kernel can run start one after the other, as many at a time as there are CPUs to
+compile them, each in a process of its own, and stop by themselves. Traffic flows until the last has
+stopped. Everything that is started here is a child, known by its id, and ended with this process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Callable, NamedTuple
 
 import netbpf
 from netbpf import doctor, traffic
@@ -28,19 +28,26 @@ from netbpf.kernel.machine import BAD, check_bcc
 from netbpf.kernel.privileges import missing_privileges
 
 _SECONDS = 2  # how long each tool watches
-_PATIENCE = 90  # how long to wait for one in all: compiling is slow in an emulated machine
+_PATIENCE = 90  # how long to wait for the next to start or stop: emulated machines compile slowly
+_NEWS = 15  # how often to say how far it is, where it takes longer
 _GRACE = 5  # how long a tool that was told to finish may take
 _MOST_LINES = 9  # shown of a tool's output, its heading included
 _MOST_BARS = 24  # the same for histograms and tables, which say little without their second half
 
 
 class Running(NamedTuple):
-    """A tool at work, and the files that its words go to."""
+    """A tool at work, the files that its words go to, and its ready file."""
 
     tool: Tool
     process: subprocess.Popen[bytes]
     out: IO[bytes]
     err: IO[bytes]
+    ready: IO[bytes]
+
+    @property
+    def started(self) -> bool:
+        """Whether it is attached, or has ended."""
+        return self.process.poll() is not None or os.fstat(self.ready.fileno()).st_size > 0
 
 
 def show(tools: Sequence[Tool]) -> int:
@@ -64,9 +71,12 @@ def show(tools: Sequence[Tool]) -> int:
     names = ", ".join(tool.name for tool in usable)
     print(f"Making a little traffic on loopback for: {names} (some seconds) ...", flush=True)
     with traffic.flowing(), contextlib.ExitStack() as files:
-        running = [_start(tool, files) for tool in usable]
+        running: list[Running] = []
         try:
-            _wait(running)
+            for tool in usable:
+                _wait(running, lambda: sum(not one.started for one in running) < _cpus())
+                running.append(_start(tool, files))
+            _wait(running, lambda: all(one.process.poll() is not None for one in running))
         finally:
             _end(running)
         failed = [one.tool.name for one in running if not _print(one)]
@@ -86,29 +96,44 @@ def _words(tool: Tool) -> list[str]:
     return [*narrow, "-d", str(_SECONDS)]
 
 
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def _start(tool: Tool, files: contextlib.ExitStack) -> Running:
     # The same package wherever it came from, and nothing from the current directory, which may be
     # a stranger's.
     place = str(Path(netbpf.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
-    out = files.enter_context(tempfile.TemporaryFile())
-    err = files.enter_context(tempfile.TemporaryFile())
+    # Files without names: nothing is left of them, however this ends.
+    out, err, ready = (files.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+    sign = f"/proc/{os.getpid()}/fd/{ready.fileno()}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "netbpf", tool.name, *_words(tool)],
+        [sys.executable, "-m", "netbpf", tool.name, *_words(tool), "--ready-file", sign],
         cwd="/",
         env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=err,
     )
-    return Running(tool, process, out, err)
+    return Running(tool, process, out, err, ready)
 
 
-def _wait(running: Sequence[Running]) -> None:
-    end = time.monotonic() + _PATIENCE
-    for one in running:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            one.process.wait(max(end - time.monotonic(), 0.1))
+def _wait(running: Sequence[Running], fulfilled: Callable[[], bool]) -> None:
+    """Wait until it is so, or until nothing has changed for too long."""
+    state: tuple[int, ...] = ()
+    changed = news = time.monotonic()
+    while not fulfilled() and time.monotonic() < changed + _PATIENCE:
+        now = (
+            sum(one.started for one in running),
+            sum(one.process.poll() is None for one in running),
+        )
+        if now != state:
+            state, changed = now, time.monotonic()
+        if time.monotonic() > news + _NEWS:
+            news = time.monotonic()
+            print(f"... {state[0]} of them have started", flush=True)
+        time.sleep(0.02)
 
 
 def _end(running: Sequence[Running]) -> None:

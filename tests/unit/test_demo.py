@@ -1,0 +1,61 @@
+"""The demonstration waits as long as something happens, and no longer."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import pytest
+
+from netbpf import demo
+from netbpf.declare.tool import find_tool
+
+
+@pytest.fixture
+def running():
+    """A tool that says nothing, for ever."""
+    with tempfile.TemporaryFile() as ready:
+        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        yield demo.Running(find_tool("tcplife"), process, io.BytesIO(), io.BytesIO(), ready)
+        process.communicate()
+
+
+def test_a_tool_has_started_when_it_says_so_or_has_ended(running):
+    assert not running.started
+    running.ready.write(b"1\n")
+    running.ready.flush()
+    assert running.started
+    running.ready.truncate(0)
+    assert not running.started
+    running.process.kill()
+    running.process.wait()
+    assert running.started
+
+
+def test_patience_is_that_with_the_next_and_not_with_all(running, monkeypatch):
+    monkeypatch.setattr(demo, "_PATIENCE", 0.3)
+    start = time.monotonic()
+    demo._wait([running], lambda: False)
+    assert 0.3 <= time.monotonic() - start
+    sign = threading.Timer(0.2, lambda: running.ready.write(b"1") and running.ready.flush())
+    sign.start()
+    start = time.monotonic()
+    demo._wait([running], lambda: False)
+    assert 0.5 <= time.monotonic() - start
+    sign.join()
+
+
+def test_what_is_so_is_not_waited_for(running, monkeypatch):
+    monkeypatch.setattr(demo, "_PATIENCE", 3600)
+    demo._wait([running], lambda: True)
+
+
+def test_who_waits_long_is_told_how_far_it_is(running, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "_PATIENCE", 0.3)
+    monkeypatch.setattr(demo, "_NEWS", 0.1)
+    demo._wait([running], lambda: False)
+    assert "... 0 of them have started\n" in capsys.readouterr().out
