@@ -1,12 +1,13 @@
 #!/bin/sh
 # Runs the live tests inside of a machine, as root, with the project in /project.
 #
-# usage: vagrant/run-tests.sh [SLOW [PYTEST'S WORDS...]]
-#   SLOW   how many times longer everything may take: 1 under KVM, 10 under emulation
-#   WORDS  default: tests/live
+# usage: vagrant/run-tests.sh [SLOW [MINUTES [PYTEST'S WORDS...]]]
+#   SLOW     how many times longer everything may take: 1 under KVM, 10 under emulation
+#   MINUTES  when to interrupt the tests, 0 for never: what has ended by then has its results
+#   WORDS    default: tests/live
 #
 # Leaves in build/results: junit.xml, kernel.json (this kernel's answers, see `netbpf doctor
-# --record`), facts.json (what was running), dmesg. Ends with pytest's status.
+# --record`), facts.json (what was running), dmesg. Ends with pytest's status, or 124 if interrupted.
 set -eu
 cd "$(dirname "$0")/.."
 RESULTS=build/results
@@ -14,6 +15,8 @@ PYTHON=.venv/bin/python
 
 NETBPF_TEST_SLOW=${1:-10}
 export NETBPF_TEST_SLOW
+if [ $# -gt 0 ]; then shift; fi
+MINUTES=${1:-0}
 if [ $# -gt 0 ]; then shift; fi
 if [ $# -eq 0 ]; then set -- tests/live; fi
 
@@ -33,6 +36,7 @@ END
 
 status=0
 "$PYTHON" -m netbpf doctor --record "$RESULTS/kernel.json" || status=$?
-"$PYTHON" -m pytest -v -p no:cacheprovider --junitxml="$RESULTS/junit.xml" "$@" || status=$?
+timeout --signal=INT --kill-after=2m "${MINUTES}m" \
+    "$PYTHON" -m pytest -v -p no:cacheprovider --junitxml="$RESULTS/junit.xml" "$@" || status=$?
 dmesg >"$RESULTS/dmesg"
 exit "$status"

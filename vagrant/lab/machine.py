@@ -33,6 +33,8 @@ from .rows import VAGRANT, Row
 
 TRIES = 2
 TICK_SECONDS = 60
+GRACE_SECONDS = 240  # for tests that were interrupted, before the machine is taken for dead
+INTERRUPTED = 124  # status of run-tests.sh when time was up
 SERIAL_LINES, LOG_LINES = 40, 15
 RESULTS = ("junit.xml", "kernel.json", "facts.json", "dmesg")
 # Half a minute of silence is nothing to a machine under emulation; five are.
@@ -168,11 +170,15 @@ class Machine:
         """Run the tests and note the outcome. Raises Stopped."""
         start = time.monotonic()
         slow = "1" if self.options.driver == "kvm" else "10"
-        command = self.ssh("sh", "/project/vagrant/run-tests.sh", slow, *self.options.words)
+        minutes = f"{self.options.test_minutes:g}"
+        script = ("sh", "/project/vagrant/run-tests.sh", slow, minutes)
+        command = self.ssh(*script, *self.options.words)
         say(f"{self.row.name}: tests (log: {self.log})")
         try:
-            limit = self.options.test_minutes * 60
+            limit = self.options.test_minutes * 60 + GRACE_SECONDS
             self.outcome.status = run(command, self.log, limit, watch=Watch(self, start))
+            if self.outcome.status == INTERRUPTED:
+                self.outcome.died = f"the tests did not end within {minutes} minutes"
         except Ended as error:
             self.outcome.died = f"the tests {error}"
         passed, failed, skipped = progress(self.log)
