@@ -21,11 +21,10 @@ static inline int on_entry(struct pt_regs *ctx, u8 func, u64 host, u8 family, u6
 	call = calls.lookup(&key);
 	/*
 	 * Deeper on the stack: made inside of a call that is known. At the same place: a jump from
-	 * one function to the next (musl), or one file probed twice under two identities; unless
-	 * some time has passed, when the program has left the other by longjmp.
+	 * one function to the next (musl), or one file probed twice under two identities, both at
+	 * once; else the program has left the other by longjmp.
 	 */
-	if (call && (sp < call->sp ||
-		     (sp == call->sp && bpf_ktime_get_ns() - call->ev.time < SAME_CALL_NS))) {
+	if (call && (sp < call->sp || (sp == call->sp && (came_by_jump(ctx) || is_new(call))))) {
 		if (sp < call->sp && error) {
 			call->inner_sp = sp;
 			call->inner_error = error;

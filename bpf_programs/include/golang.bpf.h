@@ -108,7 +108,7 @@ static inline int on_go(struct pt_regs *ctx, u8 func, u64 host, u64 length)
 	go_key(&key, GO_ROUTINE(ctx), func);
 	call = calls.lookup(&key);
 	/* A Go function runs again from its entry when its stack had to grow. */
-	if (call && bpf_ktime_get_ns() - call->ev.time < SAME_CALL_NS)
+	if (call && is_new(call))
 		return 0;
 	if (length >= HOST_SIZE)
 		length = HOST_SIZE - 1;

@@ -67,6 +67,13 @@ struct call_key {
 BPF_HASH(calls, struct call_key, struct call, MAP_ENTRIES);
 /* Never written: a new call begins as a copy of it, too large for the stack. */
 BPF_ARRAY(blank_call, struct call, 1);
+
+/* Is the call so young that another entry at the same place is the same call? */
+static inline bool is_new(struct call *call)
+{
+	return bpf_ktime_get_ns() - call->ev.time < SAME_CALL_NS;
+}
+
 static inline void read_host(struct call *call)
 {
 	char *host = call->ev.host;

@@ -34,13 +34,24 @@ static inline u64 read_user_word(u64 address)
 #define CALL_SP(ctx) ((ctx)->sp)
 #if defined(__TARGET_ARCH_x86) || defined(__x86_64__)
 #define CALL_SP_AT_RETURN(ctx) ((ctx)->sp - 8)
+#define RETURN_ADDRESS(ctx) read_user_word((ctx)->sp)
 #define C_ARG7(ctx) read_user_word((ctx)->sp + 8)
 #define C_ARG8(ctx) read_user_word((ctx)->sp + 16)
 #else
 #define CALL_SP_AT_RETURN(ctx) ((ctx)->sp)
+#define RETURN_ADDRESS(ctx) ((ctx)->regs[30])
 #define C_ARG7(ctx) ((ctx)->regs[6])
 #define C_ARG8(ctx) ((ctx)->regs[7])
 #endif
+
+/*
+ * Did a function whose uretprobe waits end in a jump to this one? Its return address is the first of
+ * a page of the kernel's (uprobe_get_trampoline_vaddr); after a call, hardly ever.
+ */
+static inline bool came_by_jump(struct pt_regs *ctx)
+{
+	return (RETURN_ADDRESS(ctx) & 0xfff) == 0;
+}
 
 /* Programs that begin to run, but not the files that the reader has seen and put into a map. */
 #define EXEC_RING_PAGES 8 /* _EXEC_RING_PAGES in netbpf/run/lookups.py, which knows the structs */

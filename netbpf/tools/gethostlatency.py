@@ -30,11 +30,12 @@ OVERHEAD
 
 LIMITS
   Not seen: resolvers that programs bring along (c-ares, Rust's hickory, Java's own), stripped
-  static programs, programs of 32 bit, getnameinfo of musl, and what goes to DNS directly. A program
-  file that was never seen before can finish its first lookups before it is probed: some ten
-  milliseconds. Lookups that began before the start are not shown. glibc's getnameinfo appears as
-  the gethostbyaddr_r that it calls. Go does not tell an unknown name from one without addresses.
-  The latency is libc's: a name in /etc/hosts or in a cache is a lookup, too.
+  static programs, programs of 32 bit, Go before 1.17 (on arm64 1.18), getnameinfo of musl, and what
+  goes to DNS directly. A program file that was never seen before can finish its first lookups
+  before it is probed: some ten milliseconds. Lookups that began before the start are not shown.
+  glibc's getnameinfo appears as the gethostbyaddr_r that it calls. Go does not tell an unknown name
+  from one without addresses. The latency is libc's: a name in /etc/hosts or in a cache is a lookup,
+  too.
 """
 
 import fnmatch

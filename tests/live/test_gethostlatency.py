@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -135,7 +137,18 @@ def expected(said: Json) -> str:
 
 def check_time(event: Json, said: Json) -> None:
     own = said["latency_ns"] / 1000
-    assert abs(event["latency_us"] - own) <= 2000 * SLOW + 0.05 * own, (event, said)
+    # Under emulation the breakpoints of the probes alone take milliseconds each.
+    slack = 2000 if SLOW == 1 else 5000 * SLOW
+    assert abs(event["latency_us"] - own) <= slack + 0.05 * own, (event, said)
+
+
+@functools.cache
+def go_is_too_old() -> bool:
+    """Whether this machine's Go still passes arguments on the stack: before 1.17."""
+    if not shutil.which("go"):
+        return False
+    found = re.search(r"go1\.(\d+)", topology.must("go", "version"))
+    return bool(found) and int(found[1]) < 17
 
 
 def covered(run: Run, pid: int) -> bool:
@@ -179,6 +192,14 @@ def test_c_program_tells_family_service_user_and_namespace(lab: Lab, netbpf: Net
 @pytest.mark.parametrize("build", GO_BUILDS)
 def test_go_programs(lab: Lab, netbpf: Netbpf, build: str) -> None:
     program = lab.build(build)
+    if go_is_too_old():
+        asker = lab.waiting(program, "LookupIP", "one.test")
+        with netbpf("gethostlatency") as run:
+            pass
+        asker.kill()
+        gaps = {gap["pid"]: gap["reason"] for gap in run.summary["coverage"]["uncovered"]}
+        assert "arguments are not in registers" in gaps[asker.pid]
+        return
     more = {"env": {**os.environ, "GODEBUG": f"netdns={'cgo' if build == 'go-cgo' else 'go'}"}}
     askers = [lab.waiting(program, *question, **more) for question in GO_QUESTIONS]
     with netbpf("gethostlatency", "--comm", Path(program).name[:15]) as run:
@@ -237,6 +258,8 @@ def test_libc_of_a_chroot(lab: Lab, netbpf: Netbpf, tmp_path: Path) -> None:
 def test_program_that_is_new_while_tracing(
     lab: Lab, netbpf: Netbpf, tmp_path: Path, build: str
 ) -> None:
+    if build == "go" and go_is_too_old():
+        pytest.skip("needs Go 1.17; what is said of older ones is asserted above")
     program = shutil.copy(lab.build(build), tmp_path / "newcomer")
     function = "LookupIP" if build == "go" else "getaddrinfo"
     with netbpf("gethostlatency", "-v", "--comm", "newcomer") as run:
@@ -249,7 +272,9 @@ def test_program_that_is_new_while_tracing(
 
 def test_truncated_library_is_skipped_with_a_note(netbpf: Netbpf, tmp_path: Path) -> None:
     library = tmp_path / "libc.so.6"
-    whole = next(Path("/usr/lib").glob("*/libc.so.6")).read_bytes()
+    # Without merged /usr it is below /lib alone.
+    places = [path for top in ("/usr/lib", "/lib") for path in Path(top).glob("*/libc.so.6")]
+    whole = places[0].read_bytes()
     library.write_bytes(whole[:200_000])
     script = f"""
 import mmap, os, sys
@@ -288,10 +313,9 @@ def test_coverage_counts_processes_and_names_those_that_it_lacks(lab: Lab, netbp
 
 
 def test_hanging_lookups_are_listed_at_exit(lab: Lab, netbpf: Netbpf) -> None:
-    askers = [
-        lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test"),
-        lab.waiting(lab.build("go"), "LookupHost", "never.test"),
-    ]
+    askers = [lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test")]
+    if not go_is_too_old():
+        askers.append(lab.waiting(lab.build("go"), "LookupHost", "never.test"))
     with netbpf("gethostlatency", "--comm", "resolve-*") as run:
         begun = time.monotonic()
         for asker in askers:
@@ -303,7 +327,7 @@ def test_hanging_lookups_are_listed_at_exit(lab: Lab, netbpf: Netbpf) -> None:
     for row in run.rows:
         assert (row["host"], row["result"]) == ("never.test", None)
         assert 690_000 <= row["latency_us"] <= waited
-    assert run.summary["pending"] == 2
+    assert run.summary["pending"] == len(askers)
     for asker in askers:
         asker.kill()
 
@@ -328,10 +352,9 @@ def test_no_answer_is_eai_again(lab: Lab, netbpf: Netbpf) -> None:
 
 
 def test_program_that_is_killed_leaves_nothing_behind(lab: Lab, netbpf: Netbpf) -> None:
-    askers = [
-        lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test"),
-        lab.waiting(lab.build("go"), "LookupIP", "never.test"),
-    ]
+    askers = [lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test")]
+    if not go_is_too_old():
+        askers.append(lab.waiting(lab.build("go"), "LookupIP", "never.test"))
     with netbpf("gethostlatency", "--comm", "resolve-*") as run:
         for asker in askers:
             asker.ask()

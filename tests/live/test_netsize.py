@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import packets
@@ -196,6 +197,11 @@ def merging(found: Json) -> float:
     return float((found["sum"] / found["count"]) / (found["wire_bytes"] / found["wire_packets"]))
 
 
+def veth_merges() -> bool:
+    """Whether the switch `gro` of a veth device has an effect: since 5.13 (d3256efd8e8b)."""
+    return " veth_set_features" in Path("/proc/kallsyms").read_text()
+
+
 def test_merging_in_software_shows_between_the_stack_and_the_device(
     netbpf: Any, two_hosts: tuple[Host, Host], pair: tuple[Peer, Peer]
 ) -> None:
@@ -217,7 +223,7 @@ def test_merging_in_software_shows_between_the_stack_and_the_device(
         found = only(run, point, host.device)
         assert found["wire_packets"] == segments
         assert found["merge_factor"] == pytest.approx(merging(found), rel=0.01)
-        assert found["merge_factor"] > 2
+        assert (found["merge_factor"] > 2) == (point == "stack_send" or veth_merges())
 
 
 def test_small_packets_are_told_apart(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
@@ -246,8 +252,10 @@ def test_device_that_passes_the_gro_entry_is_counted_there(
     wanted = {"packets": len(lengths), "bytes": sum(lengths)}
     assert total(run, "nic_recv", right.device) == wanted
     assert total(run, "stack_recv", right.device) == wanted
-    assert only(run, "nic_recv", right.device)["entry"] == ["napi_gro_receive"]
-    assert not [note for note in run.summary["notes"] if right.device in note]
+    entry = "napi_gro_receive" if veth_merges() else "netif_rx"
+    assert only(run, "nic_recv", right.device)["entry"] == [entry]
+    # What does not pass the usual entry is said.
+    assert veth_merges() != any(right.device in note for note in run.summary["notes"])
 
 
 # --- intervals -----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 // Look up one name with Go's net package, and say as JSON what came of it.
 //
 // Usage: resolve [-wait] [-count N] [-timeout D] FUNCTION HOST
-// FUNCTION: LookupHost, LookupIP, LookupIPAddr, LookupNetIP, LookupAddr or Dial (to port 9; the
-// lookup is what counts). -wait: print "ready", then wait for a line on stdin.
+// FUNCTION: LookupHost, LookupIP, LookupIPAddr, LookupAddr or Dial (to port 9; the lookup is what
+// counts). -wait: print "ready", then wait for a line on stdin.
 // Prints: {"function","host","kind","error","latency_ns","pid"}; kind is the EAI_ name that
 // DNSError's flags amount to, or OK.
 package main
@@ -52,8 +52,6 @@ func lookUp(ctx context.Context, function, host string) (err error) {
 		_, err = resolver.LookupIP(ctx, "ip", host)
 	case "LookupIPAddr":
 		_, err = resolver.LookupIPAddr(ctx, host)
-	case "LookupNetIP":
-		_, err = resolver.LookupNetIP(ctx, "ip4", host)
 	case "LookupAddr":
 		_, err = resolver.LookupAddr(ctx, host)
 	case "Dial":
