@@ -133,7 +133,8 @@ static inline void send_drop(struct drop_key *key, struct packet *packet, struct
 /*
  * Frees that lose nothing: queues of a socket that is closed, also of local ones; what vsock has
  * handled (virtio_transport_recv_pkt); and what TIME_WAIT has answered or may ignore, which the
- * kernel frees as a drop without a reason (tcp_v4_rcv, discard_it).
+ * kernel frees as a drop without a reason (tcp_v4_rcv, discard_it). Older kernels give no reason for
+ * the former, and no socket for the latter: the place tells.
  */
 static inline bool is_harmless(struct sk_buff *skb, u32 reason, u64 location, u32 proto,
 			       struct sock *sk, struct sock *rx_sk)

@@ -37,6 +37,6 @@ END
 status=0
 "$PYTHON" -m netbpf doctor --record "$RESULTS/kernel.json" || status=$?
 timeout --signal=INT --kill-after=2m "${MINUTES}m" \
-    "$PYTHON" -m pytest -v -p no:cacheprovider --junitxml="$RESULTS/junit.xml" "$@" || status=$?
+    "$PYTHON" -m pytest -vv -p no:cacheprovider --junitxml="$RESULTS/junit.xml" "$@" || status=$?
 dmesg >"$RESULTS/dmesg"
 exit "$status"

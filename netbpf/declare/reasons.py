@@ -80,6 +80,13 @@ MEANINGS = {
     "QUEUE_PURGE": "waited in the queue of a socket that was closed: not lost on the way",
 }  # fmt: skip
 
+# Reasons of frees that lose nothing.
+HARMLESS = ("QUEUE_PURGE", "CONSUMED")
+# Where frees without a reason lose nothing: segments in TIME_WAIT; and before QUEUE_PURGE (6.6,
+# 4025d3e73abd) what is in a socket's queues when it is destroyed, such as a FIN.
+WAITING = ("tcp_v4_rcv", "tcp_v6_rcv")
+PURGING = ("skb_queue_purge", "sk_stream_kill_queues", "inet_sock_destruct")
+
 
 def meaning(reason: str) -> Optional[str]:
     """Return a sentence about a drop reason, None if we have none."""

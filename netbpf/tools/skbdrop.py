@@ -76,10 +76,9 @@ from netbpf.declare.network import (
     end,
 )
 from netbpf.declare.options import by_name, count, devices, ports, words
-from netbpf.declare.reasons import meaning
+from netbpf.declare.reasons import HARMLESS, PURGING, WAITING, meaning
 
 YES_NO = {0: "no", 1: "yes"}
-HARMLESS = ("QUEUE_PURGE", "CONSUMED")
 NO_REASON = 2**31  # a number that no reason has
 # Drops that free no buffer, or that no processor sees.
 UNSEEN = {
@@ -248,7 +247,8 @@ def named_constants(settings, names):  # type: ignore[no-untyped-def]
         wanted = [f"(r) == {number}" for number in names.numbers(settings["reason"].split(","))]
         found["FILTER_REASON(r)"] = f"({' || '.join(wanted)})"
     if known and not names.offers("kfree_skb", "rx_sk"):
-        spans = [names.span(name) for name in ("tcp_v4_rcv", "tcp_v6_rcv")]
+        places = WAITING if "QUEUE_PURGE" in known else (*WAITING, *PURGING)
+        spans = [names.span(name) for name in places]
         tests = [f"((x) > {low}ULL && (x) <= {high}ULL)" for low, high in spans]
         found["HARMLESS_PLACE(x)"] = f"({' || '.join(tests)})"
     return found

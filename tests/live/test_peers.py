@@ -451,7 +451,7 @@ def test_gethostlatency_says_which_functions_another_tool_keeps_from_it(
     tool = bcc("gethostlatency")
     with watched(tool, tmp_path_factory, "gethostlatency") as (_, run):
         pass
-    notes = [note for note in run.summary["notes"] if "cannot be probed" in note]
+    notes = [note for note in run.summary["notes"] if "cannot be probed at" in note]
     at_fault(tool, bool(notes), notes, record)
     for function in ("getaddrinfo", "gethostbyname", "gethostbyname2"):
         assert f"{function}, {function}()" in notes[0]
