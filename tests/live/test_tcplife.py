@@ -191,7 +191,7 @@ def watch(crowd: Crowd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
 
 
 def told_twice(events: list[Json]) -> Iterator[tuple[Json, Json]]:
-    """Yield pairs of events that are one session: after a reset its ports may soon be used again."""
+    """Yield pairs of events that are one session: after a reset its ports may be used again."""
     last: dict[Any, Json] = {}
     for event in sorted(events, key=lambda event: event["time"]):
         before = last.get(ends_of(event))
