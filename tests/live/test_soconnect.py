@@ -483,7 +483,8 @@ def test_summary_has_a_row_per_destination(netbpf, hosts, client, port) -> None:
     good = rows[port]
     assert (good["attempts"], good["failures"], good["pending"]) == (23, 0, 0)
     # Two programs on one tracepoint: their clocks are read one after the other.
-    assert abs(good["p50_us"] - taken[11]) < 200 and abs(good["p99_us"] - taken[22]) < 200
+    near = 200 * SLOW
+    assert abs(good["p50_us"] - taken[11]) < near and abs(good["p99_us"] - taken[22]) < near
     bad = rows[REFUSED]
     assert (bad["attempts"], bad["failures"], bad["top_error"]) == (7, 7, "ECONNREFUSED")
     assert bad["p50_us"] is None and bad["p99_us"] is None
@@ -524,8 +525,9 @@ def test_connections_through_io_uring_are_seen(netbpf) -> None:
             [sys.executable, program, "nb-ring", str(TIMEOUT)],
             input="ring 1\n", capture_output=True, text=True, timeout=2 * TIMEOUT, check=True,
         )  # fmt: skip
-        if '"error"' in done.stdout:
-            pytest.skip(f"io_uring is not allowed here: {done.stdout}")
+        if "io_uring is not allowed" in done.stdout:
+            pytest.skip("needs io_uring, and sysctl kernel.io_uring_disabled=0")
+        assert '"error"' not in done.stdout, done.stdout
         run.wait_for(1)
     (event,) = run.events
     assert event["result"] == "OK" and event["syscall_us"] is None and event["async"] is None

@@ -339,7 +339,7 @@ class Ring:
         self.sq_tail, self.sq_mask, self.sq_array = sq[1], sq[2], sq[6]
         self.cq_head, self.cq_mask, self.cqes = cq[0], cq[2], cq[5]
         size = max(sq[6] + 8 * 4, cq[5] + 16 * 16)
-        self.rings = mmap.mmap(self.fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        self.rings = mmap.mmap(self.fd, size, mmap.MAP_SHARED)
         self.sqes = mmap.mmap(self.fd, 8 * 64, mmap.MAP_SHARED, offset=0x10000000)
         self.known = self._known()
 
@@ -382,7 +382,12 @@ class Ring:
 
 def ring(book):
     """A TCP session, all of it through io_uring, as far as this kernel's goes."""
-    call = Ring()
+    try:
+        call = Ring()
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOSYS):
+            raise RuntimeError("io_uring is not allowed here") from None
+        raise
     here = ctypes.create_string_buffer(struct.pack("=HH4s8x", AF_INET, 0, bytes((127, 0, 0, 1))))
     at = ctypes.addressof
     make = call.or_call("socket", LIBC.socket, AF_INET, SOCK_STREAM, 0)  # since 5.19
