@@ -73,8 +73,8 @@ CALL_PROBES = (
 )
 MESSAGE_PROBES = (*_messages("send", "sock"), *_messages("recv", "sock", "flags"))
 RING_PROBES = (
-    # Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18)
-    # nothing says whose it is.
+    # Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18) nothing says whose
+    # it is.
     Probe(
         "ring",
         RawTracepoint("io_uring_complete", args=("req", "cqe")),
@@ -85,5 +85,6 @@ RING_PROBES = (
         "ring_close",
         RawTracepoint("io_uring_submit_req", "io_uring_submit_sqe", args=("req",)),
         optional=True,
+        instead="ring",  # where that one has no way, the request is not filled in yet
     ),
 )
