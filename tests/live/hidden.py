@@ -13,13 +13,12 @@ import contextlib
 import functools
 import itertools
 import os
-import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness import wait_until
+from instructions import instruction
 
 from netbpf.kernel.attach import attach
 from netbpf.kernel.image import Image, MapShape
@@ -39,25 +38,20 @@ _numbers = itertools.count()
 _RAW_TRACEPOINT, _ARRAY = 17, 2  # bpf_prog_type, bpf_map_type
 
 
-def _instruction(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
-    registers = src << 4 | dst if sys.byteorder == "little" else dst << 4 | src
-    return struct.pack("=BBhi", code, registers, off, imm)
-
-
 _COUNT_INIT = b"".join((
-    _instruction(0x85, imm=14),  # r0 = bpf_get_current_pid_tgid()
-    _instruction(0x77, 0, imm=32),  # r0 >>= 32
-    _instruction(0x55, 0, off=9, imm=1),  # if it is not 1: end
-    _instruction(0x62, 10, off=-4, imm=0),  # key: 0
-    _instruction(0x18, 1, 1), _instruction(0),  # r1 = map at place 0
-    _instruction(0xBF, 2, 10),  # r2 = r10
-    _instruction(0x07, 2, imm=-4),  # r2 -= 4
-    _instruction(0x85, imm=1),  # r0 = bpf_map_lookup_elem()
-    _instruction(0x15, 0, off=2),  # if it is not there: end
-    _instruction(0xB7, 1, imm=1),  # r1 = 1
-    _instruction(0xDB, 0, 1),  # lock *(u64 *)r0 += r1
-    _instruction(0xB7, 0),  # end: r0 = 0
-    _instruction(0x95),
+    instruction(0x85, imm=14),  # r0 = bpf_get_current_pid_tgid()
+    instruction(0x77, 0, imm=32),  # r0 >>= 32
+    instruction(0x55, 0, off=9, imm=1),  # if it is not 1: end
+    instruction(0x62, 10, off=-4, imm=0),  # key: 0
+    instruction(0x18, 1, 1), instruction(0),  # r1 = map at place 0
+    instruction(0xBF, 2, 10),  # r2 = r10
+    instruction(0x07, 2, imm=-4),  # r2 -= 4
+    instruction(0x85, imm=1),  # r0 = bpf_map_lookup_elem()
+    instruction(0x15, 0, off=2),  # if it is not there: end
+    instruction(0xB7, 1, imm=1),  # r1 = 1
+    instruction(0xDB, 0, 1),  # lock *(u64 *)r0 += r1
+    instruction(0xB7, 0),  # end: r0 = 0
+    instruction(0x95),
 ))  # fmt: skip
 
 

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-import sys
-
 import pytest
+from instructions import instruction
 
 from netbpf.kernel.image import MAGIC, Image, MapShape, map_references, pack, unpack, with_maps
-
-
-def instruction(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
-    """One struct bpf_insn."""
-    registers = src << 4 | dst if sys.byteorder == "little" else dst << 4 | src
-    return struct.pack("=BBhi", code, registers, off, imm)
 
 
 def load_map(number: int, dst: int = 1) -> bytes:
