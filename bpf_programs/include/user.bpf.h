@@ -53,8 +53,12 @@ static inline bool came_by_jump(struct pt_regs *ctx)
 	return (RETURN_ADDRESS(ctx) & 0xfff) == 0;
 }
 
-/* Programs that begin to run, but not the files that the reader has seen and put into a map. */
-#define EXEC_RING_PAGES 8 /* _EXEC_RING_PAGES in netbpf/run/lookups.py, which knows the structs */
+/*
+ * Programs that begin to run, but not the files that the reader has seen and put into a map. The
+ * ring has 16 times 4 KiB: whole pages on any kernel, which asks for them. _EXEC_RING_PAGES in
+ * netbpf/run/lookups.py, which knows the structs.
+ */
+#define EXEC_RING_PAGES 16
 struct program_file {
 	u64 inode;
 	u64 device;

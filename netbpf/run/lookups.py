@@ -29,7 +29,7 @@ from netbpf.run.shape import Shape
 from netbpf.run.stop import Stop
 from netbpf.run.stream import RingBuffer
 
-_EXEC_RING_PAGES = 8  # EXEC_RING_PAGES in include/user.bpf.h
+_EXEC_RING_PAGES = 16  # EXEC_RING_PAGES in include/user.bpf.h
 _START = struct.Struct("=QQQ")  # struct program_start in include/user.bpf.h: inode, device, pid
 _KEY = struct.Struct("=QII")  # struct call_key in gethostlatency.bpf.c: thread, pid, function
 _AGAIN = (0.02, 0.2, 2.0)  # a new program maps its libraries some time after exec (seconds)

@@ -3,7 +3,7 @@
 #define CONFIG_BPF_SYSCALL 1
 #include <linux/types.h>
 
-#define PAGE_SIZE 4096UL
+#define PAGE_SIZE 4096UL /* the unit of BPF_RINGBUF_OUTPUT, whatever this kernel's pages are */
 #define TASK_COMM_LEN 16
 #define AF_UNIX 1
 #define AF_INET 2
