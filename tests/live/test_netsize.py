@@ -209,17 +209,20 @@ def test_merging_in_software_shows_between_the_stack_and_the_device(
     devices = f"{left.device},{right.device}"
     # GSO cuts before the device, GRO merges behind it, and between them all packets are small.
     with packets.offload(left, "tso", False), packets.offload(right, "gro", True):
-        before = segments_sent(left)
+        before, counted = segments_sent(left), right.device_counters()
         with netbpf("netsize", "-i", devices) as run:
             session = traffic.connect(*pair)
             session.transfer(up=BULK)
             session.end()
-        segments = segments_sent(left) - before
-    for point, host in (("nic_send", left), ("nic_recv", right)):
+        sent = segments_sent(left) - before
+    # A slow receiver's ring of 256 may overflow in between: veth then drops, and counts it as sent.
+    received = rise(counted, right.device_counters(), "rx", LINK_HEADER)["packets"]
+    assert sent / 2 < received <= sent
+    for point, host, segments in (("nic_send", left, sent), ("nic_recv", right, received)):
         found = only(run, point, host.device)
         assert (found["count"], found["wire_packets"]) == (segments, segments)
         assert found["merge_factor"] == 1
-    for point, host in (("stack_send", left), ("stack_recv", right)):
+    for point, host, segments in (("stack_send", left, sent), ("stack_recv", right, received)):
         found = only(run, point, host.device)
         assert found["wire_packets"] == segments
         assert found["merge_factor"] == pytest.approx(merging(found), rel=0.01)

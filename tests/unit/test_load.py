@@ -11,7 +11,7 @@ import pytest
 
 from netbpf.declare.probes import Fentry, Fexit, Iterator, Kprobe, Probe, RawTracepoint, Tracepoint
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
-from netbpf.kernel import load, syscalls
+from netbpf.kernel import load, preemption, syscalls
 from netbpf.kernel.image import Image, MapShape
 from netbpf.kernel.load import Entry, entries_of
 from netbpf.kernel.select import Choice
@@ -175,6 +175,38 @@ def test_only_maps_that_somebody_uses_are_made_and_programs_get_theirs(kernel, o
     assert open_files() == before + 3
     for descriptor in (*loaded.maps.values(), *loaded.programs.values()):
         os.close(descriptor)
+
+
+# --- preemption -----------------------------------------------------------------------------------
+
+SWITCHES = {"bpf_preempt_disable": 111, "bpf_preempt_enable": 222}
+GUARDED = preemption.without_preemption(MOVE + EXIT, preemption.Switches(111, 222))
+
+
+def found_with_switches(name: str) -> int:
+    return SWITCHES.get(name, 0) or found(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attach", "target", "expected"),
+    [
+        (17, 0, "", GUARDED), (26, 24, "tcp_connect", GUARDED), (26, 25, "tcp_connect", GUARDED),
+        (2, 0, "", GUARDED), (5, 0, "", MOVE + EXIT), (26, 28, "bpf_iter_task_file", MOVE + EXIT),
+    ],
+)  # fmt: skip
+def test_programs_that_may_be_preempted_prevent_it(kernel, kind, attach, target, expected):
+    image = Image((), {"see": MOVE + EXIT})
+    load.load(image, [entry("see", kind, attach, target)], [], found_with_switches)
+    ((asked, instructions),) = kernel.programs
+    assert instructions == expected
+    assert (asked.prog_type, asked.expected_attach_type) == (kind, attach)
+
+
+def test_kernel_that_has_the_switches_but_takes_no_calls_gets_the_program_as_it_is(kernel):
+    kernel.errors = [524]  # ENOTSUPP, which only the kernel has: no JIT compiler
+    load.load(Image((), {"see": MOVE + EXIT}), [entry("see")], [], found_with_switches)
+    ((_, instructions),) = kernel.programs
+    assert instructions == MOVE + EXIT
 
 
 # --- refusals -------------------------------------------------------------------------------------
