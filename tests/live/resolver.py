@@ -50,7 +50,7 @@ class Server:
     """A DNS server over UDP; each slow answer waits in a thread of its own."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.queries: list[tuple[str, int]] = []
+        self._queries: list[tuple[str, int]] = []
         self._socket = sock
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -66,6 +66,10 @@ class Server:
         self._thread.join(timeout=2)
         self._socket.close()
 
+    def lookups(self, name: str) -> int:
+        """Return how many lookups have come that far: each asks for an IPv4 address once."""
+        return self._queries.count((name, _A))
+
     def _serve(self) -> None:
         while True:
             try:
@@ -75,7 +79,7 @@ class Server:
             if not data:
                 return
             name, kind = question(data)
-            self.queries.append((name, kind))
+            self._queries.append((name, kind))
             slow = SLOW.fullmatch(name)
             delay = int(slow[1]) / 1000 if slow else 0.0
             if name != "never.test":
