@@ -14,11 +14,12 @@ import resource
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Callable, NamedTuple, Optional
+from functools import partial
+from typing import Callable, NamedTuple
 
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
+from netbpf.kernel.guards import Guard, find_guards, guarded
 from netbpf.kernel.image import Image, MapShape, map_references, with_maps
-from netbpf.kernel.preemption import Switches, find_switches, without_preemption
 from netbpf.kernel.select import Choice
 from netbpf.kernel.syscalls import bpf, load_program
 
@@ -33,8 +34,8 @@ _KINDS = {
 }
 _KPROBE = (2, 0, "")  # kprobes and uprobes, entries and returns
 _TRACING = 26  # its programs know their target, by its BTF id, when they are loaded
-# Not preempted anyway: trace events; read as a whole by one task: iterators.
-_PREEMPTED = {_KINDS["rawtp"][:2], _KINDS["fentry"][:2], _KINDS["fexit"][:2], _KPROBE[:2]}
+# All but trace events, which any program of the same kind hides, and iterators, which nothing does.
+_GUARDED = {_KINDS["rawtp"][:2], _KINDS["fentry"][:2], _KINDS["fexit"][:2], _KPROBE[:2]}
 _LOG_BYTES = (1 << 24) - 1  # the most that kernels before 5.13 take
 _LOG_SHOWN = 1 << 16
 
@@ -82,7 +83,7 @@ def load(
     Raises AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
     """
     codes = [image.programs[entry.function] for entry in entries]
-    switches = find_switches(find_target)
+    guards = find_guards(find_target)
     used = {place for code in codes for _, place in map_references(code)}
     made: dict[int, int] = {}
     loaded = Loaded({}, {})
@@ -92,7 +93,7 @@ def load(
                 made[place] = _make_map(shape)
         for entry, code in zip(entries, codes):
             target = _target_id(entry, find_target)
-            loaded.programs[entry.program] = _load(entry, with_maps(code, made), target, switches)
+            loaded.programs[entry.program] = _load(entry, with_maps(code, made), target, guards)
     except BaseException:
         for descriptor in (*made.values(), *loaded.programs.values()):
             os.close(descriptor)
@@ -126,21 +127,21 @@ def _make_map(shape: MapShape) -> int:
         ) from error
 
 
-def _load(entry: Entry, code: bytes, target: int, switches: Optional[Switches]) -> int:
+def _load(entry: Entry, code: bytes, target: int, guards: Sequence[Guard]) -> int:
     attach = (entry.attach_type, target)
 
-    def call(log: tuple[int, int] = (0, 0)) -> int:
+    def call(code: bytes, log: tuple[int, int] = (0, 0)) -> int:
         return load_program(entry.kind, code, entry.function, attach, log)
 
-    if switches and (entry.kind, entry.attach_type) in _PREEMPTED:
-        guarded = without_preemption(code, switches)
+    for guard in guards if (entry.kind, entry.attach_type) in _GUARDED else ():
         with suppress(OSError):  # without a JIT compiler no program calls the kernel's functions
-            return _patiently(lambda: load_program(entry.kind, guarded, entry.function, attach))
+            return _patiently(partial(call, guarded(code, guard)))
+    plain = partial(call, code)
     try:
-        return _unlimited(lambda: _patiently(call))
+        return _unlimited(lambda: _patiently(plain))
     except OSError as error:
         words = f"the kernel refused to load it ({error.strerror})"
-        raise AttachRefused(entry.probe, words, "", _verifier_log(call)) from error
+        raise AttachRefused(entry.probe, words, "", _verifier_log(plain)) from error
 
 
 def _patiently(call: Callable[[], int]) -> int:

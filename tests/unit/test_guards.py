@@ -1,4 +1,4 @@
-"""Instructions around a program: what it computed before, it computes between the two switches."""
+"""Instructions around a program: between two calls of the kernel it computes what it did before."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 from instructions import instruction
 
 from netbpf.errors import Unsupported
+from netbpf.kernel.guards import Guard, find_guards, guarded
 from netbpf.kernel.image import map_references
-from netbpf.kernel.preemption import Switches, find_switches, without_preemption
 
-SWITCHES = Switches(off=111, on=222)
+PREEMPTION = Guard("preemption", off=111, on=222, flags=False)
+INTERRUPTS = Guard("interrupts", off=333, on=444, flags=True)
 EXIT = instruction(0x95)
 ONE = instruction(0xB7, 0, imm=1)  # r0 = 1
 TWO = instruction(0xB7, 0, imm=2)
@@ -27,9 +28,8 @@ class Machine:
 
     def __init__(self, code: bytes) -> None:
         self.steps = list(struct.iter_unpack("=BBhi", code))
-        self.registers = {1: 0, 10: 0}
-        self.asked: list[int] = []
-        self.exits = 0
+        self.registers = {1: 0, 10: 10_000}
+        self.asked: list[tuple[int, int | None]] = []  # functions with their argument
 
     def run(self, context: int) -> int:
         self.registers[1] = context
@@ -43,13 +43,15 @@ class Machine:
                 return self.registers[0]
             if code == 0x85:
                 assert src == 2  # a function of the kernel's
-                self.asked.append(imm)
+                self.asked.append((imm, self.registers.get(1)))
                 for register in range(6):  # are lost in a call
                     self.registers.pop(register, None)
             elif code == 0xBF:
                 self.registers[dst] = self.registers[src]
             elif code == 0xB7:
                 self.registers[dst] = imm
+            elif code == 0x07:
+                self.registers[dst] += imm
             elif code == 0x18:
                 self.registers[dst] = imm
                 place += 1
@@ -70,15 +72,18 @@ class Machine:
         (BRANCH + ONE + EXIT + NUMBER + TWO + EXIT, {40: 2, 41: 1}),
     ],
 )
-def test_result_is_the_same_and_preemption_is_off_meanwhile(code, results, context):
-    machine = Machine(without_preemption(code, SWITCHES))
+def test_result_is_the_same_and_the_guard_is_around_it(code, results, context):
+    machine = Machine(guarded(code, PREEMPTION))
     assert machine.run(context) == results[context]
-    assert machine.asked == [111, 222]
+    assert [function for function, _ in machine.asked] == [111, 222]
+    machine = Machine(guarded(code, INTERRUPTS))
+    assert machine.run(context) == results[context]
+    assert machine.asked == [(333, 10_000 - 512), (444, 10_000 - 512)]  # where the flags are kept
 
 
 def test_numbers_and_maps_stay_what_they_are():
     load_map = instruction(0x18, 2, 1, imm=5) + instruction(0)
-    changed = without_preemption(NUMBER + load_map + ONE + EXIT, SWITCHES)
+    changed = guarded(NUMBER + load_map + ONE + EXIT, PREEMPTION)
     assert changed[24:40] == NUMBER
     assert [number for _, number in map_references(changed)] == [5]
     assert changed.count(EXIT) == 1
@@ -86,19 +91,31 @@ def test_numbers_and_maps_stay_what_they_are():
 
 def test_functions_of_its_own_are_not_expected():
     with pytest.raises(AssertionError, match="one function"):
-        without_preemption(instruction(0x85, 0, 1, imm=1) + ONE + EXIT, SWITCHES)
+        guarded(instruction(0x85, 0, 1, imm=1) + ONE + EXIT, PREEMPTION)
 
 
-def test_switches_are_used_only_if_the_kernel_has_both():
-    ids = {"bpf_preempt_disable": 111, "bpf_preempt_enable": 222}
-    assert find_switches(lambda name: ids[name]) == SWITCHES
-    for missing in ids:
-        without = {**ids, missing: 0}
-        assert find_switches(lambda name, known=without: known[name]) is None
+IDS = {
+    "bpf_preempt_disable": 111, "bpf_preempt_enable": 222,
+    "bpf_local_irq_save": 333, "bpf_local_irq_restore": 444,
+}  # fmt: skip
 
 
-def test_kernel_without_types_has_no_switches():
+@pytest.mark.parametrize(
+    ("missing", "guards"),
+    [
+        ((), [INTERRUPTS, PREEMPTION]),
+        (("bpf_local_irq_save",), [PREEMPTION]),
+        (("bpf_local_irq_restore", "bpf_local_irq_save"), [PREEMPTION]),
+        (("bpf_preempt_enable",), [INTERRUPTS]),
+        (tuple(IDS), []),
+    ],
+)
+def test_guards_are_those_of_which_the_kernel_has_both_functions(missing, guards):
+    assert find_guards(lambda name: 0 if name in missing else IDS[name]) == guards
+
+
+def test_kernel_without_types_has_no_guards():
     def find(name):
         raise Unsupported("no BTF", "")
 
-    assert find_switches(find) is None
+    assert find_guards(find) == []
