@@ -14,11 +14,9 @@ import resource
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Callable, NamedTuple
 
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
-from netbpf.kernel.guards import Guard, find_guards, guarded
 from netbpf.kernel.image import Image, MapShape, map_references, with_maps
 from netbpf.kernel.select import Choice
 from netbpf.kernel.syscalls import bpf, load_program
@@ -34,8 +32,6 @@ _KINDS = {
 }
 _KPROBE = (2, 0, "")  # kprobes and uprobes, entries and returns
 _TRACING = 26  # its programs know their target, by its BTF id, when they are loaded
-# All but trace events, which any program of the same kind hides, and iterators, which nothing does.
-_GUARDED = {_KINDS["rawtp"][:2], _KINDS["fentry"][:2], _KINDS["fexit"][:2], _KPROBE[:2]}
 _LOG_BYTES = (1 << 24) - 1  # the most that kernels before 5.13 take
 _LOG_SHOWN = 1 << 16
 
@@ -83,7 +79,6 @@ def load(
     Raises AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
     """
     codes = [image.programs[entry.function] for entry in entries]
-    guards = find_guards(find_target)
     used = {place for code in codes for _, place in map_references(code)}
     made: dict[int, int] = {}
     loaded = Loaded({}, {})
@@ -92,8 +87,7 @@ def load(
             if place in used or shape.name in maps:
                 made[place] = _make_map(shape)
         for entry, code in zip(entries, codes):
-            target = _target_id(entry, find_target)
-            loaded.programs[entry.program] = _load(entry, with_maps(code, made), target, guards)
+            loaded.programs[entry.program] = _load(entry, with_maps(code, made), find_target)
     except BaseException:
         for descriptor in (*made.values(), *loaded.programs.values()):
             os.close(descriptor)
@@ -127,21 +121,17 @@ def _make_map(shape: MapShape) -> int:
         ) from error
 
 
-def _load(entry: Entry, code: bytes, target: int, guards: Sequence[Guard]) -> int:
-    attach = (entry.attach_type, target)
+def _load(entry: Entry, code: bytes, find_target: FindTarget) -> int:
+    attach = (entry.attach_type, _target_id(entry, find_target))
 
-    def call(code: bytes, log: tuple[int, int] = (0, 0)) -> int:
+    def call(log: tuple[int, int] = (0, 0)) -> int:
         return load_program(entry.kind, code, entry.function, attach, log)
 
-    for guard in guards if (entry.kind, entry.attach_type) in _GUARDED else ():
-        with suppress(OSError):  # without a JIT compiler no program calls the kernel's functions
-            return _patiently(partial(call, guarded(code, guard)))
-    plain = partial(call, code)
     try:
-        return _unlimited(lambda: _patiently(plain))
+        return _unlimited(lambda: _patiently(call))
     except OSError as error:
         words = f"the kernel refused to load it ({error.strerror})"
-        raise AttachRefused(entry.probe, words, "", _verifier_log(plain)) from error
+        raise AttachRefused(entry.probe, words, "", _verifier_log(call)) from error
 
 
 def _patiently(call: Callable[[], int]) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from netbpf.declare.probes import Fentry, Fexit, Iterator, Kprobe, Probe, RawTracepoint, Tracepoint
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
-from netbpf.kernel import guards, load, syscalls
+from netbpf.kernel import load, syscalls
 from netbpf.kernel.image import Image, MapShape
 from netbpf.kernel.load import Entry, entries_of
 from netbpf.kernel.select import Choice
@@ -175,43 +175,6 @@ def test_only_maps_that_somebody_uses_are_made_and_programs_get_theirs(kernel, o
     assert open_files() == before + 3
     for descriptor in (*loaded.maps.values(), *loaded.programs.values()):
         os.close(descriptor)
-
-
-# --- guards ---------------------------------------------------------------------------------------
-
-OFF_AND_ON = {"bpf_preempt_disable": 111, "bpf_preempt_enable": 222,
-              "bpf_local_irq_save": 333, "bpf_local_irq_restore": 444}  # fmt: skip
-PLAIN = MOVE + EXIT
-PREEMPTION = guards.guarded(PLAIN, guards.Guard("preemption", 111, 222, False))
-INTERRUPTS = guards.guarded(PLAIN, guards.Guard("interrupts", 333, 444, True))
-
-
-def found_with_guards(name: str) -> int:
-    return OFF_AND_ON.get(name, 0) or found(name)
-
-
-@pytest.mark.parametrize(
-    ("kind", "attach", "target", "expected"),
-    [
-        (17, 0, "", INTERRUPTS), (26, 24, "tcp_connect", INTERRUPTS), (2, 0, "", INTERRUPTS),
-        (26, 25, "tcp_connect", INTERRUPTS), (5, 0, "", PLAIN),
-        (26, 28, "bpf_iter_task_file", PLAIN),
-    ],
-)  # fmt: skip
-def test_programs_that_may_be_interrupted_are_guarded(kernel, kind, attach, target, expected):
-    image = Image((), {"see": PLAIN})
-    load.load(image, [entry("see", kind, attach, target)], [], found_with_guards)
-    ((asked, instructions),) = kernel.programs
-    assert instructions == expected
-    assert (asked.prog_type, asked.expected_attach_type) == (kind, attach)
-
-
-@pytest.mark.parametrize(("refused", "expected"), [(1, PREEMPTION), (2, PLAIN)])
-def test_guard_that_the_kernel_refuses_is_left_out(kernel, refused, expected):
-    kernel.errors = [524] * refused  # ENOTSUPP, which only the kernel has: no JIT compiler
-    load.load(Image((), {"see": PLAIN}), [entry("see")], [], found_with_guards)
-    ((_, instructions),) = kernel.programs
-    assert instructions == expected
 
 
 # --- refusals -------------------------------------------------------------------------------------
