@@ -207,7 +207,8 @@ def _summary_fields(tool: Tool) -> Iterator[Block]:
 
 def _probes(tool: Tool) -> Iterator[Block]:
     yield Paragraph(
-        "Of the alternatives of each probe, the first one that this kernel offers is used. "
+        "Of the alternatives of each probe, the first one that this kernel offers is used, or a "
+        "later one where other tasks interrupt its programs and would not be seen. "
         "'netbpf doctor' shows which, and --probe NAME=KIND asks for another one."
     )
     yield Terms(tuple((probe.name, _probe(probe)) for probe in tool.all_probes))

@@ -157,15 +157,26 @@ static inline void libc_key(struct call_key *key)
 	key->func = NO_FUNC;
 }
 
-#ifdef USE_exit_rawtp
 /* A thread that ends in the middle of a lookup: its number will be another's. */
-int exit_rawtp(struct bpf_raw_tracepoint_args *ctx)
+static inline int on_thread_exit(void)
 {
 	struct call_key key = {};
 
 	libc_key(&key);
 	calls.delete(&key);
 	return 0;
+}
+
+#ifdef USE_exit_rawtp
+int exit_rawtp(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_thread_exit();
+}
+#endif
+#ifdef USE_exit_tp
+int exit_tp(struct exit_args *ctx)
+{
+	return on_thread_exit();
 }
 #endif
 

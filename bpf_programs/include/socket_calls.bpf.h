@@ -40,7 +40,7 @@ static inline int on_exit(int op, s64 result)
 
 /*
  * System calls: the end of the kernel's own function shows arguments and result at once; of the
- * tracepoints at begin and end each shows one.
+ * tracepoints and kprobes at begin and end each shows one.
  */
 #define CALL_FEXIT(probe, op)                                                                      \
 	int probe##_fexit(u64 *ctx)                                                                \
@@ -53,6 +53,11 @@ static inline int on_exit(int op, s64 result)
 	{                                                                                          \
 		return on_exit(op, ctx->ret);                                                      \
 	}
+#define CALL_KRETPROBE(probe, op)                                                                  \
+	int probe##_kretprobe(struct pt_regs *ctx)                                                 \
+	{                                                                                          \
+		return on_exit(op, PT_REGS_RC(ctx));                                               \
+	}
 #define ENTER_FD_TP(probe)                                                                         \
 	int probe##_tp(struct probe##_args *ctx)                                                   \
 	{                                                                                          \
@@ -62,6 +67,14 @@ static inline int on_exit(int op, s64 result)
 	int probe##_tp(struct probe##_args *ctx)                                                   \
 	{                                                                                          \
 		return begin_call(ctx->family, ctx->type, ctx->protocol);                          \
+	}
+#define ENTER_KPROBE(probe)                                                                        \
+	int probe##_kprobe(struct pt_regs *ctx)                                                    \
+	{                                                                                          \
+		u64 regs = PT_REGS_PARM1(ctx);                                                     \
+                                                                                                   \
+		return begin_call(SYSCALL_ARG(regs, 1), SYSCALL_ARG(regs, 2),                      \
+				  SYSCALL_ARG(regs, 3));                                           \
 	}
 
 #ifdef USE_socket_fexit
@@ -106,6 +119,27 @@ CALL_TP(accept, ACCEPT)
 #ifdef USE_accept4_tp
 CALL_TP(accept4, ACCEPT)
 #endif
+#ifdef USE_socket_kretprobe
+CALL_KRETPROBE(socket, SOCKET)
+#endif
+#ifdef USE_socketpair_kretprobe
+CALL_KRETPROBE(socketpair, SOCKETPAIR)
+#endif
+#ifdef USE_bind_kretprobe
+CALL_KRETPROBE(bind, BIND)
+#endif
+#ifdef USE_listen_kretprobe
+CALL_KRETPROBE(listen, LISTEN)
+#endif
+#ifdef USE_connect_kretprobe
+CALL_KRETPROBE(connect, CONNECT)
+#endif
+#ifdef USE_accept_kretprobe
+CALL_KRETPROBE(accept, ACCEPT)
+#endif
+#ifdef USE_accept4_kretprobe
+CALL_KRETPROBE(accept4, ACCEPT)
+#endif
 #ifdef USE_enter_socket_tp
 ENTER_MAKE_TP(enter_socket)
 #endif
@@ -127,6 +161,27 @@ ENTER_FD_TP(enter_accept)
 #ifdef USE_enter_accept4_tp
 ENTER_FD_TP(enter_accept4)
 #endif
+#ifdef USE_enter_socket_kprobe
+ENTER_KPROBE(enter_socket)
+#endif
+#ifdef USE_enter_socketpair_kprobe
+ENTER_KPROBE(enter_socketpair)
+#endif
+#ifdef USE_enter_bind_kprobe
+ENTER_KPROBE(enter_bind)
+#endif
+#ifdef USE_enter_listen_kprobe
+ENTER_KPROBE(enter_listen)
+#endif
+#ifdef USE_enter_connect_kprobe
+ENTER_KPROBE(enter_connect)
+#endif
+#ifdef USE_enter_accept_kprobe
+ENTER_KPROBE(enter_accept)
+#endif
+#ifdef USE_enter_accept4_kprobe
+ENTER_KPROBE(enter_accept4)
+#endif
 
 #ifdef USE_close_fentry
 int close_fentry(u64 *ctx)
@@ -138,6 +193,12 @@ int close_fentry(u64 *ctx)
 int close_tp(struct close_args *ctx)
 {
 	return on_close(ctx->fd);
+}
+#endif
+#ifdef USE_close_kprobe
+int close_kprobe(struct pt_regs *ctx)
+{
+	return on_close(SYSCALL_ARG(PT_REGS_PARM1(ctx), 1));
 }
 #endif
 

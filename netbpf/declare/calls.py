@@ -27,9 +27,9 @@ def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, Probe]:
     # tracepoint sees more.
     functions = (f"__x64_sys_{name}", f"__arm64_sys_{name}")
     ways = (Fexit(*functions), Tracepoint(f"syscalls:sys_exit_{name}", args=("ret",)))
-    end = Probe(name, *(reversed(ways) if waits else ways))
-    begin = Tracepoint(f"syscalls:sys_enter_{name}", args=args)
-    return end, Probe(f"enter_{name}", begin, optional=True, instead=name)
+    end = Probe(name, *(reversed(ways) if waits else ways), Kretprobe(*functions))
+    begin = (Tracepoint(f"syscalls:sys_enter_{name}", args=args), Kprobe(*functions))
+    return end, Probe(f"enter_{name}", *begin, optional=True, instead=name)
 
 
 def _messages(name: str, *args: str) -> tuple[Probe, ...]:
@@ -69,6 +69,7 @@ CALL_PROBES = (
         "close",
         Fentry("__x64_sys_close", "__arm64_sys_close"),
         Tracepoint("syscalls:sys_enter_close", args=("fd",)),
+        Kprobe("__x64_sys_close", "__arm64_sys_close"),
     ),
 )
 MESSAGE_PROBES = (*_messages("send", "sock"), *_messages("recv", "sock", "flags"))

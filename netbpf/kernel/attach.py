@@ -19,7 +19,7 @@ from netbpf.kernel.syscalls import SYS_PERF_EVENT_OPEN, bpf, syscall
 
 # Commands of bpf(2), include/uapi/linux/bpf.h
 RAW_TRACEPOINT_OPEN, LINK_CREATE, ENABLE_STATS, ITER_CREATE = 17, 28, 32, 33
-_BPF_TRACE_ITER = 28
+_BPF_TRACE_ITER, BPF_TRACE_KPROBE_MULTI = 28, 42
 _PERF_TYPE_TRACEPOINT = 2
 _IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
 _CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
@@ -37,7 +37,7 @@ def attach(kind: str, program: int, target: str) -> int:
     if kind == "tp":
         return _perf_event(program, _PERF_TYPE_TRACEPOINT, tracepoint_id(target))
     if kind in ("kprobe", "kretprobe"):
-        return _probe_event(program, "kprobe", kind == "kretprobe", target, 0)
+        return _function_probe(program, kind == "kretprobe", target)
     if kind == "iter":
         return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, _BPF_TRACE_ITER, 0))
     raise ValueError(kind)
@@ -107,6 +107,19 @@ def _raw_tracepoint(program: int, name: str) -> int:
     text = ctypes.create_string_buffer(name.encode())
     address = ctypes.addressof(text) if name else 0
     return bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QII", address, program, 0))
+
+
+def _function_probe(program: int, at_return: bool, function: str) -> int:
+    # As a kprobe_multi link (0dcac2725406, 5.18) if the kernel takes it: since 4346ba160409
+    # ("fprobe: Rewrite fprobe on function-graph tracer", 6.14) that sees every return, however many
+    # tasks are inside of the function. A kretprobe event sees those of a few per CPU.
+    name = ctypes.create_string_buffer(function.encode())
+    names = struct.pack("=Q", ctypes.addressof(name))
+    listed = ctypes.create_string_buffer(names, len(names))
+    multi = struct.pack("=IIQQQ", int(at_return), 1, ctypes.addressof(listed), 0, 0)
+    with suppress(OSError):
+        return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, BPF_TRACE_KPROBE_MULTI, 0) + multi)
+    return _probe_event(program, "kprobe", at_return, function, 0)
 
 
 def _probe_event(program: int, pmu: str, at_return: bool, target: str, offset: int) -> int:

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
-from netbpf.kernel.btf import FUNC, VMLINUX, Btf, Field
+from netbpf.kernel.btf import FUNC, VAR, VMLINUX, Btf, Field
 from netbpf.kernel.syscalls import accepts_fentry, detached_mount
 
 _TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
@@ -44,6 +44,12 @@ class Kernel(Protocol):
 
     def dynamic(self, kind: str) -> bool:
         """Tell whether the kernel takes "kprobe", "uprobe" or "fentry" programs."""
+
+    def preempts(self, programs: str) -> bool:
+        """Tell whether other tasks get a CPU that is in the midst of a program of that kind.
+
+        "rawtp": of raw tracepoints; "syscalls": of the trace events of system calls.
+        """
 
     def field(self, struct: str, path: str) -> Optional[Field]:
         """Return where a field is; see Btf.field."""
@@ -91,6 +97,19 @@ class LiveKernel:
             return accepts_fentry(self.btf.find("tcp_set_state", FUNC))
         return (_PMU / kind / "type").exists()
 
+    def preempts(self, programs: str) -> bool:
+        """Tell by what came with it, as no kernel says so.
+
+        Trace events of system calls: the function that runs their programs. Raw tracepoints: since
+        a46023d5616e ("tracing: Guard __DECLARE_TRACE() use of __DO_TRACE_CALL() with SRCU-fast",
+        7.0) they have SRCU data, which is a variable per CPU. Up to 6.12 that was there for another
+        reason, when there was no struct tracepoint_ext yet.
+        """
+        if programs == "syscalls":
+            return self.btf.find("trace_call_bpf_faultable", FUNC) > 0
+        srcu = self.btf.find("tracepoint_srcu_srcu_data", VAR) > 0
+        return srcu and self.btf.size("tracepoint_ext") is not None
+
     def field(self, struct: str, path: str) -> Optional[Field]:
         """Return where a field is."""
         return self.btf.field(struct, path)
@@ -104,8 +123,8 @@ class LiveKernel:
         return self.btf.enumerator(enum, name)
 
 
-_QUESTIONS = ("tracepoint", "raw_tracepoint", "function", "typed", "iterator", "dynamic", "field",
-              "size", "enumerator")  # fmt: skip
+_QUESTIONS = ("tracepoint", "raw_tracepoint", "function", "typed", "iterator", "dynamic",
+              "preempts", "field", "size", "enumerator")  # fmt: skip
 
 
 class Recorder:

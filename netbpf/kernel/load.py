@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Callable, NamedTuple
 
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
+from netbpf.kernel.attach import BPF_TRACE_KPROBE_MULTI
 from netbpf.kernel.image import Image, MapShape, map_references, with_maps
 from netbpf.kernel.select import Choice
 from netbpf.kernel.syscalls import bpf, load_program
@@ -29,8 +30,11 @@ _KINDS = {
     "fentry": (26, 24, ""),
     "fexit": (26, 25, ""),
     "iter": (26, 28, "bpf_iter_"),
+    # The second number allows a kprobe_multi link (since 5.18), and does not forbid anything else.
+    "kprobe": (2, BPF_TRACE_KPROBE_MULTI, ""),
+    "kretprobe": (2, BPF_TRACE_KPROBE_MULTI, ""),
 }
-_KPROBE = (2, 0, "")  # kprobes and uprobes, entries and returns
+_UPROBE = (2, 0, "")  # entries and returns
 _TRACING = 26  # its programs know their target, by its BTF id, when they are loaded
 _LOG_BYTES = (1 << 24) - 1  # the most that kernels before 5.13 take
 _LOG_SHOWN = 1 << 16
@@ -63,7 +67,7 @@ def entries_of(choices: Sequence[Choice]) -> list[Entry]:
     """Return what is to be loaded for these choices."""
     found = []
     for choice in choices:
-        kind, attach_type, prefix = _KINDS.get(choice.kind, _KPROBE)
+        kind, attach_type, prefix = _KINDS.get(choice.kind, _UPROBE)
         for program, targets in choice.programs:
             target = prefix + targets[0] if kind == _TRACING else ""
             entry = Entry(choice.probe.name, choice.entry, program, kind, attach_type, target)

@@ -54,7 +54,7 @@ class Cost:
             "cpu_percent": round(spent / elapsed / 1e7, 4),
             "reader_cpu_seconds": round(time.process_time() - self._cpu, 4),
             "programs": {
-                name: {"runs": one.get("run_cnt", 0), "run_ns": one.get("run_time_ns", 0)}
+                name: {key: one.get(theirs, 0) for key, theirs in _TOLD.items()}
                 for name, one in each.items()
             },
         }
@@ -68,6 +68,10 @@ class Cost:
         if self._statistics >= 0:
             os.close(self._statistics)
             self._statistics = -1
+
+
+# Of a program: our name, and that in its fdinfo. Missed are runs that the kernel skipped (5.12).
+_TOLD = {"runs": "run_cnt", "run_ns": "run_time_ns", "missed": "recursion_misses"}
 
 
 def _program(fd: int) -> dict[str, int]:

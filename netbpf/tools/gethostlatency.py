@@ -60,6 +60,7 @@ from netbpf.declare import (
     Record,
     Text,
     Tool,
+    Tracepoint,
     Uid,
     Uprobe,
     Uretprobe,
@@ -107,8 +108,8 @@ def enrich(values, settings):  # type: ignore[no-untyped-def]
 
 def headline(found, _):  # type: ignore[no-untyped-def]
     """Say what the distribution is about."""
-    average = found["sum"] / found["count"] / 1000
-    return {"headline": f"lookups: {found['count']}, average {average:.2f} ms"}
+    number, average = found["count"], found["sum"] / found["count"] / 1000
+    return {"headline": f"lookups: {number}, average {average:.2f} ms"}
 
 
 _NUMBER = {"type": "integer", "minimum": 0}
@@ -130,8 +131,8 @@ TOOL = Tool(
         *(Probe(f"{name}_ret", Uprobe(f"net.(*Resolver).{what} RET")) for name, what in GO.items()),
         *(Probe(f"go_errors{n}", Uprobe(f"net.DNSError+{n}")) for n in (0, 48, 64)),
         Probe("go_libc", Uprobe("net._C2func_getaddrinfo", "net._C2func_getnameinfo", every=True)),
-        Probe("exec", RawTracepoint("sched_process_exec")),
-        Probe("exit", RawTracepoint("sched_process_exit")),
+        Probe("exec", RawTracepoint("sched_process_exec"), Tracepoint("sched:sched_process_exec")),
+        Probe("exit", RawTracepoint("sched_process_exit"), Tracepoint("sched:sched_process_exit")),
     ),
     options=(
         *PROCESS,

@@ -35,7 +35,7 @@ def test_recording_says_which_kernel_it_is_and_nothing_of_the_machine(kernel):
     answers = json.loads((DATA / "kernels" / f"{kernel}.json").read_text())
     assert answers["release"]
     questions = {"release", "tracepoint", "raw_tracepoint", "function", "typed", "iterator",
-                 "dynamic", "field", "size", "enumerator"}  # fmt: skip
+                 "dynamic", "preempts", "field", "size", "enumerator"}  # fmt: skip
     assert set(answers) <= questions
 
 

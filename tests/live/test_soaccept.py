@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import time
 from collections import Counter
@@ -208,8 +209,29 @@ def test_a_program_that_waits_for_connections_keeps_none_waiting(
     assert (event["queue"], event["queue_max"]) == (0, 128)
 
 
-def waits_in(pid: int) -> str:
-    """Where the kernel keeps a process waiting."""
+def test_calls_that_wait_at_once_all_return(netbpf, hosts, client, server) -> None:
+    threads, each = 8, 16
+    listener, port = server.listen("ipv4")
+    with netbpf("soaccept", "-p", server.pid) as run:
+        # More than there are places for kretprobes: two per CPU, ten at least.
+        server.tell("accept_many", listener=listener, number=1, threads=threads * each)
+        wait_until(lambda: waiting(server) == threads * each, what="all threads to accept")
+        words = {"family": "ipv4", "addr": hosts[1].ipv4, "port": port}
+        client.ask("burst", number=each, threads=threads, **words)
+        taken = server.answer()["found"]
+        run.wait_for(threads * each)
+    assert Counter(event["rport"] for event in run.events) == Counter(port for _, port in taken)
+    assert run.summary["complete"] is True
+
+
+def waiting(end: End) -> int:
+    """How many threads of a process wait in accept."""
+    threads = [f"{end.pid}/task/{task}" for task in os.listdir(f"/proc/{end.pid}/task")]
+    return sum("inet_csk_accept" in waits_in(thread) for thread in threads)
+
+
+def waits_in(pid: int | str) -> str:
+    """Where the kernel keeps a process, or a thread ("1/task/2"), waiting."""
     text = Path(f"/proc/{pid}/wchan").read_text()
     if text in ("", "0"):  # this kernel does not tell: at least it sleeps
         text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

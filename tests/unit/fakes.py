@@ -28,6 +28,7 @@ class FakeKernel:
         sizes: Optional[Mapping[str, int]] = None,
         enums: Optional[Mapping[tuple[str, str], int]] = None,
         opaque: Sequence[str] = (),
+        preempted: Sequence[str] = (),
     ) -> None:
         self.tracepoints = dict(tracepoints or {})
         self.raw = dict(raw or {})
@@ -38,6 +39,7 @@ class FakeKernel:
         self.sizes = dict(sizes or {})
         self.enums = dict(enums or {})
         self.opaque = opaque
+        self.preempted = preempted
 
     def tracepoint(self, name: str):
         return _tuple(self.tracepoints.get(name))
@@ -56,6 +58,9 @@ class FakeKernel:
 
     def dynamic(self, kind: str) -> bool:
         return kind in self.takes
+
+    def preempts(self, programs: str) -> bool:
+        return programs in self.preempted
 
     def field(self, name: str, path: str):
         return self.fields.get((name, path))

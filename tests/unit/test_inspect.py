@@ -114,6 +114,7 @@ KERNEL = FakeKernel(
     {("sock", "sk_err"): Field(96, "s32 %s"), ("tcp_sock", "nonagle"): Field(13128, "u8 %s", 4)},
     {"sock": 760},
     {("sock_flags", "SOCK_DONE"): 1},
+    preempted=("rawtp",),
 )
 QUESTIONS = [
     ("tracepoint", "sock:state"),
@@ -128,6 +129,8 @@ QUESTIONS = [
     ("iterator", "absent"),
     ("dynamic", "kprobe"),
     ("dynamic", "fentry"),
+    ("preempts", "rawtp"),
+    ("preempts", "syscalls"),
     ("field", "sock", "sk_err"),
     ("field", "tcp_sock", "nonagle"),
     ("field", "sock", "absent"),
@@ -172,3 +175,29 @@ def test_live_kernel_is_the_running_one(monkeypatch):
     assert kernel.release == os.uname().release
     assert kernel.btf == "/sys/kernel/btf/vmlinux"
     assert inspect.LiveKernel("other").btf == "other"
+
+
+@pytest.mark.parametrize(
+    ("has", "preempted"),
+    [
+        ((), []),
+        (("tracepoint_srcu_srcu_data",), []),  # up to 6.12, for another reason
+        (("tracepoint_ext",), []),
+        (("tracepoint_srcu_srcu_data", "tracepoint_ext"), ["rawtp"]),
+        (
+            ("tracepoint_srcu_srcu_data", "tracepoint_ext", "trace_call_bpf_faultable"),
+            ["rawtp", "syscalls"],
+        ),
+    ],
+)
+def test_preemption_of_programs_is_told_by_what_came_with_it(monkeypatch, has, preempted):
+    class Types:
+        def find(self, name, *kinds):
+            return int(name in has)
+
+        def size(self, name):
+            return 24 if name in has else None
+
+    monkeypatch.setattr(inspect, "Btf", lambda path: Types())
+    kernel = inspect.LiveKernel()
+    assert [what for what in ("rawtp", "syscalls") if kernel.preempts(what)] == preempted

@@ -9,7 +9,16 @@ import resource
 
 import pytest
 
-from netbpf.declare.probes import Fentry, Fexit, Iterator, Kprobe, Probe, RawTracepoint, Tracepoint
+from netbpf.declare.probes import (
+    Fentry,
+    Fexit,
+    Iterator,
+    Kprobe,
+    Probe,
+    RawTracepoint,
+    Tracepoint,
+    Uprobe,
+)
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel import load, syscalls
 from netbpf.kernel.image import Image, MapShape
@@ -114,7 +123,8 @@ def found(name: str) -> int:
     [
         (RawTracepoint("t"), ("t",), (17, 0), ""),
         (Tracepoint("s:t"), ("s:t",), (5, 0), ""),
-        (Kprobe("f"), ("f",), (2, 0), ""),
+        (Kprobe("f"), ("f",), (2, 42), ""),
+        (Uprobe("f"), ("f",), (2, 0), ""),
         (Fentry("f"), ("f",), (26, 24), "f"),
         (Fexit("f"), ("f",), (26, 25), "f"),
         (Iterator("task_file"), ("task_file",), (26, 28), "bpf_iter_task_file"),

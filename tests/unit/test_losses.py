@@ -62,8 +62,8 @@ def test_cost_is_the_sum_of_all_programs():
     assert (found["measured"], found["runs"], found["run_ns"]) == (True, 4, 4000)
     assert found["ns_per_run"] == 1000.0
     assert found["programs"] == {
-        "a_tp": {"runs": 2, "run_ns": 3000},
-        "b_tp": {"runs": 2, "run_ns": 1000},
+        "a_tp": {"runs": 2, "run_ns": 3000, "missed": 1},
+        "b_tp": {"runs": 2, "run_ns": 1000, "missed": 4},
     }
     assert cost.missed() == 5
     cost.close()

@@ -206,6 +206,59 @@ def test_who_stands_in_with_one_that_has_no_way_has_none_and_is_not_covered():
     assert not any(choice.covered for choice in choices)
 
 
+# --- programs that other tasks interrupt ----------------------------------------------------------
+
+CALL = Probe("leave", Fexit("f"), Tracepoint("syscalls:f"), Kretprobe("f"))
+PREEMPTED = "other tasks may interrupt its programs here, and what they do then is not seen"
+
+
+def preemptive(*what: str, takes: tuple[str, ...] = ("kprobe", "fentry"), **more) -> FakeKernel:
+    events = {**FORMAT, "syscalls:f": ()}
+    return FakeKernel(events, RAW, {"f": ()}, takes=takes, preempted=what, **more)
+
+
+@pytest.mark.parametrize(
+    ("what", "kinds"),
+    [
+        ((), ("rawtp", "fexit")),
+        (("rawtp",), ("tp", "tp")),
+        (("rawtp", "syscalls"), ("tp", "kretprobe")),
+        (("syscalls",), ("rawtp", "fexit")),
+    ],
+)
+def test_what_is_preempted_comes_last(what, kinds):
+    assert tuple(c.kind for c in select([STATE, CALL], preemptive(*what))) == kinds
+
+
+def test_it_is_said_why_what_is_preempted_was_passed_over():
+    state, call = select([STATE, CALL], preemptive("rawtp", "syscalls"))
+    assert state.passed_over == (("raw tracepoint inet_sock_set_state", PREEMPTED),)
+    assert call.passed_over == (("fexit f", PREEMPTED), ("tracepoint syscalls:f", PREEMPTED))
+
+
+def test_what_is_preempted_is_used_where_nothing_else_is():
+    [call] = select([CALL], preemptive("rawtp", "syscalls", takes=("fentry",)))
+    assert call.kind == "fexit"
+    assert call.passed_over == (("kretprobe f", "this kernel has no kprobes"),)
+    [call] = select([CALL], preemptive("rawtp", "syscalls", takes=()))
+    assert call.kind == "tp"
+    # THEN each way is told once
+    reasons = ["kretprobe f", "fexit f"]
+    assert [words for words, _ in call.passed_over] == reasons
+
+
+def test_what_tells_more_is_used_even_if_it_is_preempted():
+    lossy = Tracepoint("sock:inet_sock_set_state", loses=("err",))
+    probe = Probe("state", RawTracepoint("inet_sock_set_state"), lossy)
+    [choice] = select([probe], preemptive("rawtp"))
+    assert (choice.kind, choice.passed_over) == ("rawtp", ())
+
+
+def test_forced_kind_is_used_even_if_it_is_preempted():
+    [choice] = select([STATE], preemptive("rawtp"), forced={"state": "rawtp"})
+    assert choice.kind == "rawtp"
+
+
 def test_forced_kind_passes_better_ones_over():
     kernel = FakeKernel(FORMAT, RAW)
     [choice] = select([STATE], kernel, forced={"state": "tp"})

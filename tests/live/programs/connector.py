@@ -168,13 +168,21 @@ def do_accept(id, listener, four=False, null=True, limit=False, wait=True):
     return {"errno": "", "fd": fd, "begin": begin, "end": end, **ends}
 
 
-def do_accept_many(listener, number):
-    """Accept so many connections and close each; return descriptor and remote port of each."""
+def do_accept_many(listener, number, threads=1):
+    """Accept so many connections in each thread and close each; return descriptors and ports."""
     found = []
-    for _ in range(number):
-        sock, remote = sockets[listener].accept()
-        found.append([sock.fileno(), remote[1]])
-        sock.close()
+
+    def work():
+        for _ in range(number):
+            sock, remote = sockets[listener].accept()
+            found.append([sock.fileno(), remote[1]])
+            sock.close()
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
     return {"found": found}
 
 
