@@ -27,7 +27,8 @@ def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, Probe]:
     # tracepoint sees more.
     functions = (f"__x64_sys_{name}", f"__arm64_sys_{name}")
     ways = (Fexit(*functions), Tracepoint(f"syscalls:sys_exit_{name}", args=("ret",)))
-    end = Probe(name, *(reversed(ways) if waits else ways), Kretprobe(*functions))
+    ordered = reversed(ways) if waits else ways
+    end = Probe(name, *ordered, Kretprobe(*functions), waits=waits)
     begin = (Tracepoint(f"syscalls:sys_enter_{name}", args=args), Kprobe(*functions))
     return end, Probe(f"enter_{name}", *begin, optional=True, instead=name)
 

@@ -103,7 +103,8 @@ class Probe:
     `optional`: the tool runs without it, `loses` says which columns are then empty.
     `option`: the probe is used only if this option of the tool is given. `instead`: it stands in
     with the probe of that name (a kprobe with a kretprobe), takes the same kind as that one, and is
-    not used if it has no such alternative.
+    not used if it has no such alternative. `waits`: it is the end of a call that may have begun
+    before the start, and later alternatives see less of these: they stay in their order.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Probe:
         loses: Sequence[str] = (),
         option: str = "",
         instead: str = "",
+        waits: bool = False,
     ) -> None:
         self.name = name
         self.alternatives = alternatives
@@ -121,6 +123,7 @@ class Probe:
         self.loses = tuple(loses)
         self.option = option
         self.instead = instead
+        self.waits = waits
 
     def __repr__(self) -> str:
         return f"Probe({self.name}: {', '.join(map(repr, self.alternatives))})"

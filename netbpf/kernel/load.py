@@ -14,11 +14,13 @@ import resource
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Callable, NamedTuple
+from functools import partial
+from typing import Callable, NamedTuple, Optional
 
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel.attach import BPF_TRACE_KPROBE_MULTI
 from netbpf.kernel.image import Image, MapShape, map_references, with_maps
+from netbpf.kernel.preemption import Switches, find_switches, without_preemption
 from netbpf.kernel.select import Choice
 from netbpf.kernel.syscalls import bpf, load_program
 
@@ -83,6 +85,8 @@ def load(
     Raises AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
     """
     codes = [image.programs[entry.function] for entry in entries]
+    user_space = any(_is_uprobe(entry) for entry in entries)
+    switches = find_switches(find_target) if user_space else None
     used = {place for code in codes for _, place in map_references(code)}
     made: dict[int, int] = {}
     loaded = Loaded({}, {})
@@ -91,7 +95,8 @@ def load(
             if place in used or shape.name in maps:
                 made[place] = _make_map(shape)
         for entry, code in zip(entries, codes):
-            loaded.programs[entry.program] = _load(entry, with_maps(code, made), find_target)
+            target = _target_id(entry, find_target)
+            loaded.programs[entry.program] = _load(entry, with_maps(code, made), target, switches)
     except BaseException:
         for descriptor in (*made.values(), *loaded.programs.values()):
             os.close(descriptor)
@@ -125,12 +130,20 @@ def _make_map(shape: MapShape) -> int:
         ) from error
 
 
-def _load(entry: Entry, code: bytes, find_target: FindTarget) -> int:
-    attach = (entry.attach_type, _target_id(entry, find_target))
+def _is_uprobe(entry: Entry) -> bool:
+    return (entry.kind, entry.attach_type) == _UPROBE[:2]
 
-    def call(log: tuple[int, int] = (0, 0)) -> int:
+
+def _load(entry: Entry, code: bytes, target: int, switches: Optional[Switches]) -> int:
+    attach = (entry.attach_type, target)
+
+    def load(code: bytes, log: tuple[int, int] = (0, 0)) -> int:
         return load_program(entry.kind, code, entry.function, attach, log)
 
+    if switches and _is_uprobe(entry):
+        with suppress(OSError):  # without a JIT compiler: no such calls, and no such stack
+            return _patiently(partial(load, without_preemption(code, switches)))
+    call = partial(load, code)
     try:
         return _unlimited(lambda: _patiently(call))
     except OSError as error:

@@ -112,7 +112,7 @@ def _choose(
     forced: Mapping[str, str],
 ) -> Choice:
     passed_over: list[tuple[str, str]] = []
-    for alternative in _ranked(ways, kernel):
+    for alternative in ways if probe.waits else _ranked(ways, kernel):
         words = _words(alternative)
         wanted = forced.get(probe.name, alternative.kind)
         if wanted != alternative.kind:
@@ -122,7 +122,7 @@ def _choose(
         else:
             targets, reason = missing(alternative, kernel)
             if not reason:
-                put_back = _put_back(alternative, ways, kernel)
+                put_back = [] if probe.waits else _put_back(alternative, ways, kernel)
                 return Choice(probe, alternative, targets, (*put_back, *passed_over))
             passed_over.append((words, reason))
     if probe.optional:

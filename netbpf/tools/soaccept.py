@@ -181,12 +181,12 @@ TOOL = Tool(
     __doc__,
     event=Acceptance,
     probes=(
-        # Tracepoints first: they see the return of calls that were waiting before the start.
         Probe(
-            "leave",
+            "leave",  # tracepoints first: they see calls that were waiting before the start
             Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
             Fexit("__sys_accept4"),
             Kretprobe("__sys_accept4"),
+            waits=True,
         ),
         Probe(
             "enter",

@@ -25,7 +25,7 @@ from ends import End
 from harness import SLOW, Json, Run, wait_until
 from peer_tools import Tool, Watcher, bcc, bpftrace, libbpf
 from test_gethostlatency import LATE, Lab, expected
-from test_soaccept import waits_in
+from test_soaccept import waiting
 from test_tcplife import ends_of, worker
 from test_tcpretrans import Pair
 from test_tcpsynbl import Clients, listening, overflow, port_of
@@ -485,7 +485,7 @@ def accepts(
         servers = [stack.enter_context(End.start("nb-server", right)) for _ in range(2)]
         (one, port), (two, other) = (server.listen("ipv4", backlog=BACKLOG) for server in servers)
         servers[1].tell("accept", id=100, listener=two)
-        wait_until(lambda: "inet_csk_accept" in waits_in(servers[1].pid), what="a call to accept")
+        wait_until(lambda: waiting(servers[1]), what="a call to accept")
         peer, run = stack.enter_context(watched(request.param, tmp_path_factory, "soaccept"))
         client.connect("ipv4", right.ipv4, other)
         early = accepted(servers[1], servers[1].answer())

@@ -20,7 +20,7 @@ from netbpf.declare.probes import (
     Uprobe,
 )
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
-from netbpf.kernel import load, syscalls
+from netbpf.kernel import load, preemption, syscalls
 from netbpf.kernel.image import Image, MapShape
 from netbpf.kernel.load import Entry, entries_of
 from netbpf.kernel.select import Choice
@@ -185,6 +185,35 @@ def test_only_maps_that_somebody_uses_are_made_and_programs_get_theirs(kernel, o
     assert open_files() == before + 3
     for descriptor in (*loaded.maps.values(), *loaded.programs.values()):
         os.close(descriptor)
+
+
+# --- uprobes --------------------------------------------------------------------------------------
+
+SWITCHES = {"bpf_preempt_disable": 111, "bpf_preempt_enable": 222}
+PLAIN = MOVE + EXIT
+ALONE = preemption.without_preemption(PLAIN, preemption.Switches(111, 222))
+
+
+def found_with_switches(name: str) -> int:
+    return SWITCHES.get(name, 0) or found(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attach", "expected"),
+    [(2, 0, ALONE), (2, 42, PLAIN), (17, 0, PLAIN), (5, 0, PLAIN), (26, 24, PLAIN)],
+)
+def test_programs_of_uprobes_switch_preemption_off(kernel, kind, attach, expected):
+    made = entry("see", kind, attach, "tcp_connect" if kind == 26 else "")
+    load.load(Image((), {"see": PLAIN}), [made], [], found_with_switches)
+    ((_, instructions),) = kernel.programs
+    assert instructions == expected
+
+
+def test_kernel_that_takes_no_such_calls_gets_the_program_as_it_is(kernel):
+    kernel.errors = [524]  # ENOTSUPP, which only the kernel has: no JIT compiler
+    load.load(Image((), {"see": PLAIN}), [entry("see", 2)], [], found_with_switches)
+    ((_, instructions),) = kernel.programs
+    assert instructions == PLAIN
 
 
 # --- refusals -------------------------------------------------------------------------------------

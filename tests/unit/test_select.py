@@ -247,6 +247,12 @@ def test_what_is_preempted_is_used_where_nothing_else_is():
     assert [words for words, _ in call.passed_over] == reasons
 
 
+def test_end_of_calls_that_wait_is_seen_in_the_declared_way_even_if_that_is_preempted():
+    ways = (Tracepoint("syscalls:f"), Fexit("f"), Kretprobe("f"))
+    [choice] = select([Probe("leave", *ways, waits=True)], preemptive("rawtp", "syscalls"))
+    assert (choice.kind, choice.passed_over) == ("tp", ())
+
+
 def test_what_tells_more_is_used_even_if_it_is_preempted():
     lossy = Tracepoint("sock:inet_sock_set_state", loses=("err",))
     probe = Probe("state", RawTracepoint("inet_sock_set_state"), lossy)

@@ -178,7 +178,7 @@ def do_accept_many(listener, number, threads=1):
             found.append([sock.fileno(), remote[1]])
             sock.close()
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
