@@ -68,6 +68,7 @@ class LiveKernel:
         """Read types from the file `btf`, or the running kernel's own."""
         self.release = os.uname().release
         self.btf = Btf(btf or VMLINUX)
+        self._preempts: dict[str, bool] = {}  # asked for each alternative, and 1 ms each time
 
     def tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
         """Return the field names of trace event "system:name", from its format file."""
@@ -105,6 +106,11 @@ class LiveKernel:
         7.0) they have SRCU data, which is a variable per CPU. Up to 6.12 that was there for another
         reason, when there was no struct tracepoint_ext yet.
         """
+        if programs not in self._preempts:
+            self._preempts[programs] = self._has_come_with_it(programs)
+        return self._preempts[programs]
+
+    def _has_come_with_it(self, programs: str) -> bool:
         if programs == "syscalls":
             return self.btf.find("trace_call_bpf_faultable", FUNC) > 0
         srcu = self.btf.find("tracepoint_srcu_srcu_data", VAR) > 0
