@@ -58,11 +58,9 @@ class TableReader:
         # What is counted between reading and removing is in the last value: part of this interval.
         now = self._seen
         self._seen = dict(now)
-        for key in idle:
-            last = self._map.take(key)
-            if last:
-                now[key] = self._combine(last)
-                del self._seen[key]
+        for key, last in self._map.take(list(idle)):
+            now[key] = self._combine(last)
+            del self._seen[key]
 
     def _sample(self, raw: bytes) -> dict[str, Any]:
         if not self._samples:

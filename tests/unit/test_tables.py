@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 
@@ -35,9 +36,11 @@ class FakeMap:
         assert (key_size, size) == (8, 16)
         self.rows: dict[int, list[tuple[int, int]]] = {}
 
-    def take(self, key: bytes):
-        row = self.rows.pop(struct.unpack("=Q", key)[0], None)
-        return row and b"".join(struct.pack("=QQ", *cpu) for cpu in row)
+    def take(self, keys: Sequence[bytes]):
+        for key in keys:
+            row = self.rows.pop(struct.unpack("=Q", key)[0], None)
+            if row:
+                yield key, b"".join(struct.pack("=QQ", *cpu) for cpu in row)
 
     def items(self):
         return [
@@ -98,10 +101,10 @@ def test_idle_entries_are_removed_and_what_came_last_is_not_lost(monkeypatch):
     one._map.rows[443] = [(2, 0), (0, 0)]
     taken, take = [], one._map.take
 
-    def late(key: bytes):
-        taken.append(key)
+    def late(keys: Sequence[bytes]):
+        taken.extend(keys)
         one._map.rows[80] = [(5, 0), (0, 0)]  # counted between reading and removing
-        return take(key)
+        return take(keys)
 
     one._map.take = late
     assert [(key["port"], sums["calls"]) for key, sums in one.since_last()] == [(80, 2), (443, 1)]
