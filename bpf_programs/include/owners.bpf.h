@@ -191,11 +191,9 @@ static inline int on_owner_state(struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
-#ifdef USE_owner_send_rawtp
 /* Who sends owns, and that is news only where nothing better is known. */
-int owner_send_rawtp(struct bpf_raw_tracepoint_args *ctx)
+static inline int on_owner_send(struct sock *sk)
 {
-	struct sock *sk = (struct sock *)RAWTP_ARG(owner_send, sk);
 	u16 family = READ(sk, __sk_common.skc_family);
 	struct owner owner = {};
 
@@ -206,6 +204,18 @@ int owner_send_rawtp(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 #endif
 	return find_owner(sk, &owner) ? 0 : on_accept(sk);
+}
+
+#ifdef USE_owner_send_rawtp
+int owner_send_rawtp(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_owner_send((struct sock *)RAWTP_ARG(owner_send, sk));
+}
+#endif
+#ifdef USE_owner_send_tp
+int owner_send_tp(struct owner_send_args *ctx)
+{
+	return on_owner_send((struct sock *)ctx->sk);
 }
 #endif
 

@@ -36,6 +36,7 @@ OWNER_PROBES = (
     Probe(
         "owner_send",
         RawTracepoint("sock_send_length", args=("sk",)),
+        Tracepoint("sock:sock_send_length", args=("sk",)),
         option="learn_sends",
         optional=True,
         loses=("pid", "comm"),

@@ -178,12 +178,13 @@ def test_owner_of_a_datagram_socket_made_later_is_learnt_after_its_first_drop(
 
 
 @pytest.mark.skipif("rx_sk" not in ARGUMENTS, reason="needs a kernel that tells the socket: 6.11")
+@pytest.mark.parametrize("kind", ["rawtp", "tp"])
 def test_owner_of_a_datagram_socket_that_has_sent_is_known_from_its_first_drop(
-    netbpf: Any, two_hosts: tuple[Host, Host]
+    netbpf: Any, two_hosts: tuple[Host, Host], kind: str
 ) -> None:
     left, right = two_hosts
     options = ("skbdrop", "--netns", right.inode, "--events", "--learn-sends")
-    with netbpf(*options) as run, udp(right) as receiver:
+    with netbpf(*options, "--probe", f"owner_send={kind}") as run, udp(right) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         receiver.bind((right.ipv4, 0))
         receiver.sendto(b"mine", receiver.getsockname())
