@@ -32,6 +32,17 @@
 #define READ_INTO(to, from, field)                                                                 \
 	bpf_probe_read_kernel(to, sizeof(FIELD_OF(from, field)), FIELD_AT(from, field))
 
+/*
+ * A number that is put in when the program is loaded, by its place: two hexadecimal digits. The
+ * compiler knows nothing of it, netbpf/kernel/numbers.py finds it by the upper half ("nbpf").
+ */
+#define AT_LOAD(place)                                                                             \
+	({                                                                                         \
+		u64 number_;                                                                       \
+		asm("%0 = 0x6e627066000000" #place " ll" : "=r"(number_));                         \
+		number_;                                                                           \
+	})
+
 /* An argument of a raw tracepoint, by name, at the place that it has on this kernel. */
 #define RAWTP_ARG(probe, name) ((ctx)->args[ARG_##probe##_##name])
 

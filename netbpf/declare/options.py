@@ -10,12 +10,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
 
+from netbpf.declare.numbers import Range, at_load
 from netbpf.errors import UsageError
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
-Range = tuple[int, int]
 
 MAX_LIST = 256  # items of a list option: each becomes one comparison in the BPF program
 
@@ -63,6 +63,11 @@ def percent(text: str) -> float:
 def milliseconds(text: str) -> float:
     """Parse a time span in milliseconds."""
     return _number(text, "milliseconds", 0, 10**9)
+
+
+def nanoseconds(span: Optional[float]) -> str:
+    """Return C for a time span in milliseconds, in nanoseconds; 0 if there is none."""
+    return at_load(int((span or 0) * 1e6))
 
 
 def count(text: str) -> int:

@@ -18,7 +18,8 @@ from typing import NamedTuple, Optional
 MAGIC = b"netbpf\x01\n"  # the number is that of the format
 _HEAD = struct.Struct("=8s32s")  # magic, SHA-256 of the rest
 _LENGTH = struct.Struct("=I")  # of the JSON, which instructions follow
-_LOAD_64, _MAP_DESCRIPTOR = 0x18, 1  # BPF_LD | BPF_IMM | BPF_DW, src_reg BPF_PSEUDO_MAP_FD
+_LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW; its src_reg tells what is loaded:
+_CONSTANT, _MAP_DESCRIPTOR = 0, 1  # BPF_PSEUDO_MAP_FD is 1
 
 
 class MapShape(NamedTuple):
@@ -41,13 +42,26 @@ class Image(NamedTuple):
 
 def map_references(code: bytes) -> Iterator[tuple[int, int]]:
     """Yield (offset in bytes of the number, number) for each load of a map."""
+    for offset in _loads(code, _MAP_DESCRIPTOR):
+        yield offset, struct.unpack_from("=i", code, offset)[0]
+
+
+def constant_loads(code: bytes) -> Iterator[int]:
+    """Yield the offset in bytes of the lower half of each constant of 64 bits.
+
+    The upper half is in the instruction that follows, 8 bytes further on.
+    """
+    return _loads(code, _CONSTANT)
+
+
+def _loads(code: bytes, wanted: int) -> Iterator[int]:
     offset = 0
     while offset + 8 <= len(code):
         operation, registers = code[offset], code[offset + 1]
         # struct bpf_insn: dst_reg and src_reg are bit fields of four bits each.
         source = registers >> 4 if sys.byteorder == "little" else registers & 15
-        if operation == _LOAD_64 and source == _MAP_DESCRIPTOR:
-            yield offset + 4, struct.unpack_from("=i", code, offset + 4)[0]
+        if operation == _LOAD_64 and source == wanted:
+            yield offset + 4
         offset += 16 if operation == _LOAD_64 else 8
 
 

@@ -20,6 +20,7 @@ from typing import Callable, NamedTuple, Optional
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel.attach import BPF_TRACE_KPROBE_MULTI
 from netbpf.kernel.image import Image, MapShape, map_references, with_maps
+from netbpf.kernel.numbers import with_numbers
 from netbpf.kernel.preemption import Switches, find_switches, without_preemption
 from netbpf.kernel.select import Choice
 from netbpf.kernel.syscalls import bpf, load_program
@@ -78,13 +79,17 @@ def entries_of(choices: Sequence[Choice]) -> list[Entry]:
 
 
 def load(
-    image: Image, entries: Sequence[Entry], maps: Sequence[str], find_target: FindTarget
+    image: Image,
+    entries: Sequence[Entry],
+    maps: Sequence[str],
+    find_target: FindTarget,
+    numbers: Sequence[int] = (),
 ) -> Loaded:
     """Make the maps that these entries or the reader (`maps`) need, and load the entries.
 
     Raises AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
     """
-    codes = [image.programs[entry.function] for entry in entries]
+    codes = [with_numbers(image.programs[entry.function], numbers) for entry in entries]
     user_space = any(_is_uprobe(entry) for entry in entries)
     switches = find_switches(find_target) if user_space else None
     used = {place for code in codes for _, place in map_references(code)}

@@ -28,6 +28,7 @@ from netbpf.kernel import cache
 from netbpf.kernel.image import MAGIC, Image, pack, unpack, with_maps
 from netbpf.kernel.layout import program_directory
 from netbpf.kernel.load import FindTarget, Loaded, entries_of, load, shape_of
+from netbpf.kernel.numbers import take_numbers
 from netbpf.kernel.select import Choice
 from netbpf.kernel.syscalls import advise, detached_mount
 
@@ -52,15 +53,17 @@ def compile_and_load(
 ) -> Loaded:
     """Compile `text` with the generated `header`, unless that is kept; load every choice's entry.
 
+    Numbers in AT_LOAD() are put in at loading.
     `maps` names those that the reader needs, `find_target` finds a function in the kernel's BTF.
     Raises AttachRefused if the kernel refuses one program, Unsupported if bcc is missing, and
     NetbpfError (with the compiler's output as detail) if the program does not compile.
     """
+    header, numbers = take_numbers(header)
     entries = entries_of(choices)
     functions = sorted({entry.function for entry in entries})
     image = _compiled(text, _header_files(header), functions, say)
     # A refusal is final, wherever the image came from: it would be the same instructions again.
-    return load(image, entries, maps, find_target)
+    return load(image, entries, maps, find_target, numbers)
 
 
 def _compiled(text: str, files: Files, functions: Sequence[str], say: Say) -> Image:

@@ -1,4 +1,4 @@
-"""Options -> C constants: which events the BPF program lets through.
+"""Options -> C: which events the BPF program lets through.
 
 Only validated numbers are written into C. A name (of a process, a user, a container) never is: it
 is looked up here, or becomes an automaton of character codes.
@@ -11,12 +11,13 @@ import os
 import pwd
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from netbpf.declare.options import Network, Range
+from netbpf.declare.numbers import at_load, in_ranges, one_of
+from netbpf.declare.options import Network
 from netbpf.errors import UsageError
 from netbpf.kernel.cgroups import cgroup_id, container_cgroup
 
@@ -27,16 +28,19 @@ def filter_defines(settings: Mapping[str, Any], proc: str = "/proc") -> list[str
     """Return the C lines for the filters in `settings`; raise UsageError for what is not there."""
     lines = []
     if settings.get("pid"):
-        lines.append(_one_of("FILTER_PID", [_existing(pid, proc) for pid in settings["pid"]]))
+        pids = [_existing(pid, proc) for pid in settings["pid"]]
+        lines.append(f"#define FILTER_PID(x) {one_of('x', pids)}")
     if settings.get("uid"):
-        lines.append(_one_of("FILTER_UID", [_user(word) for word in settings["uid"].split(",")]))
+        uids = [_user(word) for word in settings["uid"].split(",")]
+        lines.append(f"#define FILTER_UID(x) {one_of('x', uids)}")
     if settings.get("comm"):
         lines += comm_automaton(settings["comm"])
     cgroup = _cgroup(settings)
     if cgroup:
-        lines.append(f"#define FILTER_CGROUP {cgroup}ULL")
+        lines.append(f"#define FILTER_CGROUP {at_load(cgroup)}")
     if settings.get("netns"):
-        lines.append(f"#define FILTER_NETNS {network_namespace(settings['netns'], proc)}U")
+        netns = network_namespace(settings["netns"], proc)
+        lines.append(f"#define FILTER_NETNS {at_load(netns)}")
     return [*lines, *_socket_defines(settings)]
 
 
@@ -47,23 +51,10 @@ def _socket_defines(settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"#define FILTER_FAMILY {'AF_INET' if settings['ipv4'] else 'AF_INET6'}"
     for side in ("lport", "rport"):
         if settings.get(side):
-            yield _in_ranges(f"FILTER_{side.upper()}", settings[side])
+            yield f"#define FILTER_{side.upper()}(x) {in_ranges('x', settings[side])}"
     for side in ("laddr", "raddr"):
         if settings.get(side):
             yield f"#define FILTER_{side.upper()} {block_words(settings[side])}"
-
-
-def _one_of(name: str, numbers: Sequence[int]) -> str:
-    tests = " || ".join(f"(x) == {number}U" for number in numbers)
-    return f"#define {name}(x) ({tests})"
-
-
-def _in_ranges(name: str, ranges: Sequence[Range]) -> str:
-    tests = " || ".join(
-        f"(x) == {low}" if low == high else f"((x) >= {low} && (x) <= {high})"
-        for low, high in ranges
-    )
-    return f"#define {name}(x) ({tests})"
 
 
 def block_words(block: Network) -> str:
@@ -71,7 +62,7 @@ def block_words(block: Network) -> str:
     mapped = b"\0" * 10 + b"\xff\xff" if isinstance(block, ipaddress.IPv4Network) else b""
     network = mapped + block.network_address.packed
     mask = (b"\xff" * 12 if mapped else b"") + block.netmask.packed
-    return ", ".join(f"0x{word:x}ULL" for word in struct.unpack("=4Q", network + mask))
+    return ", ".join(map(at_load, struct.unpack("=4Q", network + mask)))
 
 
 def comm_automaton(glob: str) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, TextIO
 
+from netbpf.declare.numbers import at_load
 from netbpf.declare.tool import Tool
 from netbpf.errors import EXIT_LOST, PrivilegeError, UsageError
 from netbpf.kernel.counters import Counters, increase
@@ -140,7 +141,7 @@ class Run:
             lines.append(f"#define RING_PAGES {ring_size(self.settings['buffer']) // 4096}")
         lines += filter_defines(self.settings)
         netns = netns_of(self.settings) or os.stat("/proc/self/ns/net").st_ino
-        lines.append(f"#define COUNTED_NETNS {netns}U")  # whose counters the summary tells
+        lines.append(f"#define COUNTED_NETNS {at_load(netns)}")  # whose counters the summary tells
         own = self.tool.constants(self.settings) if self.tool.constants else {}
         return [*lines, *(f"#define {name} {value}" for name, value in own.items())]
 

@@ -65,7 +65,7 @@ from netbpf.declare import (
     Uprobe,
     Uretprobe,
 )
-from netbpf.declare.options import milliseconds, words
+from netbpf.declare.options import milliseconds, nanoseconds, words
 
 _HOST = ("gethostbyname", "gethostbyname2", "gethostbyaddr")
 LIBC = ("getaddrinfo", *(name + end for name in _HOST for end in ("", "_r")))
@@ -144,7 +144,7 @@ TOOL = Tool(
     ),
     no_filter="a lookup has no socket of its own",
     constants=lambda settings: {
-        "MIN_NS": f"{int((settings['min_ms'] or 0) * 1e6)}ULL",
+        "MIN_NS": nanoseconds(settings["min_ms"]),
         "FAILED_ONLY": int(settings["failed"]),
     },
     hooks={"enrich": enrich},

@@ -33,8 +33,6 @@ LIMITS
   than 128 bytes counts as small.
 """
 
-import struct
-
 from netbpf.declare import (
     NETNS,
     Choice,
@@ -49,6 +47,7 @@ from netbpf.declare import (
     Tool,
     Tracepoint,
 )
+from netbpf.declare.numbers import one_of_names
 from netbpf.declare.options import count, devices
 
 POINTS = {0: "nic_recv", 1: "stack_recv", 2: "stack_send", 3: "nic_send"}
@@ -115,14 +114,9 @@ def conclude(histograms):  # type: ignore[no-untyped-def]
 
 
 def constants(settings):  # type: ignore[no-untyped-def]
-    """Compare device names as two 64-bit words, as they lie in memory."""
-    if not settings["interface"]:
-        return {}
-    tests = []
-    for name in settings["interface"]:
-        low, high = struct.unpack("=QQ", name.encode().ljust(16, b"\0"))
-        tests.append(f"((a) == {low}ULL && (b) == {high}ULL)")
-    return {"FILTER_DEV(a, b)": f"({' || '.join(tests)})"}
+    """Return the filter of devices."""
+    names = settings["interface"]
+    return {"FILTER_DEV(a, b)": one_of_names("a", "b", names)} if names else {}
 
 
 def _point(name: str, event: str, optional: bool = False) -> Probe:

@@ -38,8 +38,6 @@ LIMITS
   socket is known if the socket was there at the start.
 """
 
-import struct
-
 from netbpf.declare import (
     NETNS,
     PROCESS,
@@ -75,6 +73,7 @@ from netbpf.declare.network import (
     Protocol,
     end,
 )
+from netbpf.declare.numbers import in_ranges, one_of, one_of_names
 from netbpf.declare.options import by_name, count, devices, ports, words
 from netbpf.declare.reasons import HARMLESS, PURGING, WAITING, meaning
 
@@ -226,12 +225,9 @@ def constants(settings):  # type: ignore[no-untyped-def]
     found = {"USE_STACKS": settings["stack"], "SHOW_ALL": settings["all"]}
     found = {name: 1 for name, wanted in found.items() if wanted}
     if settings["dev"]:
-        pairs = [struct.unpack("=QQ", n.encode().ljust(16, b"\0")) for n in settings["dev"]]
-        tests = [f"((a) == {low}ULL && (b) == {high}ULL)" for low, high in pairs]
-        found["FILTER_DEV(a, b)"] = f"({' || '.join(tests)})"
+        found["FILTER_DEV(a, b)"] = one_of_names("a", "b", settings["dev"])
     if settings["port"]:
-        tests = [f"((x) >= {low} && (x) <= {high})" for low, high in settings["port"]]
-        found["FILTER_PORT(x)"] = f"({' || '.join(tests)})"
+        found["FILTER_PORT(x)"] = in_ranges("x", settings["port"])
     return found
 
 
@@ -244,8 +240,8 @@ def named_constants(settings, names):  # type: ignore[no-untyped-def]
         "HARMLESS_REASON(r)": f"({' || '.join(harmless) or '0'})",
     }
     if settings["reason"]:
-        wanted = [f"(r) == {number}" for number in names.numbers(settings["reason"].split(","))]
-        found["FILTER_REASON(r)"] = f"({' || '.join(wanted)})"
+        wanted = names.numbers(settings["reason"].split(","))
+        found["FILTER_REASON(r)"] = one_of("r", wanted)
     if known and not names.offers("kfree_skb", "rx_sk"):
         places = WAITING if "QUEUE_PURGE" in known else (*WAITING, *PURGING)
         spans = [names.span(name) for name in places]

@@ -72,7 +72,7 @@ from netbpf.declare import (
     Uid,
 )
 from netbpf.declare.digest import Digest, percentile
-from netbpf.declare.options import milliseconds
+from netbpf.declare.options import milliseconds, nanoseconds
 from netbpf.declare.owners import SNAPSHOT
 from netbpf.declare.sockets import AnyAddr, Elapsed, Flag, LocalAddr, Result, SockProto
 
@@ -176,8 +176,7 @@ def constants(settings):  # type: ignore[no-untyped-def]
     summary = settings["summary"]
     if settings["failed"] and not summary:
         found["ONLY_FAILED"] = 1
-    least = 0 if summary else (settings["min_ms"] or 0)
-    return {**found, "MIN_NS": f"{int(least * 1e6)}ULL"}
+    return {**found, "MIN_NS": nanoseconds(None if summary else settings["min_ms"])}
 
 
 def keep(row, settings):  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import harness
 import pytest
 from ends import End
-from harness import SLOW, Json, netbpf_once, wait_until
+from harness import Json, netbpf_once, wait_until
 from topology import Host
 
 BACKLOG = 7
@@ -186,13 +186,8 @@ def test_wait_is_from_established_to_accepted(netbpf, hosts, client, server) -> 
             calls.append((made, accept(server, listener)))
         run.wait_for(len(imposed))
     for event, (made, taken), pause in zip(run.events, calls, imposed):
-        waited = taken.end - made.returned
-        assert event["wait_us"] >= pause * 1e6
-        assert abs(event["wait_us"] - waited * 1e6) <= 2000 * SLOW + 0.05 * waited * 1e6, (
-            event,
-            waited,
-        )
-        assert event["wait_us"] <= (taken.end - made.begin) * 1e6
+        # It was established in the call of connect, and ended in that of accept.
+        assert pause * 1e6 <= event["wait_us"] <= (taken.end - made.begin) * 1e6
 
 
 def test_a_program_that_waits_for_connections_keeps_none_waiting(

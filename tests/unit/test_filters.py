@@ -21,7 +21,8 @@ from netbpf.run.filters import block_words, comm_automaton, filter_defines, netw
 
 def evaluate(expression: str, **values: int) -> int:
     """Return the value of a C expression that uses only what filters.py writes."""
-    python = expression.replace("&&", " and ").replace("||", " or ").replace("(u32)", "int")
+    python = re.sub(r"AT_LOAD\((\d+)\)", r"\1", expression)
+    python = python.replace("&&", " and ").replace("||", " or ").replace("(u32)", "int")
     python = re.sub(r"!(?!=)", " not ", re.sub(r"(\d)U(LL)?\b", r"\1", python))
     return int(eval(python, {"int": int}, values))
 
@@ -125,7 +126,7 @@ def test_port_ranges_let_through_just_those_ports():
 
 def in_block(address: bytes, words: str) -> bool:
     """What in_block() in sock.bpf.h does with the four words."""
-    net0, net1, mask0, mask1 = (int(word.rstrip("UL"), 16) for word in words.split(", "))
+    net0, net1, mask0, mask1 = (evaluate(word) for word in words.split(", "))
     low, high = struct.unpack("=QQ", address)
     return low & mask0 == net0 and high & mask1 == net1
 
@@ -184,7 +185,7 @@ def proc(tmp_path: Path) -> str:
 
 
 def test_pids_must_exist(proc):
-    assert filter_defines({"pid": [41]}, proc) == ["#define FILTER_PID(x) ((x) == 41U)"]
+    assert filter_defines({"pid": [41]}, proc) == ["#define FILTER_PID(x) ((x) == AT_LOAD(41))"]
     with pytest.raises(UsageError, match="--pid: there is no process 43"):
         filter_defines({"pid": [41, 43]}, proc)
 
@@ -209,7 +210,8 @@ def test_unknown_user_is_refused(word):
 def test_network_namespace_by_pid_and_inode(proc):
     assert network_namespace("41", proc) == os.stat(f"{proc}/41/ns/net").st_ino
     assert network_namespace("4026531840", proc) == 4026531840
-    assert filter_defines({"netns": "4026531840"}, proc) == ["#define FILTER_NETNS 4026531840U"]
+    [line] = filter_defines({"netns": "4026531840"}, proc)
+    assert line == "#define FILTER_NETNS AT_LOAD(4026531840)"
 
 
 def test_network_namespace_by_name(tmp_path, monkeypatch):
@@ -248,5 +250,5 @@ def test_cgroup_and_container_exclude_each_other():
 def test_cgroup_is_its_id(monkeypatch):
     monkeypatch.setattr(filters, "cgroup_id", lambda path: 77)
     monkeypatch.setattr(filters, "container_cgroup", lambda prefix: 78)
-    assert filter_defines({"cgroup": "a"}) == ["#define FILTER_CGROUP 77ULL"]
-    assert filter_defines({"container": "b"}) == ["#define FILTER_CGROUP 78ULL"]
+    assert filter_defines({"cgroup": "a"}) == ["#define FILTER_CGROUP AT_LOAD(77)"]
+    assert filter_defines({"container": "b"}) == ["#define FILTER_CGROUP AT_LOAD(78)"]
