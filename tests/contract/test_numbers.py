@@ -81,3 +81,8 @@ def test_places_are_as_the_compiler_is_told() -> None:
     (digits,) = re.findall(r'asm\("%0 = 0x([0-9a-f]+)" #place " ll"', text)
     assert int(digits + "00", 16) == numbers._MARK << 32
     assert 0x100 == numbers._PLACES
+
+
+def test_programs_take_no_place_by_themselves() -> None:
+    texts = [path.read_text() for path in PROGRAMS.rglob("*.bpf.[ch]")]
+    assert sum(text.count("AT_LOAD(") for text in texts) == 1  # its definition
