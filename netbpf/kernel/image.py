@@ -55,13 +55,18 @@ def constant_loads(code: bytes) -> Iterator[int]:
 
 
 def _loads(code: bytes, wanted: int) -> Iterator[int]:
+    for offset, operation, source in instructions(code):
+        if operation == _LOAD_64 and source == wanted:
+            yield offset + 4
+
+
+def instructions(code: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (offset in bytes, operation, src_reg); loads of 64 bits are one, of twice the size."""
     offset = 0
     while offset + 8 <= len(code):
         operation, registers = code[offset], code[offset + 1]
         # struct bpf_insn: dst_reg and src_reg are bit fields of four bits each.
-        source = registers >> 4 if sys.byteorder == "little" else registers & 15
-        if operation == _LOAD_64 and source == wanted:
-            yield offset + 4
+        yield offset, operation, registers >> 4 if sys.byteorder == "little" else registers & 15
         offset += 16 if operation == _LOAD_64 else 8
 
 

@@ -17,9 +17,10 @@ from contextlib import suppress
 from typing import Callable, NamedTuple, Optional
 
 from netbpf.errors import Unsupported
+from netbpf.kernel.image import instructions
 
 _INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: code, registers, off, imm
-_CALL, _EXIT, _MOVE, _JUMP, _LOAD_64 = 0x85, 0x95, 0xBF, 0x06, 0x18  # the jump's length is in imm
+_CALL, _EXIT, _MOVE, _JUMP = 0x85, 0x95, 0xBF, 0x06  # the jump's length is in imm
 _PSEUDO_CALL, _PSEUDO_KFUNC_CALL = 1, 2  # src_reg of a call: of another function, of the kernel's
 
 
@@ -57,14 +58,10 @@ def without_preemption(code: bytes, switches: Switches) -> bytes:
 
 
 def _exits(code: bytes) -> Iterator[int]:
-    offset = 0
-    while offset < len(code):
-        operation, registers, _, _ = _INSTRUCTION.unpack_from(code, offset)
-        source = registers >> 4 if sys.byteorder == "little" else registers & 15
+    for offset, operation, source in instructions(code):
         assert (operation, source) != (_CALL, _PSEUDO_CALL), "bcc makes one function of all"
         if operation == _EXIT:
             yield offset
-        offset += _INSTRUCTION.size * (2 if operation == _LOAD_64 else 1)
 
 
 def _move(to: int, source: int) -> bytes:
