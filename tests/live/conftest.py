@@ -15,6 +15,7 @@ import hidden
 import pytest
 import topology
 from _pytest.runner import runtestprotocol
+from peer_tools import Record, Tool
 from topology import Host
 
 HERE = Path(__file__).parent
@@ -140,3 +141,13 @@ def crowd(two_hosts: tuple[Host, Host]) -> Iterator[crowds.Crowd]:
     """Clients and servers of TCP, for all tests of a module."""
     with crowds.gathered(*two_hosts) as everybody:
         yield everybody
+
+
+@pytest.fixture
+def record(request: Any, record_testsuite_property: Callable[[str, object], None]) -> Record:
+    """Return what notes a peer's words, under the test's name, in the report (--junitxml)."""
+
+    def note(tool: Tool, said: object) -> None:
+        record_testsuite_property(f"{request.node.name}: {tool} {tool.version()}", str(said))
+
+    return note

@@ -1,4 +1,8 @@
-"""A second opinion: tools of others, watching the same traffic.
+"""A second opinion: netbpf and its peers watch the same traffic, which a test made and knows.
+
+Where a peer is right, both must say the same. Where it is known to be wrong, the test asserts what
+netbpf says, and then that the peer says otherwise: a peer that was mended is a skip with its
+version, as that is no failure of ours. What a peer gets wrong by chance is only recorded.
 
 `Watcher(tool, directory)` starts one of those that `bcc`, `libbpf` and `bpftrace` name; where it
 cannot run, the test is skipped and says why.
@@ -7,66 +11,16 @@ cannot run, the test is skipped and says why.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import harness
 import pytest
-from harness import START_TIMEOUT, TIMEOUT, wait_until
+from harness import SLOW, START_TIMEOUT, TIMEOUT, Run, wait_until
 from traffic import Line
-
-# It finds its tracepoint through tracefs: mounted where only this process sees it.
-_COMMAND = "mount -t tracefs none /sys/kernel/tracing; exec tcplife -w"
-_COLUMNS = 9  # PID COMM LADDR LPORT RADDR RPORT TX_KB RX_KB MS
-
-
-class PeerTcplife:
-    """The peer's tool, attached when the constructor returns."""
-
-    def __init__(self, directory: Path) -> None:
-        self._out = directory / "tcplife"
-        with self._out.open("wb") as out:
-            line = ["unshare", "--mount", "sh", "-c", _COMMAND]
-            self._process = subprocess.Popen(
-                line, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-            )
-        try:
-            wait_until(self._attached, what="libbpf-tools' tcplife to attach")
-        except AssertionError:
-            self.kill()
-            raise
-
-    @staticmethod
-    def installed() -> bool:
-        """Is it there? bcc's tool of that name is another one, and called tcplife-bpfcc."""
-        return shutil.which("tcplife") is not None
-
-    def stop(self) -> list[tuple[str, ...]]:
-        """End it and return (laddr, lport, raddr, rport, tx_kb, rx_kb) of each session."""
-        # Its output is buffered until it ends in order.
-        self._process.send_signal(2)
-        assert self._process.wait(TIMEOUT) == 0, self._out.read_text()
-        text = self._out.read_text().replace("::ffff:", "")
-        rows = [line.split() for line in text.splitlines()[1:]]
-        return [tuple(row[2:8]) for row in rows if len(row) == _COLUMNS]
-
-    def kill(self) -> None:
-        """End it whatever it does."""
-        harness.kill(self._process)
-
-    def _attached(self) -> bool:
-        assert self._process.poll() is None, self._out.read_text()
-        found = set()
-        with contextlib.suppress(FileNotFoundError):
-            for descriptor in Path(f"/proc/{self._process.pid}/fd").iterdir():
-                found.add(os.readlink(descriptor))
-        # It makes the epoll instance of its reader after it has attached.
-        return {"anon_inode:bpf_link", "anon_inode:[eventpoll]"} <= found
-
 
 _HEAD = re.compile(r"^(Tracing|TIME|PID)\b", re.MULTILINE)
 _WITHOUT = re.compile(r"could not attach probe k(ret)?probe:.*")
@@ -181,6 +135,46 @@ class Watcher:
             call = Path(f"/proc/{self._process.pid}/syscall").read_text().split()[0]
             return call in _WAITING
         return False
+
+
+# --- side by side ---------------------------------------------------------------------------------
+
+Record = Callable[[Tool, object], None]  # the fixture `record`: notes a peer's words
+
+
+def tools(*found: Tool) -> Any:
+    """Parameters of a fixture: one peer after the other."""
+    return {"scope": "module", "params": found, "ids": [tool.kind for tool in found]}
+
+
+@contextlib.contextmanager
+def watched(
+    tool: Tool, factory: pytest.TempPathFactory, name: str, *words: object
+) -> Iterator[tuple[Watcher, Run]]:
+    """Let the peer and a tool of netbpf watch, in the block; WORDS are netbpf's."""
+    peer = Watcher(tool, factory.mktemp("peer"))
+    try:
+        with harness.running(factory.mktemp("netbpf"), name, *words) as run:
+            yield peer, run
+    finally:
+        peer.kill()
+
+
+def at_fault(tool: Tool, wrong: bool, said: object, record: Record) -> None:
+    """Note what a peer said that is known to be wrong, or say that it was mended."""
+    record(tool, said)
+    if not wrong:
+        pytest.skip(f"{tool} {tool.version()} is right here, and was not before: {said}")
+
+
+def near(value: float, wanted: float, rounded: float = 0.0) -> bool:
+    """Are both the same time (us), but for what two probes and rounding make of it?"""
+    return abs(value - wanted) <= rounded + 2000 * SLOW + 0.05 * wanted
+
+
+def strings(words: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return what a peer prints of the same values."""
+    return tuple(map(str, words))
 
 
 # --- what they say --------------------------------------------------------------------------------

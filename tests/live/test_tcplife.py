@@ -15,7 +15,6 @@ import pytest
 import traffic
 from crowd import CONTAINER, NOBODY, QUICK_ENDS, Crowd
 from harness import SLOW, Json, Run, seconds, wait_until
-from peer_tools import PeerTcplife
 from traffic import ENDS, FAMILIES, OWN_PORTS, Line, Peer, Plan, Session
 
 THOUSAND = 1009
@@ -35,14 +34,13 @@ class Thousand(NamedTuple):
     sessions: list[Session]
     events: list[Json]
     summary: Json
-    peer: list[tuple[str, ...]] | None  # what libbpf-tools' tcplife printed meanwhile
     began: float
     ended: float
 
 
 @pytest.fixture(scope="module")
 def thousand(crowd: Crowd, tmp_path_factory: pytest.TempPathFactory) -> Thousand:
-    """All kinds of sessions, watched by netbpf and by the peer's tool at once.
+    """All kinds of sessions.
 
     In an emulated machine once more if the tool says that the kernel skipped a run of a program:
     there a run takes long, and an interrupt may come in the midst of it.
@@ -55,18 +53,12 @@ def thousand(crowd: Crowd, tmp_path_factory: pytest.TempPathFactory) -> Thousand
 
 
 def played(crowd: Crowd, tmp_path_factory: pytest.TempPathFactory) -> Thousand:
-    peer = PeerTcplife(tmp_path_factory.mktemp("peer")) if PeerTcplife.installed() else None
     directory = tmp_path_factory.mktemp("thousand")
-    try:
-        with harness.running(directory, "tcplife", "--buffer", "4m") as run:
-            began = time.time()
-            sessions = crowd.play(THOUSAND, tuple(ENDS))
-            ended = time.time()
-        rows = peer.stop() if peer else None
-    finally:
-        if peer:
-            peer.kill()
-    return Thousand(sessions, crowd.ours(run.events), run.summary, rows, began, ended)
+    with harness.running(directory, "tcplife", "--buffer", "4m") as run:
+        began = time.time()
+        sessions = crowd.play(THOUSAND, tuple(ENDS))
+        ended = time.time()
+    return Thousand(sessions, crowd.ours(run.events), run.summary, began, ended)
 
 
 def test_every_session_is_reported_exactly_once_with_exact_bytes_owner_role_and_close(
@@ -89,35 +81,6 @@ def test_events_carry_their_own_time(thousand: Thousand) -> None:
     assert thousand.began - 0.01 <= min(stamps)
     assert max(stamps) <= thousand.ended + 0.01
     assert max(stamps) - min(stamps) > 0.9  # not the time of printing: timeouts alone take 1 s
-
-
-@pytest.mark.skipif(
-    not PeerTcplife.installed(), reason="needs libbpf-tools' tcplife: apt install libbpf-tools"
-)
-def test_peer_sees_the_same_sessions_and_bytes_once_syn_and_fin_are_taken_off(
-    thousand: Thousand,
-) -> None:
-    assert thousand.peer is not None
-    shown: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for row in thousand.peer:
-        shown.setdefault(row[:4], []).append(row[4:])
-    expected = [line for session in thousand.sessions for line in session.lines()]
-    ours = [(tuple(map(str, ends_of(line._asdict()))), line) for line in expected]
-    counted = Counter(key for key, _ in ours)
-    assert {key: len(shown.get(key, ())) for key in counted} == counted
-    wrong = [(line, shown[key]) for key, line in ours if not any(same(line, r) for r in shown[key])]
-    assert not wrong, f"{len(wrong)}: {wrong[:5]}"
-
-
-def same(line: Line, shown: tuple[str, ...]) -> bool:
-    """Are the peer's TX_KB and RX_KB this line's bytes, with the octets that TCP adds?"""
-    failed = line.close in ("refused", "timeout")
-    fin = line.close in ("fin-local", "fin-remote")
-    syn = line.role == "active" and not failed
-    # One that closed first may be gone before the other's FIN arrives, and then has not seen it.
-    fins_received = {0, 1} if line.close == "fin-local" else {int(fin)}
-    received = {f"{(line.rx_bytes + n) / 1024:.2f}" for n in fins_received}
-    return shown[0] == f"{(line.tx_bytes + syn + fin) / 1024:.2f}" and shown[1] in received
 
 
 # --- times ---------------------------------------------------------------------------------------
