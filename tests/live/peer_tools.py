@@ -4,8 +4,8 @@ Where a peer is right, both must say the same. Where it is known to be wrong, th
 netbpf says, and then that the peer says otherwise: a peer that was mended is a skip with its
 version, as that is no failure of ours. What a peer gets wrong by chance is only recorded.
 
-`Watcher(tool, directory)` starts one of those that `bcc`, `libbpf` and `bpftrace` name; where it
-cannot run, the test is skipped and says why.
+`Watcher(tool, directory)` starts one of those that `bcc`, `libbpf`, `bpftrace` and `book` name;
+where it cannot run, the test is skipped and says why.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ exec "$@"
 """
 
 
+# No package has the book's scripts, and they are not ours to copy. Whoever has them puts them here.
+BOOK = Path(__file__).parent / "book"
+
+
 class Tool(NamedTuple):
     """A tool of others: which kind of tool, its name, its package, and its command line."""
 
@@ -47,6 +51,11 @@ class Tool(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} of {self.kind}"
+
+    @property
+    def script(self) -> bool:
+        """Is it one that bpftrace runs? bpftrace's own are descendants of the book's."""
+        return self.command[0] == "bpftrace"
 
     def version(self) -> str:
         """Return the version of its package, if Debian's package manager knows it."""
@@ -73,6 +82,13 @@ def bpftrace(name: str) -> Tool:
     return Tool("bpftrace", f"{name}.bt", "bpftrace", ("bpftrace", f"/usr/sbin/{name}.bt"))
 
 
+def book(name: str, *words: str) -> Tool:
+    """Name a script of the book BPF Performance Tools, chapter 10."""
+    return Tool(
+        "the book", f"{name}.bt", "bpftrace", ("bpftrace", *words, str(BOOK / f"{name}.bt"))
+    )
+
+
 class Watcher:
     """A tool of others at work; all its probes are attached when the constructor returns."""
 
@@ -80,8 +96,15 @@ class Watcher:
         self.tool = tool
         self._out = directory / "peer"
         for word in tool.command:
-            if word.startswith("/usr/sbin/") and not Path(word).exists():
-                pytest.skip(f"no {tool} here: apt install {tool.package}")
+            if word.startswith("/") and not Path(word).exists():
+                mend = (
+                    f"apt install {tool.package}"
+                    if BOOK not in Path(word).parents
+                    else (
+                        "its repository, bpf-perf-tools-book, has it; tests/live/book is the place"
+                    )
+                )
+                pytest.skip(f"no {tool} here: {mend}")
         with self._out.open("wb") as out:
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "sh", "-c", _MOUNTED, "sh", *tool.command],
@@ -109,7 +132,7 @@ class Watcher:
 
     def stop(self) -> None:
         """Let it end in order: some tools speak only then."""
-        self._waits()
+        wait_until(self._waits, what=f"{self.tool} to be done with what it has")
         self._process.send_signal(2)
         self._process.wait(TIMEOUT)
 
@@ -183,6 +206,8 @@ _AGAIN = re.compile(
     r"^\S+ +(\d+) +(?:\d +)?(\S+:\d+) +(?:([RL])> +)?(\S+:\d+) +(\w+)", re.MULTILINE
 )
 _LIMIT = re.compile(r"(?:backlog_max = |@backlog\[)(\d+)")
+_MAP = re.compile(r"@(\w+): *$")
+_MAP_BUCKET = re.compile(r"[\[(](?:\.\.\.)?(\d+)([KMG]?)(?:, \S+)?[\])] +(\d+) ")
 _BUCKET = re.compile(r"\s*\[?(\d+)(?:\s*->\s*\d+|\]|, \d+\))\s*:?\s+(\d+)\b")
 
 
@@ -215,8 +240,21 @@ def samples(text: str) -> dict[int, dict[int, int]]:
 
 
 def accepts(peer: Watcher) -> list[list[str]]:
-    """Return [pid, comm, raddr, rport, laddr, lport, more...] of each line of tcpaccept."""
-    rows = peer.rows(7)
+    """Return [pid, comm, raddr, rport, more...] of each line of tcpaccept and soaccept.bt."""
+    rows = peer.rows(6)
     if peer.tool.kind == "bpftrace":  # TIME comes first
         return [row[1:] for row in rows]
-    return [row[:2] + row[3:] for row in rows]  # without IP, the version
+    return [row[:2] + row[3:] for row in rows]  # without the version of IP, or the family
+
+
+def maps(text: str) -> dict[str, dict[int, int]]:
+    """Return the histograms that bpftrace prints at its end: {name: {lower bound: count}}."""
+    found: dict[str, dict[int, int]] = {}
+    name = ""
+    for line in text.splitlines():
+        if head := _MAP.match(line):
+            name = head[1]
+        elif bucket := _MAP_BUCKET.match(line):
+            low = int(bucket[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[bucket[2]]
+            found.setdefault(name, {})[low] = int(bucket[3])
+    return found

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import resolver
 from harness import Json
-from peer_tools import Record, Tool, at_fault, bcc, bpftrace, libbpf, near, tools, watched
+from peer_tools import Record, Tool, at_fault, bcc, book, bpftrace, libbpf, near, tools, watched
 from test_gethostlatency import LATE, Lab, expected
 
 QUESTIONS = [
@@ -30,7 +30,9 @@ class Lookups(NamedTuple):
     rows: dict[str, list[list[str]]]
 
 
-@pytest.fixture(**tools(libbpf("gethostlatency"), bpftrace("gethostlatency")))
+@pytest.fixture(
+    **tools(libbpf("gethostlatency"), bpftrace("gethostlatency"), book("gethostlatency"))
+)
 def lookups(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Lookups:
     with resolver.namespace() as namespace:
         lab = Lab(namespace, tmp_path_factory.mktemp("lab"))
@@ -55,7 +57,7 @@ def test_gethostlatency_sees_the_lookups_and_times_that_its_peers_see(lookups: L
         if not function.endswith("_r"):
             (row,) = lookups.rows[str(said["pid"])]
             assert row[2:3] + row[4:] == [event["comm"], host]
-            rounded = 1000 if lookups.tool.kind == "bpftrace" else 10
+            rounded = 1000 if lookups.tool.script else 10
             assert near(float(row[3]) * 1000, event["latency_us"], rounded), (row, event)
 
 

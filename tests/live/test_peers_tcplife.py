@@ -10,7 +10,19 @@ import pytest
 import traffic
 from crowd import Crowd
 from harness import Json, wait_until
-from peer_tools import Record, Tool, at_fault, bcc, bpftrace, libbpf, near, strings, tools, watched
+from peer_tools import (
+    Record,
+    Tool,
+    at_fault,
+    bcc,
+    book,
+    bpftrace,
+    libbpf,
+    near,
+    strings,
+    tools,
+    watched,
+)
 from test_tcplife import ends_of, worker
 from traffic import ENDS, Line, Session
 
@@ -25,7 +37,9 @@ class Life(NamedTuple):
     rows: dict[tuple[Any, ...], list[list[str]]]
 
 
-@pytest.fixture(**tools(libbpf("tcplife", "-w"), bcc("tcplife"), bpftrace("tcplife")))
+@pytest.fixture(
+    **tools(libbpf("tcplife", "-w"), bcc("tcplife"), bpftrace("tcplife"), book("tcplife"))
+)
 def life(request: Any, crowd: Crowd, tmp_path_factory: pytest.TempPathFactory) -> Life:
     with watched(request.param, tmp_path_factory, "tcplife") as (peer, run):
         sessions = crowd.play(60, tuple(ENDS))
@@ -93,7 +107,7 @@ def test_tcplife_measures_the_durations_that_its_peers_measure(life: Life) -> No
         if event["duration_us"]:
             wanted = event["duration_us"]
             # Two measure from the end of the handshake, bpftrace from the begin of an active one.
-            if life.tool.kind == "bpftrace" and line.role == "active":
+            if life.tool.script and line.role == "active":
                 wanted += event["handshake_us"]
             assert near(milliseconds * 1000, wanted, rounded=1000), (event, life.rows[key])
             checked += 1

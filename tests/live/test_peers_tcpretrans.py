@@ -13,7 +13,7 @@ import pytest
 import test_tcpretrans as retransmissions
 import traffic
 from harness import Json, Run, wait_until
-from peer_tools import Record, Tool, at_fault, bcc, bpftrace, tools, watched
+from peer_tools import Record, Tool, at_fault, bcc, book, bpftrace, tools, watched
 from test_tcpretrans import Pair
 from topology import Host
 
@@ -37,7 +37,7 @@ class Again(NamedTuple):
     lines: list[tuple[str, ...]]
 
 
-@pytest.fixture(**tools(bcc("tcpretrans", "-l"), bpftrace("tcpretrans")))
+@pytest.fixture(**tools(bcc("tcpretrans", "-l"), bpftrace("tcpretrans"), book("tcpretrans")))
 def again(
     request: Any, two_hosts: tuple[Host, Host], tmp_path_factory: pytest.TempPathFactory
 ) -> Again:
@@ -114,7 +114,7 @@ def test_tcpretrans_sees_the_retransmissions_that_its_peers_see(again: Again) ->
     kinds = {event["kind"] for event in again.events}
     assert {"SYN", "SYNACK", "TLP", "FAST"} <= kinds, "the test itself failed"
     # bpftrace's probe is below the timer and above tail loss probes.
-    unseen = {"SYNACK", "TLP"} if again.tool.kind == "bpftrace" else {"SYNACK"}
+    unseen = {"SYNACK", "TLP"} if again.tool.script else {"SYNACK"}
     told = [event for event in again.events if event["kind"] not in unseen]
     wanted = Counter((*both_ends(event), event["state"]) for event in told)
     assert Counter((one[1], one[3], one[4]) for one in again.lines if one[2] != "L") == wanted

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import peer_tools
 import pytest
 from harness import Json, Run
-from peer_tools import Record, Tool, at_fault, bcc, bpftrace, libbpf, tools, watched
+from peer_tools import Record, Tool, at_fault, bcc, book, bpftrace, libbpf, tools, watched
 from test_tcpsynbl import Clients, listening, overflow, port_of
 from topology import Host
 
@@ -26,7 +26,9 @@ class Queues(NamedTuple):
     text: str
 
 
-@pytest.fixture(**tools(libbpf("tcpsynbl"), bcc("tcpsynbl"), bpftrace("tcpsynbl")))
+@pytest.fixture(
+    **tools(libbpf("tcpsynbl"), bcc("tcpsynbl"), bpftrace("tcpsynbl"), book("tcpsynbl"))
+)
 def queues(request: Any, one_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Queues:
     words = ("tcpsynbl", "--netns", one_host.inode)
     with (
