@@ -31,7 +31,7 @@ static inline int on_entry(struct pt_regs *ctx, u8 func, u64 host, u8 family, u6
 		}
 		return 0;
 	}
-	if (from_go())
+	if (from_go(func, host, family))
 		return 0;
 	call = begin(&key, func);
 	if (!call)

@@ -20,9 +20,12 @@
 #define GO_ROUTINE(ctx) ((ctx)->regs[28])
 #endif
 
-/* By thread: when Go said that it is about to call libc for a lookup that is known already. */
-BPF_TABLE("lru_hash", u64, u64, cgo_calls, 4096);
-#define CGO_NS 10000000 /* it takes 7 to 18 us */
+/* What Go hands to libc for a lookup that is known already: the pointer that libc gets, too. */
+struct cgo_call {
+	u64 argument;
+	u64 pid;
+};
+BPF_TABLE("lru_hash", struct cgo_call, u8, cgo_calls, 4096);
 /* By process: where net.DNSError has its flags. Its programs run at the lookups' entries, too. */
 BPF_TABLE("lru_hash", u32, u64, go_errors, 4096);
 
@@ -79,16 +82,19 @@ static inline bool is_address(const char *text)
 	return digits && !text[15];
 }
 
-/* Did Go announce this call? Once only, and not for ever: it may have gone another way. */
-static inline bool from_go(void)
+/*
+ * Did Go announce this call? However long ago: the thread may have waited since, on a busy machine or
+ * for a page. The entry stays, as getnameinfo() of glibc asks again with a larger buffer; Go's memory
+ * is nobody else's, so the same pointer is never that of another's call.
+ */
+static inline bool from_go(u8 func, u64 argument, u8 family)
 {
-	u64 id = bpf_get_current_pid_tgid(), now = bpf_ktime_get_ns();
-	u64 *announced = cgo_calls.lookup(&id);
-	bool recent = announced && now - *announced < CGO_NS;
+	struct cgo_call key = {.argument = argument, .pid = current_pid()};
 
-	if (announced)
-		cgo_calls.delete(&id);
-	return recent;
+	/* getnameinfo() gets a socket address, and looks up sin6_addr or sin_addr in it. */
+	if (func == BY_ADDR_R)
+		key.argument -= family == AF_INET6 ? 8 : 4;
+	return cgo_calls.lookup(&key) != NULL;
 }
 
 static inline void go_key(struct call_key *key, u64 goroutine, u8 func)
@@ -182,12 +188,16 @@ int go_addr_ret_uprobe(struct pt_regs *ctx)
 }
 #endif
 #ifdef USE_go_libc_uprobe
-/* Go is about to call libc for a lookup that is known from its own functions. */
+/*
+ * Go is about to call libc for a lookup that is known from its own functions. What cgo generates is
+ * pinned to the calling convention that has all arguments on the stack (ABI0, go:cgo_unsafe_args).
+ */
 int go_libc_uprobe(struct pt_regs *ctx)
 {
-	u64 id = bpf_get_current_pid_tgid(), now = bpf_ktime_get_ns();
+	struct cgo_call key = {.argument = read_user_word(CALL_SP(ctx) + 8), .pid = current_pid()};
+	u8 known = 1;
 
-	cgo_calls.update(&id, &now);
+	cgo_calls.update(&key, &known);
 	return 0;
 }
 #endif

@@ -27,8 +27,9 @@ Three traps for whoever attaches:
   in between. Key by (process, goroutine, function); a second entry is not a second lookup.
 - lookupIPAddr also answers IP literals, among them Go's own dial to the name server from inside a
   lookup. Those are no name lookups: leave out what parses as an address.
-- With cgo, Go may ask libc: `libc_calls` run on the thread that calls libc's function right
-  after. That call belongs to the lookup already seen.
+- With cgo, Go may ask libc: `libc_calls` are entered before, with the first argument of libc's
+  function on the stack, above the return address. libc's call with the same pointer belongs to the
+  lookup already seen.
 """
 
 from __future__ import annotations
