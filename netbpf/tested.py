@@ -71,12 +71,12 @@ def results() -> dict[str, Any]:
 
 
 def results_rows(tools: Sequence[Tool], machines: Mapping[str, Any]) -> Rows:
-    """Return a row for each tool, with what came of its tests on each machine."""
+    """Return a row for each tool, with what came of its tests on each machine; others come last."""
     head = [f"{facts['release']}<br>bcc {facts['bcc']}" for facts in machines.values()]
     rows: Rows = [("tool", *head)]
-    for tool in tools:
-        cells = [_count(facts["tools"].get(tool.name)) for facts in machines.values()]
-        rows.append((f"`{tool.name}`", *cells))
+    names = {tool.name: f"`{tool.name}`" for tool in tools}
+    for name, shown in {**names, "other": "others"}.items():
+        rows.append((shown, *(_count(facts["tools"].get(name)) for facts in machines.values())))
     return rows
 
 
