@@ -194,7 +194,7 @@ def test_retransmissions_under_reordering_are_lines_although_nothing_was_lost(ne
         session.transfer(up=100_003)
         how = ("delay", "20ms", "reorder", "30%", "limit", "10000")
         with disturbed(router, *how):
-            reorder(session, left)
+            reorder(session, left, right)
             assert lost(router) == 0
         session.end()
     assert far["TcpExtTCPOFOQueue"] > 0, "the test itself failed: all came in order"
@@ -208,14 +208,19 @@ def test_retransmissions_under_reordering_are_lines_although_nothing_was_lost(ne
     assert {ends_of(event) for event in run.events} == {(session.local, session.remote)}
 
 
-def reorder(session: Session, left: Host) -> None:
-    """Transfer until a sender that believed in loss was told that there was none."""
-    before = left.snmp()["TcpExtTCPDSACKRecv"]
+def reorder(session: Session, left: Host, right: Host) -> None:
+    """Transfer until a sender believed in loss because of the order, and was told of its error."""
+    wanted = [
+        (right, "TcpExtTCPOFOQueue"),
+        (left, "TcpExtTCPFastRetrans"),
+        (left, "TcpExtTCPDSACKRecv"),
+    ]
+    before = [host.snmp()[name] for host, name in wanted]
     for _ in range(MANY):
         session.transfer(up=200_003)
-        if left.snmp()["TcpExtTCPDSACKRecv"] > before:
+        if all(host.snmp()[name] > old for (host, name), old in zip(wanted, before)):
             return
-    raise AssertionError("the test itself failed: nothing was sent twice")
+    raise AssertionError("the test itself failed: nothing came in another order and twice")
 
 
 # --- soconnect ------------------------------------------------------------------------------------
