@@ -338,3 +338,49 @@ def test_a_daemon_of_somebody_else_is_not_stopped(tmp_path, monkeypatch):
         host.stop_daemons()
         assert child.poll() is None
         child.kill()
+
+
+class Libvirt:
+    """What virsh says of two source trees' machines, and what it was told to remove."""
+
+    def __init__(self, running):
+        self.running = running
+        self.removed = []
+
+    def virsh(self, *words):
+        if words[0] in ("destroy", "undefine", "vol-delete", "net-destroy", "pool-destroy"):
+            self.removed.append(words[:2])
+            return ""
+        if words[0] == "dumpxml":
+            tree = str(host.WORK) if words[1] == "netbpf-vm-bookworm" else "/elsewhere/build/vm"
+            image = f"<source file='/images/{words[1]}.img'/>"
+            return f"<domain>{image}<source path='{tree}/x.serial'/></domain>"
+        if words[0] == "vol-list":
+            left = [f"{name}.img" for name in ("netbpf-vm-bookworm", "netbpf-vm-sid")]
+            return "\n".join(name for name in left if ("vol-delete", name) not in self.removed)
+        if words[0] == "list":
+            gone = [name for _, name in self.removed]
+            return "\n".join(name for name in self.running if name not in gone)
+        if words[0] == "net-dumpxml":
+            used = " connections='1'" if len(self.running) > 1 else ""
+            return f"<network{used}><bridge name='virbr9'/></network>"
+        return "netbpf-vm-none\n" if words[0] == "net-list" else ""
+
+
+@pytest.mark.parametrize("others", [(), ("netbpf-vm-sid",)])
+def test_machines_of_another_source_tree_keep_image_network_and_daemon(
+    others, tmp_path, monkeypatch
+):
+    libvirt, stopped = Libvirt(["netbpf-vm-bookworm", *others]), []
+    monkeypatch.setattr(host, "virsh", libvirt.virsh)
+    monkeypatch.setattr(host, "answers", lambda: True)
+    monkeypatch.setattr(host, "STATE", tmp_path / "before.json")
+    monkeypatch.setattr(host, "stop_daemons", lambda: stopped.append(True))
+    monkeypatch.setattr(host, "_restore_network", lambda before: None)
+    before = host.Before(started_daemons=True, libvirt={"volumes": [], "pools": ["default"]})
+    assert host.clean_up(before)
+    assert ("destroy", "netbpf-vm-bookworm") in libvirt.removed
+    assert ("vol-delete", "netbpf-vm-bookworm.img") in libvirt.removed
+    assert (("vol-delete", "netbpf-vm-sid.img") in libvirt.removed) is not bool(others)
+    assert (("net-destroy", "netbpf-vm-none") in libvirt.removed) is not bool(others)
+    assert bool(stopped) is not bool(others)

@@ -89,6 +89,12 @@ def our_domains() -> list[str]:
     return [name for name in found if f"'{WORK}/" in virsh("dumpxml", name)]
 
 
+def others_machines(*which: str) -> list[str]:
+    """Return the machines that are not this lab's; those of another source tree's are not."""
+    ours = our_domains()
+    return [name for name in names("list", *which, "--name") if name not in ours]
+
+
 def answers() -> bool:
     """Return whether a libvirt daemon answers."""
     return ask([*VIRSH, "version"], limit=20)[0] == 0
@@ -169,7 +175,9 @@ def remove_machine(name: str) -> None:
 def remove_volumes(before: Before, machine: str = "") -> None:
     """Remove images of this run: those of one machine, or all; none that another is based on."""
     known = (before.libvirt or {}).get("volumes", [])
+    in_use = "".join(virsh("dumpxml", name) for name in others_machines("--all"))
     ours = [name for name in volumes() if name.startswith(PREFIX) and name not in known]
+    ours = [name for name in ours if f"/{name}'" not in in_use]
     if machine:
         box = f"{PREFIX}VAGRANTSLASH-{machine}_vagrant_box_image_"
         ours = [name for name in ours if name == f"{PREFIX}{machine}.img" or name.startswith(box)]
@@ -210,6 +218,9 @@ def clean_up(before: Before) -> bool:
         for name in our_domains():
             remove_machine(name)
         remove_volumes(before)
+        if before.started_daemons and others_machines():
+            say("libvirt's daemons stay: somebody else's machine runs")
+            before.started_daemons = False
         _remove_networks(before)
         _remove_pool(before)
     left = our_domains() if before.libvirt is not None else []
