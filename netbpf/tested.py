@@ -19,6 +19,7 @@ from netbpf.kernel.select import Choice, select
 
 _TREE = Path(__file__).resolve().parents[1]
 _NONE = "-"
+_ENDS = ("passed", "failed", "skipped")
 Rows = list[Sequence[str]]
 
 
@@ -74,14 +75,18 @@ def results_rows(tools: Sequence[Tool], machines: Mapping[str, Any]) -> Rows:
     """Return a row for each tool, with what came of its tests on each machine; others come last."""
     head = [f"{facts['release']}<br>bcc {facts['bcc']}" for facts in machines.values()]
     rows: Rows = [("tool", *head)]
-    names = {tool.name: f"`{tool.name}`" for tool in tools}
-    for name, shown in {**names, "other": "others"}.items():
-        rows.append((shown, *(_count(facts["tools"].get(name)) for facts in machines.values())))
+    for tool in tools:
+        cells = [_count([facts["tests"].get(tool.name, {})]) for facts in machines.values()]
+        rows.append((f"`{tool.name}`", *cells))
+    names = {tool.name for tool in tools}
+    others = [
+        [counts for name, counts in facts["tests"].items() if name not in names]
+        for facts in machines.values()
+    ]
+    rows.append(("others", *map(_count, others)))
     return rows
 
 
-def _count(counts: Any) -> str:
-    if not counts:
-        return "not run"
-    parts = [f"{counts[name]} {name}" for name in ("passed", "failed", "skipped") if counts[name]]
-    return ", ".join(parts)
+def _count(counts: Sequence[Mapping[str, int]]) -> str:
+    sums = {name: sum(one.get(name, 0) for one in counts) for name in _ENDS}
+    return ", ".join(f"{number} {name}" for name, number in sums.items() if number) or "not run"

@@ -185,10 +185,10 @@ def outcome_of(junit="", **members):
 
 def test_tests_are_counted_for_the_tool_that_they_are_named_after():
     outcome = outcome_of(JUNIT)
-    assert {tool: str(counts) for tool, counts in outcome.tools.items()} == {
+    assert {name: str(counts) for name, counts in outcome.tests.items()} == {
         "tcplife": "1/2/0",
         "netsize": "0/1/1",
-        "other": "1/0/0",
+        "runner": "1/0/0",
     }
     assert outcome.failing == [
         "tests/live/test_tcplife.py::test_reset[v6]",
@@ -210,6 +210,7 @@ def test_table_has_a_column_for_each_machine_and_names_what_failed():
     lines = text.splitlines()
     assert lines[0].split() == ["bullseye", "sid"]
     assert "tcplife  -           1/2/0" in lines
+    assert "other    -           1/0/0" in lines
     assert "result   no machine  failed" in lines
     assert "bullseye: vagrant up took longer than 10 min" in lines
     assert "sid: failed: tests/live/test_tcplife.py::test_reset[v6]" in lines
@@ -247,14 +248,15 @@ def test_progress_is_read_from_lines_of_pytest(tmp_path):
     assert machine.progress(tmp_path / "none") == (0, 0, 0)
 
 
-def test_results_are_merged_tool_by_tool_until_something_else_changes():
+def test_results_are_merged_one_by_one_until_something_else_changes():
     facts = {"release": "7.2.1", "bcc": "0.37.0", "python": "3.14.2"}
-    old = {"userland": "sid", **facts, "tools": {"soaccept": {"passed": 9}}}
+    old = {"userland": "sid", **facts, "tests": {"soaccept": {"passed": 9}, "gone": {"passed": 1}}}
     new = report.merged(old, outcome_of(PASSING, facts=facts))
-    assert new["tools"]["soaccept"] == {"passed": 9}
-    assert new["tools"]["netsize"] == {"passed": 1, "failed": 0, "skipped": 0}
+    assert new["tests"]["soaccept"] == {"passed": 9}
+    assert new["tests"]["netsize"] == {"passed": 1, "failed": 0, "skipped": 0}
+    assert "gone" not in new["tests"], "no such test file"
     other = report.merged({**old, "bcc": "0.36.0"}, outcome_of(PASSING, facts=facts))
-    assert set(other["tools"]) == {"netsize"}
+    assert set(other["tests"]) == {"netsize"}
 
 
 def test_recordings_are_kept_but_not_those_of_machines_that_died(tmp_path):

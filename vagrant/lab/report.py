@@ -27,6 +27,11 @@ class Counts:
     def __str__(self) -> str:
         return f"{self.passed}/{self.failed}/{self.skipped}"
 
+    def __add__(self, more: Counts) -> Counts:
+        return Counts(
+            self.passed + more.passed, self.failed + more.failed, self.skipped + more.skipped
+        )
+
 
 @dataclass
 class Outcome:
@@ -37,7 +42,8 @@ class Outcome:
     died: str = ""
     status: int = 0
     facts: dict[str, str] = field(default_factory=dict)
-    tools: dict[str, Counts] = field(default_factory=dict)
+    # By tool; what belongs to none, by its file: of test_netem.py as netem.
+    tests: dict[str, Counts] = field(default_factory=dict)
     failing: list[str] = field(default_factory=list)
     skips: list[str] = field(default_factory=list)
 
@@ -68,8 +74,8 @@ def read_junit(outcome: Outcome, text: str, tools: set[str]) -> None:
         stem = next((part for part in module.split(".") if part.startswith("test_")), "")
         # A test of all tools names its own in the parameters: test_x[tcplife].
         words = [stem[5:], *re.split(r"[][-]", case.get("name") or "")]
-        tool = next((word for word in words if word in tools), OTHER)
-        _count(outcome, case, outcome.tools.setdefault(tool, Counts()))
+        name = next((word for word in words if word in tools), stem[5:] or OTHER)
+        _count(outcome, case, outcome.tests.setdefault(name, Counts()))
 
 
 def _count(outcome: Outcome, case: ElementTree.Element, counts: Counts) -> None:
@@ -96,18 +102,27 @@ def test_id(case: ElementTree.Element) -> str:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return tools by machines, "passed/failed/skipped" in each cell, and what failed."""
-    tools = sorted({tool for outcome in outcomes for tool in outcome.tools} - {OTHER})
-    tools += [OTHER] if any(OTHER in outcome.tools for outcome in outcomes) else []
+    cells = [_by_tool(outcome) for outcome in outcomes]
+    tools = sorted({tool for column in cells for tool in column} - {OTHER})
+    tools += [OTHER] if any(OTHER in column for column in cells) else []
     lines = [
         ["", *(outcome.row.name for outcome in outcomes)],
         ["kernel", *(outcome.facts.get("release", "-") for outcome in outcomes)],
         ["bcc", *(outcome.facts.get("bcc", "-") for outcome in outcomes)],
     ]
-    lines += [[tool, *(str(o.tools.get(tool, "-")) for o in outcomes)] for tool in tools]
+    lines += [[tool, *(str(column.get(tool, "-")) for column in cells)] for tool in tools]
     lines += [["result", *(_result(outcome) for outcome in outcomes)]]
     widths = [max(map(len, column)) for column in zip(*lines)]
     shown = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     return "\n".join([*shown, "cells: passed/failed/skipped", *_troubles(outcomes)])
+
+
+def _by_tool(outcome: Outcome) -> dict[str, Counts]:
+    tools, found = tool_names(), dict[str, Counts]()
+    for name, counts in outcome.tests.items():
+        key = name if name in tools else OTHER
+        found[key] = found.get(key, Counts()) + counts
+    return found
 
 
 def _result(outcome: Outcome) -> str:
@@ -150,8 +165,10 @@ def save(outcomes: Iterable[Outcome], rows: Sequence[Row], work: Path, project: 
 
 
 def merged(old: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """Return a row of results.json; tools that did not run keep theirs if nothing else changed."""
+    """Return a row of results.json; what did not run stays as it was if nothing else changed."""
     facts = {"userland": outcome.row.userland, **outcome.facts}
     same = all(old.get(name) == value for name, value in facts.items())
-    tools = {name: asdict(counts) for name, counts in outcome.tools.items()}
-    return {**facts, "tools": {**(old.get("tools", {}) if same else {}), **tools}}
+    there = {path.stem[5:] for path in (PROJECT / "tests" / "live").glob("test_*.py")}
+    kept = {name: counts for name, counts in old.get("tests", {}).items() if name in there}
+    tests = {name: asdict(counts) for name, counts in outcome.tests.items()}
+    return {**facts, "tests": {**(kept if same else {}), **tests}}
