@@ -376,6 +376,7 @@ def test_machines_of_another_source_tree_keep_image_network_and_daemon(
     libvirt, stopped = Libvirt(["netbpf-vm-bookworm", *others]), []
     monkeypatch.setattr(host, "virsh", libvirt.virsh)
     monkeypatch.setattr(host, "answers", lambda: True)
+    monkeypatch.setattr(host, "WORK", tmp_path)
     monkeypatch.setattr(host, "STATE", tmp_path / "before.json")
     monkeypatch.setattr(host, "stop_daemons", lambda: stopped.append(True))
     monkeypatch.setattr(host, "_restore_network", lambda before: None)
