@@ -30,6 +30,9 @@ SOURCE_TREE = Path(__file__).resolve().parents[2]
 SLOW = float(os.environ.get("NETBPF_TEST_SLOW", "1"))
 START_TIMEOUT = 60 * SLOW
 TIMEOUT = 10 * SLOW
+# How often to try what fails when the kernel skips a run of a program, and says so. There a run
+# takes long enough for an interrupt to come in the midst of it.
+ATTEMPTS = 3 if SLOW > 1 else 1
 
 Json = dict[str, Any]
 Condition = Callable[[list[Json]], Any]

@@ -14,11 +14,10 @@ import harness
 import pytest
 import traffic
 from crowd import CONTAINER, NOBODY, QUICK_ENDS, Crowd
-from harness import SLOW, Json, Run, seconds, wait_until
+from harness import ATTEMPTS, SLOW, Json, Run, seconds, wait_until
 from traffic import ENDS, FAMILIES, OWN_PORTS, Line, Peer, Plan, Session
 
 THOUSAND = 1009
-ATTEMPTS = 3 if SLOW > 1 else 1
 
 
 def check(found: Counter[Line], wanted: Counter[Line]) -> None:
