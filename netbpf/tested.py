@@ -20,6 +20,7 @@ from netbpf.kernel.select import Choice, select
 _TREE = Path(__file__).resolve().parents[1]
 _NONE = "-"
 _ENDS = ("passed", "failed", "skipped")
+_OTHERS = "others"
 Rows = list[Sequence[str]]
 
 
@@ -75,18 +76,18 @@ def results_rows(tools: Sequence[Tool], machines: Mapping[str, Any]) -> Rows:
     """Return a row for each tool, with what came of its tests on each machine; others come last."""
     head = [f"{facts['release']}<br>bcc {facts['bcc']}" for facts in machines.values()]
     rows: Rows = [("tool", *head)]
-    for tool in tools:
-        cells = [_count([facts["tests"].get(tool.name, {})]) for facts in machines.values()]
-        rows.append((f"`{tool.name}`", *cells))
-    names = {tool.name for tool in tools}
-    others = [
-        [counts for name, counts in facts["tests"].items() if name not in names]
-        for facts in machines.values()
-    ]
-    rows.append(("others", *map(_count, others)))
+    names = [tool.name for tool in tools]
+    for name in (*names, _OTHERS):
+        shown = name if name == _OTHERS else f"`{name}`"
+        rows.append((shown, *(_count(facts["tests"], name, names) for facts in machines.values())))
     return rows
 
 
-def _count(counts: Sequence[Mapping[str, int]]) -> str:
-    sums = {name: sum(one.get(name, 0) for one in counts) for name in _ENDS}
-    return ", ".join(f"{number} {name}" for name, number in sums.items() if number) or "not run"
+def _count(tests: Mapping[str, Mapping[str, int]], tool: str, tools: Sequence[str]) -> str:
+    """Return the sums of a tool's tests, or of those of no tool; a member is FILE or FILE/TOOL."""
+    sums = dict.fromkeys(_ENDS, 0)
+    for name, counts in tests.items():
+        last = name.split("/")[-1]
+        if tool == (last if last in tools else _OTHERS):
+            sums = {end: number + counts.get(end, 0) for end, number in sums.items()}
+    return ", ".join(f"{number} {end}" for end, number in sums.items() if number) or "not run"

@@ -172,6 +172,7 @@ JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
 <testcase classname="tests.live.test_tcplife.TestOpen" name="test_it"><error/></testcase>
 <testcase classname="tests.live.test_netsize" name="test_gro"><skipped message="no GRO"/></testcase>
 <testcase classname="tests.live.test_runner" name="test_stop" />
+<testcase classname="tests.live.test_doctor" name="test_choice[x-tcplife]" />
 <testcase classname="" name="tests.live.test_netsize"><error message="cannot import"/></testcase>
 </testsuite></testsuites>"""
 
@@ -189,6 +190,7 @@ def test_tests_are_counted_for_the_tool_that_they_are_named_after():
         "tcplife": "1/2/0",
         "netsize": "0/1/1",
         "runner": "1/0/0",
+        "doctor/tcplife": "1/0/0",
     }
     assert outcome.failing == [
         "tests/live/test_tcplife.py::test_reset[v6]",
@@ -209,7 +211,7 @@ def test_table_has_a_column_for_each_machine_and_names_what_failed():
     text = report.table([absent, outcome_of(JUNIT, status=1, facts={"release": "7.2.1"})])
     lines = text.splitlines()
     assert lines[0].split() == ["bullseye", "sid"]
-    assert "tcplife  -           1/2/0" in lines
+    assert "tcplife  -           2/2/0" in lines
     assert "other    -           1/0/0" in lines
     assert "result   no machine  failed" in lines
     assert "bullseye: vagrant up took longer than 10 min" in lines
@@ -250,9 +252,13 @@ def test_progress_is_read_from_lines_of_pytest(tmp_path):
 
 def test_results_are_merged_one_by_one_until_something_else_changes():
     facts = {"release": "7.2.1", "bcc": "0.37.0", "python": "3.14.2"}
-    old = {"userland": "sid", **facts, "tests": {"soaccept": {"passed": 9}, "gone": {"passed": 1}}}
+    old = {
+        "userland": "sid",
+        **facts,
+        "tests": {"doctor/soaccept": {"passed": 9}, "gone": {"passed": 1}},
+    }
     new = report.merged(old, outcome_of(PASSING, facts=facts))
-    assert new["tests"]["soaccept"] == {"passed": 9}
+    assert new["tests"]["doctor/soaccept"] == {"passed": 9}
     assert new["tests"]["netsize"] == {"passed": 1, "failed": 0, "skipped": 0}
     assert "gone" not in new["tests"], "no such test file"
     other = report.merged({**old, "bcc": "0.36.0"}, outcome_of(PASSING, facts=facts))

@@ -42,7 +42,7 @@ class Outcome:
     died: str = ""
     status: int = 0
     facts: dict[str, str] = field(default_factory=dict)
-    # By tool; what belongs to none, by its file: of test_netem.py as netem.
+    # By file: those of test_netem.py as netem. Of a test of all tools by tool, too: doctor/tcplife.
     tests: dict[str, Counts] = field(default_factory=dict)
     failing: list[str] = field(default_factory=list)
     skips: list[str] = field(default_factory=list)
@@ -72,10 +72,18 @@ def read_junit(outcome: Outcome, text: str, tools: set[str]) -> None:
         # A file that cannot be collected has no class, and its module as name.
         module = case.get("classname") or case.get("name") or ""
         stem = next((part for part in module.split(".") if part.startswith("test_")), "")
+        name = stem[5:] or OTHER
         # A test of all tools names its own in the parameters: test_x[tcplife].
-        words = [stem[5:], *re.split(r"[][-]", case.get("name") or "")]
-        name = next((word for word in words if word in tools), stem[5:] or OTHER)
+        words = re.split(r"[][-]", case.get("name") or "")
+        if name not in tools:
+            name = "/".join([name, *(word for word in words if word in tools)][:2])
         _count(outcome, case, outcome.tests.setdefault(name, Counts()))
+
+
+def tool_of(name: str, tools: Iterable[str]) -> str:
+    """Return the tool that a member of `Outcome.tests` tells of, or OTHER."""
+    last = name.split("/")[-1]
+    return last if last in tools else OTHER
 
 
 def _count(outcome: Outcome, case: ElementTree.Element, counts: Counts) -> None:
@@ -120,8 +128,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def _by_tool(outcome: Outcome) -> dict[str, Counts]:
     tools, found = tool_names(), dict[str, Counts]()
     for name, counts in outcome.tests.items():
-        key = name if name in tools else OTHER
-        found[key] = found.get(key, Counts()) + counts
+        tool = tool_of(name, tools)
+        found[tool] = found.get(tool, Counts()) + counts
     return found
 
 
@@ -169,6 +177,7 @@ def merged(old: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     facts = {"userland": outcome.row.userland, **outcome.facts}
     same = all(old.get(name) == value for name, value in facts.items())
     there = {path.stem[5:] for path in (PROJECT / "tests" / "live").glob("test_*.py")}
-    kept = {name: counts for name, counts in old.get("tests", {}).items() if name in there}
+    before = old.get("tests", {})
+    kept = {name: counts for name, counts in before.items() if name.split("/")[0] in there}
     tests = {name: asdict(counts) for name, counts in outcome.tests.items()}
     return {**facts, "tests": {**(kept if same else {}), **tests}}
