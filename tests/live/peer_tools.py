@@ -35,8 +35,6 @@ for place in "tracefs /sys/kernel/tracing" "debugfs /sys/kernel/debug"; do
 done
 exec "$@"
 """
-
-
 # No package has the book's scripts, and they are not ours to copy. Whoever has them puts them here.
 BOOK = Path(__file__).parent / "book"
 
@@ -51,6 +49,13 @@ class Tool(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} of {self.kind}"
+
+    @property
+    def mend(self) -> str:
+        """How to get it."""
+        if str(BOOK) in self.command[-1]:
+            return "its repository, bpf-perf-tools-book, has it; its place is tests/live/book"
+        return f"apt install {self.package}"
 
     @property
     def script(self) -> bool:
@@ -97,14 +102,7 @@ class Watcher:
         self._out = directory / "peer"
         for word in tool.command:
             if word.startswith("/") and not Path(word).exists():
-                mend = (
-                    f"apt install {tool.package}"
-                    if BOOK not in Path(word).parents
-                    else (
-                        "its repository, bpf-perf-tools-book, has it; tests/live/book is the place"
-                    )
-                )
-                pytest.skip(f"no {tool} here: {mend}")
+                pytest.skip(f"no {tool} here: {tool.mend}")
         with self._out.open("wb") as out:
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "sh", "-c", _MOUNTED, "sh", *tool.command],
