@@ -4,20 +4,19 @@
 #include "sock.bpf.h"
 #include "files.bpf.h"
 #include "address.bpf.h"
+#include "earlier.bpf.h"
+#include "established.bpf.h"
+#include "request.bpf.h"
 
 KERNEL_FIELDS(sock, sk_ack_backlog, sk_max_ack_backlog, sk_receive_queue.qlen)
 
-#define UNKNOWN (~0ULL)
 #define NO_QUEUE (~0U)
 
 /* asm-generic/errno.h; the last one only inside the kernel: a call that a signal interrupted */
-enum { EAGAIN = 11, ERESTARTSYS = 512 };
+enum { EAGAIN = 11, ECANCELED = 125, ERESTARTSYS = 512 };
 
 enum total { TOTAL_WOULD_BLOCK, TOTAL_INTERRUPTED, TOTALS }; /* of the record Totals there */
 BPF_PERCPU_ARRAY(totals, u64, TOTALS);
-
-/* When a connection was established, until it is accepted; some never are: the oldest go. */
-BPF_TABLE("lru_hash", u64, u64, established, MAP_ENTRIES);
 
 /* The listening socket of an accept() that a thread is in. */
 BPF_HASH(listeners, u64, u64, MAP_ENTRIES);
@@ -46,16 +45,18 @@ struct acceptance {
 };
 
 /* Connections that wait in the listener's queue, and how many may. */
-static inline void read_queue(struct acceptance *ev, struct sock *sk)
+static inline void read_queue(struct acceptance *ev, struct sock *listener)
 {
-	if (READ(sk, __sk_common.skc_state) !=
-	    TCP_LISTEN) /* closed meanwhile; unix: the same number */
+	struct sock *sk = carrier_of(listener);
+
+	/* Closed meanwhile? Unix sockets have the same number. */
+	if (!sk || READ(sk, __sk_common.skc_state) != TCP_LISTEN)
 		return;
 	if (READ(sk, __sk_common.skc_family) == AF_UNIX)
 		ev->queue = READ(sk, sk_receive_queue.qlen);
 	else if (READ(sk, sk_protocol) == IPPROTO_TCP)
 		ev->queue = READ(sk, sk_ack_backlog);
-	else /* that of MPTCP is with its first subflow */
+	else
 		return;
 	ev->queue_max = READ(sk, sk_max_ack_backlog);
 }
@@ -76,38 +77,23 @@ static inline void read_ends(struct acceptance *ev, struct endpoints *ends, stru
 	}
 }
 
-static inline u64 waited(struct sock *sk)
-{
-	u64 key = (u64)sk, *since, wait;
-
-	/* Handed out before the handshake's last packet was through with: Fast Open, or a race */
-	if (READ(sk, __sk_common.skc_state) == TCP_SYN_RECV)
-		return 0;
-	since = established.lookup(&key);
-	if (!since)
-		return UNKNOWN;
-	wait = bpf_ktime_get_ns() - *since;
-	established.delete(&key);
-	return wait;
-}
-
-/* EAGAIN is how a program learns that there is no more: counted only. */
+/* EAGAIN is how a program learns that there is no more: counted only. io_uring has ECANCELED. */
 static inline bool is_only_counted(s32 ret)
 {
 	int which = ret == -EAGAIN ? TOTAL_WOULD_BLOCK : TOTAL_INTERRUPTED;
 	u64 *total = totals.lookup(&which);
 
-	if (ret != -EAGAIN && ret != -ERESTARTSYS)
+	if (ret != -EAGAIN && ret != -ERESTARTSYS && ret != -ECANCELED)
 		return false;
 	if (total)
 		*total += 1;
 	return true;
 }
 
-static inline int on_accepted(struct sock *listener, s32 ret)
+/* `ret` is the descriptor of the new connection `sk`, or an error below 0. */
+static inline int on_accepted(struct sock *listener, struct sock *sk, s32 ret)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct sock *sk = ret < 0 ? NULL : socket_of_fd(ret);
 	struct process process = {};
 	struct endpoints ends = {};
 	struct acceptance ev = {};
@@ -143,7 +129,7 @@ static inline int on_accepted(struct sock *listener, s32 ret)
 	ev.pid = process.pid;
 	ev.uid = process.uid;
 	__builtin_memcpy(ev.comm, process.comm, sizeof(ev.comm));
-	ev.fd = ret < 0 ? -1 : ret;
+	ev.fd = sk ? ret : -1;
 	ev.errno = ret < 0 ? -ret : 0;
 	ev.result = ev.errno;
 	ev.netns = ends.netns;
@@ -170,25 +156,34 @@ static inline int on_leave(s32 ret)
 
 	if (listener)
 		listeners.delete(&thread);
-	return on_accepted((struct sock *)listener, ret);
+	return on_accepted((struct sock *)listener, socket_of_fd(ret), ret);
 }
 
-static inline int on_state(struct sock *sk, int oldstate, int newstate)
+#if defined(HAVE_io_kiocb_opcode) && defined(HAVE_io_kiocb_file)
+static inline int on_ring_accept(struct io_kiocb *req, s32 ret)
 {
-	u64 key = (u64)sk, now;
+	struct sock *listener = socket_of_file(READ(req, file));
 
-	if (oldstate == TCP_SYN_RECV && newstate == TCP_ESTABLISHED &&
-	    READ(sk, sk_protocol) == IPPROTO_TCP) {
-		now = bpf_ktime_get_ns();
-		if (established.update(&key, &now))
-			count_loss(LOSS_MAP_FULL);
-	}
-	return 0;
+	return on_accepted(listener, accepts_direct(req) ? NULL : socket_of_fd(ret), ret);
+}
+#endif
+
+static inline int on_ring(struct io_kiocb *req, s32 ret)
+{
+	struct sock *sk;
+
+#if defined(HAVE_io_kiocb_opcode) && defined(HAVE_io_kiocb_file)
+	if (req)
+		return READ(req, opcode) == RING_ACCEPT ? on_ring_accept(req, ret) : 0;
+#endif
+	/* Nothing tells of what: the descriptor of a connection that was waiting is an accept's. */
+	sk = socket_of_fd(ret);
+	return sk && waits(sk) ? on_accepted(NULL, sk, ret) : 0;
 }
 
-#include "state_entries.bpf.h"
+#include "ring_entries.bpf.h"
 
-/* These two serve accept and accept4, which have what matters at the same place. */
+/* These three serve accept and accept4, which have what matters at the same place. */
 #ifdef USE_enter_tp
 int enter_tp(struct enter_args *ctx)
 {
@@ -201,6 +196,12 @@ int leave_tp(struct leave_args *ctx)
 	return on_leave(ctx->ret);
 }
 #endif
+#ifdef USE_earlier_tp
+int earlier_tp(struct earlier_args *ctx)
+{
+	return was_told() ? 0 : on_leave(ctx->ret);
+}
+#endif
 
 #ifdef USE_enter_fentry
 int enter_fentry(u64 *ctx)
@@ -211,6 +212,7 @@ int enter_fentry(u64 *ctx)
 #ifdef USE_leave_fexit
 int leave_fexit(u64 *ctx)
 {
+	mark_told();
 	return on_leave(ctx[ARGS_leave]);
 }
 #endif
@@ -224,6 +226,7 @@ int enter_kprobe(struct pt_regs *ctx)
 #ifdef USE_leave_kretprobe
 int leave_kretprobe(struct pt_regs *ctx)
 {
+	mark_told();
 	return on_leave(PT_REGS_RC(ctx));
 }
 #endif

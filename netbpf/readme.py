@@ -64,7 +64,8 @@ def _probe_rows(tool: Tool) -> Iterator[Sequence[str]]:
     alike: dict[tuple[object, ...], list[Probe]] = {}
     for probe in tool.all_probes:
         kinds = tuple((a.words, a.loses) for a in probe.alternatives)
-        key = (kinds, probe.optional, probe.loses, probe.option, bool(probe.instead))
+        partners = (bool(probe.instead), bool(probe.besides))
+        key = (kinds, probe.optional, probe.loses, probe.option, partners)
         alike.setdefault(key, []).append(probe)
     for probes in alike.values():
         names = ", ".join(f"`{probe.name}`" for probe in probes)
@@ -84,6 +85,8 @@ def _needed(probes: Sequence[Probe]) -> str:
     one, *others = probes
     if one.instead and others:
         return "beside a probe of the same kind"
+    if one.besides and others:
+        return "beside a probe of another kind"
     return probe_conditions(one) or "always"
 
 

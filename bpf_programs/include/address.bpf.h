@@ -3,16 +3,15 @@
 #ifndef NETBPF_ADDRESS_BPF_H
 #define NETBPF_ADDRESS_BPF_H
 
-#include "sock.bpf.h"
+#include "mptcp.bpf.h"
 
-KERNEL_FIELDS(sock, sk_protocol, sk_type)
+KERNEL_FIELDS(sock, sk_type)
 /* Absent from kernels built without unix sockets. */
 KERNEL_OPTIONAL(unix_sock, addr)
 KERNEL_OPTIONAL(unix_address, len, name)
 
 #define IPPROTO_UDP 17
 #define IPPROTO_UDPLITE 136
-#define IPPROTO_MPTCP 262
 #define SOCK_DGRAM 2 /* of enum sock_type, that of most machines; MIPS differs */
 
 /* Numbers of the column class SockProto for unix sockets: see sock_proto(). */

@@ -3,9 +3,9 @@
 #ifndef NETBPF_ANYSOCK_BPF_H
 #define NETBPF_ANYSOCK_BPF_H
 
-#include "sock.bpf.h"
+#include "mptcp.bpf.h"
 
-KERNEL_FIELDS(sock, sk_type, sk_protocol)
+KERNEL_FIELDS(sock, sk_type)
 KERNEL_FIELDS(task_struct, nsproxy)
 KERNEL_FIELDS(nsproxy, net_ns)
 
@@ -19,7 +19,6 @@ enum proto { TCP4, TCP6, UDP4, UDP6, UNIX, NETLINK, OTHER };
 #define SOCK_DGRAM 2
 #define SOCK_SEQPACKET 5
 #define IPPROTO_UDP 17
-#define IPPROTO_MPTCP 262
 
 #if defined(FILTER_NETNS) || defined(FILTER_FAMILY) || defined(FILTER_LPORT) ||                    \
 	defined(FILTER_RPORT) || defined(FILTER_LADDR) || defined(FILTER_RADDR)

@@ -14,9 +14,8 @@
 #define NETBPF_OWNERS_BPF_H
 
 #include "files.bpf.h"
-#include "sock.bpf.h"
-
-KERNEL_FIELDS(sock, sk_protocol)
+#include "mptcp.bpf.h"
+#include "task_file.bpf.h"
 
 /* Numbers of the column class Owner. */
 enum owner_how { OWNER_UNKNOWN, OWNER_EXACT, OWNER_SNAPSHOT };
@@ -119,12 +118,13 @@ static inline bool pass_owner(const struct owner *owner)
 #endif
 }
 
-/* The TCP socket (with OWNERS_OF_ALL any IP socket) behind an open file, or NULL. */
-static inline struct sock *sock_of_file(struct file *file)
+/* The TCP socket (with OWNERS_OF_ALL any IP socket) that this one is, or that carries it, or NULL. */
+static inline struct sock *ip_sock(struct sock *sk)
 {
-	struct sock *sk = socket_of_file(file);
 	u16 family;
 
+	if (sk)
+		sk = carrier_of(sk);
 	if (!sk)
 		return NULL;
 #ifndef OWNERS_OF_ALL
@@ -135,12 +135,10 @@ static inline struct sock *sock_of_file(struct file *file)
 	return family == AF_INET || family == AF_INET6 ? sk : NULL;
 }
 
-/* The TCP socket behind descriptor `fd` of the current task, or NULL if it is something else. */
-static inline struct sock *sock_of_fd(int fd)
+/* The same behind an open file. */
+static inline struct sock *sock_of_file(struct file *file)
 {
-	struct file *file = file_of_fd(fd);
-
-	return file ? sock_of_file(file) : NULL;
+	return ip_sock(socket_of_file(file));
 }
 
 /* A TCP socket in CLOSE may go without another change of state: nobody would forget its owner. */
@@ -194,16 +192,10 @@ static inline int on_owner_state(struct sock *sk, int oldstate, int newstate)
 /* Who sends owns, and that is news only where nothing better is known. */
 static inline int on_owner_send(struct sock *sk)
 {
-	u16 family = READ(sk, __sk_common.skc_family);
 	struct owner owner = {};
 
-	if (family != AF_INET && family != AF_INET6)
-		return 0;
-#ifndef OWNERS_OF_ALL
-	if (READ(sk, sk_protocol) != IPPROTO_TCP)
-		return 0;
-#endif
-	return find_owner(sk, &owner) ? 0 : on_accept(sk);
+	sk = ip_sock(sk);
+	return !sk || find_owner(sk, &owner) ? 0 : on_accept(sk);
 }
 
 #ifdef USE_owner_send_rawtp
@@ -236,16 +228,29 @@ int owner_state_tp(struct owner_state_args *ctx)
 #ifdef USE_accept_tp
 int accept_tp(struct accept_args *ctx)
 {
-	return on_accept(ctx->ret < 0 ? NULL : sock_of_fd(ctx->ret));
+	return on_accept(ip_sock(socket_of_fd(ctx->ret)));
 }
 #endif
 #ifdef USE_accept4_tp
 int accept4_tp(struct accept4_args *ctx)
 {
-	return on_accept(ctx->ret < 0 ? NULL : sock_of_fd(ctx->ret));
+	return on_accept(ip_sock(socket_of_fd(ctx->ret)));
 }
 #endif
 
+/* Where accept() ties the new socket to its descriptor, whenever the call began. */
+#ifdef USE_accept_fentry
+int accept_fentry(u64 *ctx)
+{
+	return on_accept(ip_sock((struct sock *)ctx[ARG_accept_sk]));
+}
+#endif
+#ifdef USE_accept_kprobe
+int accept_kprobe(struct pt_regs *ctx)
+{
+	return on_accept(ip_sock((struct sock *)PT_REGS_PARM1(ctx)));
+}
+#endif
 #ifdef USE_accept_fexit
 int accept_fexit(u64 *ctx)
 {
@@ -258,18 +263,6 @@ int accept_kretprobe(struct pt_regs *ctx)
 	return on_accept((struct sock *)PT_REGS_RC(ctx));
 }
 #endif
-
-/* bpf_iter__task_file: fixed order; the verifier knows the types, `fd` is a number. */
-struct iterator_meta {
-	void *seq;
-	u64 session_id; /* another one each time that the iterator is run */
-};
-struct task_file_context {
-	struct iterator_meta *meta;
-	struct task_struct *task;
-	u64 fd;
-	struct file *file;
-};
 
 #ifdef USE_snapshot_iter
 /* Threads share their descriptors: ask each process once, through its leader. */

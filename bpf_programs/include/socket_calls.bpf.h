@@ -9,6 +9,7 @@
 #define NETBPF_SOCKET_CALLS_BPF_H
 
 #include "calls.bpf.h"
+#include "earlier.bpf.h"
 #include "files.bpf.h"
 #include "ops.bpf.h"
 
@@ -45,6 +46,8 @@ static inline int on_exit(int op, s64 result)
 #define CALL_FEXIT(probe, op)                                                                      \
 	int probe##_fexit(u64 *ctx)                                                                \
 	{                                                                                          \
+		if (op == ACCEPT)                                                                  \
+			mark_told();                                                               \
 		return on_call(op, SYSCALL_ARG(ctx[0], 1), SYSCALL_ARG(ctx[0], 2),                 \
 			       SYSCALL_ARG(ctx[0], 3), ctx[ARGS_##probe]);                         \
 	}
@@ -56,7 +59,14 @@ static inline int on_exit(int op, s64 result)
 #define CALL_KRETPROBE(probe, op)                                                                  \
 	int probe##_kretprobe(struct pt_regs *ctx)                                                 \
 	{                                                                                          \
+		if (op == ACCEPT)                                                                  \
+			mark_told();                                                               \
 		return on_exit(op, PT_REGS_RC(ctx));                                               \
+	}
+#define EARLIER_TP(probe, op)                                                                      \
+	int probe##_tp(struct probe##_args *ctx)                                                   \
+	{                                                                                          \
+		return was_told() ? 0 : on_exit(op, ctx->ret);                                     \
 	}
 #define ENTER_FD_TP(probe)                                                                         \
 	int probe##_tp(struct probe##_args *ctx)                                                   \
@@ -118,6 +128,12 @@ CALL_TP(accept, ACCEPT)
 #endif
 #ifdef USE_accept4_tp
 CALL_TP(accept4, ACCEPT)
+#endif
+#ifdef USE_earlier_accept_tp
+EARLIER_TP(earlier_accept, ACCEPT)
+#endif
+#ifdef USE_earlier_accept4_tp
+EARLIER_TP(earlier_accept4, ACCEPT)
 #endif
 #ifdef USE_socket_kretprobe
 CALL_KRETPROBE(socket, SOCKET)

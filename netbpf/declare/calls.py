@@ -1,7 +1,7 @@
 """The shared probes of what programs do with sockets: calls, messages, io_uring.
 
 Each group belongs to a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
-MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h.
+MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to ring_entries.bpf.h.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ OPS = dict(enumerate("socket socketpair bind listen connect accept send recv clo
 PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
 
 
-def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, Probe]:
+def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, ...]:
     # The function is in the kernel's table of system calls: it is never inlined. An exit of it is
     # seen only if its entry was: of calls that may have waited since before the start, the
-    # tracepoint sees more.
+    # tracepoint sees more, and adds that where another way is better.
     functions = (f"__x64_sys_{name}", f"__arm64_sys_{name}")
-    ways = (Fexit(*functions), Tracepoint(f"syscalls:sys_exit_{name}", args=("ret",)))
-    ordered = reversed(ways) if waits else ways
-    end = Probe(name, *ordered, Kretprobe(*functions), waits=waits)
+    event = Tracepoint(f"syscalls:sys_exit_{name}", args=("ret",))
     begin = (Tracepoint(f"syscalls:sys_enter_{name}", args=args), Kprobe(*functions))
-    return end, Probe(f"enter_{name}", *begin, optional=True, instead=name)
+    enter = Probe(f"enter_{name}", *begin, optional=True, instead=name)
+    if not waits:
+        return Probe(name, Fexit(*functions), event, Kretprobe(*functions)), enter
+    end = Probe(name, event, Fexit(*functions), Kretprobe(*functions))
+    return end, enter, Probe(f"earlier_{name}", event, optional=True, besides=name)
 
 
 def _messages(name: str, *args: str) -> tuple[Probe, ...]:
@@ -74,18 +76,21 @@ CALL_PROBES = (
     ),
 )
 MESSAGE_PROBES = (*_messages("send", "sock"), *_messages("recv", "sock", "flags"))
+# Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18) nothing says whose it
+# is.
+RING = Probe(
+    "ring",
+    RawTracepoint("io_uring_complete", args=("req", "cqe")),
+    RawTracepoint("io_uring_complete", args=("req", "res")),
+    Tracepoint("io_uring:io_uring_complete", args=("req", "res")),
+    optional=True,
+)
 RING_PROBES = (
-    # Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18) nothing says whose
-    # it is.
-    Probe(
-        "ring",
-        RawTracepoint("io_uring_complete", args=("req", "cqe")),
-        RawTracepoint("io_uring_complete", args=("req", "res")),
-        optional=True,
-    ),
+    RING,
     Probe(
         "ring_close",
         RawTracepoint("io_uring_submit_req", "io_uring_submit_sqe", args=("req",)),
+        Tracepoint("io_uring:io_uring_submit_req", "io_uring:io_uring_submit_sqe", args=("req",)),
         optional=True,
         instead="ring",  # where that one has no way, the request is not filled in yet
     ),

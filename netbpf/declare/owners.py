@@ -8,17 +8,28 @@ for every send (since 6.3) is too dear for what it adds.
 from __future__ import annotations
 
 from netbpf.declare.options import Option
-from netbpf.declare.probes import Fexit, Iterator, Kretprobe, Probe, RawTracepoint, Tracepoint
+from netbpf.declare.probes import (
+    Fentry,
+    Fexit,
+    Iterator,
+    Kprobe,
+    Kretprobe,
+    Probe,
+    RawTracepoint,
+    Tracepoint,
+)
+from netbpf.declare.states import state_probe
 
 SNAPSHOT = Probe("snapshot", Iterator("task_file"), optional=True, loses=("pid", "comm"))
 OWNER_PROBES = (
-    Probe(
-        "owner_state",
-        RawTracepoint("inet_sock_set_state", args=("sk", "oldstate", "newstate")),
-        Tracepoint("sock:inet_sock_set_state", args=("skaddr", "oldstate", "newstate")),
-    ),
+    state_probe("owner_state"),
     Probe(
         "accept",
+        # Called by accept() after all waiting, so that it does not matter when the call began: with
+        # exits only those calls are seen whose entry was.
+        Fentry("security_sock_graft", args=("sk",)),
+        Kprobe("security_sock_graft"),
+        # For kernels without CONFIG_SECURITY_NETWORK.
         Fexit("inet_csk_accept"),
         Kretprobe("inet_csk_accept"),
         Tracepoint("syscalls:sys_exit_accept", args=("ret",)),

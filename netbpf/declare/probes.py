@@ -103,8 +103,8 @@ class Probe:
     `optional`: the tool runs without it, `loses` says which columns are then empty.
     `option`: the probe is used only if this option of the tool is given. `instead`: it stands in
     with the probe of that name (a kprobe with a kretprobe), takes the same kind as that one, and is
-    not used if it has no such alternative. `waits`: it is the end of a call that may have begun
-    before the start, and later alternatives see less of these: they stay in their order.
+    not used if it has no such alternative. `besides`: it adds what the probe of that name does not
+    see, unless that one takes the same kind.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Probe:
         loses: Sequence[str] = (),
         option: str = "",
         instead: str = "",
-        waits: bool = False,
+        besides: str = "",
     ) -> None:
         self.name = name
         self.alternatives = alternatives
@@ -123,7 +123,7 @@ class Probe:
         self.loses = tuple(loses)
         self.option = option
         self.instead = instead
-        self.waits = waits
+        self.besides = besides
 
     def __repr__(self) -> str:
         return f"Probe({self.name}: {', '.join(map(repr, self.alternatives))})"

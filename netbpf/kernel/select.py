@@ -70,8 +70,8 @@ def select(
     _check_forced(probes, forced or {})
     choices: dict[str, Choice] = {}
     for probe in probes:
-        partner = choices.get(probe.instead)
-        ways = _beside(partner, probe.alternatives) if partner else probe.alternatives
+        partner = choices.get(probe.instead or probe.besides)
+        ways = _ways(probe, partner) if partner else probe.alternatives
         if ways:
             choices[probe.name] = _choose(probe, ways, kernel, refused or {}, forced or {})
         else:
@@ -92,9 +92,11 @@ def missing(alternative: Alternative, kernel: Kernel) -> tuple[tuple[str, ...], 
     return tuple(filter(None, usable)), "" if usable else reason
 
 
-def _beside(partner: Choice, ways: Sequence[Alternative]) -> list[Alternative]:
+def _ways(probe: Probe, partner: Choice) -> list[Alternative]:
+    if probe.besides:
+        return [way for way in probe.alternatives if way.kind != partner.kind]
     kinds = ("kprobe", "kretprobe") if partner.kind == "kretprobe" else (partner.kind,)
-    return [way for way in ways if way.kind in kinds]
+    return [way for way in probe.alternatives if way.kind in kinds]
 
 
 def _why_not(partner: Optional[Choice]) -> str:
@@ -112,7 +114,7 @@ def _choose(
     forced: Mapping[str, str],
 ) -> Choice:
     passed_over: list[tuple[str, str]] = []
-    for alternative in ways if probe.waits else _ranked(ways, kernel):
+    for alternative in _ranked(ways, kernel):
         words = _words(alternative)
         wanted = forced.get(probe.name, alternative.kind)
         if wanted != alternative.kind:
@@ -122,7 +124,7 @@ def _choose(
         else:
             targets, reason = missing(alternative, kernel)
             if not reason:
-                put_back = [] if probe.waits else _put_back(alternative, ways, kernel)
+                put_back = _put_back(alternative, ways, kernel)
                 return Choice(probe, alternative, targets, (*put_back, *passed_over))
             passed_over.append((words, reason))
     if probe.optional:

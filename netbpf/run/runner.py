@@ -158,8 +158,8 @@ class Run:
 
     def _ready(self) -> None:
         for choice in self.attached.choices:
-            target = ", ".join(choice.targets) or "found while running"
-            self._say(f"probe {choice.probe.name}: {choice.kind or 'none'} {target}")
+            found = ", ".join(choice.targets) or ("found while running" if choice.kind else "")
+            self._say(f"probe {choice.probe.name}: {choice.kind or 'none'} {found}".rstrip())
             for words, why in choice.passed_over:
                 self._say(f"  not {words}: {why}")
         if self.settings.get("ready_file"):

@@ -26,15 +26,17 @@ EXAMPLES
     9328    demo-serve      ipv6 ::1                     49858 Success
 
 OVERHEAD
-  About six microseconds per accept, half of it for waking netbpf, and 0.1 per change of a TCP
-  state. The syscall tracepoints are
-  used, with which every system call of the machine costs some 20 ns more as long as this runs.
+  About six microseconds per accept, half of it for waking netbpf, and 0.1 per change of a TCP state
+  and per request of io_uring. The syscall tracepoints are used, with which every system call of the
+  machine costs some 20 ns more as long as this runs.
 
 LIMITS
-  Connections accepted through io_uring are not seen, nor those of 32-bit programs where the syscall
-  tracepoints are in use. The wait is known of TCP connections that were established after the
-  start, the queue of calls that began after it. Connections that nobody accepts are no lines: see
-  the queue, or tcpsynbl.
+  Connections accepted by 32-bit programs are not seen where the syscall tracepoints are in use, nor
+  on kernels before 5.18 those accepted through io_uring. Of an accept of io_uring that goes on and
+  on (multishot), connections are seen that are TCP, were established after the start, and get a
+  descriptor of the process; their queue is not known. The wait is known of TCP connections that
+  were established after the start, the queue of calls that began after it. Connections that nobody
+  accepts are no lines: see the queue, or tcpsynbl.
 """
 
 from array import array
@@ -61,15 +63,16 @@ from netbpf.declare import (
     Pid,
     Port,
     Probe,
-    RawTracepoint,
     Record,
     Row,
     Tool,
     Tracepoint,
     Uid,
 )
+from netbpf.declare.calls import RING
 from netbpf.declare.digest import Digest, percentile
 from netbpf.declare.sockets import AnyAddr, BoundAddr, Elapsed, Result, SockProto
+from netbpf.declare.states import state_probe
 
 _NONE = 2**32 - 1  # a queue that is not known
 _PROTO = "tcp or mptcp; for unix sockets stream or seqpacket"
@@ -91,9 +94,8 @@ class Acceptance(Event):
     laddr = AnyAddr("local address, or path of a unix socket", wide=True)
     lport = Port("local port", wide=True, null=0)
     wait_us = Elapsed("established to accepted", header="WAIT(us)", wide=True)
-    queue = Count(
-        "connections left in the accept queue", ctype="u32", width=5, wide=True, null=_NONE
-    )
+    queue = Count("connections left in the accept queue", ctype="u32", width=5, wide=True,
+                  null=_NONE)  # fmt: skip
     queue_max = Count("how many may be in there", ctype="u32", header="MAX", width=5, wide=True,
                       null=_NONE)  # fmt: skip
     errno = Errno("error by name", text=False)
@@ -107,7 +109,7 @@ class Totals(Record):
     """What is counted and not shown."""
 
     would_block = Count("calls that found nothing to accept (EAGAIN)")
-    interrupted = Count("calls that a signal interrupted")
+    interrupted = Count("calls that a signal interrupted, or io_uring canceled")
 
 
 class ListenerRow(Row):
@@ -186,7 +188,12 @@ TOOL = Tool(
             Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
             Fexit("__sys_accept4"),
             Kretprobe("__sys_accept4"),
-            waits=True,
+        ),
+        Probe(
+            "earlier",  # where another way is better for all other calls
+            Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
+            optional=True,
+            besides="leave",
         ),
         Probe(
             "enter",
@@ -194,13 +201,8 @@ TOOL = Tool(
             Fentry("__sys_accept4", args=("fd",)),
             Kprobe("__sys_accept4"),
         ),
-        Probe(
-            "state",
-            RawTracepoint("inet_sock_set_state", args=("sk", "oldstate", "newstate")),
-            Tracepoint("sock:inet_sock_set_state", args=("skaddr", "oldstate", "newstate")),
-            optional=True,
-            loses=("wait_us",),
-        ),
+        state_probe(optional=True, loses=("wait_us",)),
+        RING,
     ),
     interval=True,
     options=(

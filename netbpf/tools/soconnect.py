@@ -64,7 +64,6 @@ from netbpf.declare import (
     Pid,
     Port,
     Probe,
-    RawTracepoint,
     Record,
     Row,
     Tool,
@@ -75,6 +74,7 @@ from netbpf.declare.digest import Digest, percentile
 from netbpf.declare.options import milliseconds, nanoseconds
 from netbpf.declare.owners import SNAPSHOT
 from netbpf.declare.sockets import AnyAddr, Elapsed, Flag, LocalAddr, Result, SockProto
+from netbpf.declare.states import state_probe
 
 # Better or shorter words than the C library's; the first two are no error numbers.
 RESULTS = {
@@ -208,11 +208,7 @@ TOOL = Tool(
             Tracepoint("syscalls:sys_enter_connect", args=("fd", "uservaddr", "addrlen")),
             Kprobe("__sys_connect"),
         ),
-        Probe(
-            "state",
-            RawTracepoint("inet_sock_set_state", args=("sk", "oldstate", "newstate")),
-            Tracepoint("sock:inet_sock_set_state", args=("skaddr", "oldstate", "newstate")),
-        ),
+        state_probe(),
         Probe("open", Iterator("task_file"), optional=True),
         SNAPSHOT,
     ),

@@ -32,9 +32,9 @@ LIMITS
   Sessions that began before the start show no duration and no handshake. The owner is the process
   that connected, accepted, or last closed; of sessions that a process passed on and that are still
   open it is the one that opened them. Sessions accepted through io_uring get their owner when they
-  are closed. tx_bytes counts what was written, tx_unacked how much of that the peer never
-  acknowledged. --open lists sockets that processes hold, not those that wait to be accepted.
-  MPTCP shows its subflows.
+  are closed, unless fentry or kprobes are used. tx_bytes counts what was written, tx_unacked how
+  much of that the peer never acknowledged. --open lists sockets that processes hold, not those that
+  wait to be accepted. MPTCP shows its subflows, of which only the first one has its owner at once.
 """
 
 from netbpf.declare import (
@@ -58,12 +58,11 @@ from netbpf.declare import (
     Pid,
     Port,
     Probe,
-    RawTracepoint,
     TcpState,
     Tool,
-    Tracepoint,
     Uid,
 )
+from netbpf.declare.states import state_probe
 
 ROLES = {0: None, 1: "active", 2: "passive"}
 CLOSES = dict(enumerate((
@@ -113,11 +112,7 @@ TOOL = Tool(
     __doc__,
     event=Session,
     probes=(
-        Probe(
-            "state",
-            RawTracepoint("inet_sock_set_state", args=("sk", "oldstate", "newstate")),
-            Tracepoint("sock:inet_sock_set_state", args=("skaddr", "oldstate", "newstate")),
-        ),
+        state_probe(),
         Probe("open", Iterator("task_file"), option="open"),
     ),
     owners=True,

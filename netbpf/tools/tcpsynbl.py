@@ -56,13 +56,12 @@ from netbpf.declare import (
     Pid,
     Port,
     Probe,
-    RawTracepoint,
     Record,
     Row,
     Table,
     Tool,
-    Tracepoint,
 )
+from netbpf.declare.states import state_probe
 
 _OF_THE_LISTENER = ("ipv4", "ipv6", "lport", "laddr")
 _OVERFLOWS = tuple(f"TcpExt.{name}" for name in (
@@ -181,11 +180,7 @@ TOOL = Tool(
         refresh="listeners", alarm=alarm,
     ),
     probes=(
-        Probe(
-            "state",
-            RawTracepoint("inet_sock_set_state", args=("sk", "oldstate", "newstate")),
-            Tracepoint("sock:inet_sock_set_state", args=("skaddr", "oldstate", "newstate")),
-        ),
+        state_probe(),
         Probe("listeners", Iterator("task_file")),
         Probe(
             "syn",

@@ -88,7 +88,8 @@ def test_what_a_probe_refers_to_exists(name):
     options = {option.name for option in tool.options}
     seen: set[str] = set()
     for probe in tool.all_probes:
-        assert not probe.instead or probe.instead in seen, f"{probe.name}: instead of whom?"
+        for partner in filter(None, (probe.instead, probe.besides)):
+            assert partner in seen, f"{probe.name}: beside whom?"
         assert not probe.option or probe.option in options, f"{probe.name}: no such option"
         if probe in tool.probes:
             for lost in (*probe.loses, *(c for a in probe.alternatives for c in a.loses)):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from harness import TIMEOUT, Json, Run, kill
 from topology import Host
 
@@ -158,6 +159,16 @@ class Caller:
         finally:
             kill(self._process)
             self._process.stdout.close()
+
+
+def needs_ring(caller: Caller) -> None:
+    """Skip the test if io_uring is forbidden."""
+    try:
+        caller.go("ring")
+    except AssertionError as error:
+        if "io_uring is not allowed" not in str(error):
+            raise
+        pytest.skip("needs io_uring, and sysctl kernel.io_uring_disabled=0")
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ Json = dict[str, Any]
 Condition = Callable[[list[Json]], Any]
 
 _BPF_PROG_GET_NEXT_ID = 11
+# Numbers of accept and accept4: of x86, and of the generic table that newer architectures have.
+_ACCEPTS = {"43", "288"} if platform.machine() == "x86_64" else {"202", "242"}
 _SYS_BPF = {"x86_64": 321, "ppc64le": 361, "s390x": 351}  # 280 everywhere else
 
 
@@ -196,6 +198,12 @@ class Run:
 
     def _of_type(self, kind: str) -> list[Json]:
         return [line for line in self.lines if line["type"] == kind]
+
+
+def accepting(pid: int) -> int:
+    """Return how many threads of a process are in accept."""
+    calls = Path(f"/proc/{pid}/task").glob("*/syscall")
+    return sum(call.read_text().split()[0] in _ACCEPTS for call in calls)
 
 
 def kill(process: subprocess.Popen[Any]) -> None:

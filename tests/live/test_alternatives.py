@@ -196,7 +196,7 @@ def turns(name: str) -> list[dict[str, str]]:
     """What to force in each run: the best kind of every probe, the second best, and so on."""
     probes = probes_of(TOOLS[name], SETTINGS.get(name, {}))
     kinds = {probe.name: offered(probe) for probe in probes if offered(probe)}
-    leaders = [probe for probe in probes if probe.name in kinds and not probe.instead]
+    leaders = [p for p in probes if p.name in kinds and not p.instead and not p.besides]
     return [
         with_partners({p.name: kinds[p.name][min(turn, len(kinds[p.name]) - 1)] for p in leaders},
                       probes, kinds)

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import peer_tools
 import pytest
 from ends import End
-from harness import Json, wait_until
+from harness import Json, accepting, wait_until
 from peer_tools import Record, Tool, at_fault, bcc, book, bpftrace, strings, tools, watched
-from test_soaccept import waiting
 from topology import Host
 
 BACKLOG = 7
@@ -39,7 +38,7 @@ def accepts(
         servers = [stack.enter_context(End.start("nb-server", right)) for _ in range(2)]
         (one, port), (two, other) = (server.listen("ipv4", backlog=BACKLOG) for server in servers)
         servers[1].tell("accept", id=100, listener=two, null=False)
-        wait_until(lambda: waiting(servers[1]), what="a call to accept")
+        wait_until(lambda: accepting(servers[1].pid), what="a call to accept")
         peer, run = stack.enter_context(watched(request.param, tmp_path_factory, "soaccept"))
         client.connect("ipv4", right.ipv4, other)
         early = accepted(servers[1], servers[1].answer())

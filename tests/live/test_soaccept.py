@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import platform
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import calls
 import harness
 import pytest
 from ends import End
-from harness import ATTEMPTS, Json, netbpf_once, wait_until
+from harness import ATTEMPTS, Json, accepting, netbpf_once, wait_until
 from topology import Host
 
+from netbpf.kernel.btf import Btf
+
 BACKLOG = 7
-# Numbers of accept and accept4: of x86, and of the generic table that newer architectures have.
-ACCEPTS = {"43", "288"} if platform.machine() == "x86_64" else {"202", "242"}
 
 
 class Accepted(NamedTuple):
@@ -196,7 +197,7 @@ def test_a_program_that_waits_for_connections_keeps_none_waiting(
     listener, port = server.listen("ipv4")
     with netbpf("soaccept", "-p", server.pid) as run:
         server.tell("accept", id=1, listener=listener)
-        wait_until(lambda: waiting(server), what="a call to accept")
+        wait_until(lambda: accepting(server.pid), what="a call to accept")
         made = client.connect("ipv4", hosts[1].ipv4, port)
         taken = seen(server, server.answer(), "ipv4")
         run.wait_for(1)
@@ -214,7 +215,7 @@ def test_calls_that_wait_at_once_all_return(netbpf, hosts, client, server) -> No
         with netbpf("soaccept", "-p", server.pid) as run:
             # More than there are places for kretprobes: two per CPU, ten at least.
             server.tell("accept_many", listener=listener, number=1, threads=threads * each)
-            wait_until(lambda: waiting(server) == threads * each, what="all threads to accept")
+            wait_until(lambda: accepting(server.pid) == threads * each, what="all to accept")
             client.ask("burst", number=each, threads=threads, **words)
             taken = server.answer()["found"]
         if not run.summary["lost"]["probe_missed"]:
@@ -223,18 +224,12 @@ def test_calls_that_wait_at_once_all_return(netbpf, hosts, client, server) -> No
     assert run.summary["complete"] is True
 
 
-def waiting(end: End) -> int:
-    """How many threads of a process wait in accept."""
-    calls = Path(f"/proc/{end.pid}/task").glob("*/syscall")
-    return sum(call.read_text().split()[0] in ACCEPTS for call in calls)
-
-
 def test_a_call_that_began_before_the_start_is_told_without_its_queue(
     netbpf, hosts, client, server
 ) -> None:
     listener, port = server.listen("ipv4")
     server.tell("accept", id=1, listener=listener)
-    wait_until(lambda: waiting(server), what="a call to accept")
+    wait_until(lambda: accepting(server.pid), what="a call to accept")
     with netbpf("soaccept", "-p", server.pid) as run:
         client.connect("ipv4", hosts[1].ipv4, port)
         taken = seen(server, server.answer(), "ipv4")
@@ -252,6 +247,63 @@ def test_a_connection_older_than_the_tool_has_no_wait(netbpf, hosts, client, ser
         accept(server, listener)
         run.wait_for(1)
     assert run.events[0]["wait_us"] is None and run.events[0]["queue"] == 0
+
+
+# --- io_uring -------------------------------------------------------------------------------------
+
+KINDS = ["rawtp", "tp"]
+with_requests = pytest.mark.skipif(
+    "req" not in (Btf().parameters("__traceiter_io_uring_complete") or ()),
+    reason="needs a kernel that tells which request of io_uring has ended: 5.18",
+)
+
+
+@pytest.fixture(scope="module")
+def caller() -> Iterator[calls.Caller]:
+    with calls.callers() as start:
+        yield start()
+
+
+@with_requests
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_io_uring_accepts_is_told_with_all_that_the_kernel_tells(
+    netbpf, caller, kind: str
+) -> None:
+    calls.needs_ring(caller)
+    with netbpf("soaccept", "-p", caller.pid, "--probe", f"ring={kind}") as run:
+        caller.tell("ring_accepts", 1, int(socket.AF_INET), f"127.0.0.{1 + KINDS.index(kind)}")
+        accepted = caller.answer()["accepted"]
+        caller.answer()
+        run.wait_for(len(accepted))
+    wanted = []
+    for how, fd, port in accepted:
+        if how == "EINVAL":
+            wanted.append((how, None, None, None, False))
+        elif how == "direct":  # in a table of the ring's own: the socket is not looked for
+            wanted.append((None, None, None, 0, False))
+        else:
+            wanted.append((None, fd, port, None if how == "multishot" else 0, True))
+    assert wanted == [
+        (e["errno"], e["fd"], None if e["errno"] else e["rport"], e["queue"], bool(e["wait_us"]))
+        for e in run.events
+    ]
+    assert {event["comm"] for event in run.events} == {caller.comm}
+    assert run.summary["totals"] == {"would_block": 0, "interrupted": 1}  # the last, canceled
+    assert run.summary["complete"] is True
+
+
+@with_requests
+def test_unix_connections_that_io_uring_accepts_one_by_one(netbpf, caller) -> None:
+    calls.needs_ring(caller)
+    with netbpf("soaccept", "-p", caller.pid) as run:
+        caller.tell("ring_accepts", 1, int(socket.AF_UNIX), "nb-soaccept-ring")
+        accepted = caller.answer()["accepted"]
+        caller.answer()
+        run.wait_for(4)
+    fds = [fd for how, fd, _ in accepted if how in ("once", "later")]
+    found = [(event["errno"], event["fd"], event["laddr"]) for event in run.events]
+    assert found[:2] == [(None, fd, "@nb-soaccept-ring") for fd in fds]
+    assert found[2:] == [("EINVAL", None, None), (None, None, "@nb-soaccept-ring")]
 
 
 # --- errors ---------------------------------------------------------------------------------------

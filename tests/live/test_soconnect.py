@@ -66,7 +66,7 @@ def event_of(events: list[Json], done: Done) -> Json:
 
 
 def near(micros: int, seconds: float) -> bool:
-    """Within 2 ms + 5 %, as issue and brief want it."""
+    """Within 2 ms and 5 %."""
     return abs(micros - seconds * 1e6) <= 2000 * SLOW + 0.05 * seconds * 1e6
 
 

@@ -271,6 +271,21 @@ def test_owner_stays_right_while_others_keep_the_cpus_busy(netbpf: Any, pair: Pa
     assert owners == {(pair.client.pid, "nb-client", "exact")}
 
 
+def test_session_of_an_accept_that_began_before_the_start_has_its_owner(
+    netbpf: Any, pair: Pair
+) -> None:
+    ahead = traffic.accept_ahead(pair.server)
+    with netbpf("tcpretrans", "--netns", pair.right.inode) as run:
+        session = traffic.connect(pair.client, pair.server, ahead=ahead)
+        rule = f"tcp sport {session.remote[1]} meta length > 900 numgen inc mod 2 == 0"
+        with pair.left.dropping(rule):
+            session.transfer(down=1000)
+        run.wait_for(1)
+        session.end()
+    owners = {(event["pid"], event["comm"], event["owner"]) for event in run.events}
+    assert owners == {(pair.server.pid, "nb-server", "exact")}
+
+
 # --- filters, counting, text ----------------------------------------------------------------------
 
 

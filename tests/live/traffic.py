@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import TIMEOUT, Json, kill, wait_until
+from harness import TIMEOUT, Json, accepting, kill, wait_until
 from topology import Host
 
 PROGRAM = Path(__file__).parent / "programs" / "tcp_peer.py"
@@ -269,14 +269,28 @@ class Session:
         self.server.answer()
 
 
-def connect(client: Peer, server: Peer, family: str = "ipv4", own_port: bool = False) -> Session:
-    """Open a session from `client` to the listener of `server`, which accepts it."""
-    session = Session(next(ids), client, server, family)
+def accept_ahead(server: Peer, family: str = "ipv4") -> int:
+    """Let `server` wait in accept for its next client; return the id of that session."""
+    ident = next(ids)
+    server.tell("accept", id=ident, listener=server.listeners[family][0])
+    wait_until(lambda: accepting(server.pid), what="a call to accept")
+    return ident
+
+
+def connect(
+    client: Peer, server: Peer, family: str = "ipv4", own_port: bool = False, ahead: int = 0
+) -> Session:
+    """Open a session from `client` to the listener of `server`, which accepts it.
+
+    `ahead` is what accept_ahead() returned, if the server waits already.
+    """
+    session = Session(ahead or next(ids), client, server, family)
     listener, port = server.listeners[family]
     stack, addr = address(server.host, family)
     words = {"family": stack, "addr": addr, "port": port, "source": source_port(own_port)}
     client.tell("connect", id=session.id, **words)
-    server.tell("accept", id=session.id, listener=listener)
+    if not ahead:
+        server.tell("accept", id=session.id, listener=listener)
     opened, accepted = client.answer(), server.answer()
     assert opened["errno"] == "", opened
     assert plain(opened["local"]) == plain(accepted["remote"])

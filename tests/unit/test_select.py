@@ -247,10 +247,22 @@ def test_what_is_preempted_is_used_where_nothing_else_is():
     assert [words for words, _ in call.passed_over] == reasons
 
 
-def test_end_of_calls_that_wait_is_seen_in_the_declared_way_even_if_that_is_preempted():
-    ways = (Tracepoint("syscalls:f"), Fexit("f"), Kretprobe("f"))
-    [choice] = select([Probe("leave", *ways, waits=True)], preemptive("rawtp", "syscalls"))
-    assert (choice.kind, choice.passed_over) == ("tp", ())
+LEAVE = Probe("leave", Tracepoint("syscalls:f"), Fexit("f"), Kretprobe("f"))
+EARLIER = Probe("earlier", Tracepoint("syscalls:f"), optional=True, besides="leave")
+
+
+@pytest.mark.parametrize(
+    "what, forced, kinds",
+    [
+        ((), {}, ("tp", "")),
+        (("rawtp", "syscalls"), {}, ("kretprobe", "tp")),
+        ((), {"leave": "fexit"}, ("fexit", "tp")),
+    ],
+)
+def test_what_adds_to_another_is_used_unless_that_takes_the_same_kind(what, forced, kinds):
+    leave, earlier = select([LEAVE, EARLIER], preemptive(*what), forced=forced)
+    assert (leave.kind, earlier.kind) == kinds
+    assert earlier.covered is (leave.kind == "tp")
 
 
 def test_what_tells_more_is_used_even_if_it_is_preempted():

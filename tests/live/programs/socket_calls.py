@@ -7,6 +7,7 @@ Each line on stdin is "SCENE TIMES [WORD ...]"; each is answered by one line of 
 touches a socket: stdin and stdout are pipes. It ends when stdin does.
 """
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -327,9 +328,10 @@ class Ring:
     """Just enough of io_uring(7) to have one request at a time done."""
 
     SETUP, ENTER, REGISTER = 425, 426, 427
-    REGISTER_PROBE = 8
-    OPS = {"accept": 13, "connect": 16, "close": 19, "send": 26, "recv": 27, "socket": 45,
-           "bind": 56, "listen": 57}  # fmt: skip
+    REGISTER_FILES, REGISTER_PROBE = 2, 8
+    MULTISHOT = 1
+    OPS = {"accept": 13, "cancel": 14, "connect": 16, "close": 19, "send": 26, "recv": 27,
+           "socket": 45, "bind": 56, "listen": 57}  # fmt: skip
 
     def __init__(self):
         params = bytearray(120)
@@ -356,15 +358,24 @@ class Ring:
         """Return what submits this request, or makes a system call where io_uring cannot."""
         return self if op in self.known else lambda *_: check(function, *args)
 
-    def __call__(self, op, fd, off=0, addr=0, length=0, flags=0):
+    def __call__(self, op, fd, off=0, addr=0, length=0, flags=0, slot=0):
         """Submit one request, wait for its result and return it; raise OSError if it failed."""
+        self.submit(op, fd, off, addr, length, flags, slot)
+        return self.result()
+
+    def submit(self, op, fd, off=0, addr=0, length=0, flags=0, slot=0, more=0):
+        """Submit one request; `slot` is where a direct descriptor goes, counted from 1."""
         tail = self._get(self.sq_tail)
         index = tail & self._get(self.sq_mask)
-        sqe = struct.pack("=BBHiQQIIQQ16x", self.OPS[op], 0, 0, fd, off, addr, length, flags, 1, 0)
-        self.sqes[index * 64 : index * 64 + 64] = sqe
+        request = (self.OPS[op], 0, more, fd, off, addr, length, flags, self.OPS[op], slot << 32)
+        self.sqes[index * 64 : index * 64 + 64] = struct.pack("=BBHiQQIIQQ16x", *request)
         self._set(self.sq_array + 4 * index, index)
         self._set(self.sq_tail, tail + 1)
-        check(LIBC.syscall, self.ENTER, self.fd, 1, 1, 1, None, 0)
+        check(LIBC.syscall, self.ENTER, self.fd, 1, 0, 0, None, 0)
+
+    def result(self):
+        """Wait for a result and return it; raise OSError if it is an error."""
+        check(LIBC.syscall, self.ENTER, self.fd, 0, 1, 1, None, 0)
         head = self._get(self.cq_head)
         at = self.cqes + 16 * (head & self._get(self.cq_mask))
         (result,) = struct.unpack_from("=i", self.rings, at + 8)
@@ -373,6 +384,11 @@ class Ring:
             raise OSError(-result, "")
         return result
 
+    def close(self):
+        self.rings.close()
+        self.sqes.close()
+        os.close(self.fd)
+
     def _get(self, offset):
         return struct.unpack_from("=I", self.rings, offset)[0]
 
@@ -380,14 +396,18 @@ class Ring:
         struct.pack_into("=I", self.rings, offset, value & 0xFFFFFFFF)
 
 
-def ring(book):
-    """A TCP session, all of it through io_uring, as far as this kernel's goes."""
+def new_ring():
     try:
-        call = Ring()
+        return Ring()
     except OSError as error:
         if error.errno in (errno.EPERM, errno.ENOSYS):
             raise RuntimeError("io_uring is not allowed here") from None
         raise
+
+
+def ring(book):
+    """A TCP session, all of it through io_uring, as far as this kernel's goes."""
+    call = new_ring()
     here = ctypes.create_string_buffer(struct.pack("=HH4s8x", AF_INET, 0, bytes((127, 0, 0, 1))))
     at = ctypes.addressof
     make = call.or_call("socket", LIBC.socket, AF_INET, SOCK_STREAM, 0)  # since 5.19
@@ -410,9 +430,52 @@ def ring(book):
         book.did("close", "tcp4", call, "close", fd)
     make = call.or_call("socket", LIBC.socket, 99, SOCK_STREAM, 0)
     book.did("socket", "other", make, "socket", 99, SOCK_STREAM)  # EAFNOSUPPORT
-    call.rings.close()
-    call.sqes.close()
-    os.close(call.fd)
+    call.close()
+
+
+def ring_accepts(book, family, addr):
+    """Accept through io_uring in all its ways; say how, with which descriptor, from which port."""
+    call, family = new_ring(), int(family)
+    server = socket.socket(family, SOCK_STREAM)
+    server.bind((addr, 0) if family == AF_INET else f"\0{addr}")
+    server.listen(7)
+    clients, accepted = [], []
+
+    def client():
+        clients.append(socket.socket(family, SOCK_STREAM))
+        clients[-1].connect(server.getsockname())
+
+    def note(how, fd):
+        accepted.append([how, fd, clients[-1].getsockname()[1] if family == AF_INET else None])
+
+    client()
+    note("once", call("accept", server.fileno()))
+    call.submit("accept", server.fileno())  # it has to wait
+    client()
+    note("later", call.result())
+    try:
+        call("accept", clients[0].fileno())
+    except OSError as error:
+        note(errno.errorcode[error.errno], None)
+    table = (ctypes.c_int * 2)(-1, -1)
+    check(LIBC.syscall, Ring.REGISTER, call.fd, Ring.REGISTER_FILES, table, 2)
+    client()
+    call("accept", server.fileno(), slot=2)
+    note("direct", None)
+    call.submit("accept", server.fileno(), more=Ring.MULTISHOT)
+    for _ in range(3):
+        client()
+        note("multishot", call.result())
+    call.submit("cancel", -1, addr=call.OPS["accept"])
+    for _ in range(2):  # of the accept, which was canceled, and of that
+        with contextlib.suppress(OSError):
+            call.result()
+    for fd in (fd for how, fd, _ in accepted if fd is not None):
+        os.close(fd)
+    for sock in (*clients, server):
+        sock.close()
+    call.close()
+    print(json.dumps({"accepted": accepted}), flush=True)
 
 
 # --- special -------------------------------------------------------------------------------------
@@ -483,7 +546,7 @@ def hangs(thread, fd):
 
 PLAIN = (tcp4, tcp6, mapped, udp4, udp6, unix, netlink, other, errors)
 SCENES = {scene.__name__: scene for scene in
-          (*PLAIN, ring, sendfile, session, overflow, blocked)}  # fmt: skip
+          (*PLAIN, ring, ring_accepts, sendfile, session, overflow, blocked)}  # fmt: skip
 
 
 def everything(book):

@@ -51,7 +51,9 @@ class Peer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((addr, port))
         sock.listen(backlog)
-        sock.settimeout(self.timeout)
+        # A limit of the socket's own: with one of Python's, accept() would never wait inside.
+        limit = struct.pack("ll", int(self.timeout), 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self.sockets[id] = sock
         return {"port": sock.getsockname()[1]}
 

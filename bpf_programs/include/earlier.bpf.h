@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Calls that may have begun before the start. A probe at the end of a function sees those whose
+ * begin it saw; the trace event at the end of the system call, a moment later, sees them all. Where
+ * a tool uses both, the probes `earlier...` tell what the others did not.
+ */
+#ifndef NETBPF_EARLIER_BPF_H
+#define NETBPF_EARLIER_BPF_H
+
+#include "netbpf.bpf.h"
+
+#if defined(USE_earlier_tp) || defined(USE_earlier_accept_tp) || defined(USE_earlier_accept4_tp)
+#define EARLIER 1
+/* Threads whose call has been told, until its system call ends; of 32-bit ones no event tells. */
+BPF_TABLE("lru_hash", u64, u8, told, MAP_ENTRIES);
+#endif
+
+/* The current thread's call is told. */
+static inline void mark_told(void)
+{
+#ifdef EARLIER
+	u64 thread = bpf_get_current_pid_tgid();
+	u8 yes = 1;
+
+	told.update(&thread, &yes);
+#endif
+}
+
+#ifdef EARLIER
+/* The current thread's system call ends: was it told? */
+static inline bool was_told(void)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+
+	return !told.delete(&thread);
+}
+#endif
+
+#endif

@@ -1,0 +1,17 @@
+"""The shared probe of a TCP socket's changes of state: state_entries.bpf.h has its C entries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
+
+
+def state_probe(name: str = "state", **options: Any) -> Probe:
+    """Return the probe (`options` as for Probe): the tracepoint is there since 4.16."""
+    return Probe(
+        name,
+        RawTracepoint("inet_sock_set_state", args=("sk", "oldstate", "newstate")),
+        Tracepoint("sock:inet_sock_set_state", args=("skaddr", "oldstate", "newstate")),
+        **options,
+    )
