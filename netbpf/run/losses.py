@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,15 +14,22 @@ from netbpf.kernel.maps import Map
 
 # The causes that the C side counts, in the order of enum loss in include/netbpf.bpf.h.
 CAUSES = ("ring_full", "map_full")
+_COVERED = len(CAUSES)
 
 
 def read_losses(losses: Map) -> dict[str, int]:
     """Return {cause: number} from the per-CPU array that every program has."""
-    found = {}
-    for index, cause in enumerate(CAUSES):
-        raw = losses.get(struct.pack("=I", index)) or b""
-        found[cause] = sum(struct.unpack(f"={len(raw) // 8}Q", raw))
-    return found
+    return {cause: _sum(losses, index) for index, cause in enumerate(CAUSES)}
+
+
+def read_covered(losses: Map) -> int:
+    """Return how many ends of calls no probe `earlier...` saw that had been told before."""
+    return _sum(losses, _COVERED)
+
+
+def _sum(losses: Map, index: int) -> int:
+    raw = losses.get(struct.pack("=I", index)) or b""
+    return sum(struct.unpack(f"={len(raw) // 8}q", raw))
 
 
 class Cost:
@@ -59,9 +66,13 @@ class Cost:
             },
         }
 
-    def missed(self) -> int:
-        """Return how often a program was skipped as another one ran on that CPU (since 5.12)."""
-        return sum(_program(fd).get("recursion_misses", 0) for fd in self._programs.values())
+    def missed(self, besides: Collection[str] = (), covered: int = 0) -> int:
+        """Return how often a program was skipped as another one ran on that CPU (since 5.12).
+
+        Of those of the programs `besides` others, so many had nothing to add (see read_covered).
+        """
+        each = {n: _program(fd).get("recursion_misses", 0) for n, fd in self._programs.items()}
+        return sum(each.values()) - min(covered, sum(each[name] for name in besides))
 
     def close(self) -> None:
         """Stop counting."""

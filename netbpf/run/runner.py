@@ -19,7 +19,7 @@ from netbpf.kernel.privileges import missing_privileges
 from netbpf.output.clock import Clock
 from netbpf.output.writers import TextWriter, make_writer
 from netbpf.run.filters import filter_defines, netns_of
-from netbpf.run.losses import Cost, read_losses
+from netbpf.run.losses import Cost, read_covered, read_losses
 from netbpf.run.names import Names
 from netbpf.run.program import start
 from netbpf.run.shapes import make_shape
@@ -191,9 +191,11 @@ class Run:
     ) -> int:
         if self.stop.reason == "closed pipe":
             self._mute()
+        losses = Map(self.attached.loaded.maps["losses"], 4, 8, per_cpu=True)
+        besides = [c.entry for c in self.attached.choices if c.alternative and c.probe.besides]
         lost = {
-            **read_losses(Map(self.attached.loaded.maps["losses"], 4, 8, per_cpu=True)),
-            "probe_missed": self.cost.missed(),
+            **read_losses(losses),
+            "probe_missed": self.cost.missed(besides, read_covered(losses)),
             "reader": self.shape.strange,
             **unseen,
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from netbpf.run import losses
-from netbpf.run.losses import CAUSES, Cost, read_losses
+from netbpf.run.losses import CAUSES, Cost, read_covered, read_losses
 
 FDINFO = """\
 pos:\t0
@@ -53,6 +53,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_losses_are_summed_over_cpus_by_cause():
     assert read_losses(FakeMap()) == {"ring_full": 11, "map_full": 12}
     assert read_losses(EmptyMap()) == dict.fromkeys(CAUSES, 0)
+    assert read_covered(FakeMap()) == 13
 
 
 @pytest.mark.usefixtures("programs")
@@ -66,6 +67,8 @@ def test_cost_is_the_sum_of_all_programs():
         "b_tp": {"runs": 2, "run_ns": 1000, "missed": 4},
     }
     assert cost.missed() == 5
+    # Of the four of b, which adds to another probe, as many as were covered are no loss.
+    assert [cost.missed(["b_tp"], covered) for covered in (0, 3, 4, 7)] == [5, 2, 1, 1]
     cost.close()
     cost.close()  # twice is once
 
