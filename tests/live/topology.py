@@ -23,8 +23,9 @@ _numbers = itertools.count()
 
 
 def _unique(prefix: str) -> str:
-    # A device name has 15 bytes: 2 + 7 (the highest pid) + 1 + 4 leave one.
-    return f"{prefix}{os.getpid()}x{next(_numbers)}"
+    # A device's name has 15 bytes, and columns have room for ten as a rule: in hexadecimal digits
+    # the two that the prefix has, five of a pid below a million, and two of a number leave none.
+    return f"{prefix}{os.getpid():x}x{next(_numbers):x}"
 
 
 def must(*words: object, **options: Any) -> str:
