@@ -1,4 +1,4 @@
-"""Rule: the list of kernels is sound, and `make vm` counts, chooses and cleans up as it says.
+"""Rule: the list of kernels is sound, and `make vm` counts and chooses as it says.
 
 Here without libvirt: what the lab decides, not what it does.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from tests.contract.house import PACKAGE, ROOT
 # It belongs to no package: it runs with the system's Python alone.
 sys.path.insert(0, str(ROOT / "vagrant"))
 from lab import __main__ as command  # noqa: E402
-from lab import boxes, host, machine, report, rows  # noqa: E402
+from lab import boxes, machine, report, rows  # noqa: E402
 
 ROWS = rows.read_rows()
 KEYS = {"name", "userland", "kernel", "package", "suite", "ci", "why"}
@@ -291,105 +290,3 @@ def test_shown_lines_of_a_console_are_plain(tmp_path):
     assert machine.tail(log, 3) == ["  OK   two", "new", "?"]
     log.write_text("Error: no\n\tfrom /usr/lib/x.rb:7:in `create'\n")
     assert machine.tail(log, 3) == ["Error: no"]
-
-
-# --- cleaning up ---------------------------------------------------------------------------------
-
-RULES = """*nat
-:POSTROUTING ACCEPT [0:0]
-{nat}COMMIT
-*filter
-:INPUT ACCEPT [0:0]
-:DOCKER - [0:0]
-:LIBVIRT_INP - [0:0]
--A INPUT -j LIBVIRT_INP
--A INPUT -p tcp -j DOCKER
-{filter}COMMIT
-"""
-NOTHING = "*filter\n:INPUT ACCEPT [0:0]\n:DOCKER - [0:0]\n-A INPUT -p tcp -j DOCKER\nCOMMIT\n"
-NAT = ":LIBVIRT_PRT - [0:0]\n-A POSTROUTING -j LIBVIRT_PRT\n"
-
-
-def test_only_new_chains_without_rules_are_removed():
-    now = RULES.format(nat=NAT, filter="")
-    assert host.chain_commands("iptables", NOTHING, now) == [
-        ["iptables", "-t", "nat", "-D", "POSTROUTING", "-j", "LIBVIRT_PRT"],
-        ["iptables", "-t", "nat", "-X", "LIBVIRT_PRT"],
-        ["iptables", "-t", "filter", "-D", "INPUT", "-j", "LIBVIRT_INP"],
-        ["iptables", "-t", "filter", "-X", "LIBVIRT_INP"],
-    ]
-
-
-def test_chains_that_were_there_or_are_in_use_stay():
-    assert host.chain_commands("iptables", RULES.format(nat="", filter=""), NOTHING) == []
-    same = RULES.format(nat=NAT, filter="")
-    assert host.chain_commands("iptables", same, same) == []
-    used = RULES.format(nat="", filter="-A LIBVIRT_INP -i virbr0 -p udp -j ACCEPT\n")
-    assert host.chain_commands("ip6tables", NOTHING, used) == []
-
-
-def test_what_a_killed_run_left_is_known_to_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "STATE", tmp_path / "before.json")
-    assert host.left_behind() is None
-    before = host.Before(ip_forward="0", started_daemons=True, libvirt={"networks": ["default"]})
-    before.write()
-    assert host.left_behind() == before
-    host.STATE.write_text("{half")
-    assert host.left_behind() is None
-
-
-def test_a_daemon_of_somebody_else_is_not_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "RUN", tmp_path)
-    with subprocess.Popen(["sleep", "60"]) as child:
-        # The number of a daemon that ended may belong to another process by now.
-        (tmp_path / "libvirtd.pid").write_text(str(child.pid))
-        host.stop_daemons()
-        assert child.poll() is None
-        child.kill()
-
-
-class Libvirt:
-    """What virsh says of two source trees' machines, and what it was told to remove."""
-
-    def __init__(self, running):
-        self.running = running
-        self.removed = []
-
-    def virsh(self, *words):
-        if words[0] in ("destroy", "undefine", "vol-delete", "net-destroy", "pool-destroy"):
-            self.removed.append(words[:2])
-            return ""
-        if words[0] == "dumpxml":
-            tree = str(host.WORK) if words[1] == "netbpf-vm-bookworm" else "/elsewhere/build/vm"
-            image = f"<source file='/images/{words[1]}.img'/>"
-            return f"<domain>{image}<source path='{tree}/x.serial'/></domain>"
-        if words[0] == "vol-list":
-            left = [f"{name}.img" for name in ("netbpf-vm-bookworm", "netbpf-vm-sid")]
-            return "\n".join(name for name in left if ("vol-delete", name) not in self.removed)
-        if words[0] == "list":
-            gone = [name for _, name in self.removed]
-            return "\n".join(name for name in self.running if name not in gone)
-        if words[0] == "net-dumpxml":
-            used = " connections='1'" if len(self.running) > 1 else ""
-            return f"<network{used}><bridge name='virbr9'/></network>"
-        return "netbpf-vm-none\n" if words[0] == "net-list" else ""
-
-
-@pytest.mark.parametrize("others", [(), ("netbpf-vm-sid",)])
-def test_machines_of_another_source_tree_keep_image_network_and_daemon(
-    others, tmp_path, monkeypatch
-):
-    libvirt, stopped = Libvirt(["netbpf-vm-bookworm", *others]), []
-    monkeypatch.setattr(host, "virsh", libvirt.virsh)
-    monkeypatch.setattr(host, "answers", lambda: True)
-    monkeypatch.setattr(host, "WORK", tmp_path)
-    monkeypatch.setattr(host, "STATE", tmp_path / "before.json")
-    monkeypatch.setattr(host, "stop_daemons", lambda: stopped.append(True))
-    monkeypatch.setattr(host, "_restore_network", lambda before: None)
-    before = host.Before(started_daemons=True, libvirt={"volumes": [], "pools": ["default"]})
-    assert host.clean_up(before)
-    assert ("destroy", "netbpf-vm-bookworm") in libvirt.removed
-    assert ("vol-delete", "netbpf-vm-bookworm.img") in libvirt.removed
-    assert (("vol-delete", "netbpf-vm-sid.img") in libvirt.removed) is not bool(others)
-    assert (("net-destroy", "netbpf-vm-none") in libvirt.removed) is not bool(others)
-    assert bool(stopped) is not bool(others)

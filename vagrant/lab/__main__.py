@@ -19,12 +19,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Optional
 
-from . import boxes, host, report
+from . import boxes, host, libvirt, report
 from .machine import Machine, NoMachine, Options
 from .processes import Stopped, check, say, stopping, tail
 from .rows import PROJECT, Row, UnknownKernel, read_rows, select
+from .shared import Share
 
-LOCK = host.WORK / "lock"
+LOCK = libvirt.WORK / "lock"
 received: list[int] = []
 
 
@@ -73,7 +74,7 @@ class Run:
         return [row for row, good in zip(self.rows, built) if good]
 
     def _build(self, row: Row) -> bool:
-        directory = host.WORK / row.name
+        directory = libvirt.WORK / row.name
         directory.mkdir(parents=True, exist_ok=True)
         try:
             boxes.build(row, directory / "box.log")
@@ -147,7 +148,7 @@ class Run:
 @contextlib.contextmanager
 def lock() -> Iterator[bool]:
     """Hold the lock of this source tree's lab; give False if another run has it."""
-    host.WORK.mkdir(parents=True, exist_ok=True)
+    libvirt.WORK.mkdir(parents=True, exist_ok=True)
     with LOCK.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,42 +158,40 @@ def lock() -> Iterator[bool]:
             yield True
 
 
-def clean_up_after_others() -> None:
-    """Take away what a run left that was killed, or was asked to keep its machines."""
+def clean_up(share: Share) -> None:
+    """Take away what a run of this tree left: one that was killed, kept machines, or ends now."""
     left = host.left_behind()
     if left:
-        say("removing what an earlier run left")
+        share.enter()
         host.clean_up(left)
 
 
-def work(run: Run) -> int:
-    """Do the run; return the exit status. Raises Stopped, after the clean-up."""
+def work(run: Run, share: Share) -> None:
+    """Build, boot, test, clean up. Raises Stopped, after the clean-up, and NoLibvirt."""
     rows = run.build_boxes()
-    if run.options.boxes_only:
-        return report.exit_status(run.results())
-    if rows:
-        # Signals ask; they break nothing off. So whatever was begun gets to the `finally`.
-        try:
-            before = host.prepare()
-            check()
-            run.boot_and_test(rows, before)
-        finally:
-            if run.kept and not stopping.is_set():
-                show_kept(run.kept)
-            else:
-                clean_up_after_run()
-    print(report.table(run.results()), flush=True)
+    if run.options.boxes_only or not rows:
+        return
+    # Signals ask; they break nothing off. So whatever was begun gets to the `finally`.
+    try:
+        share.enter()
+        before = host.prepare()
+        check()
+        run.boot_and_test(rows, before)
+    finally:
+        if run.kept and not stopping.is_set():
+            show_kept(run.kept)
+        else:
+            clean_up(share)
+
+
+def tell(run: Run) -> int:
+    """Show and keep what came of the machines; return the exit status."""
+    if not run.options.boxes_only:
+        print(report.table(run.results()), flush=True)
     if run.options.save:
-        for path in report.save(run.results(), read_rows(), host.WORK, PROJECT):
+        for path in report.save(run.results(), read_rows(), libvirt.WORK, PROJECT):
             say(f"saved {path.relative_to(PROJECT)}")
     return report.exit_status(run.results())
-
-
-def clean_up_after_run() -> None:
-    """Take away everything that this run brought."""
-    left = host.left_behind()
-    if left and host.clean_up(left):
-        say("all removed")
 
 
 def show_kept(machines: Sequence[Machine]) -> None:
@@ -204,13 +203,20 @@ def show_kept(machines: Sequence[Machine]) -> None:
 
 def locked(options: argparse.Namespace, rows: Sequence[Row]) -> int:
     """Do what was asked for, this being the only run; return the exit status."""
-    run = Run(rows, options)
+    run, share = Run(rows, options), Share()
     try:
-        clean_up_after_others()
-        return report.PASSED if options.clean else work(run)
+        try:
+            if host.left_behind():
+                say("removing what an earlier run left")
+                clean_up(share)
+            if not options.clean:
+                work(run, share)
+        finally:
+            share.leave()
+        return report.PASSED if options.clean else tell(run)
     except Stopped:
         return 128 + received[0]
-    except host.NoLibvirt as error:
+    except libvirt.NoLibvirt as error:
         say(f"error: {error}")
         return report.UNAVAILABLE
     finally:

@@ -18,16 +18,8 @@ from pathlib import Path
 
 from . import report
 from .boxes import BOXES
-from .host import (
-    PREFIX,
-    WORK,
-    Before,
-    names,
-    our_domains,
-    remove_machine,
-    remove_volumes,
-    virsh,
-)
+from .host import Before, remove_volumes
+from .libvirt import PREFIX, WORK, names, our_domains, remove_machine, virsh
 from .processes import Ended, ask, run, say, span, tail
 from .rows import VAGRANT, Row
 
