@@ -16,14 +16,18 @@
 #include "files.bpf.h"
 #include "mptcp.bpf.h"
 #include "task_file.bpf.h"
+#include "unfollowed.bpf.h"
 
 /* Numbers of the column class Owner. */
 enum owner_how { OWNER_UNKNOWN, OWNER_EXACT, OWNER_SNAPSHOT };
 
 struct owner {
 	struct process process;
-	u32 how;
-	u32 pass; /* did the process filters let it through? */
+	u64 leader; /* the process's leading task: an address to compare and read, it may be freed */
+	s32 fd; /* a guess: the descriptor under which the process held the socket */
+	u8 how;
+	u8 pass; /* did the process filters let it through? */
+	u8 pad[2];
 #ifdef OWNERS_OF_ALL
 	u64 inode; /* of a socket that nobody tells us the end of, see is_owned_still() */
 #endif
@@ -31,22 +35,32 @@ struct owner {
 /* By the address of struct sock: in use as long as the socket is, removed by forget_owner(). */
 BPF_HASH(owners, u64, struct owner, MAP_ENTRIES);
 
-#ifdef OWNERS_OF_ALL
 KERNEL_FIELDS(sock, sk_socket)
 KERNEL_FIELDS(socket, file)
+KERNEL_FIELDS(files_struct, next_fd)
+KERNEL_FIELDS(task_struct, children.next, children.prev, sibling.next, sibling.prev)
+KERNEL_OPTIONAL(task_struct, io_uring)
+
+/* The open file of a socket, NULL once the last descriptor of it is closed. */
+static inline struct file *file_of_sock(struct sock *sk)
+{
+	struct socket *socket = READ(sk, sk_socket);
+
+	return socket ? READ(socket, file) : NULL;
+}
+
+#ifdef OWNERS_OF_ALL
 KERNEL_FIELDS(inode, i_ino)
 
 /* The number of the socket's inode, which no other one gets; 0 for TCP, whose end we see. */
 static inline u64 inode_of_socket(struct sock *sk)
 {
-	struct socket *socket;
 	struct inode *inode;
 	struct file *file;
 
 	if (READ(sk, sk_protocol) == IPPROTO_TCP)
 		return 0;
-	socket = READ(sk, sk_socket);
-	file = READ(socket, file);
+	file = file_of_sock(sk);
 	inode = READ(file, f_inode);
 	return READ(inode, i_ino);
 }
@@ -63,15 +77,32 @@ static inline bool is_owned_still(struct sock *sk, struct owner *owner)
 }
 #endif
 
+static inline void forget_owner(struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	owners.delete(&key);
+	forget_unfollowed(sk);
+}
+
+/* Record who owns a socket, unless filters exclude the process or the socket. */
 static inline void set_owner(struct sock *sk, struct owner *owner)
 {
 	u64 key = (u64)sk;
 
+#ifdef FILTER_PROCESS
+	if (!owner->pass) {
+		owners.delete(&key);
+		return;
+	}
+#endif
+	if (!may_pass_socket(sk))
+		return;
 #ifdef OWNERS_OF_ALL
 	owner->inode = inode_of_socket(sk);
 #endif
 	if (owners.update(&key, owner))
-		count_loss(LOSS_MAP_FULL);
+		count_unfollowed(sk);
 }
 
 /* `task` proved by `how` that it owns a socket. */
@@ -81,6 +112,7 @@ static inline void own(struct owner *owner, struct task_struct *task, int how)
 	if (READ(task, flags) & PF_KTHREAD)
 		return;
 	read_process(&owner->process, task);
+	owner->leader = (u64)READ(task, group_leader);
 	owner->how = how;
 	owner->pass = pass_process(&owner->process, task);
 }
@@ -90,7 +122,107 @@ static inline void own_current(struct owner *owner)
 	own(owner, (struct task_struct *)bpf_get_current_task(), OWNER_EXACT);
 }
 
-static inline bool find_owner(struct sock *sk, struct owner *to)
+#define DESCRIPTORS 256 /* of a process that are looked at: a power of two */
+#define CHILDREN 16 /* of a process that are looked at */
+
+struct descriptors {
+	u64 file[DESCRIPTORS];
+};
+/* Too large for the stack. A program that interrupts another one here makes it miss a file. */
+BPF_PERCPU_ARRAY(descriptors, struct descriptors, 1);
+
+enum holding { HOLDS_NOT, HOLDS, HOLDS_MAYBE };
+
+static inline struct fdtable *descriptors_of(struct task_struct *leader)
+{
+	struct files_struct *files = READ(leader, files);
+
+	return READ(files, fdt);
+}
+
+/* Is descriptor `fd` of a table this open file? */
+static inline bool is_file(struct fdtable *table, s32 fd, struct file *file)
+{
+	struct file *found = NULL;
+
+	if ((u32)fd < READ(table, max_fds))
+		bpf_probe_read_kernel(&found, sizeof(found), (void **)READ(table, fd) + fd);
+	return found == file;
+}
+
+/* The highest bit is 0 if these are the same, and 1 else. */
+static inline u64 differ(u64 a, const void *b)
+{
+	u64 difference = a ^ (u64)b, negative = -difference;
+
+	asm volatile("" : "+r"(negative)); /* or clang makes a comparison of it, and a jump */
+	return difference | negative;
+}
+
+/*
+ * Does a process have an open file? Its address may be out of date: then it has none. A process that
+ * uses io_uring may have files without a descriptor.
+ */
+static inline enum holding holds_file(struct task_struct *leader, struct file *file, s32 fd)
+{
+	struct fdtable *table = descriptors_of(leader);
+	u64 size = READ(table, max_fds) * sizeof(struct file *);
+	u64 all_differ = ~0ULL;
+	int zero = 0;
+	struct descriptors *row = descriptors.lookup(&zero);
+
+	if (!row || !table)
+		return HOLDS_NOT;
+	if (is_file(table, fd, file))
+		return HOLDS;
+#ifdef OWNERS_OF_ALL
+	return HOLDS_MAYBE; /* too many ways lead here for the verifier to go on */
+#endif
+	bpf_probe_read_kernel(row, sizeof(struct descriptors), NULL); /* fails, and leaves zeros */
+	size = size < sizeof(struct descriptors) ? size : sizeof(struct descriptors);
+	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */
+	bpf_probe_read_kernel(row, size & (2 * sizeof(struct descriptors) - 1), READ(table, fd));
+	/* The highest bit stays only if no difference is 0: without a jump for each descriptor. */
+#pragma nounroll
+	for (u64 i = 0; i < DESCRIPTORS; i += 4) {
+		all_differ &= differ(row->file[i], file) & differ(row->file[i + 1], file) &
+			      differ(row->file[i + 2], file) & differ(row->file[i + 3], file);
+	}
+	if (!(all_differ >> 63))
+		return HOLDS;
+#ifdef HAVE_task_struct_io_uring
+	if (READ(leader, io_uring))
+		return HOLDS_MAYBE;
+#endif
+	return READ(table, max_fds) > DESCRIPTORS ? HOLDS_MAYBE : HOLDS_NOT;
+}
+
+/*
+ * The owner that was recorded has the socket no more: a server that forks a process for each
+ * connection closes its own copy. Is it with one of its children, under the same number?
+ */
+static inline bool find_heir(struct owner *owner, struct file *file)
+{
+	struct task_struct *parent = (struct task_struct *)owner->leader, *heir = NULL;
+	const void *node = READ(parent, children.prev);
+
+	/* Behind the eldest comes the list's head: what is read there is no process. */
+#pragma nounroll
+	for (int i = 0; i < CHILDREN; i++) {
+		struct task_struct *child =
+			(void *)node - (u64)FIELD_AT((struct task_struct *)0, sibling);
+
+		heir = is_file(descriptors_of(child), owner->fd, file) ? child : heir;
+		node = READ(child, sibling.prev);
+	}
+	if (!heir || READ(heir, tgid) <= 0)
+		return false;
+	own(owner, heir, OWNER_EXACT);
+	return true;
+}
+
+/* The owner as it was recorded. */
+static inline bool recorded_owner(struct sock *sk, struct owner *to)
 {
 	u64 key = (u64)sk;
 	struct owner *known = owners.lookup(&key);
@@ -101,11 +233,35 @@ static inline bool find_owner(struct sock *sk, struct owner *to)
 	return true;
 }
 
-static inline void forget_owner(struct sock *sk)
+/*
+ * Who has the socket now, or had it last: false if the process that was recorded has closed its
+ * descriptor, or has ended, and none of its children holds the socket either.
+ */
+static inline bool find_owner(struct sock *sk, struct owner *to)
 {
+	struct file *file = file_of_sock(sk);
+	struct task_struct *leader;
 	u64 key = (u64)sk;
 
-	owners.delete(&key);
+	if (!recorded_owner(sk, to))
+		return false;
+	if (!file)
+		return true;
+	leader = (struct task_struct *)to->leader;
+	if (READ(leader, tgid) == to->process.pid) {
+		enum holding holding = holds_file(leader, file, to->fd);
+
+		if (holding == HOLDS)
+			return true;
+		if (find_heir(to, file)) {
+			owners.update(&key, to); /* in its place: there is room */
+			return true;
+		}
+		if (holding == HOLDS_MAYBE)
+			return true;
+	}
+	__builtin_memset(to, 0, sizeof(*to));
+	return false;
 }
 
 /* Would the owner be shown? With a process filter an unknown owner is nobody's match. */
@@ -147,9 +303,19 @@ static inline bool is_closed(struct sock *sk)
 	return READ(sk, sk_protocol) == IPPROTO_TCP && READ(sk, __sk_common.skc_state) == TCP_CLOSE;
 }
 
-static inline int on_accept(struct sock *sk)
+/* The descriptor that the current process has just reserved: see alloc_fd() in fs/file.c. */
+static inline s32 newest_fd(void)
 {
-	struct owner owner = {};
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct files_struct *files = READ(task, files);
+
+	return READ(files, next_fd) - 1;
+}
+
+/* The current process has got a socket, as descriptor `fd` if that is known, else 0. */
+static inline int on_accept(struct sock *sk, s32 fd)
+{
+	struct owner owner = {.fd = fd};
 
 	if (!sk || is_closed(sk))
 		return 0;
@@ -189,13 +355,19 @@ static inline int on_owner_state(struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
-/* Who sends owns, and that is news only where nothing better is known. */
+/* Who sends owns. */
 static inline int on_owner_send(struct sock *sk)
 {
 	struct owner owner = {};
 
+#ifdef FILTER_PID
+	if (!FILTER_PID(current_pid()))
+		return 0;
+#endif
 	sk = ip_sock(sk);
-	return !sk || find_owner(sk, &owner) ? 0 : on_accept(sk);
+	if (!sk || (recorded_owner(sk, &owner) && owner.process.pid == current_pid()))
+		return 0;
+	return on_accept(sk, 0);
 }
 
 #ifdef USE_owner_send_rawtp
@@ -228,13 +400,13 @@ int owner_state_tp(struct owner_state_args *ctx)
 #ifdef USE_accept_tp
 int accept_tp(struct accept_args *ctx)
 {
-	return on_accept(ip_sock(socket_of_fd(ctx->ret)));
+	return on_accept(ip_sock(socket_of_fd(ctx->ret)), ctx->ret);
 }
 #endif
 #ifdef USE_accept4_tp
 int accept4_tp(struct accept4_args *ctx)
 {
-	return on_accept(ip_sock(socket_of_fd(ctx->ret)));
+	return on_accept(ip_sock(socket_of_fd(ctx->ret)), ctx->ret);
 }
 #endif
 
@@ -242,25 +414,25 @@ int accept4_tp(struct accept4_args *ctx)
 #ifdef USE_accept_fentry
 int accept_fentry(u64 *ctx)
 {
-	return on_accept(ip_sock((struct sock *)ctx[ARG_accept_sk]));
+	return on_accept(ip_sock((struct sock *)ctx[ARG_accept_sk]), newest_fd());
 }
 #endif
 #ifdef USE_accept_kprobe
 int accept_kprobe(struct pt_regs *ctx)
 {
-	return on_accept(ip_sock((struct sock *)PT_REGS_PARM1(ctx)));
+	return on_accept(ip_sock((struct sock *)PT_REGS_PARM1(ctx)), newest_fd());
 }
 #endif
 #ifdef USE_accept_fexit
 int accept_fexit(u64 *ctx)
 {
-	return on_accept((struct sock *)ctx[ARGS_accept]);
+	return on_accept((struct sock *)ctx[ARGS_accept], newest_fd());
 }
 #endif
 #ifdef USE_accept_kretprobe
 int accept_kretprobe(struct pt_regs *ctx)
 {
-	return on_accept((struct sock *)PT_REGS_RC(ctx));
+	return on_accept((struct sock *)PT_REGS_RC(ctx), newest_fd());
 }
 #endif
 
@@ -276,13 +448,14 @@ int snapshot_iter(struct task_file_context *ctx)
 	if (!task || !file)
 		return 0;
 	sk = sock_of_file(file);
-	if (!sk || is_closed(sk) || find_owner(sk, &owner)) /* seen in action: that is better */
+	if (!sk || is_closed(sk) || find_owner(sk, &owner)) /* recorded, and still true */
 		return 0;
 #ifdef SNAPSHOT_STATES /* a program may care for some states only: bits 1 << TCP_* */
 	if (!(SNAPSHOT_STATES >> READ(sk, __sk_common.skc_state) & 1))
 		return 0;
 #endif
 	own(&owner, task, OWNER_SNAPSHOT);
+	owner.fd = ctx->fd;
 	if (owner.how)
 		set_owner(sk, &owner);
 	return 0;

@@ -91,16 +91,20 @@ static inline bool in_block(const u8 *addr, u64 net0, u64 net1, u64 mask0, u64 m
 #define FILTER_SOCKET 1
 #endif
 
-static inline bool pass_endpoints(const struct endpoints *ends)
+static inline bool pass_lport(u16 lport)
 {
-	if (!pass_netns(ends->netns))
-		return false;
+#ifdef FILTER_LPORT
+	return FILTER_LPORT(lport);
+#else
+	return true;
+#endif
+}
+
+/* All but the network namespace and the local port. */
+static inline bool pass_peer(const struct endpoints *ends)
+{
 #ifdef FILTER_FAMILY
 	if (ends->family != FILTER_FAMILY)
-		return false;
-#endif
-#ifdef FILTER_LPORT
-	if (!FILTER_LPORT(ends->lport))
 		return false;
 #endif
 #ifdef FILTER_RPORT
@@ -116,6 +120,33 @@ static inline bool pass_endpoints(const struct endpoints *ends)
 		return false;
 #endif
 	return true;
+}
+
+static inline bool pass_endpoints(const struct endpoints *ends)
+{
+	return pass_netns(ends->netns) && pass_lport(ends->lport) && pass_peer(ends);
+}
+
+/*
+ * May a socket with these ends pass the filters, now or later? A local port may be chosen yet
+ * (SYN_SENT), and a socket without a peer, such as a listener, may get one of either family.
+ */
+static inline bool may_pass(const struct endpoints *ends)
+{
+	return pass_netns(ends->netns) && (!ends->lport || pass_lport(ends->lport)) &&
+	       (!ends->rport || pass_peer(ends));
+}
+
+static inline bool may_pass_socket(struct sock *sk)
+{
+#ifdef FILTER_SOCKET
+	struct endpoints ends = {};
+
+	read_endpoints(sk, &ends);
+	return may_pass(&ends);
+#else
+	return true;
+#endif
 }
 
 #endif
