@@ -456,7 +456,7 @@ def test_environment_has_what_the_level_needs(
     assert [line.split()[-1] for line in asked] == ([extras] if extras else [])
 
 
-@pytest.mark.parametrize("click", ["7.1.2", "8.0.0"])
+@pytest.mark.parametrize("click", ["7.1.2", "8.0", "8.0.0"])
 def test_an_older_click_is_put_into_an_environment(debian: Machine, click: str) -> None:
     debian.offer_python(click)
     assert debian.run("run")[0] == 0
