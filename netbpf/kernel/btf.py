@@ -35,6 +35,17 @@ class Field(NamedTuple):
     bit_size: int = 0
 
 
+class Member(NamedTuple):
+    """One member of a struct: where it is, and the struct that it is itself.
+
+    `struct` names that struct ("" for none); one without a name has its members in `inner`.
+    """
+
+    field: Field
+    struct: str
+    inner: Optional[dict[str, Member]]
+
+
 class _Type(NamedTuple):
     name: str
     kind: int
@@ -54,6 +65,7 @@ class Btf:
         """
         self._lib = _libbpf()
         self._base: Optional[Btf] = None  # of a module's types, which refer to it
+        self._ids: dict[tuple[str, int], int] = {}  # by name and kind, see names()
         self._btf = self._lib.btf__parse(path.encode(), None)
         # libbpf 0.x returns an error as a pointer near the top of the address space, 1.x as NULL.
         if not self._btf or self._btf > 2**64 - 4096:
@@ -67,7 +79,10 @@ class Btf:
     def find(self, name: str, *kinds: int) -> int:
         """Return the id of the type `name` of one of `kinds`, or 0."""
         for kind in kinds:
-            found = int(self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind))
+            if self._ids:
+                found = self._ids.get((name, kind), 0)
+            else:
+                found = int(self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind))
             if found > 0:
                 return found
         return 0
@@ -112,6 +127,39 @@ class Btf:
             type_id, offset = self._strip(member_id), offset + member_offset
         return Field(offset, self._ctype(type_id), bits)
 
+    def members(self, name: str) -> dict[str, Member]:
+        """Return {name: member} of struct `name`, those of anonymous structs among them."""
+        return self._layout(self.find(name, STRUCT, UNION))
+
+    def _layout(self, type_id: int, base: int = 0) -> dict[str, Member]:
+        found: dict[str, Member] = {}
+        for name, member, offset, bits in self._members(type_id):
+            inner_id = self._strip(member)
+            if not name:
+                found = {**self._layout(inner_id, base + offset), **found}
+                continue
+            kind = self._type(inner_id)
+            whole = kind.kind in (STRUCT, UNION)
+            known = whole and kind.name and self.find(kind.name, STRUCT, UNION) == inner_id
+            inner = self._layout(inner_id) if whole and not known else None
+            field = Field(base + offset, self._ctype(inner_id), bits)
+            found.setdefault(name, Member(field, kind.name if known else "", inner))
+        return found
+
+    def names(self, *kinds: int) -> set[str]:
+        """Return the names of all types of `kinds`.
+
+        The first call walks all types, which takes half a second; find() is faster from then on.
+        """
+        type_id = 1
+        while not self._ids.get(("", 0)) and (at := self._lib.btf__type_by_id(self._btf, type_id)):
+            name, info, _ = struct.unpack("=III", ctypes.string_at(at, 12))
+            if name:
+                self._ids.setdefault((self._name(name), info >> 24 & 0x1F), type_id)
+            type_id += 1
+        self._ids["", 0] = type_id
+        return {name for name, kind in self._ids if kind in kinds}
+
     def enumerator(self, enum: str, name: str) -> Optional[int]:
         """Return the value of `name` in `enum`, or None."""
         return self.enumerators(enum).get(name)
@@ -134,7 +182,7 @@ class Btf:
             return None
         parse.argtypes, parse.restype = [ctypes.c_char_p, ctypes.c_void_p], ctypes.c_void_p
         other = Btf.__new__(Btf)
-        other._lib, other._base = self._lib, self
+        other._lib, other._base, other._ids = self._lib, self, {}
         other._btf = parse(path.encode(), self._btf) or 0
         return other if 0 < other._btf <= 2**64 - 4096 else None
 

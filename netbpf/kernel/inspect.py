@@ -1,8 +1,8 @@
 """What this kernel offers: a snapshot that the choice of probes and the layout are made from.
 
 `LiveKernel` asks the running kernel, lazily, so that starting a tool reads only what that tool
-needs. `RecordedKernel` answers from a file, so that tests choose probes for kernels that are not
-booted; `Recorder` makes such files by listening to what is asked.
+needs. `RecordedKernel` answers from a file that `netbpf.recording` made, so that tests choose
+probes for kernels that are not booted.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import os
 import re
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Optional, Protocol
 
 from netbpf.kernel.btf import FUNC, VAR, VMLINUX, Btf, Field
+from netbpf.kernel.recorded import RecordedKernel as RecordedKernel
 from netbpf.kernel.syscalls import accepts_fentry, detached_mount
 
 _TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
@@ -129,53 +130,6 @@ class LiveKernel:
         return self.btf.enumerator(enum, name)
 
 
-_QUESTIONS = ("tracepoint", "raw_tracepoint", "function", "typed", "iterator", "dynamic",
-              "preempts", "field", "size", "enumerator")  # fmt: skip
-
-
-class Recorder:
-    """A kernel that passes questions on and keeps the answers in `answers`, ready for JSON."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        """Listen to what is asked of `kernel`."""
-        self.kernel = kernel
-        self.answers: dict[str, Any] = {"release": kernel.release}
-
-    def __getattr__(self, question: str) -> Any:
-        ask = getattr(self.kernel, question)
-        if question not in _QUESTIONS:
-            return ask
-
-        def listen(*what: str) -> Any:
-            answer = ask(*what)
-            self.answers.setdefault(question, {})[" ".join(what)] = answer
-            return answer
-
-        return listen
-
-
-class RecordedKernel:
-    """A kernel as a `Recorder` heard it. What was never asked is an error, not a no."""
-
-    def __init__(self, answers: dict[str, Any]) -> None:
-        """Answer from what `Recorder.answers` holds."""
-        self.release = str(answers["release"])
-        self._answers = answers
-
-    def __getattr__(self, question: str) -> Any:
-        if question not in _QUESTIONS:
-            raise AttributeError(question)
-        known = self._answers.get(question, {})
-
-        def answer(*what: str) -> Any:
-            found = known[" ".join(what)]
-            if question == "field":
-                return Field(*found) if found else None
-            return tuple(found) if isinstance(found, list) else found
-
-        return answer
-
-
 @lru_cache(maxsize=1)
 def tracefs() -> str:
     """Return a path to tracefs, mounted or else mounted detached for this process; "" if neither.
@@ -202,7 +156,9 @@ def tracepoint_format(name: str) -> Optional[dict[str, Field]]:
     return parse_format(text)
 
 
-_FIELD = re.compile(r"field:(.*?)\s*\b(\w+)(\[\w*\])?;\s*offset:(\d+);\s*size:(\d+);\s*signed:(\d)")
+_FIELD = re.compile(
+    r"field:(.*?)\s*\b(\w+)(\[[^]]*\])?;\s*offset:(\d+);\s*size:(\d+);\s*signed:(\d)"
+)
 
 
 def parse_format(text: str) -> dict[str, Field]:

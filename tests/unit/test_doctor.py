@@ -1,4 +1,4 @@
-"""The doctor: what a tool would use on a made-up kernel, in words, as exit code, as a recording."""
+"""The doctor: what a tool would use on a made-up kernel, in words, as exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from netbpf import doctor, recording
+from netbpf import doctor
 from netbpf.declare import (
     Event,
     Fentry,
@@ -19,11 +19,9 @@ from netbpf.declare import (
     Tracepoint,
 )
 from netbpf.declare.tool import all_tools
-from netbpf.errors import PrivilegeError, Unsupported
+from netbpf.errors import Unsupported
 from netbpf.kernel import layout, machine
 from netbpf.kernel.btf import Field
-from netbpf.kernel.inspect import RecordedKernel, Recorder
-from netbpf.kernel.select import select
 from tests.unit.fakes import FakeKernel
 
 FIELD = Field(16, "u16 %s")
@@ -200,31 +198,6 @@ def test_what_no_tool_can_do_without_counts_for_all(real_programs, monkeypatch):
     assert {tool["usable"] for tool in report["tools"]} == {False}
     assert "get one" in report["hints"]
     assert doctor.exit_code(report) in (69, 77)
-
-
-# --- recording ------------------------------------------------------------------------------------
-
-
-def test_a_recording_answers_every_selection():
-    kernel = FakeKernel(
-        raw=RAW, functions={"see": ("sk",), "feel": ()}, takes=("fentry",), **HAS_FIELDS
-    )
-    recorder = Recorder(kernel)
-    machine.kernel_checks(recorder)
-    recording.ask_everything(TOOL, recorder)
-    recorded = RecordedKernel(json.loads(json.dumps(recorder.answers)))
-    assert select(TOOL.probes, recorded) == select(TOOL.probes, kernel)
-    # Alternatives that were not needed at first are in there too.
-    refused = {("seen", "fentry"): "refused", ("felt", "fexit"): "refused"}
-    assert select(TOOL.probes, recorded, refused) == select(TOOL.probes, kernel, refused)
-    assert doctor.examine_tool(TOOL, recorded) == doctor.examine_tool(TOOL, kernel)
-
-
-def test_recording_needs_privileges(monkeypatch, tmp_path):
-    monkeypatch.setattr(recording, "missing_privileges", lambda: ["CAP_BPF"])
-    with pytest.raises(PrivilegeError, match="CAP_BPF"):
-        recording.record(str(tmp_path / "kernel.json"))
-    assert not (tmp_path / "kernel.json").exists()
 
 
 # --- the machine ----------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""Rule: `make test` runs all tests, and each smaller target just its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.contract.house import ROOT
+
+TREES = ("unit", "contract", "live", "packaging")
+FILES = {tree: set((ROOT / "tests" / tree).glob("test_*.py")) for tree in TREES}
+
+
+def commands(target: str) -> list[str]:
+    """Return the shell lines that `make target` would run."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", target],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def words_for_pytest(target: str) -> list[str]:
+    """Return what a target of make gives to pytest."""
+    (line,) = [line for line in commands(target) if "-m pytest" in line]
+    assert "||" not in line and not line.lstrip("@").startswith("-"), "a failure must count"
+    return shlex.split(line.partition("-m pytest")[2])
+
+
+def collected(words: list[str]) -> dict[str, set[Path]]:
+    """Return which files' tests pytest collects, by the directory below tests."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, "--collect-only", "-q", "-p", "no:cacheprovider"],
+        cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    files = {ROOT / name for name in re.findall(r"^(tests/\S+?\.py)::", done.stdout, re.M)}
+    return {tree: {path for path in files if path.parts[-2] == tree} for tree in TREES}
+
+
+@pytest.mark.parametrize(("target", "trees"), [("test", TREES), ("live", ("live",))])
+def test_target_runs_every_test_of_its_trees(target, trees):
+    found = collected(words_for_pytest(target))
+    for tree in trees:
+        assert found[tree] == FILES[tree], f"make {target} leaves tests out"
+
+
+@pytest.mark.parametrize("target", ["unit", "contract"])
+def test_smaller_target_runs_its_directory(target):
+    assert words_for_pytest(target) == [f"tests/{target}"]
+
+
+def test_nothing_is_deselected():
+    assert words_for_pytest("test") in ([], ["-p", "no:cacheprovider"])
+    settings = (ROOT / "pyproject.toml").read_text()
+    options = re.search(r"^addopts = (.*)$", settings, re.M)
+    assert options and not re.search(r'"-m|"-k|deselect|ignore', options[1])
+
+
+def test_continuous_integration_runs_make_test_and_lint():
+    text = (ROOT / ".ci" / "run").read_text()
+    for target in ("lint", "test"):
+        assert re.search(rf"^make --silent {target} \|\| status=1$", text, re.M)
+    assert text.rstrip().endswith('exit "$status"')
+
+
+@pytest.mark.parametrize("target", ["test", "live", "unit", "contract", "lint", "wheel"])
+def test_target_installs_what_it_needs_first(target):
+    level = {"test": "test", "live": "test"}.get(target, "dev")
+    assert commands(target)[0] == f"scripts/setup.sh {level}"
