@@ -13,7 +13,7 @@
 #ifndef NETBPF_OWNERS_BPF_H
 #define NETBPF_OWNERS_BPF_H
 
-#include "files.bpf.h"
+#include "holding.bpf.h"
 #include "mptcp.bpf.h"
 #include "task_file.bpf.h"
 #include "unfollowed.bpf.h"
@@ -35,19 +35,8 @@ struct owner {
 /* By the address of struct sock: in use as long as the socket is, removed by forget_owner(). */
 BPF_HASH(owners, u64, struct owner, MAP_ENTRIES);
 
-KERNEL_FIELDS(sock, sk_socket)
-KERNEL_FIELDS(socket, file)
 KERNEL_FIELDS(files_struct, next_fd)
-KERNEL_FIELDS(task_struct, children.next, children.prev, sibling.next, sibling.prev)
-KERNEL_OPTIONAL(task_struct, io_uring)
-
-/* The open file of a socket, NULL once the last descriptor of it is closed. */
-static inline struct file *file_of_sock(struct sock *sk)
-{
-	struct socket *socket = READ(sk, sk_socket);
-
-	return socket ? READ(socket, file) : NULL;
-}
+KERNEL_FIELDS(task_struct, tgid, children.next, children.prev, sibling.next, sibling.prev)
 
 #ifdef OWNERS_OF_ALL
 KERNEL_FIELDS(inode, i_ino)
@@ -122,80 +111,7 @@ static inline void own_current(struct owner *owner)
 	own(owner, (struct task_struct *)bpf_get_current_task(), OWNER_EXACT);
 }
 
-#define DESCRIPTORS 256 /* of a process that are looked at: a power of two */
 #define CHILDREN 16 /* of a process that are looked at */
-
-struct descriptors {
-	u64 file[DESCRIPTORS];
-};
-/* Too large for the stack. A program that interrupts another one here makes it miss a file. */
-BPF_PERCPU_ARRAY(descriptors, struct descriptors, 1);
-
-enum holding { HOLDS_NOT, HOLDS, HOLDS_MAYBE };
-
-static inline struct fdtable *descriptors_of(struct task_struct *leader)
-{
-	struct files_struct *files = READ(leader, files);
-
-	return READ(files, fdt);
-}
-
-/* Is descriptor `fd` of a table this open file? */
-static inline bool is_file(struct fdtable *table, s32 fd, struct file *file)
-{
-	struct file *found = NULL;
-
-	if ((u32)fd < READ(table, max_fds))
-		bpf_probe_read_kernel(&found, sizeof(found), (void **)READ(table, fd) + fd);
-	return found == file;
-}
-
-/* The highest bit is 0 if these are the same, and 1 else. */
-static inline u64 differ(u64 a, const void *b)
-{
-	u64 difference = a ^ (u64)b, negative = -difference;
-
-	asm volatile("" : "+r"(negative)); /* or clang makes a comparison of it, and a jump */
-	return difference | negative;
-}
-
-/*
- * Does a process have an open file? Its address may be out of date: then it has none. A process that
- * uses io_uring may have files without a descriptor.
- */
-static inline enum holding holds_file(struct task_struct *leader, struct file *file, s32 fd)
-{
-	struct fdtable *table = descriptors_of(leader);
-	u64 size = READ(table, max_fds) * sizeof(struct file *);
-	u64 all_differ = ~0ULL;
-	int zero = 0;
-	struct descriptors *row = descriptors.lookup(&zero);
-
-	if (!row || !table)
-		return HOLDS_NOT;
-	if (is_file(table, fd, file))
-		return HOLDS;
-#ifdef OWNERS_OF_ALL
-	return HOLDS_MAYBE; /* too many ways lead here for the verifier to go on */
-#endif
-	bpf_probe_read_kernel(row, sizeof(struct descriptors), NULL); /* fails, and leaves zeros */
-	size = size < sizeof(struct descriptors) ? size : sizeof(struct descriptors);
-	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */
-	bpf_probe_read_kernel(row, size & (2 * sizeof(struct descriptors) - 1), READ(table, fd));
-	/* The highest bit stays only if no difference is 0: without a jump for each descriptor. */
-#pragma nounroll
-	for (u64 i = 0; i < DESCRIPTORS; i += 4) {
-		all_differ &= differ(row->file[i], file) & differ(row->file[i + 1], file) &
-			      differ(row->file[i + 2], file) & differ(row->file[i + 3], file);
-	}
-	if (!(all_differ >> 63))
-		return HOLDS;
-#ifdef HAVE_task_struct_io_uring
-	if (READ(leader, io_uring))
-		return HOLDS_MAYBE;
-#endif
-	return READ(table, max_fds) > DESCRIPTORS ? HOLDS_MAYBE : HOLDS_NOT;
-}
 
 /*
  * The owner that was recorded has the socket no more: a server that forks a process for each
@@ -370,96 +286,6 @@ static inline int on_owner_send(struct sock *sk)
 	return on_accept(sk, 0);
 }
 
-#ifdef USE_owner_send_rawtp
-int owner_send_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_owner_send((struct sock *)RAWTP_ARG(owner_send, sk));
-}
-#endif
-#ifdef USE_owner_send_tp
-int owner_send_tp(struct owner_send_args *ctx)
-{
-	return on_owner_send((struct sock *)ctx->sk);
-}
-#endif
-
-#ifdef USE_owner_state_rawtp
-int owner_state_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_owner_state((struct sock *)RAWTP_ARG(owner_state, sk),
-			      RAWTP_ARG(owner_state, oldstate), RAWTP_ARG(owner_state, newstate));
-}
-#endif
-#ifdef USE_owner_state_tp
-int owner_state_tp(struct owner_state_args *ctx)
-{
-	return on_owner_state((struct sock *)ctx->skaddr, ctx->oldstate, ctx->newstate);
-}
-#endif
-
-#ifdef USE_accept_tp
-int accept_tp(struct accept_args *ctx)
-{
-	return on_accept(ip_sock(socket_of_fd(ctx->ret)), ctx->ret);
-}
-#endif
-#ifdef USE_accept4_tp
-int accept4_tp(struct accept4_args *ctx)
-{
-	return on_accept(ip_sock(socket_of_fd(ctx->ret)), ctx->ret);
-}
-#endif
-
-/* Where accept() ties the new socket to its descriptor, whenever the call began. */
-#ifdef USE_accept_fentry
-int accept_fentry(u64 *ctx)
-{
-	return on_accept(ip_sock((struct sock *)ctx[ARG_accept_sk]), newest_fd());
-}
-#endif
-#ifdef USE_accept_kprobe
-int accept_kprobe(struct pt_regs *ctx)
-{
-	return on_accept(ip_sock((struct sock *)PT_REGS_PARM1(ctx)), newest_fd());
-}
-#endif
-#ifdef USE_accept_fexit
-int accept_fexit(u64 *ctx)
-{
-	return on_accept((struct sock *)ctx[ARGS_accept], newest_fd());
-}
-#endif
-#ifdef USE_accept_kretprobe
-int accept_kretprobe(struct pt_regs *ctx)
-{
-	return on_accept((struct sock *)PT_REGS_RC(ctx), newest_fd());
-}
-#endif
-
-#ifdef USE_snapshot_iter
-/* Threads share their descriptors: ask each process once, through its leader. */
-int snapshot_iter(struct task_file_context *ctx)
-{
-	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
-	struct owner owner = {};
-	struct sock *sk;
-
-	if (!task || !file)
-		return 0;
-	sk = sock_of_file(file);
-	if (!sk || is_closed(sk) || find_owner(sk, &owner)) /* recorded, and still true */
-		return 0;
-#ifdef SNAPSHOT_STATES /* a program may care for some states only: bits 1 << TCP_* */
-	if (!(SNAPSHOT_STATES >> READ(sk, __sk_common.skc_state) & 1))
-		return 0;
-#endif
-	own(&owner, task, OWNER_SNAPSHOT);
-	owner.fd = ctx->fd;
-	if (owner.how)
-		set_owner(sk, &owner);
-	return 0;
-}
-#endif
+#include "owner_entries.bpf.h"
 
 #endif
