@@ -2,24 +2,24 @@
 /* tcpsynbl: queues of listening TCP sockets. Front-end: netbpf/tools/tcpsynbl.py */
 #include "netbpf.bpf.h"
 #include "listeners.bpf.h"
+#include "lost.bpf.h"
 #include "histogram.bpf.h"
 
 KERNEL_FIELDS(inet_connection_sock, icsk_accept_queue.qlen.counter)
 /* Only for hints. */
 KERNEL_OPTIONAL(net, core.sysctl_somaxconn, ipv4.sysctl_max_syn_backlog)
+KERNEL_OPTIONAL(net, ipv4.sysctl_tcp_syncookies)
 
 #define TCP_SYNACK_COOKIE 2 /* enum tcp_synack_type, include/net/tcp.h */
 
-/* A listener, for the table; a field is the listener's own, never that of a connection. */
+/* A listener, for the table: its address may be that of another one that is closed by now. */
 struct listener {
 	u64 sk;
-	u32 pid;
+	u64 since; /* 0 with sk: that of a connection whose listener is not found */
 	u32 netns;
 	u16 lport;
-	char comm[16];
 	u8 laddr[16];
-	u8 owner;
-	u8 pad[5];
+	u8 pad[2];
 };
 
 /* Sums, and from accept_queue on gauges; a peak is the greatest since the last interval's end. */
@@ -38,7 +38,12 @@ struct listener_sums {
 	u64 dropped_total;
 	u64 somaxconn;
 	u64 syn_backlog;
+	u64 syncookies;
 	u64 session;
+	u32 pid;
+	char comm[16];
+	u8 owner;
+	u8 pad[3];
 };
 BPF_HASH(listeners, struct listener, struct listener_sums, MAP_ENTRIES);
 
@@ -57,40 +62,53 @@ static inline u32 syn_queue(struct sock *sk)
 	return READ((struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter);
 }
 
-/* Fill in the table's key; false if filters keep the listener out. `sk` may be a bare copy. */
-static inline bool describe(struct listener *listener, struct sock *sk, const struct owner *owner)
+/* Fill in the table's key. `sk` is the listener, or NULL if that is not found. */
+static inline void describe(struct listener *listener, struct sock *sk, struct known *found,
+			    const struct endpoints *ends)
 {
-	struct endpoints ends = {};
-
-	read_endpoints(sk, &ends);
-	if (!pass_owner(owner) || !pass_endpoints(&ends))
-		return false;
-	listener->pid = owner->process.pid;
-	listener->owner = owner->how;
-	listener->netns = ends.netns;
-	listener->lport = ends.lport;
-	__builtin_memcpy(listener->comm, owner->process.comm, 16);
-	__builtin_memcpy(listener->laddr, ends.laddr, 16);
-	return true;
+	listener->sk = (u64)sk;
+	listener->since = found ? found->since : 0;
+	listener->netns = ends->netns;
+	listener->lport = ends->lport;
+	__builtin_memcpy(listener->laddr, ends->laddr, 16);
 }
 
-static inline struct listener_sums *sums_of(struct listener *listener, struct sock *sk)
+/* What limits the queues of all listeners of a namespace. */
+static inline void read_settings(struct listener_sums *sums, struct sock *sk)
 {
-	struct listener_sums fresh = {}, *found = listeners.lookup(listener);
+	struct net *net = READ(sk, __sk_common.skc_net.net);
 
-	if (found)
-		return found;
 #ifdef HAVE_net_core_sysctl_somaxconn
-	fresh.somaxconn = READ(READ(sk, __sk_common.skc_net.net), core.sysctl_somaxconn);
+	sums->somaxconn = READ(net, core.sysctl_somaxconn);
 #endif
 #ifdef HAVE_net_ipv4_sysctl_max_syn_backlog
-	fresh.syn_backlog = READ(READ(sk, __sk_common.skc_net.net), ipv4.sysctl_max_syn_backlog);
+	sums->syn_backlog = READ(net, ipv4.sysctl_max_syn_backlog);
 #endif
-	listeners.insert(listener, &fresh); /* another CPU may have been first: that is fine */
-	found = listeners.lookup(listener);
-	if (!found)
-		count_loss(LOSS_MAP_FULL);
-	return found;
+#ifdef HAVE_net_ipv4_sysctl_tcp_syncookies
+	sums->syncookies = READ(net, ipv4.sysctl_tcp_syncookies);
+#endif
+}
+
+static inline struct listener_sums *sums_of(struct listener *listener, struct sock *sk,
+					    struct known *found)
+{
+	struct listener_sums fresh = {}, *sums = listeners.lookup(listener);
+
+	if (!sums) {
+		read_settings(&fresh, sk);
+		listeners.insert(listener, &fresh); /* another CPU may have been first: fine */
+		sums = listeners.lookup(listener);
+	}
+	if (!sums) {
+		count_listener_loss((struct sock *)listener->sk);
+		return NULL;
+	}
+	if (found) {
+		sums->pid = found->owner.process.pid;
+		sums->owner = found->owner.how;
+		__builtin_memcpy(sums->comm, found->owner.process.comm, 16);
+	}
+	return sums;
 }
 
 /* Look at both queues, `more` connections being about to enter the accept queue. */
@@ -128,22 +146,31 @@ static inline void count_handshake(struct sock *child, struct listener *listener
 	if (queue)
 		record_value(queue, waiting, 1);
 	else
-		count_loss(LOSS_MAP_FULL);
+		count_listener_loss((struct sock *)listener->sk);
 }
 
 /* A handshake is complete: `child` is new, and a copy of its listener. */
 static inline void on_child(struct sock *child)
 {
 	struct sock *sk = listener_of(child);
-	struct known *found = sk ? known_of(sk) : NULL;
-	struct listener listener = {.sk = (u64)sk};
-	struct owner nobody = {};
+	struct listener listener = {};
 	struct listener_sums *sums;
+	struct known *found = NULL;
+	struct owner nobody = {};
+	struct endpoints ends = {};
 
-	if (!describe(&listener, sk ? sk : child, found ? &found->owner : &nobody))
+	read_endpoints(sk ? sk : child, &ends);
+	if (!pass_endpoints(&ends))
 		return;
+	if (sk)
+		found = know_of(sk, &ends);
+	if (sk ? !found : !pass_owner(&nobody))
+		return;
+	if (found && !pass_owner(&found->owner))
+		return;
+	describe(&listener, sk, found, &ends);
 	count_handshake(child, &listener);
-	sums = sums_of(&listener, child);
+	sums = sums_of(&listener, child, found);
 	if (!sums)
 		return;
 	__sync_fetch_and_add(&sums->handshakes, 1);
@@ -153,25 +180,30 @@ static inline void on_child(struct sock *child)
 #define CLOSING (~0ULL)
 
 /*
- * Look at a listener: what it dropped since the last look, and its queues as they are now. Each
- * `session` of the iterator ends an interval, though it may come across a socket several times.
+ * Look at a listener: what it lost, and its queues as they are now. Each `session` of the iterator
+ * ends an interval.
  */
 static inline void settle(struct sock *sk, struct known *found, u64 session)
 {
-	u32 drops = READ(sk, sk_drops.counter), more = drops - (u32)found->drops;
-	struct listener listener = {.sk = (u64)sk};
+	struct endpoints ends = {};
+	struct listener listener = {};
 	struct listener_sums *sums;
+	u32 lost;
 
-	found->drops = drops;
-	if (!describe(&listener, sk, &found->owner))
+	read_endpoints(sk, &ends);
+	if (!pass_endpoints(&ends) || !pass_owner(&found->owner))
 		return;
-	/* One that has nothing to tell needs no room. */
-	if (!more && !READ(sk, sk_ack_backlog) && !syn_queue(sk) && !listeners.lookup(&listener))
+	lost = lost_by(sk, found);
+	describe(&listener, sk, found, &ends);
+	/* One that has nothing to report needs no room. */
+	if (!lost && !READ(sk, sk_ack_backlog) && !syn_queue(sk) && !listeners.lookup(&listener))
 		return;
-	sums = sums_of(&listener, sk);
+	sums = sums_of(&listener, sk, found);
 	if (!sums)
 		return;
-	sums->dropped += more;
+	read_settings(sums, sk);
+	if (lost > sums->dropped)
+		sums->dropped = lost;
 	sums->dropped_total = sums->dropped;
 	look(sums, sk, 0);
 	if (sums->session != session) {
@@ -181,30 +213,47 @@ static inline void settle(struct sock *sk, struct known *found, u64 session)
 		sums->accept_peak = sums->accept_queue;
 		sums->syn_peak = sums->syn_queue;
 	}
-	if (session == CLOSING) /* nobody waits any more */
+	if (session == CLOSING) /* its connections are gone with it */
 		sums->accept_queue = sums->accept_peak = sums->syn_queue = sums->syn_peak = 0;
+}
+
+/* In listen(): a new life of the socket, with the current process as its owner. */
+static inline void on_listen(struct sock *sk)
+{
+	struct endpoints ends = {};
+	struct owner owner = {};
+	u8 *mark;
+
+	read_endpoints(sk, &ends);
+	if (!pass_endpoints(&ends))
+		return;
+	own_current(&owner);
+	if (!pass_owner(&owner))
+		return;
+	mark = mark_of(sk);
+	if (mark)
+		*mark = 0;
+	forget_listener(sk);
+	know(sk, &ends, &owner);
 }
 
 static inline int on_state(struct sock *sk, int oldstate, int newstate)
 {
-	u64 key = (u64)sk;
 	struct known *found;
 
+	if ((oldstate != TCP_LISTEN && newstate != TCP_LISTEN) ||
+	    READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
 	if (oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV) {
-		if (READ(sk, sk_protocol) == IPPROTO_TCP)
-			on_child(sk);
+		on_child(sk);
 	} else if (newstate == TCP_LISTEN) {
-		struct owner owner = {};
-
-		if (READ(sk, sk_protocol) != IPPROTO_TCP)
+		on_listen(sk);
+	} else {
+		found = find_known(sk);
+		if (!found)
 			return 0;
-		own_current(&owner); /* in listen() */
-		know(sk, &owner);
-	} else if (oldstate == TCP_LISTEN) {
-		found = known.lookup(&key);
-		if (found)
-			settle(sk, found, CLOSING);
-		known.delete(&key);
+		settle(sk, found, CLOSING);
+		forget_listener(sk);
 	}
 	return 0;
 }
@@ -212,85 +261,30 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 #include "state_entries.bpf.h"
 
 #ifdef USE_listeners_iter
-/* Every listener that is in a file table: run at the start and at each interval's end. */
-int listeners_iter(struct task_file_context *ctx)
+/*
+ * Every listener that is known, also one that no file table holds: its descriptor is on its way to
+ * another process, or in io_uring's own table, or it belongs to the kernel. Run after holders_iter.
+ */
+int listeners_iter(struct map_element_context *ctx)
 {
-	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
-	struct owner owner = {};
 	struct known *found;
 	struct sock *sk;
-	u64 key;
+	u64 *key = ctx->key;
 
-	if (!task || !file)
+	if (!key)
 		return 0;
-	sk = sock_of_file(file);
-	if (!sk || READ(sk, __sk_common.skc_state) != TCP_LISTEN)
+	sk = (struct sock *)*key;
+	found = find_known(sk);
+	if (!found)
 		return 0;
-	key = (u64)sk;
-	found = known.lookup(&key);
-	if (!found) {
-		own(&owner, task, OWNER_SNAPSHOT);
-		found = know(sk, &owner);
+	if (!listens_still(sk, found)) { /* its end was not seen */
+		forget_listener(sk);
+		return 0;
 	}
-	if (found)
-		settle(sk, found, ctx->meta->session_id);
+	settle_owner(found);
+	settle(sk, found, ctx->meta->session_id);
 	return 0;
 }
 #endif
 
-/* A SYN arrives: both queues as it finds them. */
-static inline struct listener_sums *sums_at(struct sock *sk)
-{
-	struct listener listener = {.sk = (u64)sk};
-	struct known *found = known_of(sk);
-
-	if (!found || !describe(&listener, sk, &found->owner))
-		return NULL;
-	return sums_of(&listener, sk);
-}
-
-static inline int on_syn(struct sock *sk)
-{
-	struct listener_sums *sums = sums_at(sk);
-
-	if (sums) {
-		__sync_fetch_and_add(&sums->syns, 1);
-		look(sums, sk, 0);
-	}
-	return 0;
-}
-
-static inline int on_synack(struct sock *sk, int type)
-{
-	struct listener_sums *sums = type == TCP_SYNACK_COOKIE ? sums_at(sk) : NULL;
-
-	if (sums)
-		__sync_fetch_and_add(&sums->cookies, 1);
-	return 0;
-}
-
-#ifdef USE_syn_fentry
-int syn_fentry(u64 *ctx)
-{
-	return on_syn((struct sock *)ctx[ARG_syn_sk]);
-}
-#endif
-#ifdef USE_syn_kprobe
-int syn_kprobe(struct pt_regs *ctx)
-{
-	return on_syn((struct sock *)PT_REGS_PARM3(ctx));
-}
-#endif
-#ifdef USE_synack_fentry
-int synack_fentry(u64 *ctx)
-{
-	return on_synack((struct sock *)ctx[ARG_synack_sk], ctx[ARG_synack_synack_type]);
-}
-#endif
-#ifdef USE_synack_kprobe
-int synack_kprobe(struct pt_regs *ctx)
-{
-	return on_synack((struct sock *)PT_REGS_PARM1(ctx), PT_REGS_PARM5(ctx));
-}
-#endif
+#include "syn_entries.bpf.h"

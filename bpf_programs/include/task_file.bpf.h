@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What a BPF iterator over the open files of all tasks is given. */
+/* What BPF iterators are given: over the open files of all tasks, the elements of a map, sockets. */
 #ifndef NETBPF_TASK_FILE_BPF_H
 #define NETBPF_TASK_FILE_BPF_H
 
@@ -13,6 +13,18 @@ struct task_file_context {
 	struct task_struct *task;
 	u64 fd;
 	struct file *file;
+};
+/* bpf_iter__bpf_map_elem: once more at the end, without key and value. */
+struct map_element_context {
+	struct iterator_meta *meta;
+	void *map;
+	void *key;
+	void *value;
+};
+/* bpf_iter__tcp: listeners first, then all others. */
+struct tcp_context {
+	struct iterator_meta *meta;
+	struct sock *sk;
 };
 
 #endif

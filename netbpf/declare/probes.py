@@ -80,9 +80,16 @@ class Kretprobe(Alternative):
 
 
 class Iterator(Alternative):
-    """A BPF iterator over kernel objects (`task_file`): run by the reader, attached to nothing."""
+    """A BPF iterator over kernel objects (`task_file`): run by the reader, attached to nothing.
+
+    `over` names the program's own map, for the iterator over its elements (`bpf_map_elem`).
+    """
 
     kind, words = "iter", "BPF iterator"
+
+    def __init__(self, *names: str, over: str = "") -> None:
+        super().__init__(*names)
+        self.over = over
 
 
 class Uprobe(Alternative):

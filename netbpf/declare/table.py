@@ -26,10 +26,11 @@ class Table:
     gauges `standing` is not 0 is there even if nothing changed. Columns that the chosen probes
     cannot fill are emptied. With `forget`, an entry that did not change in an interval is removed.
 
-    `refresh` names a probe (an iterator) to run at the start and before each reading. With
-    `option`, the table is made only if that option is given. `alarm` takes the rows of an interval
-    and yields (subject, sentence) for what must not be overlooked: said on stderr at once, and by
-    the summary once per subject, with the last sentence.
+    `refresh` names probes (iterators) to run, in that order, at the start and before each reading;
+    `first` one over the sockets of a network namespace, to run in each of them at the start.
+    With `option`, the table is made only if that option is given. `alarm` takes the rows of an
+    interval and yields (subject, sentence) for what must not be overlooked: said on stderr at once,
+    and by the summary once per subject, with the last sentence.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class Table:
         per_cpu: bool = True,
         gauges: Sequence[str] = (),
         standing: Sequence[str] = (),
-        refresh: str = "",
+        refresh: Sequence[str] = (),
+        first: str = "",
         option: str = "",
         alarm: Optional[Alarm] = None,
         forget: bool = False,
@@ -56,7 +58,8 @@ class Table:
         self.per_cpu = per_cpu
         self.gauges = tuple(gauges)
         self.standing = tuple(standing)
-        self.refresh = refresh
+        self.refresh = tuple(refresh)
+        self.first = first
         self.option = option
         self.alarm = alarm
         self.forget = forget

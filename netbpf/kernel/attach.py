@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Optional
 
 from netbpf.kernel.inspect import tracepoint_id
 from netbpf.kernel.syscalls import SYS_PERF_EVENT_OPEN, bpf, syscall
@@ -25,8 +26,10 @@ _IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
 _CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
 
 
-def attach(kind: str, program: int, target: str) -> int:
+def attach(kind: str, program: int, target: str, over: Optional[int] = None) -> int:
     """Attach `program` (a descriptor) to `target` of the kernel; return the link's descriptor.
+
+    `over` is the descriptor of the map whose elements an iterator goes through.
 
     Raises OSError if the kernel refuses.
     """
@@ -39,7 +42,7 @@ def attach(kind: str, program: int, target: str) -> int:
     if kind in ("kprobe", "kretprobe"):
         return _function_probe(program, kind == "kretprobe", target)
     if kind == "iter":
-        return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, _BPF_TRACE_ITER, 0))
+        return _iterator(program, over)
     raise ValueError(kind)
 
 
@@ -101,6 +104,15 @@ def open_iterator(link: int) -> int:
 def enable_statistics() -> int:
     """Make the kernel count runs and run time of BPF programs while the result is open (5.8)."""
     return bpf(ENABLE_STATS, struct.pack("=I", 0))  # BPF_STATS_RUN_TIME
+
+
+def _iterator(program: int, over: Optional[int]) -> int:
+    attributes = struct.pack("=IIII", program, 0, _BPF_TRACE_ITER, 0)
+    if over is None:
+        return bpf(LINK_CREATE, attributes)
+    # union bpf_iter_link_info: of a map, its descriptor (since a5cbe05a6673, 5.9).
+    info = ctypes.create_string_buffer(struct.pack("=I", over), 4)
+    return bpf(LINK_CREATE, attributes + struct.pack("=QI4x", ctypes.addressof(info), 4))
 
 
 def _raw_tracepoint(program: int, name: str) -> int:

@@ -18,7 +18,7 @@ from netbpf.run.filters import netns_of
 from netbpf.run.histograms import HistogramReader
 from netbpf.run.program import Attached
 from netbpf.run.shape import Shape, bucket_columns
-from netbpf.run.snapshot import run_iterators
+from netbpf.run.snapshot import run_in_namespaces, run_iterators
 from netbpf.run.stop import Stop
 from netbpf.run.tables import TableReader
 
@@ -85,11 +85,16 @@ class TableShape(Shape):
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Take the state at the start for known."""
         super().begin(stop, writer)
-        run_iterators(self.attached, self.table.refresh)
+        run_in_namespaces(self.attached, self.table.first, netns_of(self.settings))
+        self._refresh()
+
+    def _refresh(self) -> None:
+        for probe in self.table.refresh:
+            run_iterators(self.attached, probe)
 
     def close_interval(self, final: bool) -> None:
         """Write the rows of the interval, then the kernel's own counters of the same time."""
-        run_iterators(self.attached, self.table.refresh)
+        self._refresh()
         now = time.monotonic_ns()
         self.writer.new_table()
         rows = [

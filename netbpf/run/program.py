@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 from netbpf.declare.network import KernelStack
-from netbpf.declare.probes import Probe
+from netbpf.declare.probes import Iterator, Probe
 from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, UsageError
 from netbpf.kernel import layout
@@ -42,8 +42,9 @@ class Attached:
             if not choice.alternative or choice.kind in ("uprobe", "uretprobe"):
                 continue
             for name, target in ((n, t) for n, targets in choice.programs for t in targets):
+                over = self.loaded.maps.get(getattr(choice.alternative, "over", ""))
                 try:
-                    link = attach(choice.kind, self.loaded.programs[name], target)
+                    link = attach(choice.kind, self.loaded.programs[name], target, over)
                 except OSError as error:
                     raise AttachRefused(
                         choice.probe.name, f"the kernel refused to attach it ({error.strerror})"
@@ -128,7 +129,9 @@ def start(
 
 def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
     """Return the names of the maps that the reader needs."""
+    ways = [way for probe in probes_of(tool, settings) for way in probe.alternatives]
     names = ["losses", *tool.maps]
+    names += [way.over for way in ways if isinstance(way, Iterator) and way.over]
     if tool.has_events(settings):
         names.append("events")
     if tool.pending:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
+from glob import glob
+from threading import Thread
 from typing import Any
 
 from netbpf.kernel.attach import open_iterator, run_iterator
+from netbpf.kernel.syscalls import enter_network
 from netbpf.run.program import Attached
 
 
@@ -20,6 +24,42 @@ def run_iterators(attached: Attached, probe: str) -> None:
     """Run the iterator `probe` for what it does to maps, if it is there."""
     for link in attached.links.get(probe, ()):
         run_iterator(link)
+
+
+def run_in_namespaces(attached: Attached, probe: str, netns: int = 0) -> None:
+    """Run the iterator `probe`, over sockets, in each network namespace or in `netns` (an inode).
+
+    It shows those of the namespace in which it is opened, listeners first, and ends as soon as it
+    writes something.
+    """
+    links = attached.links.get(probe, ())
+    for namespace in _namespaces(netns) if links else ():
+        thread = Thread(target=_run_inside, args=(namespace, links))  # only that one changes over
+        thread.start()
+        thread.join()
+
+
+def _namespaces(netns: int) -> list[str]:
+    found: dict[int, str] = {}
+    for path in (*glob("/run/netns/*"), *glob("/proc/[0-9]*/ns/net")):
+        with suppress(OSError):
+            found.setdefault(os.stat(path).st_ino, path)
+    return [path for inode, path in found.items() if not netns or inode == netns]
+
+
+def _run_inside(path: str, links: list[int]) -> None:
+    with suppress(OSError):  # the process has ended, or what is there is no namespace
+        namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            enter_network(namespace)
+        finally:
+            os.close(namespace)
+        for link in links:
+            iterator = open_iterator(link)
+            try:
+                os.read(iterator, 1)
+            finally:
+                os.close(iterator)
 
 
 def read_records(

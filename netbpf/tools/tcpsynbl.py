@@ -25,18 +25,27 @@ EXAMPLES
 
 OVERHEAD
   A program of about a microsecond per handshake, a look of less than 0.1 us at each other change of
-  a TCP state, and a walk through the open files of all processes at each interval's end (2 to 3 ms
-  per ten thousand files). Where SYNs can be probed, half a microsecond more per SYN.
+  a TCP state and at each packet that the kernel drops, and at each interval's end a walk through
+  the open files of all processes (2 to 3 ms per ten thousand files). At the start, a walk through
+  the listeners of each network namespace. Where SYNs can be probed, half a microsecond more per
+  SYN.
 
 LIMITS
   syns and cookies need a kernel with fentry or kprobes; without them the SYN queue is looked at
   when a handshake is completed and at the interval's end, instead of at each SYN. dropped counts
-  what the listener dropped for any reason, most often SYNs that found a queue full; clients repeat
-  dropped SYNs, and each is counted. -4, -6 and --laddr choose listeners by the address that they
-  listen on: a dual-stack listener is IPv6, also when its clients are not. The owner is the process
-  that called listen(), or one that held the listener at the start. Connections that TCP Fast Open
-  accepts with the SYN are counted then. The kernel's counters are those of netbpf's own network
-  namespace, or of the one that --netns names; rows come from all of them.
+  connections that the listener lost, as the kernel's ListenDrops does: most often SYNs that found a
+  queue full, and handshakes that ended when the accept queue was full. Clients repeat them, and
+  each is counted; TCPReqQFullDrop is a part of ListenDrops. Packets that a listener refuses (an ACK
+  under TCP_DEFER_ACCEPT, a repeated SYN, a reset, a missing signature) are not counted. Before
+  6.11, dropped needs fentry or kprobes, and is empty without them.
+
+  -4, -6 and --laddr choose listeners by the address that they listen on: a dual-stack listener is
+  IPv6, also when its clients are not. The owner is the process that called listen(), or at an
+  interval's end another one that holds the listener when that one does so no more. A listener in no
+  file table (its descriptor is in a message, or in a table of io_uring) is shown without an owner
+  if it was there at the start. Connections that TCP Fast Open accepts with the SYN are counted
+  then. The kernel's counters are those of netbpf's own network namespace, or of the one that
+  --netns names; rows come from all of them.
 """
 
 from netbpf.declare import (
@@ -61,6 +70,7 @@ from netbpf.declare import (
     Table,
     Tool,
 )
+from netbpf.declare.backlog import LOST_PROBES, alarm, reasons, review
 from netbpf.declare.states import state_probe
 
 _OF_THE_LISTENER = ("ipv4", "ipv6", "lport", "laddr")
@@ -86,21 +96,22 @@ class Listener(Record):
     cstruct = "listener"
 
     sk = Count("address of the socket")
-    pid = Pid("process that listens")
+    since = Count("when it was first seen, in ns")
     netns = Netns()
     lport = Port("port")
-    comm = Comm("name of the process")
     laddr = Addr("address")
-    owner = Owner("how the process is known")
 
 
 _GAUGES = (
     "accept_queue", "accept_max", "accept_peak", "accept_limit", "syn_queue", "syn_max", "syn_peak",
-    "dropped_total", "somaxconn", "syn_backlog", "session",
+    "dropped_total", "somaxconn", "syn_backlog", "syncookies", "session",
 )  # fmt: skip
 _SUMS = ("handshakes", "syns", "dropped", "cookies", *_GAUGES)
+_OWNER = {"pid": Pid("process"), "comm": Comm("its name"), "owner": Owner("how it is known")}
 ListenerSums = type(
-    "ListenerSums", (Record,), {"cstruct": "listener_sums", **{n: Count("") for n in _SUMS}}
+    "ListenerSums",
+    (Record,),
+    {"cstruct": "listener_sums", **{n: Count("") for n in _SUMS}, **_OWNER},
 )
 
 
@@ -111,7 +122,7 @@ class ListenerRow(Row):
     lport = Port("port that is listened on")
     pid = Pid("process that listens")
     comm = Comm("its name", width=10)
-    owner = Owner("how it is known: exact, snapshot (existed at start), unknown", wide=True)
+    owner = Owner("how it is known: exact (called listen), snapshot (holds it), unknown", wide=True)
     syns = Count("SYNs that arrived", width=5)
     handshakes = Count("handshakes that were completed", width=5, header="CONNS")
     accept_queue = Count("connections waiting to be accepted, at the end", width=4, header="ACCQ")
@@ -119,11 +130,13 @@ class ListenerRow(Row):
     accept_limit = Count("limit of the accept queue; one more can wait", width=5, header="LIMIT")
     syn_queue = Count("handshakes under way, at the end", width=4, header="SYNQ")
     syn_max = Count("most seen under way in the interval", width=4, header="SMAX", wide=True)
-    dropped = Count("what the listener dropped, in the interval", width=5, header="DROPS")
+    dropped = Count("connections that the listener lost (ListenDrops), in the interval", width=5,
+                    header="DROPS")  # fmt: skip
     dropped_total = Count("the same since the start", width=6, header="DTOTAL", wide=True)
     cookies = Count("SYNs answered with a SYN cookie", width=7, wide=True)
     somaxconn = Count("net.core.somaxconn of the namespace", wide=True)
     syn_backlog = Count("net.ipv4.tcp_max_syn_backlog of the namespace", width=11, wide=True)
+    syncookies = Count("net.ipv4.tcp_syncookies of the namespace", width=10, wide=True)
     netns = Netns()
 
 
@@ -134,54 +147,20 @@ def rows(groups, settings):  # type: ignore[no-untyped-def]
     return [{column.name: row[column.name] for column in ListenerRow.columns} for row in found]
 
 
-def alarm(found):  # type: ignore[no-untyped-def]
-    """Name each listener that dropped something, and say what to do."""
-    for row in found:
-        if row["dropped"]:
-            where = f"{row['laddr']} port {row['lport']}"
-            who = f"{row['comm']}, pid {row['pid']}" if row["pid"] else "owner unknown"
-            yield (
-                f"{where} {who} {row['netns']}",
-                (
-                    f"OVERFLOW: the listener on {where} ({who}) dropped {row['dropped']} "
-                    f"(since the start {row['dropped_total']}): {advice(row)}"
-                ),
-            )
-
-
-def advice(row):  # type: ignore[no-untyped-def]
-    """Say which queue is too small, and what limits it."""
-    limit, most = row["accept_limit"], row["somaxconn"]
-    if row["accept_max"] > limit:
-        raise_it = (
-            f"raise its backlog in listen() (net.core.somaxconn allows {most})"
-            if limit < most
-            else f"raise net.core.somaxconn (now {most}) and its backlog in listen()"
-        )
-        return f"its accept queue of {limit} is full; let it accept faster, or {raise_it}"
-    if row["syn_max"] >= min(limit, row["syn_backlog"] * 3 // 4 or limit):
-        return (
-            f"its SYN queue is full ({row['syn_max']} handshakes under way); raise its backlog in "
-            f"listen() (now {limit}) and net.ipv4.tcp_max_syn_backlog (now {row['syn_backlog']}), "
-            "and see that net.ipv4.tcp_syncookies is on"
-        )
-    return (
-        "neither queue was seen full; if it goes on, see nstat's TcpExtListen*, "
-        "net.ipv4.tcp_max_syn_backlog and firewalls"
-    )
-
-
 TOOL = Tool(
     __doc__,
     histogram=Histogram("queues", QueueKey, "connections"),
     table=Table(
         "listeners", Listener, ListenerSums, ListenerRow, rows,
         per_cpu=False, gauges=_GAUGES, standing=("accept_queue", "syn_queue"),
-        refresh="listeners", alarm=alarm,
+        first="unheld", refresh=("holders", "listeners"), alarm=alarm,
     ),
     probes=(
         state_probe(),
-        Probe("listeners", Iterator("task_file")),
+        Probe("unheld", Iterator("tcp"), optional=True),
+        Probe("holders", Iterator("task_file")),
+        Probe("listeners", Iterator("bpf_map_elem", over="known")),
+        *LOST_PROBES,
         Probe(
             "syn",
             Fentry("tcp_conn_request", args=("sk",)),
@@ -201,4 +180,5 @@ TOOL = Tool(
     no_filter="it watches listeners, which have no remote end",
     counters=_OVERFLOWS,
     interval_counters=_OVERFLOWS,
+    hooks={"named_constants": reasons, "review": review},
 )  # fmt: skip

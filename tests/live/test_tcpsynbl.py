@@ -50,12 +50,16 @@ class Clients:
 
     def attempt(self, port: int, number: int, address: str = "127.0.0.1") -> None:
         """Send that many SYNs, wait for no answer, and give up before they are sent again."""
+        for client in self.begin(port, number, address):
+            client.close()
+
+    def begin(self, port: int, number: int, address: str = "127.0.0.1") -> list[socket.socket]:
+        """Send that many SYNs, and wait for no answer."""
         clients = [self._socket(address) for _ in range(number)]
         for client in clients:
             client.setblocking(False)
             assert client.connect_ex((address, port)) == errno.EINPROGRESS
-        for client in clients:
-            client.close()
+        return clients
 
     def _socket(self, address: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -1,0 +1,98 @@
+"""Connections that a listener loses: the probes that count them, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from netbpf.declare.probes import Fexit, Kprobe, Kretprobe, Probe, RawTracepoint, Tracepoint
+from netbpf.declare.table import Rows
+
+# Their C side is include/lost.bpf.h.
+LOST_PROBES = (
+    Probe(
+        "dropped",  # the socket that a packet was for is an argument since 6.11
+        RawTracepoint("kfree_skb", args=("skb", "reason", "rx_sk")),
+        Tracepoint("skb:kfree_skb", args=("skbaddr", "reason", "rx_sk")),
+        Fexit("tcp_v4_syn_recv_sock", args=("sk",)),
+        Kretprobe("tcp_v4_syn_recv_sock"),
+        optional=True,
+        loses=("dropped", "dropped_total"),
+    ),
+    Probe(
+        "dropped6",
+        Fexit("tcp_v6_syn_recv_sock", args=("sk", "skb")),
+        Kretprobe("tcp_v6_syn_recv_sock"),
+        optional=True,
+        instead="dropped",
+    ),
+    Probe(
+        "dropped_from",
+        Kprobe("tcp_v4_syn_recv_sock", "tcp_v6_syn_recv_sock", every=True),
+        optional=True,
+        instead="dropped",
+    ),
+    Probe(
+        "syn_end",
+        Fexit("tcp_conn_request"),
+        Kretprobe("tcp_conn_request"),
+        optional=True,
+        instead="dropped",
+    ),
+)
+
+
+def reasons(settings: Mapping[str, Any], names: Any) -> dict[str, object]:
+    """Ask the kernel for the number of a drop reason; `names` is a netbpf.run.names.Names."""
+    return {"REASON_TCP_CSUM": names.reasons.get("TCP_CSUM", 0)}
+
+
+def review(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return a note for a run that cannot attribute losses to listeners."""
+    kinds = {probe["name"]: probe["kind"] for probe in summary["probes"]}
+    if kinds["dropped"]:
+        return []
+    grown = summary["counters"].get("TcpExt.ListenDrops", 0)
+    return [
+        f"which listener dropped connections is not known here (ListenDrops +{grown}): that takes "
+        "a kernel since 6.11, or one with fentry or kprobes"
+    ]
+
+
+def alarm(found: Rows) -> Iterator[tuple[str, str]]:
+    """Name each listener that lost connections: with what to do, if one of its queues was full."""
+    for row in found:
+        if not row["dropped"]:
+            continue
+        where = f"{row['laddr']} port {row['lport']}"
+        who = f"{row['comm']}, pid {row['pid']}" if row["pid"] else "owner unknown"
+        hint = advice(row)
+        head = f"{'OVERFLOW' if hint else 'DROPS'}: the listener on {where} ({who})"
+        lost = f"dropped {row['dropped']} (since the start {row['dropped_total']})"
+        yield f"{where} {who} {row['netns']}", f"{head} {lost}: {hint or _NOT_FULL}"
+
+
+_NOT_FULL = (
+    "neither queue was seen full; if it goes on, see nstat's TcpExtListen*, routes and memory"
+)
+
+
+def advice(row: Mapping[str, Any]) -> str:
+    """Return which queue is too small, and what limits it; "" if none was full."""
+    limit, most = row["accept_limit"], row["somaxconn"]
+    if row["accept_max"] > limit:
+        raise_it = (
+            f"raise its backlog in listen() (net.core.somaxconn allows {most})"
+            if limit < most
+            else f"raise net.core.somaxconn (now {most}) and its backlog in listen()"
+        )
+        return f"its accept queue of {limit} is full; let it accept faster, or {raise_it}"
+    # The last quarter of tcp_max_syn_backlog is for peers that are proven (tcp_conn_request).
+    most = min(limit, row["syn_backlog"] * 3 // 4 or limit)
+    if not row["syncookies"] and row["syn_max"] >= most:
+        return (
+            f"its SYN queue is full ({row['syn_max']} handshakes under way); raise its backlog in "
+            f"listen() (now {limit}) and net.ipv4.tcp_max_syn_backlog (now {row['syn_backlog']}), "
+            "and see that net.ipv4.tcp_syncookies is on"
+        )
+    return ""
