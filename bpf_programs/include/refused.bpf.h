@@ -73,7 +73,7 @@ static inline bool is_asked_for(struct sock *sk)
 }
 
 /* New data of a socket was refused: go on with the hold that its packet seemed to end. */
-static inline void resume_hold(struct sock *sk, struct outgoing *out)
+static inline void resume_hold(struct sock *sk, struct outgoing *out, u32 snd_nxt)
 {
 	u64 key = (u64)sk;
 	struct hold *hold = holds.lookup(&key);
@@ -89,7 +89,7 @@ static inline void resume_hold(struct sock *sk, struct outgoing *out)
 		if (holds.update(&key, &ended->hold))
 			count_unfollowed(key);
 		ended->hold.holder.sk = 0;
-	} else if (is_asked_for(sk) && refusals.update(&key, &out->seq)) {
+	} else if (is_asked_for(sk) && refusals.update(&key, &snd_nxt)) {
 		count_unfollowed(key);
 	}
 }
@@ -103,6 +103,7 @@ static inline int on_free(struct sk_buff *skb)
 {
 	struct sock *sk = READ(skb, sk);
 	struct outgoing out;
+	u32 snd_nxt;
 	u16 family;
 	u8 state;
 
@@ -113,9 +114,10 @@ static inline int on_free(struct sk_buff *skb)
 	if ((family != AF_INET && family != AF_INET6) || !(SENDING >> state & 1) ||
 	    READ(sk, sk_protocol) != IPPROTO_TCP || !read_outgoing(&out, skb))
 		return 0;
-	if (out.sport == READ(sk, __sk_common.skc_num) &&
-	    out.seq == READ((struct tcp_sock *)sk, snd_nxt))
-		resume_hold(sk, &out);
+	/* Where the queue cuts up what it got, only the last piece has a socket: it may begin later. */
+	snd_nxt = READ((struct tcp_sock *)sk, snd_nxt);
+	if (out.sport == READ(sk, __sk_common.skc_num) && !after(snd_nxt, out.seq))
+		resume_hold(sk, &out, snd_nxt);
 	return 0;
 }
 

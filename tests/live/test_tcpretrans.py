@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -165,6 +166,41 @@ def test_each_repeat_of_a_synack_has_its_number_and_its_timeout(netbpf: Any, pai
     gap = seconds(second["time"]) - seconds(first["time"])
     assert gap == pytest.approx(second["rto_us"] / 1e6, abs=0.3 * SLOW)
     assert first["seq"] == second["seq"]
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_synack_of_a_fast_open_child_is_one_of_its_owner(netbpf: Any, accepted: bool) -> None:
+    # The child exists with the SYN, and its own timer sends the SYN-ACK again. Truth: what is
+    # dropped is no SYN, so that TcpExt.TCPSynRetrans of the server counts nothing else.
+    with topology.two_hosts() as (left, right), contextlib.ExitStack() as stack:
+        right.sysctl(net__ipv4__tcp_fastopen=0x603)  # data in a SYN needs no cookie
+        left.sysctl(net__ipv4__tcp_fastopen=0x5)
+        run = stack.enter_context(netbpf("tcpretrans", "--netns", right.inode))
+        listener = stack.enter_context(right.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 8)
+        listener.bind((right.ipv4, 0))
+        listener.listen(8)
+        client = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_STREAM))
+        local, port = listener.getsockname()
+        with counted(right) as rise, left.dropping(f"tcp sport {port}"):
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.sendto(b"x" * 10, socket.MSG_FASTOPEN, listener.getsockname())
+            remote = client.getsockname()
+            assert select.select([listener], [], [], 10)[0]
+            client.close()  # so that no SYN comes again, which would be answered as well
+            if accepted:
+                server = stack.enter_context(listener.accept()[0])
+                assert server.recv(100) == b"x" * 10
+            run.wait_for(2)
+        events = run.events[: rise["TcpExtTCPSynRetrans"]]
+    assert len(events) >= 2
+    for attempt, event in enumerate(events, 1):
+        assert (event["kind"], event["state"], event["segs"]) == ("SYNACK", "SYN_RECV", 1)
+        assert (event["attempt"], event["rto_us"]) == (attempt, 1_000_000 << (attempt - 1))
+        assert (event["pid"], event["owner"]) == (os.getpid(), "exact")
+        assert (event["laddr"], event["lport"]) == (local, port)
+        assert (event["raddr"], event["rport"]) == remote
 
 
 def test_attempts_before_the_start_are_counted(netbpf: Any, pair: Pair) -> None:
