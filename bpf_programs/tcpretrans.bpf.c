@@ -58,7 +58,7 @@ static inline void add_total(int which, u32 segs)
 struct flow_sums {
 	u64 segs;
 	u64 failed;
-	u64 retrans;
+	u64 retrans; /* those that failed are in neither of these */
 	u64 sent;
 	u64 all_retrans; /* as the socket had it when it was last seen here */
 	u64 all_sent;
@@ -106,9 +106,12 @@ static inline void show(struct retransmission *ev, struct connection *connection
 	if (sk) {
 		u32 retrans = READ((struct tcp_sock *)sk, total_retrans);
 		u32 sent = READ((struct tcp_sock *)sk, segs_out);
+		u32 more = retrans - sums->all_retrans, more_sent = sent - sums->all_sent;
+		/* The socket counts what fails as it is sent, and not what fails before that. */
+		u32 failed = ev->kind == KIND_FAILED && more ? ev->segs : 0;
 
-		sums->retrans += (u32)(retrans - sums->all_retrans);
-		sums->sent += (u32)(sent - sums->all_sent);
+		sums->retrans += more > failed ? more - failed : 0;
+		sums->sent += more_sent > failed ? more_sent - failed : 0;
 		sums->all_retrans = retrans;
 		sums->all_sent = sent;
 	}

@@ -179,7 +179,7 @@ def rows(groups, settings):  # type: ignore[no-untyped-def]
         for theirs, ours in names.items():
             row[ours] += sums[theirs]
     for row in joined.values():
-        again, sent = max(row.pop("again") - row["failed"], 0), row["sent"]
+        again, sent = row.pop("again"), row["sent"]
         row["share"] = round(again / sent, 4) if sent else None
         row["sent"] = sent or None
     return sorted(joined.values(), key=lambda row: (-row["retransmits"], -row["failed"]))

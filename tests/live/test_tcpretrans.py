@@ -435,10 +435,13 @@ def test_transfer_without_loss_gives_no_line(netbpf: Any, pair: Pair) -> None:
     assert run.summary["totals"] == {"segs": again, "in_namespace": again, **none}
 
 
-@pytest.mark.skipif(
+shows_failures = pytest.mark.skipif(
     "err" not in (Btf().parameters("__traceiter_tcp_retransmit_skb") or ()),
     reason="needs a kernel that tells of failures: 6.17",
 )
+
+
+@shows_failures
 def test_failures_are_lines_with_the_error_and_are_not_taken_for_retransmissions(
     netbpf: Any, pair: Pair
 ) -> None:
@@ -642,6 +645,90 @@ def test_what_two_flows_sent_is_counted_once_over_intervals_in_which_they_are_id
         assert [row["retransmits"] for row in rows] == [1] * (number - 1)
         assert [row["sent"] for row in rows] == [2] + [1] * (number - 2)
         assert [row["share"] for row in rows] == [0.5] + [1.0] * (number - 2)
+
+
+@shows_failures
+def test_what_failed_is_no_part_of_what_a_flow_sent(netbpf: Any, pair: Pair) -> None:
+    # Truth: the socket's own count of segments (TCP_INFO) and TcpExt.TCPRetransFail.
+    left, right = pair.left, pair.right
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(right.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.bind((right.ipv4, 0))
+        listener.listen(1)
+        port = listener.getsockname()[1]
+        run = stack.enter_context(netbpf("tcpretrans", "-c", "-D", port, "--netns", left.inode))
+        rise = stack.enter_context(counted(left))
+        client = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_STREAM))
+        client.connect(listener.getsockname())
+        server = stack.enter_context(listener.accept()[0])
+        rules = f"type filter hook output priority 0\ntcp dport {port} counter drop"
+        with right.dropping(f"tcp dport {port}") as drops:
+            client.sendall(b"x" * 777)
+            wait_until(lambda: drops.count() >= 2, what="a retransmission")
+            left.run("nft", "-f", "-", input=f"table inet nb-o {{\nchain o {{\n{rules}\n}}\n}}")
+            before = left.snmp()["TcpExtTCPRetransFail"]
+            try:
+                wait_until(lambda: left.snmp()["TcpExtTCPRetransFail"] - before >= 2)
+            finally:
+                left.run("nft", "delete", "table", "inet", "nb-o")
+        assert len(server.recv(777, socket.MSG_WAITALL)) == 777
+        wait_until(lambda: not tcp_info(client)[2], what="the acknowledgement")
+        segs_out = struct.unpack_from("=I", client.getsockopt(6, socket.TCP_INFO, 256), 136)[0]
+        run.stop()
+    (row,) = run.rows
+    failed = rise["TcpExtTCPRetransFail"]
+    again = rise["TcpRetransSegs"] - failed
+    assert (row["failed"], row["retransmits"]) == (failed, again)
+    assert row["sent"] == segs_out - failed
+    assert row["share"] == round(again / (segs_out - failed), 4)
+
+
+def syn(source: str, target: str, sport: int, dport: int) -> bytes:
+    """Return a TCP header that asks for a connection, with its checksum."""
+    header = struct.pack("!HHIIBBHHH", sport, dport, sport, 0, 5 << 4, 2, 8192, 0, 0)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!HH", 6, 20)
+    words = struct.unpack("!16H", pseudo + header)
+    return header[:16] + struct.pack("!H", 0xFFFF - sum(words) % 0xFFFF) + header[18:]
+
+
+def test_a_session_without_room_is_lost_once_and_only_if_it_was_asked_for(netbpf: Any) -> None:
+    # Requests of nobody's sockets, so that no other map has anything to do with them; and more than
+    # there are sockets on the machine, whose owners have to find room.
+    room, more = 1024, 7
+    with topology.two_hosts() as (left, right), contextlib.ExitStack() as stack:
+        right.sysctl(net__ipv4__tcp_max_syn_backlog=8192, net__ipv4__tcp_syncookies=0)
+        right.sysctl(net__core__somaxconn=8192)
+        listener = stack.enter_context(right.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.bind((right.ipv4, 0))
+        listener.listen(8192)
+        port = listener.getsockname()[1]
+        raw = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_RAW, 6))
+        options = ("-c", "--netns", right.inode, "--map-entries", room)
+        runs = [
+            stack.enter_context(netbpf("tcpretrans", *options, *words))
+            for words in ((), ("-L", port + 1), ("-D", "20000-20004"))
+        ]
+        rise = stack.enter_context(counted(right))
+        stack.enter_context(right.dropping("tcp flags rst"))
+        arrived = right.snmp()["TcpInSegs"]
+        for number in range(room + more):
+            raw.sendto(syn(left.ipv4, right.ipv4, 20000 + number, port), (right.ipv4, 0))
+            if number % 256 == 255:  # no more than the receiver's queue takes
+                wait_until(lambda: right.snmp()["TcpInSegs"] > arrived + number)  # noqa: B023
+        again = 2 * (room + more)
+        wait_until(lambda: right.snmp()["TcpExtTCPSynRetrans"] >= again, what="two repeats each")
+        for run in runs:
+            run.stop()
+    everything, nothing, few = runs
+    assert rise["TcpExtTCPSynRetrans"] == again, "the test itself failed"
+    assert len(everything.rows) == room
+    assert {row["retransmits"] for row in everything.rows} == {2}
+    assert everything.summary["lost"]["map_full"] == more
+    assert nothing.rows == [] and nothing.summary["complete"]
+    assert {(row["rport"], row["retransmits"]) for row in few.rows} == {
+        (20000 + i, 2) for i in range(5)
+    }
+    assert few.summary["complete"]
 
 
 def test_text_is_that_of_bcc_and_fits_80_columns(netbpf: Any, pair: Pair) -> None:
