@@ -232,8 +232,7 @@ static inline int on_synack(struct sock *sk, struct request_sock *req)
 	ev.rto_us = synack_timeout(sk, req);
 #endif
 	ev.attempt = READ(req, num_retrans) + 1; /* raised when this one is sent */
-	connection.object = (u64)req;
-	connection.first_seq = ev.seq;
+	connection = (struct connection){.object = (u64)req, .first_seq = ev.seq};
 	finish(&ev, &connection, NULL);
 	return 0;
 }
