@@ -2,14 +2,14 @@
 /* tcpnagle: how long written data waits before it leaves. Front-end: netbpf/tools/tcpnagle.py */
 #include "netbpf.bpf.h"
 #include "owners.bpf.h"
-#include "histogram.bpf.h"
 #include "unsent.bpf.h"
+#include "held.bpf.h"
+#include "refused.bpf.h"
 #if defined(USE_send_kretprobe)
 #include "calls.bpf.h"
 #endif
 
 KERNEL_FIELDS(tcp_sock, copied_seq)
-KERNEL_FIELDS(sk_buff, sk, len, head, data, transport_header)
 
 /* Numbers of the column `setting` in netbpf/tools/tcpnagle.py: the bits of tcp_sock.nonagle. */
 enum setting_number {
@@ -24,37 +24,6 @@ enum setting_number {
 	SETTINGS,
 };
 
-/* Whose data is held, for the table. */
-struct holder {
-	u64 sk;
-	u32 pid;
-	u32 netns;
-	u16 lport;
-	u16 rport;
-	char comm[16];
-	u8 laddr[16];
-	u8 raddr[16];
-	u8 reason;
-	u8 pad[3];
-};
-
-/* What a socket holds, by its address: all that is not sent before sequence number `end`. */
-struct hold {
-	struct holder holder;
-	u64 start;
-	u32 end;
-	u32 copied_seq; /* what the program had read by then */
-	u32 small_writes;
-	u32 pad;
-};
-BPF_HASH(holds, u64, struct hold, MAP_ENTRIES);
-
-struct held_key {
-	u32 reason;
-};
-BPF_F_TABLE("percpu_hash", struct held_key, struct histogram, held, REASONS, 0);
-BPF_PERCPU_ARRAY(no_holds, struct histogram, 1);
-
 /* Sends by the socket's own setting: an entry for each combination of the three bits. */
 struct setting_key {
 	u32 setting;
@@ -65,41 +34,6 @@ struct setting {
 	u64 held;
 };
 BPF_F_TABLE("percpu_hash", struct setting_key, struct setting, settings, SETTINGS, 0);
-
-#ifdef TOP
-struct holder_sums {
-	struct histogram holds;
-	u64 small_writes;
-	u64 rounds;
-	u64 copied_seq;
-};
-BPF_HASH(holders, struct holder, struct holder_sums, MAP_ENTRIES);
-BPF_PERCPU_ARRAY(empty, struct holder_sums, 1);
-
-static inline void count_holder(struct hold *hold, u64 us)
-{
-	struct holder_sums *sums = holders.lookup(&hold->holder);
-	int zero = 0;
-
-	if (!sums) {
-		sums = empty.lookup(&zero); /* too large for the stack */
-		if (sums)
-			holders.insert(&hold->holder, sums);
-		sums = holders.lookup(&hold->holder);
-	}
-	if (!sums) {
-		count_loss(LOSS_MAP_FULL);
-		return;
-	}
-	/* A socket's holds end one after the other: nobody else counts here. */
-	record_value(&sums->holds, us, 1);
-	sums->small_writes += hold->small_writes;
-	/* A write waited for the acknowledgement of another one, then an answer was read. */
-	if (sums->copied_seq && sums->copied_seq != hold->copied_seq)
-		sums->rounds += 1;
-	sums->copied_seq = hold->copied_seq;
-}
-#endif
 
 static inline void fill_holder(struct holder *holder, struct sock *sk, struct owner *owner,
 			       struct endpoints *ends)
@@ -121,11 +55,14 @@ static inline void begin_hold(struct sock *sk, u32 seq, u32 unsent, u8 nonagle, 
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
 	u64 key = (u64)sk;
 	struct hold *known = holds.lookup(&key), hold = {};
+	u32 reason = why_held(tp, seq, unsent, nonagle);
 
+	if (reason == OTHER && is_refused(key, seq))
+		reason = REFUSED;
 	if (known && after(known->end, seq)) { /* older data waits in front of this */
 		known->small_writes += small;
-		known->holder.reason =
-			why_held(tp, seq, unsent, nonagle); /* it may be another one now */
+		if (reason != OTHER || known->holder.reason != REFUSED)
+			known->holder.reason = reason; /* it may be another one now */
 		return;
 	}
 	hold.start = bpf_ktime_get_ns();
@@ -133,9 +70,9 @@ static inline void begin_hold(struct sock *sk, u32 seq, u32 unsent, u8 nonagle, 
 	hold.copied_seq = READ(tp, copied_seq);
 	hold.small_writes = small;
 	fill_holder(&hold.holder, sk, owner, ends);
-	hold.holder.reason = why_held(tp, seq, unsent, nonagle);
+	hold.holder.reason = reason;
 	if (holds.update(&key, &hold))
-		count_loss(LOSS_MAP_FULL);
+		count_unfollowed(key);
 	/* It may have left meanwhile, on another CPU. */
 	if (!after(hold.end, READ(tp, snd_nxt)))
 		holds.delete(&key);
@@ -197,50 +134,20 @@ static inline int on_send(struct sock *sk, int sent)
 	return 0;
 }
 
-static inline void count_hold(u32 reason, u64 us)
-{
-	struct held_key key = {.reason = reason};
-	struct histogram *histogram = held.lookup(&key);
-	int zero = 0;
-
-	if (!histogram) {
-		histogram = no_holds.lookup(&zero); /* too large for the stack */
-		if (histogram)
-			held.insert(&key, histogram);
-		histogram = held.lookup(&key);
-	}
-	if (histogram)
-		record_value(histogram, us, 1);
-}
-
 /* A packet leaves: does it end the wait of what its socket holds? */
 static inline int on_leave(struct sk_buff *skb)
 {
 	u64 key = (u64)READ(skb, sk);
 	struct hold *hold = key ? holds.lookup(&key) : NULL;
-	u32 payload, seq;
-	const void *tcp;
-	u8 offset;
-	u64 us;
+	struct outgoing out;
 
-	if (!hold)
-		return 0;
-	tcp = READ(skb, head) + READ(skb, transport_header);
-	bpf_probe_read_kernel(&seq, 4, tcp + 4);
-	bpf_probe_read_kernel(&offset, 1, tcp + 12);
-	seq = __builtin_bswap32(seq);
-	payload = READ(skb, len) - (u32)(tcp - READ(skb, data)) - (offset >> 4 << 2);
 	/* Not for a retransmission of what is older, nor as long as only a part has left. */
-	if ((s32)payload <= 0 || after(hold->end, seq + payload))
+	if (!hold || !read_outgoing(&out, skb) || out.sport != hold->holder.lport ||
+	    after(hold->end, out.end))
 		return 0;
 	/* What begins behind the data that is held shows that its leaving was not seen. */
-	if (after(hold->end, seq)) {
-		us = (bpf_ktime_get_ns() - hold->start) / 1000;
-		count_hold(hold->holder.reason, us);
-#ifdef TOP
-		count_holder(hold, us);
-#endif
-	}
+	if (after(hold->end, out.seq))
+		end_hold(hold, (bpf_ktime_get_ns() - hold->start) / 1000);
 	holds.delete(&key);
 	return 0;
 }
@@ -249,8 +156,11 @@ static inline int on_close(struct sock *sk, int newstate)
 {
 	u64 key = (u64)sk;
 
-	if (newstate == TCP_CLOSE)
+	if (newstate == TCP_CLOSE) {
 		holds.delete(&key);
+		refusals.delete(&key);
+		forget_unfollowed(key);
+	}
 	return 0;
 }
 
@@ -298,6 +208,19 @@ int leave_rawtp(struct bpf_raw_tracepoint_args *ctx)
 int leave_tp(struct leave_args *ctx)
 {
 	return on_leave((struct sk_buff *)ctx->skbaddr);
+}
+#endif
+
+#ifdef USE_free_rawtp
+int free_rawtp(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_free((struct sk_buff *)RAWTP_ARG(free, skb));
+}
+#endif
+#ifdef USE_free_tp
+int free_tp(struct free_args *ctx)
+{
+	return on_free((struct sk_buff *)ctx->skbaddr);
 }
 #endif
 

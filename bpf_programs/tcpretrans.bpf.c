@@ -3,23 +3,18 @@
 #include "netbpf.bpf.h"
 #include "sock.bpf.h"
 #include "owners.bpf.h"
+#include "unfollowed.bpf.h"
+#include "connection.bpf.h"
+#include "resend_kind.bpf.h"
 
 KERNEL_FIELDS(sk_buff, len, cb)
-KERNEL_FIELDS(tcp_skb_cb, seq, end_seq, tcp_flags, tcp_gso_segs)
-KERNEL_FIELDS(tcp_sock, srtt_us, snd_nxt, snd_una, snd_wnd, tlp_high_seq, mss_cache)
+KERNEL_FIELDS(tcp_skb_cb, seq, tcp_gso_segs)
+KERNEL_FIELDS(tcp_sock, srtt_us, snd_una, snd_wnd, mss_cache)
 KERNEL_FIELDS(tcp_sock, segs_out, total_retrans)
-KERNEL_FIELDS(inet_connection_sock, icsk_rto, icsk_retransmits, icsk_pending, icsk_ca_state)
+KERNEL_FIELDS(inet_connection_sock, icsk_rto, icsk_ca_state)
+KERNEL_FIELDS(request_sock, num_retrans, __req_common.skc_listener)
 KERNEL_FIELDS(tcp_request_sock, snt_isn)
-KERNEL_FIELDS(request_sock, num_timeout)
-KERNEL_OPTIONAL(request_sock, timeout) /* since 5.16 */
 KERNEL_FIELDS(sock, sk_write_queue.next)
-KERNEL_ENUM(tcp_ca_state, TCP_CA_Loss)
-
-#define ICSK_TIME_LOSS_PROBE 5 /* include/net/inet_connection_sock.h */
-#define TCPHDR_SYN 0x02 /* include/net/tcp.h */
-
-/* Numbers of the column `kind` in netbpf/tools/tcpretrans.py. */
-enum kind { KIND_SYN, KIND_SYNACK, KIND_RTO, KIND_FAST, KIND_TLP, KIND_FAILED, KIND_PROBE };
 
 struct retransmission {
 	u64 time;
@@ -36,23 +31,16 @@ struct retransmission {
 	u32 netns;
 	u16 lport;
 	u16 rport;
-	char comm[16];
 	u8 owner;
 	u8 family;
 	u8 laddr[16];
 	u8 raddr[16];
 	u8 state;
+	char comm[16];
 	u8 kind;
 	u8 ca_state;
 	u8 pad[7];
 };
-
-/* How often each segment was sent again; of those that nobody asks for any more, the oldest go. */
-struct segment {
-	u64 object;
-	u64 seq;
-};
-BPF_TABLE("lru_hash", struct segment, u32, attempts, MAP_ENTRIES);
 
 /* Order of the record Totals in netbpf/tools/tcpretrans.py. */
 enum total { TOTAL_SEGS, TOTAL_FAILED, TOTAL_NAMESPACE, TOTAL_NAMESPACE_FAILED, TOTALS };
@@ -67,7 +55,14 @@ static inline void add_total(int which, u32 segs)
 }
 
 #ifdef COUNT_FLOWS
-struct flow {
+struct flow_sums {
+	u64 segs;
+	u64 failed;
+	u64 retrans; /* those that failed are in neither of these */
+	u64 sent;
+	u64 all_retrans; /* as the socket had it when it was last seen here */
+	u64 all_sent;
+	u64 over; /* nothing more can come: the entry may go */
 	u32 pid;
 	u32 netns;
 	u16 lport;
@@ -78,35 +73,32 @@ struct flow {
 	u8 raddr[16];
 	u8 pad[3];
 };
-struct flow_sums {
-	u64 segs;
-	u64 failed;
-	u64 retrans;
-	u64 sent;
-	u64 all_retrans; /* as the socket had it when it was last seen here */
-	u64 all_sent;
-};
-BPF_HASH(flows, struct flow, struct flow_sums, MAP_ENTRIES);
+BPF_HASH(flows, struct connection, struct flow_sums, MAP_ENTRIES);
+
+static inline void fill_flow(struct flow_sums *flow, struct retransmission *ev)
+{
+	flow->pid = ev->pid;
+	flow->netns = ev->netns;
+	flow->lport = ev->lport;
+	flow->rport = ev->rport;
+	flow->family = ev->family;
+	__builtin_memcpy(flow->comm, ev->comm, sizeof(flow->comm));
+	__builtin_memcpy(flow->laddr, ev->laddr, sizeof(flow->laddr));
+	__builtin_memcpy(flow->raddr, ev->raddr, sizeof(flow->raddr));
+}
 
 /* The socket is locked: nobody else changes the sums of its flow meanwhile. */
-static inline void show(struct retransmission *ev, struct sock *sk)
+static inline void show(struct retransmission *ev, struct connection *connection, struct sock *sk)
 {
 	struct flow_sums none = {}, *sums;
-	struct flow flow = {};
 
-	flow.pid = ev->pid;
-	flow.netns = ev->netns;
-	flow.lport = ev->lport;
-	flow.rport = ev->rport;
-	flow.family = ev->family;
-	__builtin_memcpy(flow.comm, ev->comm, sizeof(flow.comm));
-	__builtin_memcpy(flow.laddr, ev->laddr, sizeof(flow.laddr));
-	__builtin_memcpy(flow.raddr, ev->raddr, sizeof(flow.raddr));
-	sums = flows.lookup_or_try_init(&flow, &none);
+	none.over = !sk; /* no state follows that would end a request */
+	sums = flows.lookup_or_try_init(connection, &none);
 	if (!sums) {
-		count_loss(LOSS_MAP_FULL);
+		count_unfollowed(connection->object);
 		return;
 	}
+	fill_flow(sums, ev); /* the owner may be another one now */
 	if (ev->kind == KIND_FAILED)
 		sums->failed += ev->segs;
 	else
@@ -114,17 +106,36 @@ static inline void show(struct retransmission *ev, struct sock *sk)
 	if (sk) {
 		u32 retrans = READ((struct tcp_sock *)sk, total_retrans);
 		u32 sent = READ((struct tcp_sock *)sk, segs_out);
+		u32 more = retrans - sums->all_retrans, more_sent = sent - sums->all_sent;
+		/* The socket counts what fails as it is sent, and not what fails before that. */
+		u32 failed = ev->kind == KIND_FAILED && more ? ev->segs : 0;
 
-		sums->retrans += (u32)(retrans - sums->all_retrans);
-		sums->sent += (u32)(sent - sums->all_sent);
+		sums->retrans += more > failed ? more - failed : 0;
+		sums->sent += more_sent > failed ? more_sent - failed : 0;
 		sums->all_retrans = retrans;
 		sums->all_sent = sent;
 	}
 }
+
+static inline void end_flow(struct sock *sk)
+{
+	struct connection connection = {};
+	struct flow_sums *sums;
+
+	identify(&connection, sk);
+	sums = flows.lookup(&connection);
+	if (sums)
+		sums->over = 1;
+	forget_unfollowed(connection.object);
+}
 #else
-static inline void show(struct retransmission *ev, struct sock *sk)
+static inline void show(struct retransmission *ev, struct connection *connection, struct sock *sk)
 {
 	emit(ev, sizeof(*ev));
+}
+
+static inline void end_flow(struct sock *sk)
+{
 }
 #endif
 
@@ -138,107 +149,91 @@ static inline void fill_ends(struct retransmission *ev, struct endpoints *ends)
 	__builtin_memcpy(ev->raddr, ends->raddr, 16);
 }
 
-/* `holder` is the socket whose owner is asked for: of a request, its listener. */
-static inline void finish(struct retransmission *ev, struct endpoints *ends, struct sock *holder,
-			  struct sock *sk)
+/*
+ * Count a retransmission for the comparison with the kernel's counters, and find whose it is: was
+ * it asked for? `holder` is the socket whose owner is wanted, or `other` if that has none as yet.
+ * What is not asked for costs these reads and takes no room in a map.
+ */
+static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends, struct sock *holder,
+			     struct sock *other)
 {
 	struct owner owner = {};
 
 	if (ends->netns == COUNTED_NETNS)
 		add_total(ev->kind == KIND_FAILED ? TOTAL_NAMESPACE_FAILED : TOTAL_NAMESPACE,
 			  ev->segs);
-	find_owner(holder, &owner);
-	if (!pass_owner(&owner) || !pass_endpoints(ends))
-		return;
-	add_total(ev->kind == KIND_FAILED ? TOTAL_FAILED : TOTAL_SEGS, ev->segs);
-	ev->time = bpf_ktime_get_ns();
+	if (!pass_endpoints(ends))
+		return false;
+	if (!find_owner(holder, &owner) && other)
+		find_owner(other, &owner);
+	if (!pass_owner(&owner))
+		return false;
 	ev->pid = owner.process.pid;
 	ev->uid = owner.how ? owner.process.uid : ~0U;
 	ev->cgroup = owner.process.cgroup;
 	ev->owner = owner.how;
 	__builtin_memcpy(ev->comm, owner.process.comm, sizeof(ev->comm));
 	fill_ends(ev, ends);
-	show(ev, sk);
+	return true;
 }
 
-static inline u32 count_attempt(void *object, u32 seq, u32 by_timer)
+static inline void finish(struct retransmission *ev, struct connection *connection, struct sock *sk)
 {
-	struct segment segment = {.object = (u64)object, .seq = seq};
-	u32 first = 0, count = 1, *known = attempts.lookup(&segment);
-
-	if (known)
-		count = *known + 1;
-	if (count < by_timer) /* it began before the start */
-		count = by_timer;
-	attempts.update(&segment, &count);
-	return count;
-}
-
-/*
- * A tail loss probe is sent while its timer is still the pending one, has no predecessor on the
- * way, and takes the very last segment (tcp_send_loss_probe); the retransmission timer clears
- * icsk_pending first. Fast retransmits may find the probe's timer pending, too, but the last
- * segment is never lost before something that was sent after it has arrived.
- */
-static inline bool is_loss_probe(struct sock *sk, struct tcp_skb_cb *cb)
-{
-	struct tcp_sock *tp = (struct tcp_sock *)sk;
-
-	return READ((struct inet_connection_sock *)sk, icsk_pending) == ICSK_TIME_LOSS_PROBE &&
-	       !READ(tp, tlp_high_seq) && READ(cb, end_seq) == READ(tp, snd_nxt);
-}
-
-static inline u8 kind_of(struct sock *sk, struct tcp_skb_cb *cb, u8 state, u8 ca_state)
-{
-	if (READ(cb, tcp_flags) & TCPHDR_SYN)
-		return state == TCP_SYN_RECV ? KIND_SYNACK : KIND_SYN;
-	if (is_loss_probe(sk, cb))
-		return KIND_TLP;
-	return ca_state == TCP_CA_Loss ? KIND_RTO : KIND_FAST;
+	add_total(ev->kind == KIND_FAILED ? TOTAL_FAILED : TOTAL_SEGS, ev->segs);
+	ev->time = bpf_ktime_get_ns();
+	show(ev, connection, sk);
 }
 
 static inline int on_retransmit(struct sock *sk, struct sk_buff *skb, int err)
 {
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)FIELD_AT(skb, cb);
 	struct inet_connection_sock *icsk = (struct inet_connection_sock *)sk;
+	struct connection connection = {};
 	struct retransmission ev = {};
 	struct endpoints ends = {};
 
 	read_endpoints(sk, &ends);
-	ev.state = READ(sk, __sk_common.skc_state);
 	ev.ca_state = read_inet_connection_sock_icsk_ca_state(icsk);
-	ev.kind = kind_of(sk, cb, ev.state, ev.ca_state);
+	ev.kind = err ? KIND_FAILED : kind_of(sk, cb, ev.ca_state);
 	ev.segs = READ(cb, tcp_gso_segs);
+	if (!is_wanted(&ev, &ends, sk, NULL))
+		return 0;
+	ev.state = READ(sk, __sk_common.skc_state);
 	ev.len = READ(skb, len);
 	ev.seq = READ(cb, seq);
 	ev.rto_us = READ(icsk, icsk_rto) * TICK_US;
 	ev.srtt_us = READ((struct tcp_sock *)sk, srtt_us) >> 3;
-	ev.attempt = count_attempt(sk, ev.seq, READ(icsk, icsk_retransmits));
+	identify(&connection, sk);
+	ev.attempt = count_attempt(&connection, sk, ev.seq);
 	ev.err = err;
-	if (err)
-		ev.kind = KIND_FAILED;
-	finish(&ev, &ends, sk, sk);
+	finish(&ev, &connection, sk);
 	return 0;
 }
 
-/* Only those that were sent: the request sock stands in for the socket that is to be. */
-static inline int on_synack(struct sock *listener, struct request_sock *req)
+/*
+ * Only those that were sent: the request sock stands in for the socket that is to be. `sk` is the
+ * listener, or with Fast Open the child, which is not accepted as yet or has an owner of its own.
+ */
+static inline int on_synack(struct sock *sk, struct request_sock *req)
 {
-	u32 timeouts = read_request_sock_num_timeout(req);
+	struct connection connection = {};
 	struct retransmission ev = {};
 	struct endpoints ends = {};
 
 	read_endpoints((struct sock *)req, &ends);
 	ends.lport = READ((struct sock *)req, __sk_common.skc_num);
-	ev.state = TCP_SYN_RECV;
 	ev.kind = KIND_SYNACK;
 	ev.segs = 1;
+	if (!is_wanted(&ev, &ends, sk, READ(req, __req_common.skc_listener)))
+		return 0;
+	ev.state = TCP_SYN_RECV;
 	ev.seq = READ((struct tcp_request_sock *)req, snt_isn);
 #ifdef HAVE_request_sock_timeout
-	ev.rto_us = (READ(req, timeout) << timeouts) * TICK_US;
+	ev.rto_us = synack_timeout(sk, req);
 #endif
-	ev.attempt = count_attempt(req, ev.seq, timeouts + 1);
-	finish(&ev, &ends, listener, NULL);
+	ev.attempt = READ(req, num_retrans) + 1; /* raised when this one is sent */
+	connection = (struct connection){.object = (u64)req, .first_seq = ev.seq};
+	finish(&ev, &connection, NULL);
 	return 0;
 }
 
@@ -291,6 +286,7 @@ static inline int on_loss_probe(struct sock *sk)
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)FIELD_AT(skb, cb);
 	u32 window_end = READ(tp, snd_una) + READ(tp, snd_wnd);
 	struct inet_connection_sock *icsk = (struct inet_connection_sock *)sk;
+	struct connection connection = {};
 	struct retransmission ev = {};
 	struct endpoints ends = {};
 
@@ -303,14 +299,27 @@ static inline int on_loss_probe(struct sock *sk)
 	if ((s32)(window_end - ev.seq - ev.len) < 0)
 		return 0;
 	read_endpoints(sk, &ends);
+	ev.kind = KIND_PROBE;
+	if (!is_wanted(&ev, &ends, sk, NULL))
+		return 0;
 	ev.state = READ(sk, __sk_common.skc_state);
 	ev.ca_state = read_inet_connection_sock_icsk_ca_state(icsk);
-	ev.kind = KIND_PROBE;
 	ev.rto_us = READ(icsk, icsk_rto) * TICK_US;
 	ev.srtt_us = READ(tp, srtt_us) >> 3;
-	finish(&ev, &ends, sk, sk);
+	identify(&connection, sk);
+	finish(&ev, &connection, sk);
 	return 0;
 }
+
+/* Owners, and the end of a flow: its address may be another one's from now on. */
+static inline int on_state(struct sock *sk, int oldstate, int newstate)
+{
+	if (newstate == TCP_CLOSE && READ(sk, sk_protocol) == IPPROTO_TCP)
+		end_flow(sk);
+	return on_owner_state(sk, oldstate, newstate);
+}
+
+#include "state_entries.bpf.h"
 
 #ifdef USE_loss_probe_fentry
 int loss_probe_fentry(u64 *ctx)

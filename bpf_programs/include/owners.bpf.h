@@ -71,7 +71,7 @@ static inline void forget_owner(struct sock *sk)
 	u64 key = (u64)sk;
 
 	owners.delete(&key);
-	forget_unfollowed(sk);
+	forget_unfollowed(key);
 }
 
 /* Record who owns a socket, unless filters exclude the process or the socket. */
@@ -91,7 +91,7 @@ static inline void set_owner(struct sock *sk, struct owner *owner)
 	owner->inode = inode_of_socket(sk);
 #endif
 	if (owners.update(&key, owner))
-		count_unfollowed(sk);
+		count_unfollowed(key);
 }
 
 /* `task` proved by `how` that it owns a socket. */

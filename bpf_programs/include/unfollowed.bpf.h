@@ -5,25 +5,22 @@
 
 #include "netbpf.bpf.h"
 
-/* By the address of struct sock: those that were counted. */
+/* Those that were counted, by address; those that ended unseen are the oldest, and go first. */
 BPF_TABLE("lru_hash", u64, u8, unfollowed, MAP_ENTRIES);
 
-/* A map has no room for the socket. */
-static inline void count_unfollowed(struct sock *sk)
+/* A map has no room for what is at the address `object`. */
+static inline void count_unfollowed(u64 object)
 {
-	u64 key = (u64)sk;
 	u8 yes = 1;
 
-	if (!unfollowed.insert(&key, &yes))
+	if (!unfollowed.insert(&object, &yes))
 		count_loss(LOSS_MAP_FULL);
 }
 
-/* The socket ends, or another one begins at its address. */
-static inline void forget_unfollowed(struct sock *sk)
+/* It ends, or another one begins at its address. */
+static inline void forget_unfollowed(u64 object)
 {
-	u64 key = (u64)sk;
-
-	unfollowed.delete(&key);
+	unfollowed.delete(&object);
 }
 
 #endif

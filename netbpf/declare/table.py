@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.record import Record, Row
 
@@ -24,7 +24,8 @@ class Table:
     declares the columns that are shown (all made in user space, so without C type), `build` makes
     the rows from the entries that changed, in the order to be shown; an entry in which one of the
     gauges `standing` is not 0 is there even if nothing changed. Columns that the chosen probes
-    cannot fill are emptied. With `forget`, an entry that did not change in an interval is removed.
+    cannot fill are emptied. With `forget`, an entry that did not change in an interval is removed;
+    if that is the name of a gauge, only once it is not 0.
 
     `refresh` names probes (iterators) to run, in that order, at the start and before each reading;
     `first` one over the sockets of a network namespace, to run in each of them at the start.
@@ -48,7 +49,7 @@ class Table:
         first: str = "",
         option: str = "",
         alarm: Optional[Alarm] = None,
-        forget: bool = False,
+        forget: Union[bool, str] = False,
     ) -> None:
         self.map = map
         self.key = key

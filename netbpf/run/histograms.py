@@ -58,8 +58,9 @@ class HistogramReader:
             grown[key] = np.maximum((sums - before).view(np.int64), 0).view(np.uint64)
             seen[key] = before + grown[key]
         self._seen = seen
-        found = [self._histogram(key, sums) for key, sums in self._joined(grown)]
-        return sorted((one for one in found if one["count"]), key=_order)
+        # A sum without a value in a bucket is something as well.
+        found = [self._histogram(key, sums) for key, sums in self._joined(grown) if sums.any()]
+        return sorted(found, key=_order)
 
     def _joined(self, grown: Totals) -> Iterable[tuple[dict[str, Any], NDArray[np.uint64]]]:
         joined: dict[tuple[Any, ...], tuple[dict[str, Any], NDArray[np.uint64]]] = {}

@@ -46,13 +46,19 @@ class TableReader:
         now = {key: self._combine(raw) for key, raw in entries.items()}
         before, self._seen = self._seen, now
         if self._declared.forget:
-            self._forget({key for key in now if now[key] == before.get(key)})
+            self._forget(
+                key for key in now if now[key] == before.get(key) and self._may_go(now[key])
+            )
         grown = ((key, self._increase(sums, before.get(key, {}))) for key, sums in now.items())
         return [
             (self._decode(self._unpack(key)), {**sums, **self._sample(entries[key])})
             for key, sums in grown
             if self._told(sums)
         ]
+
+    def _may_go(self, sums: dict[str, int]) -> bool:
+        forget = self._declared.forget
+        return not isinstance(forget, str) or bool(sums[forget])
 
     def _forget(self, idle: Iterable[bytes]) -> None:
         # What is counted between reading and removing is in the last value: part of this interval.

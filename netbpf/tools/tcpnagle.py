@@ -5,7 +5,7 @@ DESCRIPTION
   small write back until earlier data is acknowledged, and if the other end delays its
   acknowledgements, that takes 40 ms: the classic pattern is write, write, read. This tool measures
   how long written data was held, from the end of the send to the moment when all of it has passed
-  to the network device, and shows the distribution per reason:
+  to the network device's queue, and shows the distribution per reason:
 
     nagle     small, and an earlier small segment is not acknowledged yet
     cork      small, and the program asked to wait: TCP_CORK, or MSG_MORE
@@ -13,12 +13,15 @@ DESCRIPTION
     cwnd      the congestion window is full
     rwnd      the receiver's window is full: the other program does not read
     pacing    TCP paces the socket (SO_MAX_PACING_RATE, BBR)
-    other     the device's queue is full (TCP small queues), segmentation waits for more data, or
-              the connection is not established yet
+    refused   TCP sent it, and the device's queue was full, a firewall's rule forbade it, or it had
+              no route: TCP tries again, and the data is held until a packet is not refused
+    other     the device has enough of this socket (TCP small queues), segmentation waits for more
+              data, or the connection is not established yet
 
-  Sends whose data left at once are not in the distribution. The table of sends tells how many there
-  were, by the socket's own setting: ON (Nagle's algorithm, the default), OFF (TCP_NODELAY), CORK
-  (TCP_CORK), PUSH (just set, the next data leaves at once), and their combinations.
+  Sends whose data left at once are not in the distribution. The table of sends has their number, by
+  the socket's own setting: default (Nagle's algorithm is on), TCP_NODELAY (it is off), TCP_CORK,
+  push (just set, the next data leaves at once), and their combinations. JSON and CSV call them ON,
+  OFF, CORK and PUSH.
 
 EXAMPLES
   netbpf tcpnagle                  all sockets, until Ctrl-C
@@ -31,19 +34,23 @@ EXAMPLES
     reason=nagle
                        us : count     distribution
            32768 -> 65535 : 40        |****************************************|
-    SETTING              SENDS     SMALL      HELD
-    ON                     207       189        49
+    SETTING                        SENDS     SMALL      HELD
+    default                          207       189        49
 
 OVERHEAD
   A program of about 0.3 us per send, and one of less than 0.2 us per packet of the whole machine
-  that looks whether its socket holds data. Data that is held costs about a microsecond more.
+  that looks whether its socket holds data, as well as per packet that is dropped. Data that is held
+  costs about a microsecond more.
 
 LIMITS
-  The reason is that of the moment when the last send before the data left ended. A program that is
-  blocked in send() as the socket's buffer is full shows from its return on. Writes while data is
-  held begin no measurement of their own. Data that never left, as the socket was reset, is not
-  counted; what is still held at the end is told by the summary. Sends of the kernel itself and of
-  MPTCP are not seen, and below 6.5 neither is sendfile. Kernels before 6.3 need fentry or kprobes.
+  The reason is that of the moment when the last send before the data left ended, or refused, if its
+  packet was refused since then. MSG_MORE counts as other, not cork, where what it wrote is half of
+  the largest window. Packets that the device's queue drops after it has taken them, as fq_codel
+  does, have left. P99 is the bound of a log2 bucket. A program that is blocked in send() as the
+  socket's buffer is full shows from its return on. Writes while data is held begin no measurement
+  of their own. Data that never left, as the socket was reset, is not counted; what is still held at
+  the end is in the summary. Sends of the kernel itself and of MPTCP are not seen, and below 6.5
+  neither is sendfile. Kernels before 6.3 need fentry or kprobes.
 """
 
 import struct
@@ -74,9 +81,10 @@ from netbpf.declare import (
     Tracepoint,
 )
 from netbpf.declare.histogram import SLOTS, bucket_bounds
+from netbpf.declare.holds import Advice, Bound, Setting
 from netbpf.declare.options import count
 
-REASONS = dict(enumerate(("nagle", "cork", "autocork", "cwnd", "rwnd", "pacing", "other")))
+REASONS = dict(enumerate("nagle cork autocork cwnd rwnd pacing other refused".split()))
 # TCP_NAGLE_OFF 1, TCP_NAGLE_CORK 2, TCP_NAGLE_PUSH 4
 SETTINGS = dict(enumerate((
     "ON", "OFF", "CORK", "OFF+CORK", "PUSH", "OFF+PUSH", "CORK+PUSH", "OFF+CORK+PUSH",
@@ -113,7 +121,7 @@ class SettingSums(Record):
 class SettingRow(Row):
     """Sends by the socket's setting."""
 
-    setting = Text("the socket's own setting after the send")
+    setting = Setting("the socket's own setting after the send; ON: Nagle's algorithm is on")
     sends = Count("sends that sent something")
     small = Count("of these, smaller than a segment")
     held = Count("of these, after which data was held")
@@ -141,18 +149,10 @@ _SUMS = {name: Count("") for name in (*_SLOTS, *_MORE)}
 HolderSums = type("HolderSums", (Record,), {"cstruct": "holder_sums", **_SUMS})
 
 
-class Advice(Text):
-    """What the program should do."""
-
-    def text(self, value):  # type: ignore[no-untyped-def]
-        """Return a short form."""
-        return "TCP_NODELAY/writev" if value else "-"
-
-
 class HolderRow(Row):
     """A socket that held data in an interval, and for which reason."""
 
-    pid = Pid("process that sent")
+    pid = Pid("process that sent", width=6)
     comm = Comm("its name", width=8)
     laddr = Addr("local address", wide=True)
     lport = Port("local port", wide=True)
@@ -160,7 +160,9 @@ class HolderRow(Row):
     rport = Port("remote port")
     holds = Count("how often it held data", width=5)
     held_us = Count("time of all holds", width=9, wide=True)
-    p99_us = Count("99 % of the holds were at most so long (bound of a log2 bucket)", width=7)
+    p99_us = Bound(
+        "99 % of the holds were at most so long (bound of a log2 bucket)", width=8, header="P99"
+    )
     small_writes = Count(
         "writes below a segment whose data was held", width=5, header="SMALL", wide=True
     )
@@ -222,7 +224,7 @@ TOOL = Tool(
     table=(
         Table("settings", SettingKey, SettingSums, SettingRow, setting_rows),
         Table("holders", Holder, HolderSums, HolderRow, holder_rows, per_cpu=False,
-              gauges=("copied_seq",), option="top"),
+              gauges=("copied_seq",), option="top", forget=True),
     ),
     probes=(
         Probe(
@@ -237,6 +239,11 @@ TOOL = Tool(
             "leave",
             RawTracepoint("net_dev_queue", args=("skb",)),
             Tracepoint("net:net_dev_queue", args=("skbaddr",)),
+        ),
+        Probe(
+            "free",
+            RawTracepoint("kfree_skb", args=("skb",)),
+            Tracepoint("skb:kfree_skb", args=("skbaddr",)),
         ),
         Probe(
             "state",

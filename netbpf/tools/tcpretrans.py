@@ -6,9 +6,13 @@ DESCRIPTION
   from it until everything lost then is sent again), FAST (the peer's acknowledgements told), TLP
   (a tail loss probe) and FAILED (nothing was sent, with the error; since 6.17).
 
-  One line can stand for several segments (SEGS): those add up to the kernel's own counter,
-  Tcp.RetransSegs, and the summary tells both. The letter in text is R, L for tail loss probes, S
-  for SYN-ACKs, and F for failures.
+  One line can stand for several segments: FASTx7 in text, SEGS with -w. Those add up to the
+  kernel's own counter, Tcp.RetransSegs, and the summary has both. The letter in text is R, L for
+  tail loss probes, S for SYN-ACKs, and F for failures.
+
+  -c counts per session, by its addresses and ports. SENT and SHARE are those of the segments that
+  its connection sent since the row before, or since it began; connections that follow each other
+  between the same ports are added.
 
 EXAMPLES
   netbpf tcpretrans                     all retransmissions, as they happen
@@ -19,9 +23,9 @@ EXAMPLES
 
   A tail loss probe, and a server that does not answer (netbpf tcpretrans):
 
-    TIME     PID     IP LADDR:LPORT           T> RADDR:RPORT           STATE
-    10:11:12 9328    4  127.0.0.1:46767       L> 127.0.0.1:57940       FIN_WAIT1
-    10:11:12 9330    4  127.0.0.1:46600       R> 127.0.0.1:46247       SYN_SENT
+    TIME     PID    IP LADDR:LPORT     T> RADDR:RPORT     STATE     COMM      KINDxN
+    10:11:12 9328   4  127.0.0.1:46767 L> 127.0.0.1:57940 FIN_WAIT1 python3   TLP
+    10:11:12 9330   4  127.0.0.1:46600 R> 127.0.0.1:46247 SYN_SENT  python3   SYN
 
 OVERHEAD
   A program of two to seven microseconds per retransmission and none for other segments. Connects,
@@ -30,9 +34,12 @@ OVERHEAD
 LIMITS
   Numbers of the kernel's counters are those of one network namespace, the one of --netns or else
   netbpf's own, while lines come from all of them. What is sent again after an ICMP 'packet too
-  big' counts as RTO, as the kernel declares those segments lost. Before 6.17 failures are not
-  seen, only counted (TcpExt.TCPRetransFail). A SYN-ACK has the listener's owner. Probes of -l that
-  send new data are no retransmissions and have no SEGS; they take fentry or kprobes to see.
+  big', or as a SYN-ACK took no data of the SYN, counts as RTO, as the kernel declares those
+  segments lost; the latter as FAST before 6.10. ATTEMPT counts from the start of netbpf on, unless
+  the timer's own count is higher, and is that of the most recent --map-entries segments. Before
+  6.17 failures are not seen, only counted (TcpExt.TCPRetransFail). A SYN-ACK has the listener's
+  owner. Probes of -l that send new data are no retransmissions and have no SEGS; they take fentry
+  or kprobes to see.
 
   Where a kernel runs no BPF program in the context of some processes, what its timers send there
   is not seen. The kernel's counters give that away: it is told as lost, 'unseen'.
@@ -66,28 +73,15 @@ from netbpf.declare import (
     Record,
     Row,
     Table,
-    TcpState,
     Tool,
     Tracepoint,
     Uid,
 )
 from netbpf.declare.network import Endpoint, IpVersion, SendError, Share
+from netbpf.declare.resends import CA_STATES, KINDS, Kind, Local, Remote, State
+from netbpf.declare.states import state_probe
 
-KINDS = {0: "SYN", 1: "SYNACK", 2: "RTO", 3: "FAST", 4: "TLP", 5: "FAILED", 6: "PROBE"}
-LETTERS = {"SYNACK": "S", "TLP": "L", "PROBE": "L", "FAILED": "F"}
-CA_STATES = {0: "open", 1: "disorder", 2: "cwr", 3: "recovery", 4: "loss"}
 _CLOCK_MONOTONIC_COARSE = 6  # its resolution is the kernel's tick
-
-
-class Remote(Endpoint):
-    """The other end, behind the letter of the kind."""
-
-    width = 24
-    full = 50
-
-    def cell(self, values):  # type: ignore[no-untyped-def]
-        """Return "R> 1.2.3.4:80"."""
-        return f"{LETTERS.get(values['kind'], 'R')}> {super().cell(values)}"
 
 
 class Retransmission(Event):
@@ -95,20 +89,20 @@ class Retransmission(Event):
 
     cstruct = "retransmission"
 
-    pid = Pid("process that owns the socket")
-    comm = Comm("its name", wide=True)
+    pid = Pid("process that owns the socket", width=6)
     owner = Owner("how the owner is known: exact, snapshot or unknown", wide=True)
     family = IpVersion("address family, IPv4-mapped counts as ipv4", header="IP")
-    laddr = Endpoint("local address", "lport", header="LADDR:LPORT")
+    laddr = Local("local address", "lport", header="LADDR:LPORT")
     lport = Port("local port", text=False)
     raddr = Remote("remote address", "rport", header="T> RADDR:RPORT")
     rport = Port("remote port", text=False)
-    state = TcpState("TCP state")
-    kind = Choice("SYN, SYNACK, RTO, FAST, TLP, FAILED, or PROBE (-l)", KINDS, wide=True, width=6)
+    state = State("TCP state")
+    comm = Comm("name of the process", width=9)
+    kind = Kind("SYN, SYNACK, RTO, FAST, TLP, FAILED, or PROBE (-l)", KINDS, header="KINDxN")
     segs = Count("segments", ctype="u32", width=4, wide=True)
     len = Count("bytes of data", ctype="u32", width=5, wide=True)
     seq = Column("first sequence number", option="sequence", width=10)
-    attempt = Count("how often it was sent again, now included", ctype="u32", width=7, wide=True)
+    attempt = Count("the how manyth attempt to send it again", ctype="u32", width=7, wide=True)
     rto_us = Micros("retransmission timeout in force", wide=True, width=8)
     srtt_us = Micros("smoothed round trip time", wide=True, width=8)
     err = SendError("why nothing was sent", wide=True)
@@ -119,24 +113,30 @@ class Retransmission(Event):
 
 
 class Flow(Record):
-    """Which session, for -c."""
+    """Which connection, for -c: a socket, and the first sequence number that it used."""
 
-    cstruct = "flow"
+    cstruct = "connection"
 
-    pid = Pid("process")
-    comm = Comm("its name")
-    netns = Netns()
-    family = Family("address family")
-    laddr = Addr("local address")
-    lport = Port("local port")
-    raddr = Addr("remote address")
-    rport = Port("remote port")
+    object = Count("address of the socket, or of the request")
+    first_seq = Count("first sequence number", ctype="u32")
 
 
-# Segments sent again or not, as seen here; sent again and sent, as the socket counts; and these two
-# since the session began.
-_SUMS = ("segs", "failed", "retrans", "sent", "all_retrans", "all_sent")
-FlowSums = type("FlowSums", (Record,), {"cstruct": "flow_sums", **{n: Count("") for n in _SUMS}})
+# Segments sent again or not, as seen here; sent again and sent, as the socket counts; these two
+# since the connection began; and whether it is over.
+_SUMS = ("segs", "failed", "retrans", "sent", "all_retrans", "all_sent", "over")
+_ENDS = {
+    "pid": Pid("process"),
+    "netns": Netns(),
+    "lport": Port("local port"),
+    "rport": Port("remote port"),
+    "comm": Comm("its name"),
+    "family": Family("address family"),
+    "laddr": Addr("local address"),
+    "raddr": Addr("remote address"),
+}
+FlowSums = type(
+    "FlowSums", (Record,), {"cstruct": "flow_sums", **{n: Count("") for n in _SUMS}, **_ENDS}
+)
 
 
 class FlowRow(Row):
@@ -166,19 +166,20 @@ class Totals(Record):
 
 
 def rows(groups, settings):  # type: ignore[no-untyped-def]
-    """Join what became of a session before and after its owner was known; most first."""
+    """Join the connections between the same ends, one after the other or at once; most first."""
     none = {"retransmits": 0, "failed": 0, "sent": 0, "again": 0}
     names = {"segs": "retransmits", "failed": "failed", "sent": "sent", "retrans": "again"}
     joined: dict[tuple[object, ...], dict[str, Any]] = {}
-    for key, sums in groups:
-        flow = tuple(key[n] for n in ("netns", "laddr", "lport", "raddr", "rport"))
-        row = joined.setdefault(flow, {**key, **none})
-        if key["pid"]:
-            row.update(pid=key["pid"], comm=key["comm"])
+    for _, sums in groups:
+        ends = {name: sums[name] for name in _ENDS}
+        flow = tuple(ends[n] for n in ("netns", "laddr", "lport", "raddr", "rport"))
+        row = joined.setdefault(flow, {**ends, **none})
+        if ends["pid"]:
+            row.update(pid=ends["pid"], comm=ends["comm"])
         for theirs, ours in names.items():
             row[ours] += sums[theirs]
     for row in joined.values():
-        again, sent = max(row.pop("again") - row["failed"], 0), row["sent"]
+        again, sent = row.pop("again"), row["sent"]
         row["share"] = round(again / sent, 4) if sent else None
         row["sent"] = sent or None
     return sorted(joined.values(), key=lambda row: (-row["retransmits"], -row["failed"]))
@@ -226,7 +227,7 @@ TOOL = Tool(
     event=Retransmission,
     table=Table(
         "flows", Flow, FlowSums, FlowRow, rows, per_cpu=False, option="flows",
-        gauges=("all_retrans", "all_sent"), forget=True,
+        gauges=("all_retrans", "all_sent", "over"), forget="over",
     ),
     events_unless="flows",
     totals=Totals,
@@ -243,6 +244,7 @@ TOOL = Tool(
             RawTracepoint("tcp_retransmit_synack", args=("sk", "req")),
             Tracepoint("tcp:tcp_retransmit_synack", args=("skaddr", "req")),
         ),
+        state_probe("state"),
         Probe(
             "loss_probe",
             Fentry("tcp_send_loss_probe", args=("sk",)),

@@ -324,6 +324,67 @@ def test_full_device_queue_corks_by_itself(
     assert run.summary["counters"]["TcpExt.TCPAutoCorking"] == 1
 
 
+@contextlib.contextmanager
+def refusing(host: Host, by: str) -> Iterator[None]:
+    """Let nothing of a host out of its device: a queue without room, or a firewall's rule."""
+    if by == "queue":
+        host.run("tc", "qdisc", "add", "dev", host.device, "root", "pfifo", "limit", 0)
+    else:
+        rules = "type filter hook output priority 0\nmeta l4proto tcp counter drop"
+        host.run("nft", "-f", "-", input=f"table inet nb-no {{\nchain out {{\n{rules}\n}}\n}}")
+    try:
+        yield
+    finally:
+        if by == "queue":
+            host.run("tc", "qdisc", "del", "dev", host.device, "root")
+        else:
+            host.run("nft", "delete", "table", "inet", "nb-no")
+
+
+@pytest.mark.parametrize("by", ["queue", "firewall"])
+@pytest.mark.parametrize("nodelay", [0, 1])
+def test_data_that_is_refused_is_held_until_a_packet_passes(
+    netbpf: Any, two_hosts: tuple[Host, Host], far: Pair, by: str, nodelay: int
+) -> None:
+    # No cork and no MSG_MORE. Truth: when the other end receives it.
+    left, _ = two_hosts
+    far.set(socket.TCP_NODELAY, nodelay)
+    far.client.sendall(SMALL)
+    far.receive(len(SMALL))
+    wait_until(lambda: not far.unacknowledged(), what="acknowledgements")
+    with netbpf("tcpnagle", "--top", 3, "--netns", left.inode) as run:
+        with refusing(left, by):
+            far.client.sendall(SMALL)
+            begin = time.monotonic()
+            time.sleep(0.7)
+        arranged = far.receive(len(SMALL)) - begin
+        run.stop()
+    check(run, "refused", [arranged])
+    (row,) = holders(run)
+    assert (row["reason"], row["holds"], row["small_writes"]) == ("refused", 1, 1)
+    assert settings(run) == {"OFF" if nodelay else "ON": (1, 1)}
+    assert run.summary["still_held"] == 0
+
+
+def test_refusal_at_the_end_of_a_hold_goes_on_with_it(
+    netbpf: Any, two_hosts: tuple[Host, Host], far: Pair
+) -> None:
+    left, _ = two_hosts
+    with netbpf("tcpnagle", "--top", 3, "--netns", left.inode) as run:
+        far.set(socket.TCP_CORK, 1)
+        far.client.sendall(SMALL)
+        begin = time.monotonic()
+        with refusing(left, "queue"):
+            far.set(socket.TCP_CORK, 0)  # now it is sent, in vain
+            time.sleep(0.3)
+        arranged = far.receive(len(SMALL)) - begin
+        run.stop()
+    check(run, "refused", [arranged])
+    (row,) = (row for row in holders(run) if row["holds"])
+    assert (row["reason"], row["holds"], row["small_writes"]) == ("refused", 1, 1)
+    assert row["held_us"] == pytest.approx(arranged * 1e6, rel=0.2)
+
+
 # --- what never leaves ---------------------------------------------------------------------------
 
 
@@ -371,13 +432,14 @@ def test_what_is_still_held_at_the_end_is_told(netbpf: Any, one_host: Host) -> N
 # --- filters, intervals, text --------------------------------------------------------------------
 
 
-def hold_by_cork(pair: Pair) -> None:
-    """Hold something for 30 ms."""
+def hold_by_cork(pair: Pair, span: float = 0.03) -> float:
+    """Hold something for 30 ms, or as long as is wanted; return for how long it was (seconds)."""
     pair.set(socket.TCP_CORK, 1)
     pair.client.sendall(SMALL)
-    time.sleep(0.03)
+    begin = time.monotonic()
+    time.sleep(span)
     pair.set(socket.TCP_CORK, 0)
-    pair.receive(len(SMALL))
+    return pair.receive(len(SMALL)) - begin
 
 
 def test_each_filter_shows_its_sockets_and_no_other(
@@ -414,6 +476,53 @@ def test_each_filter_shows_its_sockets_and_no_other(
             assert run.summary["events"] == len(wanted)
 
 
+def test_holders_come_in_the_order_of_their_time(netbpf: Any, one_host: Host) -> None:
+    spans = (0.03, 0.12, 0.06)
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(contextlib.closing(Pair(one_host, one_host))) for _ in spans]
+        ports = [pair.port for pair in pairs]
+        with netbpf("tcpnagle", "--top", 2, "-D", ",".join(map(str, ports[:2]))) as two:
+            with netbpf("tcpnagle", "--top", 2, "--netns", one_host.inode) as run:
+                times = {pair.port: hold_by_cork(pair, t) for pair, t in zip(pairs, spans)}
+                run.stop()
+            two.stop()
+    # Of three sockets those two that held data longest, most first; then of two that were named.
+    order = sorted(ports, key=lambda port: -times[port])
+    assert [row["rport"] for row in holders(run)] == order[:2]
+    assert [row["rport"] for row in holders(two)] == [p for p in order if p != ports[2]]
+    for row in holders(run):
+        assert row["held_us"] == pytest.approx(times[row["rport"]] * 1e6, rel=0.2)
+    assert run.summary["events"] == 3 and two.summary["events"] == 2
+
+
+def test_a_socket_without_room_is_lost_once_and_only_if_it_was_asked_for(
+    netbpf: Any, one_host: Host
+) -> None:
+    room, more = 256, 9
+    listener = one_host.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listener)
+        listener.bind((one_host.ipv4, 0))
+        listener.listen(8)
+        port = listener.getsockname()[1]
+        ends = []
+        for _ in range(room + more):
+            ends.append(stack.enter_context(one_host.socket(socket.AF_INET, socket.SOCK_STREAM)))
+            ends[-1].setsockopt(TCP, socket.TCP_CORK, 1)
+            ends[-1].connect((one_host.ipv4, port))
+            stack.enter_context(listener.accept()[0])
+        options = ("--netns", one_host.inode, "--map-entries", room)
+        with netbpf("tcpnagle", *options) as everything:
+            with netbpf("tcpnagle", *options, "-D", port + 1) as nothing:
+                for _ in range(2):
+                    for end in ends:
+                        end.send(b"x")
+                nothing.stop()
+            everything.stop()
+    assert everything.summary["lost"]["map_full"] == more
+    assert nothing.summary["lost"]["map_full"] == 0 and nothing.summary["complete"]
+
+
 def test_intervals_add_up_to_the_whole(netbpf: Any, one_host: Host, pair: Pair) -> None:
     with netbpf("tcpnagle", "0.2", "--top", "3", "--netns", one_host.inode) as run:
         for number in (1, 2, 3):
@@ -431,8 +540,17 @@ def test_text_fits_80_columns_and_gives_the_advice(netbpf: Any, one_host: Host, 
     with netbpf("tcpnagle", "--top", "3", "--netns", one_host.inode, json_lines=False) as run:
         for _ in range(3):
             pair.write_write_read()
+        pair.set(socket.TCP_NODELAY, 1)
+        pair.client.sendall(SMALL)
+        pair.receive(len(SMALL))
         run.stop()
     lines = run.stdout.splitlines()
+    # A setting is named by the option that sets it, and a percentile is the bound that it is.
+    words = [line.split() for line in lines]
+    assert ["default", "9", "9", "3"] in words
+    assert ["TCP_NODELAY", "1", "1", "0"] in words
+    (holder,) = (line for line in words if line[-1:] == ["TCP_NODELAY/writev"])
+    assert holder[5].startswith("<=") and holder[5].endswith("ms")
     assert max(map(len, lines)) <= 80
     assert "reason=nagle" in lines
     assert any(line.endswith("TCP_NODELAY/writev") for line in lines)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import select
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+import topology
 import traffic
-from harness import SLOW, Json, Run, attended, kill, start, wait_until
+from harness import SLOW, Json, Run, attended, kill, seconds, start, wait_until
 from topology import Host
 from traffic import Peer, Session
 
@@ -143,6 +149,74 @@ def test_synacks_to_clients_that_never_complete(
     assert len({event["rport"] for event in events}) == number
 
 
+def test_each_repeat_of_a_synack_has_its_number_and_its_timeout(netbpf: Any, pair: Pair) -> None:
+    port = pair.server.listeners["ipv4"][1]
+    with pair.right.dropping(f"tcp dport {port} tcp flags & (syn | ack) == ack"):
+        with netbpf("tcpretrans", "--netns", pair.right.inode) as run:
+            begun = time.monotonic()
+            idents = pair.sockets(1, "ipv4", port)
+            run.wait_for(2)
+            elapsed = time.monotonic() - begun
+        pair.close(idents)
+    first, second = run.events[:2]
+    assert [first["attempt"], second["attempt"]] == [1, 2]
+    # The timeout doubles: the second one ends three times the first one after the handshake.
+    assert second["rto_us"] == 2 * first["rto_us"]
+    assert (first["rto_us"] + second["rto_us"]) / 1e6 == pytest.approx(elapsed, abs=0.3 * SLOW)
+    gap = seconds(second["time"]) - seconds(first["time"])
+    assert gap == pytest.approx(second["rto_us"] / 1e6, abs=0.3 * SLOW)
+    assert first["seq"] == second["seq"]
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_synack_of_a_fast_open_child_is_one_of_its_owner(netbpf: Any, accepted: bool) -> None:
+    # The child exists with the SYN, and its own timer sends the SYN-ACK again. Truth: what is
+    # dropped is no SYN, so that TcpExt.TCPSynRetrans of the server counts nothing else.
+    with topology.two_hosts() as (left, right), contextlib.ExitStack() as stack:
+        right.sysctl(net__ipv4__tcp_fastopen=0x603)  # data in a SYN needs no cookie
+        left.sysctl(net__ipv4__tcp_fastopen=0x5)
+        run = stack.enter_context(netbpf("tcpretrans", "--netns", right.inode))
+        listener = stack.enter_context(right.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 8)
+        listener.bind((right.ipv4, 0))
+        listener.listen(8)
+        client = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_STREAM))
+        local, port = listener.getsockname()
+        with counted(right) as rise, left.dropping(f"tcp sport {port}"):
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.sendto(b"x" * 10, socket.MSG_FASTOPEN, listener.getsockname())
+            remote = client.getsockname()
+            assert select.select([listener], [], [], 10)[0]
+            client.close()  # so that no SYN comes again, which would be answered as well
+            if accepted:
+                server = stack.enter_context(listener.accept()[0])
+                assert server.recv(100) == b"x" * 10
+            run.wait_for(2)
+        events = run.events[: rise["TcpExtTCPSynRetrans"]]
+    assert len(events) >= 2
+    for attempt, event in enumerate(events, 1):
+        assert (event["kind"], event["state"], event["segs"]) == ("SYNACK", "SYN_RECV", 1)
+        assert (event["attempt"], event["rto_us"]) == (attempt, 1_000_000 << (attempt - 1))
+        assert (event["pid"], event["owner"]) == (os.getpid(), "exact")
+        assert (event["laddr"], event["lport"]) == (local, port)
+        assert (event["raddr"], event["rport"]) == remote
+
+
+def test_attempts_before_the_start_are_counted(netbpf: Any, pair: Pair) -> None:
+    with pair.right.dropping(f"tcp dport {BLACK_HOLE}") as drops:
+        idents = pair.sockets(1)
+        wait_until(lambda: drops.count() >= 2, what="a retransmission")
+        with netbpf("tcpretrans", "--netns", pair.left.inode) as run:
+            run.wait_for(2)
+            pair.close(idents)
+        sent = drops.count()
+    seen = len(run.events)
+    assert [event["attempt"] for event in run.events] == list(range(sent - seen, sent))
+    assert sent - seen >= 2
+    assert run.events[-1]["owner"] == "snapshot"
+
+
 # --- data -----------------------------------------------------------------------------------------
 
 
@@ -210,6 +284,144 @@ def test_loss_of_the_last_segment_is_one_line_a_tail_loss_probe(netbpf: Any, pai
     assert steps == {1100}
 
 
+def assert_kinds(events: list[Json], rise: dict[str, int]) -> None:
+    """Each kind is what the kernel counts: probes here never have new data."""
+    assert segments(events) == rise["TcpRetransSegs"]
+    assert segments(events, "TLP") == rise["TcpExtTCPLossProbes"]
+
+
+def too_big(capture: socket.socket, port: int) -> bytes:
+    """Return what a router whose next link is narrower answers to the first full segment."""
+    while True:
+        packet = capture.recv(65536)
+        offset = (packet[0] & 15) * 4
+        if len(packet) > 1400 and struct.unpack_from("!H", packet, offset + 2)[0] == port:
+            break
+    # Destination unreachable, fragmentation needed, the next hop takes 1000 bytes (RFC 1191).
+    body = struct.pack("!BBHHH", 3, 4, 0, 0, 1000) + packet[: offset + 8]
+    words = struct.unpack(f"!{len(body) // 2}H", body)
+    return body[:2] + struct.pack("!H", 0xFFFF - sum(words) % 0xFFFF) + body[4:]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_what_a_narrower_path_makes_lost_is_no_loss_probe(netbpf: Any, together: int) -> None:
+    # Hosts of its own: they remember the path. Truth: TcpExt.TCPLossProbes does not grow.
+    with topology.two_hosts() as (left, right), traffic.peers() as new:
+        if together == 1:  # no skb has several segments
+            left.run("ip", "link", "set", left.device, "gso_max_segs", 1)
+        client, server = new("nb-client", left), new("nb-server", right)
+        server.listen("ipv4")
+        back = right.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        with back, netbpf("tcpretrans", "--netns", left.inode) as run, counted(left) as rise:
+            session = traffic.connect(client, server)
+            session.transfer(up=20_011)
+            port = session.remote[1]
+            ipv4 = socket.ntohs(0x0800)
+            capture = right.socket(socket.AF_PACKET, socket.SOCK_DGRAM, ipv4)
+            with capture, right.dropping(f"tcp dport {port}") as drops:
+                client.tell("transfer", id=session.id, send=1448)
+                answer = too_big(capture, port)
+                drops.end()
+                back.sendto(answer, (left.ipv4, 0))
+                server.ask("transfer", id=session.id, receive=1448)
+                client.answer()
+            session.end()
+        assert_kinds(run.events, rise)
+        assert rise["TcpExtTCPLossProbes"] == rise["TcpExtTCPTimeouts"] == 0
+        assert {(e["kind"], e["ca_state"]) for e in run.events} == {("RTO", "loss")}
+        assert [event["segs"] for event in run.events] == [together] * (2 // together)
+        assert sum(event["len"] for event in run.events) == 1448
+
+
+def test_data_of_a_syn_that_is_sent_again_is_no_loss_probe(netbpf: Any) -> None:
+    # The server had given a cookie, and takes no data with a SYN any more.
+    with topology.two_hosts() as (left, right):
+        right.sysctl(net__ipv4__tcp_fastopen=3)
+        with right.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 8)
+            listener.bind((right.ipv4, 0))
+            listener.listen(8)
+
+            def send(data: bytes) -> None:
+                with left.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+                    client.sendto(data, socket.MSG_FASTOPEN, listener.getsockname())
+                    server, _ = listener.accept()
+                    with server:
+                        assert server.recv(100, socket.MSG_WAITALL if data else 0) == data
+
+            send(b"c" * 100)  # no cookie as yet: the data follows the handshake
+            right.sysctl(net__ipv4__tcp_fastopen=0)
+            with netbpf("tcpretrans", "--netns", left.inode) as run, counted(left) as rise:
+                send(b"d" * 100)
+    assert rise["TcpExtTCPFastOpenActiveFail"] == 1, "the test itself failed"
+    assert_kinds(run.events, rise)
+    assert [event["len"] for event in run.events] == [100]
+    assert rise["TcpExtTCPLossProbes"] == 0
+
+
+def test_every_number_of_a_line_is_what_the_socket_and_the_wire_have(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    left, right = two_hosts
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(right.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.bind((right.ipv4, 0))
+        listener.listen(1)
+        capture = stack.enter_context(
+            right.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.ntohs(0x0800))
+        )
+        capture.bind((right.device, 0x0800))
+        run = stack.enter_context(netbpf("tcpretrans", "--netns", left.inode))
+        client = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_STREAM))
+        client.connect(listener.getsockname())
+        server = stack.enter_context(listener.accept()[0])
+        client.sendall(b"x" * 4099)
+        assert len(server.recv(4099, socket.MSG_WAITALL)) == 4099
+        wait_until(lambda: not tcp_info(client)[2], what="acknowledgements")
+        port, local = listener.getsockname()[1], client.getsockname()
+        with right.dropping(f"tcp dport {port}"):
+            rto, rtt, _ = tcp_info(client)
+            client.sendall(b"y" * 777)
+            run.wait_for(3, timeout=20 * SLOW)
+            number = len(run.events)
+        capture.setblocking(False)
+        sent = captured(capture, port, 777)
+    probe, first, second = run.events[:3]
+    assert len(sent) >= number + 1 and len(set(sent)) == 1
+    for attempt, event in enumerate(run.events[:3], 1):
+        assert (event["len"], event["segs"], event["attempt"]) == (777, 1, attempt)
+        assert event["seq"] == sent[0]
+        assert event["srtt_us"] == rtt
+        assert (event["state"], event["err"]) == ("ESTABLISHED", None)
+        assert (event["pid"], event["netns"]) == (os.getpid(), left.inode)
+        assert (event["laddr"], event["lport"]) == local
+    assert [event["kind"] for event in run.events[:3]] == ["TLP", "RTO", "RTO"]
+    assert [probe["ca_state"], first["ca_state"], second["ca_state"]] == ["open", "loss", "loss"]
+    assert [event["rto_us"] for event in run.events[:3]] == [rto, rto, 2 * rto]
+
+
+def tcp_info(client: socket.socket) -> tuple[int, int, int]:
+    """Return the timeout and the round trip time in us, and how many segments are on the way."""
+    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return tuple(struct.unpack_from("=I", info, at)[0] for at in (8, 68, 24))  # type: ignore
+
+
+def captured(capture: socket.socket, port: int, payload: int) -> list[int]:
+    """Return the sequence numbers of all captured segments of that size to a port."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            packet = capture.recv(65536)
+            ip = (packet[0] & 15) * 4
+            if packet[9] != socket.IPPROTO_TCP:
+                continue
+            _, to, seq = struct.unpack_from("!HHI", packet, ip)
+            size = int.from_bytes(packet[2:4], "big") - ip - (packet[ip + 12] >> 4) * 4
+            if to == port and size == payload:
+                found.append(seq)
+    return found
+
+
 def test_transfer_without_loss_gives_no_line(netbpf: Any, pair: Pair) -> None:
     with netbpf("tcpretrans", "--netns", pair.left.inode) as run, counted(pair.left) as rise:
         session = traffic.connect(pair.client, pair.server)
@@ -223,10 +435,13 @@ def test_transfer_without_loss_gives_no_line(netbpf: Any, pair: Pair) -> None:
     assert run.summary["totals"] == {"segs": again, "in_namespace": again, **none}
 
 
-@pytest.mark.skipif(
+shows_failures = pytest.mark.skipif(
     "err" not in (Btf().parameters("__traceiter_tcp_retransmit_skb") or ()),
     reason="needs a kernel that tells of failures: 6.17",
 )
+
+
+@shows_failures
 def test_failures_are_lines_with_the_error_and_are_not_taken_for_retransmissions(
     netbpf: Any, pair: Pair
 ) -> None:
@@ -358,6 +573,171 @@ def test_counting_ranks_flows_and_adds_up_over_the_intervals(netbpf: Any, pair: 
     assert {(row["laddr"], row["lport"]) for row in run.rows} == {s.local for s in sessions}
 
 
+def syn_sent(host: Host, target: str, source: int = 0, port: int = BLACK_HOLE) -> socket.socket:
+    """Begin a connect from a port of our choice that nobody answers."""
+    client = host.socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    client.bind((host.ipv4, source))
+    begin(client, target, port)
+    return client
+
+
+def begin(client: socket.socket, target: str, port: int) -> None:
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        client.connect((target, port))
+
+
+def dissolve(client: socket.socket) -> None:
+    """Connect to AF_UNSPEC, which gives up what the socket was connected to."""
+    nowhere = struct.pack("=H14x", socket.AF_UNSPEC)
+    assert ctypes.CDLL(None).connect(client.fileno(), nowhere, len(nowhere)) == 0
+
+
+@pytest.mark.parametrize("by", ["another socket", "the same socket"])
+def test_counts_go_on_when_a_flow_has_its_second_connection(
+    netbpf: Any, pair: Pair, by: str
+) -> None:
+    # What the socket counts starts from 0 each time. Truth: the SYNs that arrived.
+    port = traffic.source_port(own=True)
+    with pair.right.dropping(f"tcp dport {BLACK_HOLE}") as drops:
+        with netbpf("tcpretrans", "-c", "--netns", pair.left.inode) as run:
+            client = syn_sent(pair.left, pair.right.ipv4, port)
+            wait_until(lambda: drops.count() >= 3, what="two retransmissions")
+            if by == "another socket":
+                client.close()
+                client = syn_sent(pair.left, pair.right.ipv4, port)
+            else:
+                dissolve(client)
+                begin(client, pair.right.ipv4, BLACK_HOLE)
+            wait_until(lambda: drops.count() >= 5, what="another retransmission")
+            client.close()
+        sent = drops.count()
+    (row,) = run.rows
+    assert (row["lport"], row["rport"], row["pid"]) == (port, BLACK_HOLE, os.getpid())
+    assert (row["retransmits"], row["sent"], row["failed"]) == (sent - 2, sent, 0)
+    assert row["share"] == round((sent - 2) / sent, 4)
+    assert sum(run.summary["lost"].values()) == 0
+
+
+def test_what_two_flows_sent_is_counted_once_over_intervals_in_which_they_are_idle(
+    netbpf: Any, pair: Pair
+) -> None:
+    port = BLACK_HOLE + 1
+    with contextlib.ExitStack() as stack:
+        one, two = (
+            stack.enter_context(pair.right.dropping(f"tcp dport {number}"))
+            for number in (BLACK_HOLE, port)
+        )
+        run = stack.enter_context(netbpf("tcpretrans", "-c", "0.1", "--netns", pair.left.inode))
+        clients = [syn_sent(pair.left, pair.right.ipv4)]
+        time.sleep(0.3)  # so that the intervals of one are idle ones of the other
+        clients.append(syn_sent(pair.left, pair.right.ipv4, port=port))
+        wait_until(lambda: one.count() >= 3 and two.count() >= 3, what="two retransmissions each")
+        for client in clients:
+            client.close()
+        sent = {BLACK_HOLE: one.count(), port: two.count()}
+        run.stop()
+    for remote, number in sent.items():
+        rows = [row for row in run.rows if row["rport"] == remote]
+        assert len(rows) >= 2
+        # The first row has the SYN, every later one nothing but what was sent again.
+        assert [row["retransmits"] for row in rows] == [1] * (number - 1)
+        assert [row["sent"] for row in rows] == [2] + [1] * (number - 2)
+        assert [row["share"] for row in rows] == [0.5] + [1.0] * (number - 2)
+
+
+@shows_failures
+def test_what_failed_is_no_part_of_what_a_flow_sent(netbpf: Any, pair: Pair) -> None:
+    # Truth: the socket's own count of segments (TCP_INFO) and TcpExt.TCPRetransFail.
+    left, right = pair.left, pair.right
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(right.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.bind((right.ipv4, 0))
+        listener.listen(1)
+        port = listener.getsockname()[1]
+        run = stack.enter_context(netbpf("tcpretrans", "-c", "-D", port, "--netns", left.inode))
+        rise = stack.enter_context(counted(left))
+        client = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_STREAM))
+        client.connect(listener.getsockname())
+        server = stack.enter_context(listener.accept()[0])
+        rules = f"type filter hook output priority 0\ntcp dport {port} counter drop"
+        with right.dropping(f"tcp dport {port}") as drops:
+            client.sendall(b"x" * 777)
+            wait_until(lambda: drops.count() >= 2, what="a retransmission")
+            left.run("nft", "-f", "-", input=f"table inet nb-o {{\nchain o {{\n{rules}\n}}\n}}")
+            before = left.snmp()["TcpExtTCPRetransFail"]
+            try:
+                wait_until(lambda: left.snmp()["TcpExtTCPRetransFail"] - before >= 2)
+            finally:
+                left.run("nft", "delete", "table", "inet", "nb-o")
+        assert len(server.recv(777, socket.MSG_WAITALL)) == 777
+        wait_until(lambda: not tcp_info(client)[2], what="the acknowledgement")
+        segs_out = struct.unpack_from("=I", client.getsockopt(6, socket.TCP_INFO, 256), 136)[0]
+        run.stop()
+    (row,) = run.rows
+    failed = rise["TcpExtTCPRetransFail"]
+    again = rise["TcpRetransSegs"] - failed
+    assert (row["failed"], row["retransmits"]) == (failed, again)
+    assert row["sent"] == segs_out - failed
+    assert row["share"] == round(again / (segs_out - failed), 4)
+
+
+def syn(source: str, target: str, sport: int, dport: int) -> bytes:
+    """Return a TCP header that asks for a connection, with its checksum."""
+    header = struct.pack("!HHIIBBHHH", sport, dport, sport, 0, 5 << 4, 2, 8192, 0, 0)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!HH", 6, 20)
+    words = struct.unpack("!16H", pseudo + header)
+    return header[:16] + struct.pack("!H", 0xFFFF - sum(words) % 0xFFFF) + header[18:]
+
+
+def half_open(host: Host) -> set[int]:
+    """Return the remote ports of connections that the kernel has in SYN_RECV (3)."""
+    lines = [line.split() for line in host.run("cat", "/proc/self/net/tcp").splitlines()]
+    return {int(words[2].partition(":")[2], 16) for words in lines if words[3] == "03"}
+
+
+def test_a_session_without_room_is_lost_once_and_only_if_it_was_asked_for(netbpf: Any) -> None:
+    # Requests of nobody's sockets, so that no other map has anything to do with them; and more than
+    # there are sockets on the machine, whose owners have to find room.
+    room, ports = 1024, range(20000, 21100)
+    with topology.two_hosts() as (left, right), contextlib.ExitStack() as stack:
+        right.sysctl(net__ipv4__tcp_max_syn_backlog=8192, net__ipv4__tcp_syncookies=0)
+        right.sysctl(net__core__somaxconn=8192)
+        listener = stack.enter_context(right.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.bind((right.ipv4, 0))
+        listener.listen(8192)
+        port = listener.getsockname()[1]
+        raw = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_RAW, 6))
+        options = ("-c", "--netns", right.inode, "--map-entries", room)
+        runs = [
+            stack.enter_context(netbpf("tcpretrans", *options, *words))
+            for words in ((), ("-L", port + 1), ("-D", "20500-20504"))
+        ]
+        rise = stack.enter_context(counted(right))
+        stack.enter_context(right.dropping("tcp flags rst"))
+        for number, sport in enumerate(ports):
+            raw.sendto(syn(left.ipv4, right.ipv4, sport, port), (right.ipv4, 0))
+            if number % 200 == 199:  # a CPU's queue takes 1000 packets, also of those sent again
+                time.sleep(0.1)
+        time.sleep(0.1)
+        asking = half_open(right)
+        again = 2 * len(asking)
+        wait_until(lambda: right.snmp()["TcpExtTCPSynRetrans"] >= again, what="two repeats each")
+        for run in runs:
+            run.stop()
+    everything, nothing, few = runs
+    assert rise["TcpExtTCPSynRetrans"] == again and len(asking) > room, "the test itself failed"
+    assert len(everything.rows) == room
+    assert {row["retransmits"] for row in everything.rows} == {2}
+    assert everything.summary["lost"]["map_full"] == len(asking) - room
+    assert nothing.rows == [] and nothing.summary["complete"]
+    assert {(row["rport"], row["retransmits"]) for row in few.rows} == {
+        (number, 2) for number in range(20500, 20505) if number in asking
+    }
+    assert few.summary["complete"]
+
+
 def test_text_is_that_of_bcc_and_fits_80_columns(netbpf: Any, pair: Pair) -> None:
     options = ("--netns", pair.left.inode)
     with contextlib.ExitStack() as stack:
@@ -370,22 +750,42 @@ def test_text_is_that_of_bcc_and_fits_80_columns(netbpf: Any, pair: Pair) -> Non
         session.transfer(up=10_007)
         with pair.lossy(session, 2):
             session.transfer(up=1000)
-        black_out(shown, pair, session)
+        with pair.right.dropping(f"tcp dport {session.remote[1]}") as drops:
+            pair.client.tell("transfer", id=session.id, send=5003)
+            shown.wait_for(lambda events: any(e["segs"] > 1 for e in events) or len(events) > 2)
+            assert drops.count()
+        pair.server.ask("transfer", id=session.id, receive=5003)
+        pair.client.answer()
         session.end()
     head, *lines = texts[0].stdout.splitlines()
-    assert head.split() == "TIME PID IP LADDR:LPORT T> RADDR:RPORT STATE".split()
+    assert head.split() == "TIME PID IP LADDR:LPORT T> RADDR:RPORT STATE COMM KINDxN".split()
     assert all(len(line) <= 80 for line in (head, *lines))
     assert len(lines) == len(shown.events)
     letters = {"TLP": "L>", "RTO": "R>", "FAST": "R>"}
     for line, event in zip(lines, shown.events):
-        clock, pid, version, local, letter, remote, state = line.split()
+        clock, pid, version, local, letter, remote, state, comm, kind = line.split()
         assert len(clock) == 8
-        assert (pid, version, state) == (str(pair.client.pid), "4", event["state"])
+        assert (pid, version, comm) == (str(pair.client.pid), "4", pair.client.comm)
+        assert state == {"ESTABLISHED": "ESTAB"}.get(event["state"], event["state"])
+        segs = event["segs"]
+        assert kind == (f"{event['kind']}x{segs}" if segs > 1 else event["kind"])
         assert letter == letters[event["kind"]]
         assert (local, remote) == ("{}:{}".format(*session.local), "{}:{}".format(*session.remote))
     head, *lines = texts[1].stdout.splitlines()
     assert head.split()[-1] == "SEQ"
     assert [int(line.split()[-1]) for line in lines] == [event["seq"] for event in shown.events]
+
+
+def test_long_addresses_keep_their_ports(netbpf: Any, pair: Pair) -> None:
+    rule = f"tcp dport {BLACK_HOLE + 1}"
+    options = ("--netns", pair.left.inode, "-D", BLACK_HOLE + 1)
+    with pair.right.dropping(rule), netbpf("tcpretrans", *options, json_lines=False) as run:
+        idents = pair.sockets(1, "ipv6", BLACK_HOLE + 1)
+        wait_until(lambda: len(run.stdout.splitlines()) > 1, what="a line")
+        pair.close(idents)
+    words = run.stdout.splitlines()[1].split()
+    assert words[3].startswith(f"[{pair.left.ipv6}]:")
+    assert words[5:] == [f"[{pair.right.ipv6}]:{BLACK_HOLE + 1}", "SYN_SENT", "nb-client", "SYN"]
 
 
 def test_loss_probes_are_shown_or_it_is_said_why_not(netbpf: Any, pair: Pair) -> None:

@@ -152,6 +152,16 @@ def test_interval_without_anything_new_is_empty(reader):
     assert reader.since_last() == []
 
 
+def test_sums_without_a_value_are_shown(reader):
+    reader._map.count(80, 0, 0, 5)
+    reader.since_last()
+    for row in reader._map.rows.values():
+        row[0][SLOTS + 2] += np.uint64(3)
+    [one] = reader.since_last()
+    assert (one["count"], one["buckets"], one["small"]) == (0, [], 3)
+    assert one["percentiles"]["p99"] is None
+
+
 def test_what_is_taken_back_in_a_later_interval_makes_no_number_below_zero(reader):
     # GIVEN a packet that was counted in one interval
     reader._map.count(80, 0, 0, 1000)

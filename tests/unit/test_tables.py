@@ -114,6 +114,16 @@ def test_idle_entries_are_removed_and_what_came_last_is_not_lost(monkeypatch):
     assert sorted((k["port"], s["calls"]) for k, s in one.since_last()) == [(80, 1), (443, 1)]
 
 
+def test_idle_entries_stay_as_long_as_their_gauge_is_0(monkeypatch):
+    one = reader(monkeypatch, gauges=("deepest",), forget="deepest")
+    one._map.rows = {80: [(3, 0), (0, 0)], 443: [(1, 1), (0, 0)]}
+    assert len(one.since_last()) == 2
+    assert one.since_last() == [] and list(one._map.rows) == [80]
+    one._map.rows[80] = [(4, 1), (0, 0)]  # its last one
+    assert [sums["calls"] for _, sums in one.since_last()] == [1]
+    assert one.since_last() == [] and one._map.rows == {}
+
+
 class Sampled(Record):
     """A value with a sample."""
 

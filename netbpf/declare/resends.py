@@ -1,0 +1,60 @@
+"""Columns about segments that TCP sends again, in a line of 80 characters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from netbpf.declare.columns import Choice, TcpState
+from netbpf.declare.network import Endpoint
+
+KINDS = {0: "SYN", 1: "SYNACK", 2: "RTO", 3: "FAST", 4: "TLP", 5: "FAILED", 6: "PROBE"}
+LETTERS = {"SYNACK": "S", "TLP": "L", "PROBE": "L", "FAILED": "F"}
+CA_STATES = {0: "open", 1: "disorder", 2: "cwr", 3: "recovery", 4: "loss"}
+
+
+class Local(Endpoint):
+    """An end in a column that grows with what it shows: cut off, a port names no socket."""
+
+    width = 15
+
+    def cell(self, values: Mapping[str, Any]) -> str:
+        """Return "1.2.3.4:80"."""
+        return self.grown(super().cell(values))
+
+    def grown(self, text: str) -> str:
+        """Return `text`, for which there is room from now on."""
+        self.width = max(self.width, len(text))
+        return text
+
+
+class Remote(Local):
+    """The other end, behind the letter of the kind."""
+
+    width = 18
+    full = 50
+
+    def cell(self, values: Mapping[str, Any]) -> str:
+        """Return "R> 1.2.3.4:80"."""
+        return self.grown(f"{LETTERS.get(values['kind'], 'R')}> {super().cell(values)}")
+
+
+class State(TcpState):
+    """A TCP state; the usual one in the short form of ss."""
+
+    width = 9
+
+    def text(self, value: Any) -> str:
+        """Return the state's name."""
+        return super().text(value).replace("ESTABLISHED", "ESTAB")
+
+
+class Kind(Choice):
+    """What made TCP send again; in text with the number of segments, if those are several."""
+
+    width = 6
+
+    def cell(self, values: Mapping[str, Any]) -> str:
+        """Return "FAST" or "FASTx7"."""
+        segs = values["segs"]
+        return f"{values['kind']}x{segs}" if segs > 1 else str(values["kind"])
