@@ -336,6 +336,19 @@ int leave_kretprobe(struct pt_regs *ctx)
 }
 #endif
 
+#ifdef USE_again_rawtp
+int again_rawtp(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_again((struct sock *)RAWTP_ARG(again, sk));
+}
+#endif
+#ifdef USE_again_tp
+int again_tp(struct again_args *ctx)
+{
+	return on_again((struct sock *)ctx->skaddr);
+}
+#endif
+
 #ifdef USE_open_iter
 /* Attempts that are still on: every TCP socket in SYN_SENT that a process holds. */
 int open_iter(struct task_file_context *ctx)

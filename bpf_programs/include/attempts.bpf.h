@@ -108,8 +108,8 @@ static inline bool is_second_half(u64 key)
 }
 
 /*
- * When the first SYN left, of a socket that has sent nothing else since: the kernel keeps the time of
- * the last packet. After a repeat it keeps that of the first SYN in units of the timestamp option.
+ * When the first SYN left. Until there is a second one the kernel keeps the time of the last packet;
+ * after that, the time of the first one in units of the timestamp option, until there is an answer.
  */
 static inline u64 time_of_syn(const struct attempt *attempt, struct tcp_sock *tp)
 {
@@ -122,14 +122,15 @@ static inline u64 time_of_syn(const struct attempt *attempt, struct tcp_sock *tp
 		sent = READ(tp, tcp_wstamp_ns);
 		return sent > attempt->begin_ns && sent < now ? sent : attempt->begin_ns;
 	}
-	if (!attempt->deferred)
-		return attempt->begin_ns;
 	stamp = READ(tp, retrans_stamp);
+	if (!stamp)
+		return attempt->deferred ? 0 : attempt->begin_ns;
 #ifdef HAVE_tcp_sock_tcp_usec_ts
 	if (read_tcp_sock_tcp_usec_ts(tp))
 		unit = 1000;
 #endif
-	return stamp ? now - (u32)((u32)(now / unit) - stamp) * unit : 0;
+	sent = now - (u32)((u32)(now / unit) - stamp) * unit;
+	return sent > attempt->begin_ns + 2 * unit ? sent : attempt->begin_ns;
 }
 
 /* What the socket itself keeps of the attempt, now or at its end. */
@@ -139,7 +140,7 @@ static inline void read_attempt(struct attempt *attempt, struct sock *sk)
 
 	attempt->retransmits = READ(tp, total_retrans) - attempt->retrans_before;
 	attempt->syn_left = READ(tp, segs_out) != attempt->segs_before;
-	if (!attempt->answered) /* the SYN-ACK that answers a SYN is a packet, and may be repeated */
+	if (!attempt->syn_ns)
 		attempt->syn_ns = time_of_syn(attempt, tp);
 	read_endpoints(sk, &attempt->ends);
 }
@@ -173,6 +174,20 @@ static inline void on_over(struct sock *sk, u64 key, bool established)
 	attempt->end_ns = bpf_ktime_get_ns();
 	if (!attempt->call_ns || is_second_half(key))
 		show_attempt(key, attempt);
+}
+
+/* A packet was sent again: if it is a SYN, the time of the first one is still there. */
+static inline int on_again(struct sock *sk)
+{
+	u64 key = (u64)sk;
+	struct attempt *attempt;
+
+	if (READ(sk, __sk_common.skc_state) != TCP_SYN_SENT)
+		return 0;
+	attempt = attempts.lookup(&key);
+	if (attempt)
+		read_attempt(attempt, sk);
+	return 0;
 }
 
 /* SYN_SENT -> SYN_RECV: both ends call each other at once. */

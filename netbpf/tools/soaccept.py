@@ -27,7 +27,7 @@ EXAMPLES
     9328    demo-serve      ipv6 ::1                     49858 Success
 
 OVERHEAD
-  About six microseconds per accept, half of it for waking netbpf, and 0.1 per change of a TCP state,
+  About six microseconds per accept, half of it for waking netbpf, and 0.1 per change of state and
   per end of a TCP socket, per signal and per request of io_uring. The syscall tracepoints are used,
   with which every system call of the machine costs some 20 ns more as long as this runs.
 

@@ -32,8 +32,8 @@ EXAMPLES
     9329    demo-ask        ipv4 127.0.0.1       33411       70 Connection refused
 
 OVERHEAD
-  About ten microseconds per attempt, a third of it for waking netbpf, 0.3 per change of a TCP state,
-  and 0.1 per end of a TCP socket and per signal. The syscall tracepoints are used, on kernels with
+  About ten microseconds per attempt, a third of it for waking netbpf, 0.3 per change of state and
+  0.1 per end of a TCP socket, and 0.1 per signal. The syscall tracepoints are used, on kernels with
   fentry or kprobes for the calls that seccomp refuses, with which every system call of the machine
   costs some 20 ns more as long as this runs.
 
@@ -71,6 +71,7 @@ from netbpf.declare import (
     Pid,
     Port,
     Probe,
+    RawTracepoint,
     Record,
     Row,
     Tool,
@@ -230,6 +231,12 @@ TOOL = Tool(
             besides="leave",
         ),
         state_probe(),
+        Probe(
+            "again",
+            RawTracepoint("tcp_retransmit_skb", args=("sk",)),
+            Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr",)),
+            optional=True,
+        ),
         GONE,
         SIGNAL,
         Probe("open", Iterator("task_file"), optional=True),
