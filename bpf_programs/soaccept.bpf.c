@@ -154,11 +154,15 @@ static inline int on_accepted(struct sock *listener, struct sock *sk, s32 ret)
 /* Is the current process, and may this listener's connections be, what was asked for? */
 static inline bool is_wanted(struct sock *listener)
 {
+#ifdef FILTER_PROCESS
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct process process = {};
 
 	read_process(&process, task);
-	return pass_process(&process, task) && may_be_wanted(listener);
+	if (!pass_process(&process, task))
+		return false;
+#endif
+	return may_be_wanted(listener);
 }
 
 static inline int on_enter(int fd)
@@ -177,24 +181,35 @@ static inline int on_enter(int fd)
 	return 0;
 }
 
-static inline int on_leave(s32 ret)
+/* The end of a call whose begin was not seen: it is older than the start, or seccomp refused it. */
+static inline int on_unseen(s32 ret)
 {
-	u64 thread = bpf_get_current_pid_tgid();
-	struct call *call = calls.lookup(&thread);
-	struct sock *listener = NULL;
+	struct sock *sk = socket_of_fd(ret), *listener = NULL;
 	struct call_args args = {};
 
-	if (call && is_interrupted(ret)) {
+	if (args_of_call(&args, ret)) {
+		if (ret < 0)
+			listener = socket_of_fd(args.fd);
+		else if (ret == args.rolled_back && !(sk && waits(sk)))
+			return 0;
+	}
+	return on_accepted(listener, sk, ret);
+}
+
+static inline int on_leave(s32 ret)
+{
+	u64 thread = bpf_get_current_pid_tgid(), listener;
+	struct call *call = calls.lookup(&thread);
+
+	if (!call)
+		return on_unseen(ret);
+	if (is_interrupted(ret)) {
 		call->interrupted = 1;
 		return 0;
 	}
-	if (call) {
-		listener = (struct sock *)call->listener;
-		calls.delete(&thread);
-	} else if (ret < 0 && args_of_call(&args, ret)) {
-		listener = socket_of_fd(args.fd); /* seccomp refused it: the begin was not seen */
-	}
-	return on_accepted(listener, socket_of_fd(ret), ret);
+	listener = call->listener;
+	calls.delete(&thread);
+	return on_accepted((struct sock *)listener, socket_of_fd(ret), ret);
 }
 
 static inline int on_decided(enum fate fate)

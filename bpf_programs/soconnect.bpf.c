@@ -84,6 +84,16 @@ static inline bool fill_call(struct connection *ev, struct call *call, s32 ret, 
 	return fill(ev, &call->owner, &ends);
 }
 
+/* May a call on what is no socket be one of those that are shown, by the address? */
+static inline bool is_named(u16 family)
+{
+#ifdef WITH_UNIX
+	if (family == AF_UNIX)
+		return true;
+#endif
+	return is_inet(family);
+}
+
 /* Take down a call that a program makes; false if it is none that was asked for. */
 static inline bool read_call(struct call *call, int fd, const void *addr, u32 len)
 {
@@ -106,7 +116,7 @@ static inline bool read_call(struct call *call, int fd, const void *addr, u32 le
 	}
 	is_read = read_sockaddr(&call->to, &call->family, &call->rport, addr, len);
 	call->dissolves = is_read && len >= sizeof(call->family) && call->family == AF_UNSPEC;
-	if (!sk && (!is_inet(call->family) ||
+	if (!sk && (!is_named(call->family) ||
 		    !may_pass_socket(NULL, call->family, current_netns(), false)))
 		return false;
 	call->fd = fd;
@@ -182,7 +192,7 @@ static inline bool add_unseen(u64 thread, s32 ret)
 	if (!ret)
 		return false;
 #endif
-	if (left_open(ret) || is_interrupted(ret) || !args_of_call(&args, ret) ||
+	if (ret > 0 || left_open(ret) || is_interrupted(ret) || !args_of_call(&args, ret) ||
 	    !read_call(&call, args.fd, args.addr, args.len) || call.is_repeated ||
 	    (call.dissolves && !ret))
 		return false;

@@ -19,6 +19,7 @@ KERNEL_OPTIONAL(task_struct, stack)
 
 struct call_args {
 	s32 fd;
+	s32 rolled_back; /* what stands for the result if seccomp sends SIGSYS: nothing was called */
 	const void *addr;
 	u32 len;
 };
@@ -62,6 +63,7 @@ static inline bool args_of_call(struct call_args *to, s64 ret)
 	if ((s32)READ(regs, ax) != (s32)ret)
 		return false;
 	to->fd = READ(regs, di);
+	to->rolled_back = READ(regs, orig_ax);
 	to->addr = (const void *)READ(regs, si);
 	to->len = READ(regs, dx);
 #else
@@ -71,6 +73,7 @@ static inline bool args_of_call(struct call_args *to, s64 ret)
 		return false;
 	bpf_probe_read_kernel(&first, sizeof(first), (const void *)(regs + 1));
 	to->fd = first;
+	to->rolled_back = first;
 	to->addr = (const void *)READ(regs, regs[1]);
 	to->len = READ(regs, regs[2]);
 #endif

@@ -220,3 +220,22 @@ def test_two_listeners_in_each_of_two_intervals(netbpf, hosts, client, server) -
         assert {row["queue_max"] for row in rows} == {backlog}
         assert max(row["queue"] for row in rows) <= 2
         assert all(row["p50_us"] <= row["p99_us"] < 1e6 * SLOW for row in rows)
+
+
+def test_percentiles_are_those_of_the_waits_that_were_imposed(
+    netbpf, hosts, client, server
+) -> None:
+    right, number = hosts[1], 5
+    listener, port = server.listen("ipv4")
+    with netbpf("soaccept", "--summary", "-p", server.pid) as run:
+        made = [client.connect("ipv4", right.ipv4, port) for _ in range(number)]
+        taken = []
+        for _ in made:
+            taken.append(server.ask("accept", id=1, listener=listener))
+            time.sleep(0.05)  # the waits differ by this: a rank too high or low is noticed
+    (row,) = run.rows
+    assert (row["lport"], row["pid"], row["comm"]) == (port, server.pid, "nb-server")
+    assert (row["netns"], row["proto"], row["errors"]) == (right.inode, "tcp", 0)
+    for name, rank in (("p50_us", 2), ("p99_us", 4)):
+        low = (taken[rank]["begin"] - made[rank].over) * 1e6
+        assert low <= row[name] <= (taken[rank]["end"] - made[rank].begin) * 1e6
