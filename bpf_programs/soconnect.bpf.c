@@ -130,7 +130,7 @@ static inline bool read_call(struct call *call, int fd, const void *addr, u32 le
 static inline int on_enter(int fd, const void *addr, u32 len)
 {
 	u64 thread = bpf_get_current_pid_tgid();
-	struct call call = {}, *before;
+	struct call call = {.began_ns = bpf_ktime_get_ns()}, *before;
 
 	if (!read_call(&call, fd, addr, len))
 		return 0;
@@ -140,7 +140,6 @@ static inline int on_enter(int fd, const void *addr, u32 len)
 		count(TOTAL_RESTARTED);
 		return 0;
 	}
-	call.began_ns = bpf_ktime_get_ns();
 	if (calls.update(&thread, &call) && !call.is_repeated && !call.dissolves)
 		count_loss(LOSS_MAP_FULL);
 	return 0;

@@ -112,7 +112,9 @@ def test_every_attempt_is_one_line_whatever_comes_of_it(netbpf, hosts, client, p
         assert event["netns"] == hosts[0].inode
         if event["errno"] and event["errno"] != "ECONNREFUSED":
             assert event["handshake_us"] is None  # no SYN was sent
-            assert event["latency_us"] == event["syscall_us"] > 0
+            # Such a call may take less than a microsecond.
+            longest = max(d.returned - d.begin for d in done if d.line == Attempt.of(event))
+            assert 0 <= event["latency_us"] == event["syscall_us"] <= longest * 1e6
     assert {e["result"] for e in found} == {
         "OK", "Connection refused", "Network unreachable", "No route to host"
     }  # fmt: skip
@@ -452,7 +454,8 @@ def test_filters_let_through_what_they_say_and_nothing_else(
     for name, (_, wanted) in FILTERS.items():
         found = ours(runs[name].events, *both)
         assert lines(found) == lines([e for e in whole if wanted(e)]), name
-        assert all(wanted(e) for e in runs[name].events), name
+        here = [e for e in runs[name].events if e["netns"] in (hosts[0].inode, hosts[1].inode)]
+        assert all(wanted(e) for e in here), name  # others may connect on this machine
 
 
 def test_min_ms_shows_what_is_slow(netbpf, hosts, client, port) -> None:
