@@ -3,23 +3,37 @@
 #include "netbpf.bpf.h"
 #include "sock.bpf.h"
 #include "files.bpf.h"
-#include "address.bpf.h"
+#include "current.bpf.h"
 #include "earlier.bpf.h"
 #include "established.bpf.h"
 #include "request.bpf.h"
+#include "restarts.bpf.h"
 
 KERNEL_FIELDS(sock, sk_ack_backlog, sk_max_ack_backlog, sk_receive_queue.qlen)
 
 #define NO_QUEUE (~0U)
 
-/* asm-generic/errno.h; the last one only inside the kernel: a call that a signal interrupted */
-enum { EAGAIN = 11, ECANCELED = 125, ERESTARTSYS = 512 };
+enum { EAGAIN = 11, ECANCELED = 125 }; /* asm-generic/errno.h */
 
-enum total { TOTAL_WOULD_BLOCK, TOTAL_INTERRUPTED, TOTALS }; /* of the record Totals there */
+/* Of the record Totals in netbpf/tools/soaccept.py. */
+enum total { TOTAL_WOULD_BLOCK, TOTAL_INTERRUPTED, TOTAL_RESTARTED, TOTALS };
 BPF_PERCPU_ARRAY(totals, u64, TOTALS);
 
-/* The listening socket of an accept() that a thread is in. */
-BPF_HASH(listeners, u64, u64, MAP_ENTRIES);
+static inline void count(int which)
+{
+	u64 *total = totals.lookup(&which);
+
+	if (total)
+		*total += 1;
+}
+
+/* An accept() that a thread is in. */
+struct call {
+	u64 listener;
+	u8 interrupted; /* a signal ended it, and maybe it begins again */
+	u8 restarts; /* the kernel has decided that it does */
+};
+BPF_HASH(calls, u64, struct call, MAP_ENTRIES);
 
 struct acceptance {
 	u64 time;
@@ -77,16 +91,12 @@ static inline void read_ends(struct acceptance *ev, struct endpoints *ends, stru
 	}
 }
 
-/* EAGAIN is how a program learns that there is no more: counted only. io_uring has ECANCELED. */
+/* EAGAIN is an empty queue and no error: counted only. io_uring has ECANCELED. */
 static inline bool is_only_counted(s32 ret)
 {
-	int which = ret == -EAGAIN ? TOTAL_WOULD_BLOCK : TOTAL_INTERRUPTED;
-	u64 *total = totals.lookup(&which);
-
-	if (ret != -EAGAIN && ret != -ERESTARTSYS && ret != -ECANCELED)
-		return false;
-	if (total)
-		*total += 1;
+	if (ret != -EAGAIN && ret != -ECANCELED)
+		return is_interrupted(ret);
+	count(ret == -EAGAIN ? TOTAL_WOULD_BLOCK : TOTAL_INTERRUPTED);
 	return true;
 }
 
@@ -104,6 +114,7 @@ static inline int on_accepted(struct sock *listener, struct sock *sk, s32 ret)
 	if (!pass_process(&process, task))
 		return 0;
 	__builtin_memset(ev.listener, 0xff, 16);
+	ends.netns = current_netns();
 	if (listener) {
 		read_ends(&ev, &ends, listener);
 		__builtin_memcpy(ev.listener, ends.laddr, 16);
@@ -140,23 +151,82 @@ static inline int on_accepted(struct sock *listener, struct sock *sk, s32 ret)
 	return 0;
 }
 
+/* Is the current process, and may this listener's connections be, what was asked for? */
+static inline bool is_wanted(struct sock *listener)
+{
+#ifdef FILTER_PROCESS
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct process process = {};
+
+	read_process(&process, task);
+	if (!pass_process(&process, task))
+		return false;
+#endif
+	return may_be_wanted(listener);
+}
+
 static inline int on_enter(int fd)
 {
-	u64 thread = bpf_get_current_pid_tgid(), sk = (u64)socket_of_fd(fd);
+	u64 thread = bpf_get_current_pid_tgid();
+	struct sock *sk = socket_of_fd(fd);
+	struct call call = {.listener = (u64)sk}, *before;
 
-	if (sk && listeners.update(&thread, &sk))
+	if (!sk || !is_wanted(sk))
+		return 0;
+	before = calls.lookup(&thread);
+	if (before && before->interrupted && before->listener == call.listener)
+		count(TOTAL_RESTARTED);
+	if (calls.update(&thread, &call))
 		count_loss(LOSS_MAP_FULL);
 	return 0;
 }
 
+/* The end of a call whose begin was not seen: it is older than the start, or seccomp refused it. */
+static inline int on_unseen(s32 ret)
+{
+	struct sock *sk = socket_of_fd(ret), *listener = NULL;
+	struct call_args args = {};
+
+	if (args_of_call(&args, ret)) {
+		if (ret < 0)
+			listener = socket_of_fd(args.fd);
+		else if (ret == args.rolled_back && !(sk && waits(sk)))
+			return 0;
+	}
+	return on_accepted(listener, sk, ret);
+}
+
 static inline int on_leave(s32 ret)
 {
-	u64 thread = bpf_get_current_pid_tgid();
-	u64 *known = listeners.lookup(&thread), listener = known ? *known : 0;
+	u64 thread = bpf_get_current_pid_tgid(), listener;
+	struct call *call = calls.lookup(&thread);
 
-	if (listener)
-		listeners.delete(&thread);
+	if (!call)
+		return on_unseen(ret);
+	if (is_interrupted(ret)) {
+		call->interrupted = 1;
+		return 0;
+	}
+	listener = call->listener;
+	calls.delete(&thread);
 	return on_accepted((struct sock *)listener, socket_of_fd(ret), ret);
+}
+
+static inline int on_decided(enum fate fate)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct call *call = calls.lookup(&thread);
+
+	if (!call || !call->interrupted || call->restarts)
+		return 0;
+	if (fate == CALL_RESTARTS) {
+		call->restarts = 1;
+		return 0;
+	}
+	if (fate == CALL_FAILS)
+		count(TOTAL_INTERRUPTED);
+	calls.delete(&thread);
+	return 0;
 }
 
 #if defined(HAVE_io_kiocb_opcode) && defined(HAVE_io_kiocb_file)

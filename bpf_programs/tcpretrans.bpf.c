@@ -4,7 +4,7 @@
 #include "sock.bpf.h"
 #include "owners.bpf.h"
 #include "unfollowed.bpf.h"
-#include "connection.bpf.h"
+#include "resent.bpf.h"
 #include "resend_kind.bpf.h"
 
 KERNEL_FIELDS(sk_buff, len, cb)

@@ -28,18 +28,12 @@ struct any_addr {
 	u8 bytes[UNIX_PATH]; /* 16 of an IP address (IPv4 mapped); or a path, abstract names with @ */
 };
 
-/* sockaddr_in, sockaddr_in6 and sockaddr_un, as far as they matter here; ports in network order. */
+/* sockaddr_in and sockaddr_in6, and where sun_path begins; ports in network order. */
 struct sockaddr_any {
 	u16 family;
-	union {
-		struct {
-			u16 port;
-			u32 ipv4;
-			u8 ipv6[16];
-		} __attribute__((packed));
-		u8 path[UNIX_PATH];
-		u8 size_of_sockaddr_storage[126];
-	};
+	u16 port;
+	u32 ipv4;
+	u8 ipv6[16];
 } __attribute__((packed));
 
 static inline bool is_inet(u16 family)
@@ -54,38 +48,47 @@ static inline u16 sock_proto(struct sock *sk)
 							 : 1000 + READ(sk, sk_type);
 }
 
-/* Read an address that a program passes to the kernel; its family is 0 if that is impossible. */
-static inline void read_sockaddr(struct sockaddr_any *to, const void *from, u32 len)
-{
-	u64 size = len < sizeof(*to) ? len : sizeof(*to) - 1;
-
-	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */
-	bpf_probe_read_user(to, size & (sizeof(*to) - 1), from);
-}
-
 static inline void any_ip(struct any_addr *to, const u8 *addr)
 {
 	to->kind = ANY_IP;
 	__builtin_memcpy(to->bytes, addr, 16);
 }
 
-/* What a struct sockaddr says. */
-static inline void any_sockaddr(struct any_addr *to, u16 *port, const struct sockaddr_any *from,
-				u32 len)
+/* Read as many bytes as the program gave, at most `room`, which is a power of 2 less 1. */
+static inline bool read_some(void *to, u32 room, const void *from, u32 len)
 {
-	if (is_inet(from->family) && len >= 8) {
+	u64 size = len < room ? len : room;
+
+	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */
+	return !bpf_probe_read_user(to, size & room, from);
+}
+
+/* Read a struct sockaddr that a program passes to the kernel; false if that is impossible. */
+static inline bool read_sockaddr(struct any_addr *to, u16 *family, u16 *port, const void *from,
+				 u32 len)
+{
+	struct {
+		struct sockaddr_any name;
+		u8 rest[8];
+	} any = {};
+
+	if (!read_some(&any, 31, from, len))
+		return false;
+	*family = len < sizeof(any.name.family) ? 0 : any.name.family;
+	if (is_inet(*family) && len >= 8) {
 		to->kind = ANY_IP;
-		*port = swap16(from->port);
-		if (from->family == AF_INET)
-			map_ipv4(to->bytes, from->ipv4);
+		*port = swap16(any.name.port);
+		if (*family == AF_INET)
+			map_ipv4(to->bytes, any.name.ipv4);
 		else
-			__builtin_memcpy(to->bytes, from->ipv6, 16);
-	} else if (from->family == AF_UNIX && len > 2) {
+			__builtin_memcpy(to->bytes, any.name.ipv6, 16);
+	} else if (*family == AF_UNIX && len > 2 && len <= 2 + UNIX_PATH &&
+		   read_some(to->bytes, 127, from + 2, len - 2)) {
 		to->kind = ANY_UNIX;
-		__builtin_memcpy(to->bytes, from->path, UNIX_PATH);
 		if (!to->bytes[0])
 			to->bytes[0] = '@';
 	}
+	return true;
 }
 
 /* The path that a unix socket is bound to, if it is. */

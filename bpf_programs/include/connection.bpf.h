@@ -1,60 +1,88 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Which connection, and how often each of its segments was sent again. */
+/* The event of soconnect: an attempt to connect, of whatever protocol. */
 #ifndef NETBPF_CONNECTION_BPF_H
 #define NETBPF_CONNECTION_BPF_H
 
-#include "sock.bpf.h"
+#define SNAPSHOT_STATES (1 << TCP_SYN_SENT)
+#include "owners.bpf.h"
+#include "early.bpf.h"
 
-KERNEL_FIELDS(tcp_sock, snd_una, bytes_acked)
-KERNEL_FIELDS(inet_connection_sock, icsk_retransmits)
+#define UNKNOWN (~0ULL)
 
-/*
- * A connection, for as long as its counters and sequence numbers mean the same. The address of a
- * socket is not enough: it is used again, by another socket or by the same one after a connect()
- * with AF_UNSPEC. Each connection has a first sequence number of its own; a request has it as well.
- */
+enum { EINTR = 4, EAGAIN = 11, EADDRNOTAVAIL = 99, EINPROGRESS = 115 }; /* asm-generic/errno.h */
+
+/* Numbers of the column result in netbpf/tools/soconnect.py that are no error numbers. */
+enum {
+	RESULT_PENDING = -1,
+	RESULT_PORTS_USED_UP = 1000,
+	RESULT_CLOSED,
+	RESULT_UNANSWERED,
+	RESULT_NOT_SENT,
+};
+enum { ASYNC_UNKNOWN = 2 };
 struct connection {
-	u64 object;
-	u32 first_seq;
-	u32 pad;
+	u64 time;
+	u64 latency_us; /* in ns, as all durations here */
+	u64 syscall_us;
+	u64 handshake_us;
+	u64 cgroup;
+	u32 pid;
+	s32 result;
+	s32 errno;
+	u32 retransmits;
+	u32 uid;
+	u32 netns;
+	u16 rport;
+	u16 proto;
+	u16 lport;
+	char comm[16];
+	u8 family;
+	struct any_addr raddr;
+	u8 laddr[16];
+	u8 async;
+	u8 owner;
+	u8 pad[2];
 };
 
-/*
- * How often each segment was sent again; of those that nobody asks for any more, the oldest go.
- * A segment is named by its distance from the first one: sequence numbers come again after 4 GB.
- */
-struct segment {
-	struct connection of;
-	u64 distance;
-};
-BPF_TABLE("lru_hash", struct segment, u32, attempts, MAP_ENTRIES);
-
-static inline void identify(struct connection *connection, struct sock *sk)
+static inline bool is_stream_of_ours(u16 proto)
 {
-	struct tcp_sock *tp = (struct tcp_sock *)sk;
-
-	connection->object = (u64)sk;
-	connection->first_seq = READ(tp, snd_una) - (u32)READ(tp, bytes_acked);
+	return proto == IPPROTO_TCP || proto == IPPROTO_MPTCP;
 }
 
-static inline u32 count_attempt(struct connection *connection, struct sock *sk, u32 seq)
+static inline bool is_wanted(u16 proto)
 {
-	struct tcp_sock *tp = (struct tcp_sock *)sk;
-	u32 una = READ(tp, snd_una), count = 1, by_timer = 0, *before;
-	struct segment segment = {};
+#ifdef WITH_UDP
+	if (proto == IPPROTO_UDP || proto == IPPROTO_UDPLITE)
+		return true;
+#endif
+#ifdef WITH_UNIX
+	if (proto == PROTO_UNIX_STREAM || proto == PROTO_UNIX_DGRAM ||
+	    proto == PROTO_UNIX_SEQPACKET)
+		return true;
+#endif
+	return is_stream_of_ours(proto);
+}
 
-	segment.of = *connection;
-	segment.distance = READ(tp, bytes_acked) + (s32)(seq - una);
-	before = attempts.lookup(&segment);
-	if (before)
-		count = *before + 1;
-	/* The timer sends the first segment, and counts from 0 after each acknowledgement. */
-	if (seq == una)
-		by_timer = READ((struct inet_connection_sock *)sk, icsk_retransmits);
-	if (count < by_timer) /* it began before the start */
-		count = by_timer;
-	attempts.update(&segment, &count);
-	return count;
+/* Fill in what all have in common; false if it is not to be shown. */
+static inline bool fill(struct connection *ev, struct owner *owner, struct endpoints *ends)
+{
+	ev->latency_us = ev->handshake_us != UNKNOWN ? ev->handshake_us : ev->syscall_us;
+	if (!pass_endpoints(ends) || (ev->latency_us != UNKNOWN && ev->latency_us < MIN_NS))
+		return false;
+#ifdef ONLY_FAILED
+	if (!ev->result)
+		return false;
+#endif
+	ev->cgroup = owner->process.cgroup;
+	ev->pid = owner->process.pid;
+	ev->uid = owner->how ? owner->process.uid : ~0U;
+	ev->owner = owner->how;
+	__builtin_memcpy(ev->comm, owner->process.comm, sizeof(ev->comm));
+	ev->netns = ends->netns;
+	ev->family = ends->family;
+	ev->lport = ends->lport;
+	__builtin_memcpy(ev->laddr, ends->laddr, 16);
+	return true;
 }
 
 #endif

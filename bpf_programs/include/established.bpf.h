@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* How long TCP connections wait to be accepted: the probe `state`, see declare/states.py. */
+/* How long TCP connections wait to be accepted: the probes `state` and `gone`, see declare/states.py. */
 #ifndef NETBPF_ESTABLISHED_BPF_H
 #define NETBPF_ESTABLISHED_BPF_H
 
-#include "mptcp.bpf.h"
+#include "early.bpf.h"
 
 #define UNKNOWN (~0ULL)
 
-/* When a connection was established, until it is accepted; some never are: the oldest go. */
+/*
+ * When a connection came into its listener's queue, until it is accepted or gone: with Fast Open that
+ * is at the SYN, else at the handshake's last packet. Some are never accepted: the oldest go.
+ */
 BPF_TABLE("lru_hash", u64, u64, established, MAP_ENTRIES);
 
 /* Is it known to wait? */
@@ -21,12 +24,8 @@ static inline bool waits(struct sock *accepted)
 /* How many ns an accepted connection waited, or UNKNOWN. */
 static inline u64 waited(struct sock *accepted)
 {
-	struct sock *sk = carrier_of(accepted);
-	u64 key = (u64)sk, *since, wait;
+	u64 key = (u64)carrier_of(accepted), *since, wait;
 
-	/* Handed out before the handshake's last packet was through with: Fast Open, or a race */
-	if (READ(sk, __sk_common.skc_state) == TCP_SYN_RECV)
-		return 0;
 	since = established.lookup(&key);
 	if (!since)
 		return UNKNOWN;
@@ -35,19 +34,53 @@ static inline u64 waited(struct sock *accepted)
 	return wait;
 }
 
+/* A new child is a copy of its listener yet: its own address and port are the listener's. */
+static inline bool may_be_wanted(struct sock *child)
+{
+#ifdef FILTER_SOCKET
+	struct net *net = READ(child, __sk_common.skc_net.net);
+
+	return may_pass_socket(child, READ(child, __sk_common.skc_family), READ(net, ns.inum),
+			       true);
+#else
+	return true;
+#endif
+}
+
 static inline int on_state(struct sock *sk, int oldstate, int newstate)
 {
 	u64 key = (u64)sk, now;
 
-	if (oldstate == TCP_SYN_RECV && newstate == TCP_ESTABLISHED &&
-	    READ(sk, sk_protocol) == IPPROTO_TCP) {
+	if (newstate == TCP_SYN_RECV && oldstate == TCP_LISTEN) {
+		if (READ(sk, sk_protocol) != IPPROTO_TCP || !may_be_wanted(sk))
+			return 0;
 		now = bpf_ktime_get_ns();
 		if (established.update(&key, &now))
 			count_loss(LOSS_MAP_FULL);
 	}
+#ifdef FILTER_SOCKET
+	/* Now that both ends are there, what is not wanted goes. */
+	if (newstate == TCP_ESTABLISHED && oldstate == TCP_SYN_RECV) {
+		struct endpoints ends = {};
+
+		read_endpoints(sk, &ends);
+		if (!pass_endpoints(&ends))
+			established.delete(&key);
+	}
+#endif
 	return 0;
 }
 
+/* Another socket may get its address. */
+static inline int on_gone(struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	established.delete(&key);
+	return 0;
+}
+
+#include "gone_entries.bpf.h"
 #include "state_entries.bpf.h"
 
 #endif

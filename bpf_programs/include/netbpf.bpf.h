@@ -13,6 +13,7 @@
 #define KERNEL_FIELDS(...)
 #define KERNEL_OPTIONAL(...)
 #define KERNEL_ENUM(...)
+#define KERNEL_OPTIONAL_ENUM(...)
 
 #include <netbpf/kernel.h>
 

@@ -1,7 +1,8 @@
 """The shared probes of what programs do with sockets: calls, messages, io_uring.
 
 Each group belongs to a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
-MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to ring_entries.bpf.h.
+MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to ring_entries.bpf.h,
+SIGNAL to restarts.bpf.h.
 """
 
 from __future__ import annotations
@@ -94,4 +95,11 @@ RING_PROBES = (
         optional=True,
         instead="ring",  # where that one has no way, the request is not filled in yet
     ),
+)
+# A signal is delivered, to a handler or not: does a call that it interrupts begin again?
+SIGNAL = Probe(
+    "signal",
+    RawTracepoint("signal_deliver", args=("sig", "ka")),
+    Tracepoint("signal:signal_deliver", args=("sig", "sa_handler", "sa_flags")),
+    optional=True,
 )

@@ -68,16 +68,25 @@ class SockProto(Choice):
 class Result(Column):
     """How an attempt ended: OK, or the error in words; None (-1 in C) as long as it goes on.
 
-    `words` are better ones than the C library's for some numbers, which need not be error numbers.
+    `words` are better ones than the C library's for some numbers, which need not be error numbers;
+    `short` are shorter ones for text output, by the words that they stand for.
     """
 
     ctype = "s32"
     width = 20
     json_type = "string"
 
-    def __init__(self, help: str, words: Mapping[int, str], **more: Any) -> None:  # noqa: A002
+    def __init__(
+        self,
+        help: str,  # noqa: A002
+        words: Mapping[int, str],
+        short: Optional[Mapping[str, str]] = None,
+        **more: Any,
+    ) -> None:
         super().__init__(help, **more)
         self.words = {-1: None, 0: "OK", **words}
+        self.texts: dict[Optional[str], str] = {None: "In progress", "OK": "Success"}
+        self.texts.update(short or {})
 
     def converter(self) -> Optional[Converter]:
         """Return the conversion from number to words."""
@@ -86,7 +95,7 @@ class Result(Column):
 
     def text(self, value: Any) -> str:
         """Return the words, those of success as in the book."""
-        return {None: "In progress", "OK": "Success"}.get(value, str(value))
+        return self.texts.get(value, str(value))
 
 
 class Elapsed(Duration):

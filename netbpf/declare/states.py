@@ -1,4 +1,7 @@
-"""The shared probe of a TCP socket's changes of state: state_entries.bpf.h has its C entries."""
+"""The shared probes of a TCP socket's changes of state, and of its end.
+
+Their C entries are in state_entries.bpf.h and gone_entries.bpf.h of bpf_programs/include.
+"""
 
 from __future__ import annotations
 
@@ -15,3 +18,12 @@ def state_probe(name: str = "state", **options: Any) -> Probe:
         Tracepoint("sock:inet_sock_set_state", args=("skaddr", "oldstate", "newstate")),
         **options,
     )
+
+
+# The end of every TCP socket: what is kept under its address goes. There since 4.16.
+GONE = Probe(
+    "gone",
+    RawTracepoint("tcp_destroy_sock", args=("sk",)),
+    Tracepoint("tcp:tcp_destroy_sock", args=("skaddr",)),
+    optional=True,
+)

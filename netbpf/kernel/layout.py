@@ -1,7 +1,8 @@
 """C declarations of the kernel's structs with only the fields in use, at this kernel's offsets.
 
 A C program says what it reads with KERNEL_FIELDS(struct, path, ...), KERNEL_OPTIONAL(...) (then
-HAVE_struct_path is defined if the field is there) and KERNEL_ENUM(enum, name, ...), which expand to
+HAVE_struct_path is defined if the field is there), KERNEL_ENUM(enum, name, ...) and
+KERNEL_OPTIONAL_ENUM(enum, name, ...) (HAVE_name is the value, if there is one), which expand to
 nothing for the compiler. Each struct becomes a union of packed structs, one per field, padded to
 the offset that BTF gives: right by construction, whatever the compiler thinks of alignment, bit
 fields or anonymous members (kernels from 6.19 on use -fms-extensions members that older clang drops
@@ -20,12 +21,12 @@ from netbpf.kernel.btf import Field
 from netbpf.kernel.inspect import Kernel, tracepoint_format
 from netbpf.kernel.select import Choice
 
-_MANIFEST = re.compile(r"^KERNEL_(FIELDS|OPTIONAL|ENUM)\(([^)]*)\)", re.MULTILINE)
+_MANIFEST = re.compile(r"^KERNEL_(FIELDS|OPTIONAL|ENUM|OPTIONAL_ENUM)\(([^)]*)\)", re.MULTILINE)
 _INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
 class Manifest(NamedTuple):
-    """What a C program reads of the kernel: kind is FIELDS, OPTIONAL or ENUM."""
+    """What a C program reads of the kernel: kind is FIELDS, OPTIONAL, ENUM or OPTIONAL_ENUM."""
 
     kind: str
     struct: str
@@ -76,7 +77,7 @@ def header(kernel: Kernel, wanted: Sequence[Manifest], choices: Sequence[Choice]
     fields: dict[str, dict[str, Field]] = {}
     defines: list[str] = []
     for manifest in wanted:
-        if manifest.kind == "ENUM":
+        if manifest.kind.endswith("ENUM"):
             defines += _enumerators(kernel, manifest)
         else:
             defines += _collect(kernel, manifest, fields)
@@ -90,9 +91,11 @@ def header(kernel: Kernel, wanted: Sequence[Manifest], choices: Sequence[Choice]
 def _enumerators(kernel: Kernel, manifest: Manifest) -> Iterator[str]:
     for name in manifest.names:
         value = kernel.enumerator(manifest.struct, name)
-        if value is None:
+        if value is not None:
+            prefix = "HAVE_" if manifest.kind == "OPTIONAL_ENUM" else ""
+            yield f"#define {prefix}{name} {value}"
+        elif manifest.kind == "ENUM":
             raise _lacking(kernel, f"enum {manifest.struct}", name)
-        yield f"#define {name} {value}"
 
 
 def _collect(kernel: Kernel, manifest: Manifest, fields: dict[str, dict[str, Field]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Optional
 
 from netbpf.declare.columns import Container
@@ -150,7 +151,9 @@ class EventShape(Shape):
         self._read_all()
         seen = set()
         key = self.tool.hooks["same"]
-        for raw in read_records(self.attached, "open", self.event.layout()):
+        layout = self.event.layout()
+        probes = ("open", "open_calls")
+        for raw in chain.from_iterable(read_records(self.attached, p, layout) for p in probes):
             values = self._decode(raw)
             if key(values) not in seen:
                 seen.add(key(values))

@@ -6,11 +6,12 @@ DESCRIPTION
   that programs which do not ask for them (accept(fd, NULL, NULL)) are there, too. A unix client has
   no address of its own as a rule; -w shows the path that it connected to.
 
-  wait_us is how long the established connection had waited in the accept queue until the program
-  came for it; queue and queue_max say how many were left in the queue then, and how many may be.
+  wait_us is how long the connection had waited in the accept queue until the program came for it:
+  since the handshake, with Fast Open since the SYN. queue and queue_max say how many were left in
+  the queue then, and how many may be.
 
-  EAGAIN, by which a program learns that there is nothing to accept, is counted in the summary
-  (would_block), as are calls that a signal interrupted.
+  EAGAIN, which is an empty queue, is counted in the summary (would_block), as are calls that a
+  signal ended (interrupted) or that the kernel began again after one (restarted).
 
 EXAMPLES
   netbpf soaccept                     all that this machine accepts
@@ -26,9 +27,9 @@ EXAMPLES
     9328    demo-serve      ipv6 ::1                     49858 Success
 
 OVERHEAD
-  About six microseconds per accept, half of it for waking netbpf, and 0.1 per change of a TCP state
-  and per request of io_uring. The syscall tracepoints are used, with which every system call of the
-  machine costs some 20 ns more as long as this runs.
+  About six microseconds per accept, half of it for waking netbpf, and 0.1 per change of state and
+  per end of a TCP socket, per signal and per request of io_uring. The syscall tracepoints are used,
+  with which every system call of the machine costs some 20 ns more as long as this runs.
 
 LIMITS
   Connections accepted by 32-bit programs are not seen where the syscall tracepoints are in use, nor
@@ -69,10 +70,10 @@ from netbpf.declare import (
     Tracepoint,
     Uid,
 )
-from netbpf.declare.calls import RING
+from netbpf.declare.calls import RING, SIGNAL
 from netbpf.declare.digest import Digest, percentile
 from netbpf.declare.sockets import AnyAddr, BoundAddr, Elapsed, Result, SockProto
-from netbpf.declare.states import state_probe
+from netbpf.declare.states import GONE, state_probe
 
 _NONE = 2**32 - 1  # a queue that is not known
 _PROTO = "tcp or mptcp; for unix sockets stream or seqpacket"
@@ -93,7 +94,7 @@ class Acceptance(Event):
     proto = SockProto(_PROTO, wide=True)
     laddr = AnyAddr("local address, or path of a unix socket", wide=True)
     lport = Port("local port", wide=True, null=0)
-    wait_us = Elapsed("established to accepted", header="WAIT(us)", wide=True)
+    wait_us = Elapsed("in the queue until accepted", header="WAIT(us)", wide=True)
     queue = Count("connections left in the accept queue", ctype="u32", width=5, wide=True,
                   null=_NONE)  # fmt: skip
     queue_max = Count("how many may be in there", ctype="u32", header="MAX", width=5, wide=True,
@@ -109,7 +110,8 @@ class Totals(Record):
     """What is counted and not shown."""
 
     would_block = Count("calls that found nothing to accept (EAGAIN)")
-    interrupted = Count("calls that a signal interrupted, or io_uring canceled")
+    interrupted = Count("calls that a signal ended with EINTR, or io_uring canceled")
+    restarted = Count("calls that a signal interrupted and the kernel began again")
 
 
 class ListenerRow(Row):
@@ -202,6 +204,8 @@ TOOL = Tool(
             Kprobe("__sys_accept4"),
         ),
         state_probe(optional=True, loses=("wait_us",)),
+        GONE,
+        SIGNAL,
         RING,
     ),
     interval=True,

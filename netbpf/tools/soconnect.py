@@ -2,15 +2,20 @@
 
 DESCRIPTION
   Shows each attempt to connect when it is over, however it ends: established, refused, timed out,
-  unreachable, or given up by the program. Attempts that fail before a packet is sent are there,
-  too, and if it is for want of a local port, RESULT says so.
+  unreachable, not permitted (also by seccomp), or given up by the program: RESULT is "Unanswered,
+  closed" if no answer to the SYN had come until then. Attempts that fail before a packet is sent
+  are there as well, and RESULT names it if no local port was left.
 
-  LAT is the time of the TCP handshake, from the SYN to the answer, also of a non-blocking connect
-  that finishes long after the system call; where there is no handshake it is the time of the
-  system call. -w shows both. An attempt is one line, how often the program may ask for its result.
+  LAT is the time of the TCP handshake, from the first SYN that leaves to the answer, also of a
+  non-blocking connect that finishes long after the system call, and of Fast Open, where the SYN may
+  leave with the first write only; where there is no handshake it is the time of the system call. -w
+  shows both. An attempt is one line, however often the program asks for its result, and also if a
+  signal interrupts the call and the kernel begins it again. connect(2) with AF_UNSPEC, which undoes
+  a connection, is none: the summary counts these calls (dissolved), and those that were restarted.
 
   TCP is shown by default (MPTCP by its subflows); --udp and --unix add the others. Attempts that
-  have not ended are listed at the exit, and at each INTERVAL if one is given.
+  have not ended are listed at the exit, and at each INTERVAL if one is given, with their age: also
+  calls that wait as the backlog of a unix socket is full.
 
 EXAMPLES
   netbpf soconnect                         all TCP connections of this machine
@@ -27,16 +32,18 @@ EXAMPLES
     9329    demo-ask        ipv4 127.0.0.1       33411       70 Connection refused
 
 OVERHEAD
-  About ten microseconds per attempt, a third of it for waking netbpf, and 0.3 per change of a TCP
-  state. Where connect(2) can be probed through the syscall tracepoints
-  only, every system call of the machine costs some 20 ns more as long as this runs.
+  About ten microseconds per attempt, a third of it for waking netbpf, 0.3 per change of state and
+  0.1 per end of a TCP socket, and 0.1 per signal. The syscall tracepoints are used, on kernels with
+  fentry or kprobes for the calls that seccomp refuses, with which every system call of the machine
+  costs some 20 ns more as long as this runs.
 
 LIMITS
   Connections through io_uring and those that sendmsg(2) makes (MSG_FASTOPEN) have no system call
-  time, and are not seen if they fail before a SYN. Those that 32-bit programs make likewise, where
-  the syscall tracepoints are in use. Of attempts that began before the start the time is not known.
-  UDP is a connected socket and no packet; SCTP, vsock and others are not shown. A datagram that
-  could not be delivered shows up at later calls, never at connect(2).
+  time, and no error if they fail before a SYN: "No SYN was sent", or no line if that is before the
+  choice of a local port. Those that 32-bit programs make likewise, where the syscall tracepoints
+  are in use. Of attempts that began before the start the time is not known. UDP is a connected
+  socket and no packet; SCTP, vsock and others are not shown. A datagram that could not be
+  delivered shows up at later calls, never at connect(2).
 """
 
 from array import array
@@ -64,26 +71,31 @@ from netbpf.declare import (
     Pid,
     Port,
     Probe,
+    RawTracepoint,
     Record,
     Row,
     Tool,
     Tracepoint,
     Uid,
 )
+from netbpf.declare.calls import SIGNAL
 from netbpf.declare.digest import Digest, percentile
 from netbpf.declare.options import milliseconds, nanoseconds
 from netbpf.declare.owners import SNAPSHOT
 from netbpf.declare.sockets import AnyAddr, Elapsed, Flag, LocalAddr, Result, SockProto
-from netbpf.declare.states import state_probe
+from netbpf.declare.states import GONE, state_probe
 
-# Better or shorter words than the C library's; the first two are no error numbers.
+# Better or shorter words than the C library's; the first four are no error numbers.
 RESULTS = {
     1000: "Local ports used up",
     1001: "Closed by the program",
+    1002: "SYN unanswered, closed by the program",
+    1003: "No SYN was sent",
     11: "Backlog is full",
     99: "Address unavailable",
     101: "Network unreachable",
 }
+SHORT = {RESULTS[1002]: "Unanswered, closed"}
 
 
 class Connection(Event):
@@ -99,7 +111,7 @@ class Connection(Event):
     latency_us = Elapsed(
         "handshake, or system call where there was none", header="LAT(us)", width=8
     )
-    result = Result("OK or the error in words, null if it goes on", RESULTS)
+    result = Result("OK or the error in words, null if it goes on", RESULTS, SHORT)
     proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket", wide=True)
     laddr = LocalAddr("local address", wide=True)
     lport = Port("local port", wide=True, null=0)
@@ -118,6 +130,8 @@ class Totals(Record):
     """What is counted and not shown."""
 
     repeated = Count("calls on sockets that were connecting or connected: no attempts of their own")
+    restarted = Count("calls that a signal interrupted and the kernel began again")
+    dissolved = Count("calls that end a connection or an association (AF_UNSPEC): no attempts")
 
 
 class DestinationRow(Row):
@@ -187,7 +201,9 @@ def keep(row, settings):  # type: ignore[no-untyped-def]
 
 
 def same_socket(values):  # type: ignore[no-untyped-def]
-    """Two descriptors of one socket are one attempt."""
+    """Two descriptors of one socket are one attempt; a unix socket is listed by its one call."""
+    if values["family"] == "unix":
+        return object()
     return tuple(values[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))
 
 
@@ -208,8 +224,23 @@ TOOL = Tool(
             Tracepoint("syscalls:sys_enter_connect", args=("fd", "uservaddr", "addrlen")),
             Kprobe("__sys_connect"),
         ),
+        Probe(
+            "earlier",  # calls that seccomp refuses end here only
+            Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
+            optional=True,
+            besides="leave",
+        ),
         state_probe(),
+        Probe(
+            "again",
+            RawTracepoint("tcp_retransmit_skb", args=("sk",)),
+            Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr",)),
+            optional=True,
+        ),
+        GONE,
+        SIGNAL,
         Probe("open", Iterator("task_file"), optional=True),
+        Probe("open_calls", Iterator("task"), optional=True),
         SNAPSHOT,
     ),
     interval=True,

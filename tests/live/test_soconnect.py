@@ -112,7 +112,9 @@ def test_every_attempt_is_one_line_whatever_comes_of_it(netbpf, hosts, client, p
         assert event["netns"] == hosts[0].inode
         if event["errno"] and event["errno"] != "ECONNREFUSED":
             assert event["handshake_us"] is None  # no SYN was sent
-            assert event["latency_us"] == event["syscall_us"] > 0
+            # Such a call may take less than a microsecond.
+            longest = max(d.returned - d.begin for d in done if d.line == Attempt.of(event))
+            assert 0 <= event["latency_us"] == event["syscall_us"] <= longest * 1e6
     assert {e["result"] for e in found} == {
         "OK", "Connection refused", "Network unreachable", "No route to host"
     }  # fmt: skip
@@ -311,7 +313,7 @@ def test_an_attempt_that_the_program_gives_up_is_told(netbpf, hosts, client) -> 
         client.ask("close", id=one.id)
         run.wait_for(1)
     (event,) = run.events
-    assert event["result"] == "Closed by the program" and event["errno"] is None
+    assert event["result"] == "SYN unanswered, closed by the program" and event["errno"] is None
     assert event["async"] is True and event["rport"] == DROPPED
 
 
@@ -418,7 +420,7 @@ FILTERS: dict[str, tuple[Callable[[Any, Any, int], list[Any]], Callable[[Json], 
     "raddr": (lambda c, h, p: ["--raddr", "203.0.113.0/24"], lambda e: e["raddr"] == NOWHERE),
     "laddr": (lambda c, h, p: ["--laddr", h[0].ipv6], lambda e: e["laddr"] == "fd00:91::1"),
     "lport": (lambda c, h, p: ["-L", 21000], lambda e: e["lport"] == 21000),
-    "failed": (lambda c, h, p: ["--failed"], lambda e: e["errno"] is not None),
+    "failed": (lambda c, h, p: ["--failed"], lambda e: e["result"] != "OK"),
     "min-ms": (lambda c, h, p: ["--min-ms", "5000"], lambda e: False),
     "no uid": (lambda c, h, p: ["--uid", "nobody"], lambda e: False),
 }
@@ -452,7 +454,8 @@ def test_filters_let_through_what_they_say_and_nothing_else(
     for name, (_, wanted) in FILTERS.items():
         found = ours(runs[name].events, *both)
         assert lines(found) == lines([e for e in whole if wanted(e)]), name
-        assert all(wanted(e) for e in runs[name].events), name
+        here = [e for e in runs[name].events if e["netns"] in (hosts[0].inode, hosts[1].inode)]
+        assert all(wanted(e) for e in here), name  # others may connect on this machine
 
 
 def test_min_ms_shows_what_is_slow(netbpf, hosts, client, port) -> None:

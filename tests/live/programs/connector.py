@@ -21,6 +21,7 @@ import threading
 import time
 
 PR_SET_NAME = 15
+TCP_FASTOPEN_CONNECT = 30
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "unix": socket.AF_UNIX}
 KINDS = {
     "stream": socket.SOCK_STREAM,
@@ -40,6 +41,8 @@ def name_of(family, addr, port):
 
 def packed(family, addr, port):
     """Return a struct sockaddr."""
+    if family == "unix":
+        return struct.pack("=H", 1) + addr.encode() + b"\0"
     if family == "ipv6":
         return struct.pack("=H2s4x16s4x", 10, struct.pack("!H", port), inet(family, addr))
     return struct.pack("=H2s4s8x", 2, struct.pack("!H", port), inet(family, addr))
@@ -53,13 +56,15 @@ def do_hello():
     return {"pid": os.getpid()}
 
 
-def do_open(id, family, kind="stream", bind=None, wait=True, user_timeout=0):
+def do_open(id, family, kind="stream", bind=None, wait=True, user_timeout=0, fastopen=False):
     sock = sockets[id] = socket.socket(FAMILIES[family], KINDS[kind])
     if bind:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(name_of(family, *bind))
     if user_timeout:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout)
+    if fastopen:
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
     sock.setblocking(wait)
     return {}
 
@@ -86,21 +91,98 @@ def do_finish(id):
     return {"errno": word(error), "end": end, "local": sock.getsockname()[:2]}
 
 
-def do_raw(id, family, addr, port, length, fd=None, interrupt=0.0):
+def do_raw(id, family, addr, port, length, fd=None, interrupt=0.0, restart=True):
     """Call connect(2) itself, with an address length or descriptor of choice.
 
-    With `interrupt`, a signal comes after so many seconds whose handler lets the call go on.
+    With `interrupt`, a signal comes after so many seconds; its handler lets the call go on, or not.
     """
     if interrupt:
-        signal.signal(signal.SIGALRM, lambda *_: None)
-        signal.siginterrupt(signal.SIGALRM, False)
-        signal.setitimer(signal.ITIMER_REAL, interrupt)
+        alarm(interrupt, restart)
     begin = time.monotonic()
     result = LIBC.connect(
         sockets[id].fileno() if fd is None else fd, packed(family, addr, port), length
     )
     error = ctypes.get_errno() if result < 0 else 0
     return {"errno": word(error), "begin": begin, "end": time.monotonic()}
+
+
+def do_dissolve(id, length=16):
+    """Call connect(2) with AF_UNSPEC."""
+    result = LIBC.connect(sockets[id].fileno(), bytes(16), length)
+    return {"errno": word(ctypes.get_errno() if result < 0 else 0)}
+
+
+def do_unreadable(id):
+    """Call connect(2) with an address that is in no memory of ours."""
+    result = LIBC.connect(sockets[id].fileno(), ctypes.c_void_p(8), 16)
+    return {"errno": word(ctypes.get_errno() if result < 0 else 0)}
+
+
+def do_send(id, number, addr=None, port=0, answer=True):
+    """Send so many bytes, to an address with MSG_FASTOPEN, and wait for an answer."""
+    sock = sockets[id]
+    begin = time.monotonic()
+    if addr:
+        sock.sendto(b"q" * number, socket.MSG_FASTOPEN, (addr, port))
+    else:
+        sock.sendall(b"q" * number)
+    sent = time.monotonic()
+    if answer:
+        sock.recv(1)
+    local = sock.getsockname()[:2]
+    return {"begin": begin, "sent": sent, "end": time.monotonic(), "local": local}
+
+
+def do_reply(id):
+    """Read what has come, and answer."""
+    got = len(sockets[id].recv(1 << 16))
+    sockets[id].sendall(b"a")
+    return {"got": got}
+
+
+def do_forbid(calls):
+    """Have seccomp refuse system calls, by number, with EPERM; no way back."""
+    steps = [(0x20, 0, 0, 0)]  # load the number
+    for call in calls:
+        steps += [(0x15, 0, 1, call), (0x06, 0, 0, 0x00050000 | errno.EPERM)]
+    steps.append((0x06, 0, 0, 0x7FFF0000))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    filters = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
+    assert LIBC.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert LIBC.prctl(22, 2, filters, 0, 0) == 0  # PR_SET_SECCOMP
+    return {}
+
+
+def do_waits(family, addr, threads):
+    """Connect in so many threads that go on waiting; return when they have begun."""
+    begun = []
+
+    def work():
+        sock = socket.socket(FAMILIES[family])
+        begun.append(time.monotonic())
+        sock.connect(name_of(family, addr, 0))
+
+    for _ in range(threads):
+        threading.Thread(target=work, daemon=True).start()
+    while len(begun) < threads:
+        time.sleep(0.01)
+    return {"begun": begun}
+
+
+def do_crowd(number, family, addr, port):
+    """Begin so many attempts and keep their sockets."""
+    for i in range(number):
+        sock = sockets[f"crowd {i}"] = socket.socket(FAMILIES[family])
+        sock.setblocking(False)
+        sock.connect_ex((addr, port))
+    return {}
+
+
+def alarm(seconds, restart):
+    """Have a signal interrupt what goes on after so many seconds."""
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.siginterrupt(signal.SIGALRM, not restart)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def do_burst(family, addr, port, number, threads):
@@ -131,21 +213,27 @@ def do_burst(family, addr, port, number, threads):
     return {"found": found}
 
 
-def do_listen(id, family, addr, port=0, kind="stream", backlog=128, dual=True):
+def do_listen(id, family, addr, port=0, kind="stream", backlog=128, dual=True, fastopen=0):
     sock = sockets[id] = socket.socket(FAMILIES[family], KINDS[kind])
     if family == "ipv6":
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
     sock.bind(name_of(family, addr, port))
+    if fastopen:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, fastopen)
     if backlog >= 0:
         sock.listen(backlog)
     return {"port": sock.getsockname()[1] if family != "unix" else 0}
 
 
-def do_accept(id, listener, four=False, null=True, limit=False, wait=True):
+def do_accept(
+    id, listener, four=False, null=True, limit=False, wait=True, interrupt=0.0, restart=True
+):
     """Call accept(2) or accept4(2), with no room for an address if `null`.
 
-    With `limit`, this process may have no more descriptors than it has.
+    With `limit`, this process may have no more descriptors than it has; `interrupt` as in do_raw.
     """
+    if interrupt:
+        alarm(interrupt, restart)
     sock = sockets[listener]
     sock.setblocking(wait)
     room, size = ctypes.create_string_buffer(128), ctypes.c_int(128)
@@ -166,6 +254,12 @@ def do_accept(id, listener, four=False, null=True, limit=False, wait=True):
     if accepted.family != socket.AF_UNIX:
         ends = {"local": accepted.getsockname()[:2], "remote": accepted.getpeername()[:2]}
     return {"errno": "", "fd": fd, "begin": begin, "end": end, **ends}
+
+
+def do_accept_fd(fd):
+    """Call accept(2) on any descriptor."""
+    result = LIBC.accept(fd, None, None)
+    return {"errno": word(ctypes.get_errno() if result < 0 else 0)}
 
 
 def do_accept_many(listener, number, threads=1):

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Filters of sockets that are not complete yet: what is decided already keeps them out of the maps. */
+#ifndef NETBPF_EARLY_BPF_H
+#define NETBPF_EARLY_BPF_H
+
+#include "address.bpf.h"
+
+static inline bool is_chosen(const u8 *addr)
+{
+	const u32 *words = (const u32 *)addr;
+
+	return words[3] || (words[0] | words[1]);
+}
+
+/* May these ends become those of a socket that was asked for? Ports and addresses of 0 are open. */
+static inline bool may_pass_endpoints(const struct endpoints *ends)
+{
+	if (!pass_netns(ends->netns))
+		return false;
+	if (!is_inet(ends->family))
+		return pass_endpoints(ends);
+#ifdef FILTER_FAMILY
+	/* A socket of IPv6 may get an IPv4-mapped address as long as it has none. */
+	if (ends->family != FILTER_FAMILY && (ends->family == AF_INET || is_chosen(ends->laddr)))
+		return false;
+#endif
+#ifdef FILTER_LPORT
+	if (ends->lport && !FILTER_LPORT(ends->lport))
+		return false;
+#endif
+#ifdef FILTER_RPORT
+	if (ends->rport && !FILTER_RPORT(ends->rport))
+		return false;
+#endif
+#ifdef FILTER_LADDR
+	if (is_chosen(ends->laddr) && !in_block(ends->laddr, FILTER_LADDR))
+		return false;
+#endif
+#ifdef FILTER_RADDR
+	if (is_chosen(ends->raddr) && !in_block(ends->raddr, FILTER_RADDR))
+		return false;
+#endif
+	return true;
+}
+
+/*
+ * The same of a socket of any family that has no other end yet: what stands there is an earlier one's.
+ * A listener's own address will be that of its connections, others get another one with each route.
+ */
+static inline bool may_pass_socket(struct sock *sk, u16 family, u32 netns, bool listens)
+{
+#ifdef FILTER_SOCKET
+	struct endpoints ends = {};
+
+	if (sk && is_inet(family)) {
+		read_endpoints(sk, &ends);
+		__builtin_memset(ends.raddr, 0, 16);
+		if (!listens)
+			__builtin_memset(ends.laddr, 0, 16);
+		ends.rport = 0;
+	}
+	ends.family = family;
+	ends.netns = netns;
+	return may_pass_endpoints(&ends);
+#else
+	return true;
+#endif
+}
+
+#endif

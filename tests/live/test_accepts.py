@@ -1,0 +1,241 @@
+"""What soaccept must show where a connection's way to accept(2) is not the usual one.
+
+The truth is what client and server saw: their own clocks around each call, and each call's result.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from ends import End
+from harness import SLOW, accepting, wait_until
+from test_connects import cgroup_of
+from topology import Host
+
+ACCEPTS = {"x86_64": [43, 288]}.get(os.uname().machine, [202, 242])
+ROUNDS = 40
+
+
+@pytest.fixture(scope="module")
+def hosts(two_hosts: tuple[Host, Host]) -> tuple[Host, Host]:
+    for host in two_hosts:
+        host.sysctl(net__ipv4__tcp_fastopen=3)
+    return two_hosts
+
+
+@pytest.fixture
+def server(hosts: tuple[Host, Host]) -> Iterator[End]:
+    with End.start("nb-server", hosts[1]) as end:
+        yield end
+
+
+@pytest.fixture
+def client(hosts: tuple[Host, Host]) -> Iterator[End]:
+    with End.start("nb-client", hosts[0]) as end:
+        yield end
+
+
+# --- Fast Open ----------------------------------------------------------------------------------
+
+
+def with_cookie(client: End, server: End, right: Host) -> tuple[int, int]:
+    """Return a listener's id and port, of which the client has the cookie."""
+    listener, port = server.listen("ipv4", fastopen=64)
+    client.ask("open", id="first", family="ipv4")
+    client.ask("send", id="first", number=1, addr=right.ipv4, port=port, answer=False)
+    server.ask("accept", id="first", listener=listener)
+    return listener, port
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["established", "in-syn-recv"])
+def test_the_wait_with_fast_open_begins_at_the_syn(netbpf, hosts, client, server, held) -> None:
+    right = hosts[1]
+    listener, port = with_cookie(client, server, right)
+    # Without the client's ACK the child stays in SYN_RECV; the SYN passes.
+    rule = f"tcp dport {port} tcp flags & (syn | ack) == ack"
+    rules = [rule] if held else ["tcp dport 1"]
+    with netbpf("soaccept", "-p", server.pid) as run, right.dropping(*rules):
+        passive = right.snmp()["TcpExtTCPFastOpenPassive"]
+        client.ask("open", id=1, family="ipv4")
+        sent = client.ask("send", id=1, number=9, addr=right.ipv4, port=port, answer=False)
+        assert right.snmp()["TcpExtTCPFastOpenPassive"] == passive + 1
+        time.sleep(0.15)  # this is the time that is measured
+        taken = server.ask("accept", id=1, listener=listener)
+        run.wait_for(1)
+    (event,) = run.events
+    assert (taken["begin"] - sent["sent"]) * 1e6 <= event["wait_us"]
+    assert event["wait_us"] <= (taken["end"] - sent["begin"]) * 1e6
+
+
+def test_no_connection_gets_the_time_of_another(netbpf, hosts, client, server) -> None:
+    # Accepted in SYN_RECV, established later: what is kept under an address goes with the socket.
+    right = hosts[1]
+    listener, port = with_cookie(client, server, right)
+    bounds = {}
+    rule = f"tcp dport {port} tcp flags & (syn | ack) == ack"
+    with netbpf("soaccept", "-p", server.pid, "-L", port) as run:
+        for number in range(ROUNDS):
+            client.ask("open", id=1, family="ipv4")
+            with right.dropping(*[rule] * (number % 2)):
+                sent = client.ask(
+                    "send", id=1, number=9, addr=right.ipv4, port=port, answer=False
+                )  # fmt: skip
+                taken = server.ask("accept", id=1, listener=listener)
+            server.ask("reply", id=1)  # by now the third packet has come
+            bounds[sent["local"][1]] = (taken["end"] - sent["begin"]) * 1e6
+            client.ask("close", id=1)
+            server.ask("close", id=1)
+        run.wait_for(ROUNDS)
+    assert len(run.events) == ROUNDS
+    for event in run.events:
+        assert 0 < event["wait_us"] <= bounds[event["rport"]]
+
+
+# --- calls whose begin nobody sees, and interrupted ones ----------------------------------------
+
+
+def test_calls_that_seccomp_refuses_have_their_listener(netbpf, hosts, client, server) -> None:
+    right = hosts[1]
+    listener, port = server.listen("ipv4", backlog=7)
+    client.connect("ipv4", right.ipv4, port)
+    server.ask("forbid", calls=ACCEPTS)
+    words = ("--netns", right.namespace, "-p", server.pid)
+    with (
+        netbpf("soaccept", "-L", f"1,{port}", *words) as run,
+        netbpf("soaccept", "-L", 1, *words) as other,
+        netbpf("soaccept", "--netns", hosts[0].namespace, "-p", server.pid) as elsewhere,
+    ):
+        for four in (False, True):
+            refused = server.ask("accept", id=1, listener=listener, four=four)
+            assert refused["errno"] == "EPERM"
+        run.wait_for(2)
+    for event in run.events:
+        assert (event["lport"], event["listener"], event["proto"]) == (port, "0.0.0.0", "tcp")
+        assert (event["errno"], event["netns"], event["fd"]) == ("EPERM", right.inode, None)
+        assert (event["queue"], event["queue_max"]) == (1, 7)  # by the one connect
+    assert other.events == elsewhere.events == []
+
+
+def test_what_is_no_socket_has_the_namespace_of_the_caller(netbpf, hosts, client) -> None:
+    left, right = hosts
+    with (
+        netbpf("soaccept", "-p", client.pid, "--netns", left.namespace) as run,
+        netbpf("soaccept", "-p", client.pid, "--netns", right.namespace) as other,
+    ):
+        assert client.ask("accept_fd", fd=0)["errno"] == "ENOTSOCK"
+        assert client.ask("accept_fd", fd=999)["errno"] == "EBADF"
+        run.wait_for(2)
+    assert [(e["errno"], e["netns"]) for e in run.events] == [
+        ("ENOTSOCK", left.inode), ("EBADF", left.inode)
+    ]  # fmt: skip
+    assert other.events == []
+
+
+@pytest.mark.parametrize("how", ["handler", "stopped", "eintr"])
+def test_a_call_that_a_signal_interrupts_is_no_error(netbpf, hosts, client, server, how) -> None:
+    listener, port = server.listen("ipv4")
+    words = {} if how == "stopped" else {"interrupt": 0.2, "restart": how == "handler"}
+    with netbpf("soaccept", "-p", server.pid) as run:
+        server.tell("accept", id=1, listener=listener, **words)
+        wait_until(lambda: accepting(server.pid), what="a call to accept")
+        if how == "stopped":
+            os.kill(server.pid, signal.SIGSTOP)
+            time.sleep(0.1)
+            os.kill(server.pid, signal.SIGCONT)
+        time.sleep(0.3)  # past the alarm
+        if how != "eintr":
+            client.connect("ipv4", hosts[1].ipv4, port)
+        seen = server.answer()
+        if how != "eintr":
+            run.wait_for(1)
+    assert seen["errno"] == ("EINTR" if how == "eintr" else "")
+    assert [e["errno"] for e in run.events] == ([] if how == "eintr" else [None])
+    assert run.summary["totals"] == {
+        "would_block": 0, "interrupted": how == "eintr", "restarted": how != "eintr"
+    }  # fmt: skip
+
+
+# --- filters and maps ---------------------------------------------------------------------------
+
+
+def test_what_was_not_asked_for_takes_no_room(netbpf, hosts, client, server) -> None:
+    right, number = hosts[1], 400
+    listener, port = server.listen("ipv4")
+    _, other_port = server.listen("ipv4", backlog=4096)
+    with netbpf("soaccept", "-L", port, "--netns", right.namespace, "--map-entries", 256) as run:
+        made = client.connect("ipv4", right.ipv4, port)
+        client.ask("crowd", number=number, family="ipv4", addr=right.ipv4, port=other_port)
+        wait_until(lambda: queued(right, other_port) == number, what="all to be established")
+        taken = server.ask("accept", id=1, listener=listener)
+        run.wait_for(1)
+    (event,) = run.events
+    assert (taken["begin"] - made.over) * 1e6 <= event["wait_us"]
+    assert event["wait_us"] <= (taken["end"] - made.begin) * 1e6
+    assert run.summary["complete"] is True
+
+
+def queued(host: Host, port: int) -> int:
+    return int(host.run("ss", "-tlnH", "sport", "=", port).split()[1])
+
+
+# --- what else a line has -----------------------------------------------------------------------
+
+
+def test_who_accepts_is_there_with_user_and_cgroup(netbpf, hosts, client) -> None:
+    right = hosts[1]
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
+    with netbpf("soaccept", "-u", "1,65534", "--netns", right.namespace) as run:
+        with End.start("nb-nobody", right, nobody) as server:
+            listener, port = server.listen("ipv4")
+            cgroup, pid = cgroup_of(server.pid), server.pid
+            made = client.connect("ipv4", right.ipv4, port)
+            taken = server.ask("accept", id=1, listener=listener)
+            run.wait_for(1)
+    (event,) = run.events
+    assert (event["pid"], event["uid"], event["fd"]) == (pid, 65534, taken["fd"])
+    assert (event["laddr"], event["raddr"]) == (right.ipv4, made.local[0])
+    if cgroup:
+        assert event["cgroup"] == cgroup
+
+
+def test_two_listeners_in_each_of_two_intervals(netbpf, hosts, client, server) -> None:
+    right = hosts[1]
+    ends = [server.listen("ipv4", backlog=backlog) for backlog in (5, 9)]
+    with netbpf("soaccept", "--summary", "-p", server.pid, "1") as run:
+        for number in (2, 3):
+            before = len({row["time"] for row in run.rows})
+            for listener, port in ends:
+                for _ in range(number):
+                    client.connect("ipv4", right.ipv4, port)
+                for _ in range(number):
+                    server.ask("accept", id=1, listener=listener)
+            wait_until(lambda n=before: len({row["time"] for row in run.rows}) > n, what="rows")
+    for backlog, (_, port) in zip((5, 9), ends):
+        rows = [row for row in run.rows if row["lport"] == port]
+        assert sum(row["accepts"] for row in rows) == 5 and len(rows) >= 2
+        assert {row["queue_max"] for row in rows} == {backlog}
+        assert max(row["queue"] for row in rows) <= 2
+        assert all(row["p50_us"] <= row["p99_us"] < 1e6 * SLOW for row in rows)
+
+
+def test_percentiles_are_those_of_the_waits_that_were_imposed(
+    netbpf, hosts, client, server
+) -> None:
+    right, number = hosts[1], 5
+    listener, port = server.listen("ipv4")
+    with netbpf("soaccept", "--summary", "-p", server.pid) as run:
+        made = [client.connect("ipv4", right.ipv4, port) for _ in range(number)]
+        taken = []
+        for _ in made:
+            taken.append(server.ask("accept", id=1, listener=listener))
+            time.sleep(0.05)  # the waits differ by this: a rank too high or low is noticed
+    (row,) = run.rows
+    assert (row["lport"], row["pid"], row["comm"]) == (port, server.pid, "nb-server")
+    assert (row["netns"], row["proto"], row["errors"]) == (right.inode, "tcp", 0)
+    for name, rank in (("p50_us", 2), ("p99_us", 4)):
+        low = (taken[rank]["begin"] - made[rank].over) * 1e6
+        assert low <= row[name] <= (taken[rank]["end"] - made[rank].begin) * 1e6
