@@ -75,7 +75,15 @@ from netbpf.declare.network import (
 )
 from netbpf.declare.numbers import in_ranges, one_of, one_of_names
 from netbpf.declare.options import by_name, count, devices, ports, words
-from netbpf.declare.reasons import HARMLESS, PURGING, WAITING, meaning
+from netbpf.declare.reasons import (
+    ACKED,
+    HARMLESS,
+    OLD_PROBES,
+    PROBES,
+    PURGING,
+    WAITING,
+    meaning,
+)
 
 YES_NO = {0: "no", 1: "yes"}
 NO_REASON = 2**31  # a number that no reason has
@@ -89,6 +97,7 @@ UNSEEN = {
     "rx_errs": "errors of the device",
     "tx_fifo": "errors of the device",
     "tx_carrier": "errors of the device",
+    "drops": "the socket's receive buffer was full, and no buffer was freed for it",
 }
 
 
@@ -168,6 +177,7 @@ class Totals(Record):
     """What is not in the rows."""
 
     hidden = Count("frees that lose nothing and are not shown")
+    unread = Count("packets that -4, -6 or --port left out, as their headers could not be read")
 
 
 def trim(stack, location):  # type: ignore[no-untyped-def]
@@ -213,6 +223,9 @@ def review(summary, settings):  # type: ignore[no-untyped-def]
     hidden, notes = summary["totals"]["hidden"], []
     if hidden:
         notes.append(f"{hidden} frees that lose nothing are not shown (--all shows them)")
+    unread = summary["totals"]["unread"]
+    if unread:
+        notes.append(f"{unread} packets whose headers could not be read were left out by a filter")
     for name, grown in summary["counters"].items():
         why = UNSEEN.get(name) or UNSEEN.get(name.rpartition(".")[2])
         if grown and why:
@@ -231,22 +244,37 @@ def constants(settings):  # type: ignore[no-untyped-def]
     return found
 
 
+def numbers(known, names):  # type: ignore[no-untyped-def]
+    """Return the C test whether r is one of these reasons, as far as the kernel has them."""
+    found = [known[name] for name in names if name in known]
+    return one_of("r", found) if found else "0"
+
+
+def places(names, functions):  # type: ignore[no-untyped-def]
+    """Return the C test whether the return address x lies in one of these functions."""
+    spans = [(low + 1, high) for low, high in map(names.span, functions) if high]
+    return in_ranges("x", spans) if spans else "0"
+
+
 def named_constants(settings, names):  # type: ignore[no-untyped-def]
     """Ask the kernel for the numbers of reasons, and where to look if it names no sockets."""
     known = names.reasons
-    harmless = [f"(r) == {known[name]}" for name in HARMLESS if name in known]
+    single = ("NOT_SPECIFIED", "SOCKET_CLOSE", "TCP_OLD_ACK")
+    # Before TCP_LISTEN_OVERFLOW a full accept queue gave no reason at that place either.
+    request = WAITING if "TCP_LISTEN_OVERFLOW" in known else ()
     found = {
-        **{name: known.get(name, NO_REASON) for name in ("NOT_SPECIFIED", "SOCKET_CLOSE")},
-        "HARMLESS_REASON(r)": f"({' || '.join(harmless) or '0'})",
+        **{name: known.get(name, NO_REASON) for name in single},
+        "HARMLESS_REASON(r)": numbers(known, HARMLESS),
+        "PROBE_REASON(r)": numbers(known, PROBES if PROBES[0] in known else OLD_PROBES),
+        "ACKED_PLACE(x)": places(names, ACKED if known else ()),
+        "REQUEST_PLACE(x)": places(names, request),
     }
     if settings["reason"]:
         wanted = names.numbers(settings["reason"].split(","))
         found["FILTER_REASON(r)"] = one_of("r", wanted)
     if known and not names.offers("kfree_skb", "rx_sk"):
-        places = WAITING if "QUEUE_PURGE" in known else (*WAITING, *PURGING)
-        spans = [names.span(name) for name in places]
-        tests = [f"((x) > {low}ULL && (x) <= {high}ULL)" for low, high in spans]
-        found["HARMLESS_PLACE(x)"] = f"({' || '.join(tests)})"
+        known_places = WAITING if "QUEUE_PURGE" in known else (*WAITING, *PURGING)
+        found["HARMLESS_PLACE(x)"] = places(names, known_places)
     return found
 
 
@@ -265,6 +293,12 @@ TOOL = Tool(
             Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason")),
             RawTracepoint("kfree_skb", args=("skb", "location"), loses=("reason", "meaning")),
             Tracepoint("skb:kfree_skb", args=("skbaddr", "location"), loses=("reason", "meaning")),
+        ),
+        Probe(
+            "reset",
+            RawTracepoint("tcp_receive_reset", args=("sk",)),
+            Tracepoint("tcp:tcp_receive_reset", args=("skaddr",)),
+            optional=True,
         ),
     ),
     owners=True,
@@ -302,7 +336,8 @@ TOOL = Tool(
         "TcpExt.OfoPruned", "TcpExt.PruneCalled", "TcpExt.RcvPruned", "TcpExt.PAWSEstab",
         "TcpExt.TCPAbortOnData", "Softnet.dropped", "Softnet.flow_limit", "Device.*.rx_errs",
         "Device.*.rx_drop", "Device.*.rx_fifo", "Device.*.rx_frame", "Device.*.tx_errs",
-        "Device.*.tx_drop", "Device.*.tx_fifo", "Device.*.tx_carrier",
+        "Device.*.tx_drop", "Device.*.tx_fifo", "Device.*.tx_carrier", "Netlink.*.drops",
+        "Raw.*.drops", "Raw6.*.drops",
     ),
     constants=constants,
     hooks={"enrich": no_addresses, "review": review, "named_constants": named_constants},
