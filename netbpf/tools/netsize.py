@@ -77,6 +77,7 @@ class SizeSums(Record):
     by_gro = Count("packets that came in through GRO")
     by_netif_rx = Count("packets that came in through netif_rx")
     by_direct = Count("packets that came in through netif_receive_skb")
+    hardware = Count("not 0 for a device with hardware of its own")
 
 
 def describe(found, sums):  # type: ignore[no-untyped-def]
@@ -111,6 +112,41 @@ def conclude(histograms):  # type: ignore[no-untyped-def]
         f"{dev} does not pass the GRO entry points: nic_recv was counted at {', '.join(entries)}"
         for dev, entries in sorted(lacking.items())
     ]
+
+
+# What a point cannot see of a device's packets.
+_BEHIND = (
+    "received {} packets more than pass a probe: another device handed them over (macvlan, ipvlan, "
+    "VLAN, bond, team), or XDP took them"
+)
+_AROUND = (
+    "sent {} packets more than pass a probe: they went around the queueing discipline "
+    "(PACKET_QDISC_BYPASS, AF_XDP, netpoll, pktgen), or came from XDP"
+)
+_WAY_OF_POINTS = (("received", "nic_recv", _BEHIND), ("sent", "nic_send", _AROUND))
+
+
+def devices_own(histograms, risen, settings):  # type: ignore[no-untyped-def]
+    """Compare with what the devices counted themselves: at least so many packets were not seen."""
+    seen = {tuple(one["key"].values()): one for one in histograms}
+    found, notes = [], []
+    for (netns, dev), counted in sorted(risen.items()):
+        if settings["interface"] and dev not in settings["interface"]:
+            continue
+        row = {"dev": dev, "netns": netns}
+        for packets, (way, point, words) in zip(counted, _WAY_OF_POINTS):
+            one = seen.get((dev, point, netns), {"count": 0, "wire_packets": 0, "hardware": 0})
+            # Hardware counts what is on the wire, and some of it reports it seconds later.
+            most = max(one["count"], one["wire_packets"]) if one["hardware"] else one["count"]
+            unseen = max(0, packets - most)
+            if one["hardware"] and unseen * 100 < packets:
+                unseen = 0
+            row[way], row[f"{way}_unseen"] = packets, unseen
+            if unseen:
+                notes.append(f"{dev} (netns {netns}) {words.format(unseen)}")
+        if any(counted):
+            found.append(row)
+    return {"devices": found}, notes
 
 
 def constants(settings):  # type: ignore[no-untyped-def]
@@ -179,5 +215,12 @@ TOOL = Tool(
     ),  # fmt: skip
     no_filter="it counts packets at devices, before anything is known of processes and sockets",
     constants=constants,
-    hooks={"conclude": conclude},
+    hooks={"conclude": conclude, "devices": devices_own},
+    summary_fields={
+        "devices": {
+            "type": "array",
+            "description": "packets that devices counted themselves, and how many were not seen",
+            "items": {"type": "object"},
+        }
+    },
 )
