@@ -182,7 +182,7 @@ def tunnel(kind: str, host: Host, other: Host) -> Host:
     ends = ("remote", other.ipv4) if kind == "geneve" else (
         "local", host.ipv4, "remote", other.ipv4)  # fmt: skip
     more = {"vxlan": ("id", 42, "dstport", 4789), "geneve": ("id", 42)}.get(kind, ())
-    ip(host, "link", "add", "tun1", "type", kind, *more, *ends)
+    ip(host, "link", "add", "tun1", "mtu", 1400, "type", kind, *more, *ends)
     end = Host(host.namespace, "tun1", f"10.94.0.{host.ipv4[-1]}")
     set_up(end, end.device, f"{end.ipv4}/24")
     return end
