@@ -3,20 +3,14 @@
 #include "netbpf.bpf.h"
 #include "filter.bpf.h"
 #include "histogram.bpf.h"
+#include "wire.bpf.h"
 
-KERNEL_FIELDS(sk_buff, dev, len, data_len, head, data, end, network_header, transport_header)
-KERNEL_FIELDS(sk_buff, inner_transport_header, protocol)
+KERNEL_FIELDS(sk_buff, dev, len, head, data, network_header)
 KERNEL_FIELDS(net_device, name, nd_net.net, hard_header_len, dev.parent)
 KERNEL_FIELDS(net, ns.inum)
-KERNEL_FIELDS(skb_shared_info, gso_size, gso_segs, gso_type)
 
 #define SMALL 128 /* bytes: below this a packet is mostly headers */
 #define NETDEV_TX_BUSY 0x10 /* include/linux/netdevice.h */
-#define SKB_GSO_TCP (1 << 0 | 1 << 4) /* TCPV4, TCPV6: include/linux/skbuff.h */
-#define SKB_GSO_TUNNEL (0x3f << 6) /* GRE, IPXIP4, IPXIP6 and UDP_TUNNEL, with _CSUM */
-#define SKB_GSO_SCTP (1 << 14)
-#define SKB_GSO_UDP (1 << 16) /* IP fragments */
-#define ETH_P_IPV6 0x86DD
 
 /* Numbers of the column `point` in netbpf/tools/netsize.py. */
 enum point { NIC_RECV, STACK_RECV, STACK_SEND, NIC_SEND };
@@ -69,61 +63,6 @@ static inline u32 link_header(struct sk_buff *skb, struct net_device *dev, u32 l
 	if (offset >= 0 && offset <= 64 && offset <= len)
 		return offset;
 	return READ(dev, hard_header_len); /* raw packets need not say where they begin */
-}
-
-/* Length of the headers in front of the transport's, 0 if they are not there. */
-static inline u32 before_transport(struct sk_buff *skb, u8 *head, bool tunnel, u8 **transport)
-{
-	u16 network = READ(skb, network_header);
-	u16 offset = tunnel ? READ(skb, inner_transport_header) : READ(skb, transport_header);
-	u8 *data = READ(skb, data);
-	u8 first = 0;
-
-	*transport = head + offset;
-	if (offset != (u16)~0 && offset > network && offset - network <= 256)
-		return offset - network;
-	if (tunnel)
-		return 0;
-	/* A driver need not set it, as it has only just taken the link header off. */
-	bpf_probe_read_kernel(&first, 1, data);
-	first = first >> 4 == 4 ? (first & 0xf) * 4 : 40;
-	*transport = data + first;
-	return first;
-}
-
-/* How many packets a wire would carry for this one, and how many bytes more in headers. */
-static inline void estimate_wire(struct sk_buff *skb, u32 len, u32 *packets, u32 *bytes)
-{
-	u8 *head = (u8 *)READ(skb, head), *transport;
-	struct skb_shared_info *shared = (void *)(head + READ(skb, end));
-	u16 size = READ(shared, gso_size);
-	u32 type, headers, segments, more = 0;
-	u8 offset = 0;
-
-	if (!size)
-		return;
-	type = READ(shared, gso_type);
-	headers = before_transport(skb, head, type & SKB_GSO_TUNNEL, &transport);
-	if (type & SKB_GSO_TCP) {
-		u8 *end = (u8 *)READ(skb, data) + READ(skb, len) - READ(skb, data_len);
-
-		if (headers && transport + 13 <= end)
-			bpf_probe_read_kernel(&offset, 1, transport + 12);
-		headers += offset >> 4 << 2;
-	} else if (type & SKB_GSO_SCTP) {
-		headers += 12;
-	} else if (type & SKB_GSO_UDP) { /* the UDP header is in the first fragment only */
-		more = READ(skb, protocol) == swap16(ETH_P_IPV6) ? 8 : 0;
-	} else {
-		headers += 8; /* UDP */
-	}
-	segments = READ(shared, gso_segs);
-	if (!segments && len > headers)
-		segments = (len - headers + size - 1) / size;
-	if (segments > 1) {
-		*packets = segments;
-		*bytes = len + (segments - 1) * headers + segments * more;
-	}
 }
 
 static inline int on_packet(struct sk_buff *skb, int point, int way, s64 times)

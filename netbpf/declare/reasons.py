@@ -5,7 +5,10 @@ The counter in brackets is the one that should grow with it.
 
 from __future__ import annotations
 
-from typing import Optional
+from collections.abc import Iterable, Mapping
+from typing import Callable, Optional
+
+from netbpf.declare.numbers import in_ranges, one_of
 
 MEANINGS = {
     "NOT_SPECIFIED": "the code that frees it gives no reason: the location tells which code",
@@ -97,3 +100,18 @@ PURGING = ("skb_queue_purge", "sk_stream_kill_queues", "inet_sock_destruct")
 def meaning(reason: str) -> Optional[str]:
     """Return a sentence about a drop reason, None if we have none."""
     return MEANINGS.get(reason)
+
+
+def reason_in(known: Mapping[str, int], names: Iterable[str]) -> str:
+    """Return the C test whether `r` is one of these reasons, as far as the kernel has them."""
+    found = [known[name] for name in names if name in known]
+    return one_of("r", found) if found else "0"
+
+
+def place_in(span: Callable[[str], tuple[int, int]], functions: Iterable[str]) -> str:
+    """Return the C test whether the return address `x` lies in one of these functions.
+
+    `span` returns first and following address of a function, zeros if that is not known.
+    """
+    spans = [(low + 1, high) for low, high in map(span, functions) if high]
+    return in_ranges("x", spans) if spans else "0"

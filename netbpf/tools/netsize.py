@@ -28,9 +28,15 @@ OVERHEAD
   a million packets per second this costs most of a CPU. Narrowing to one device (-i) costs less.
 
 LIMITS
-  Packets that XDP takes away, or that are dropped before the first point, are not seen. Wire
-  packets are an estimate from the size and number of segments that the packet carries. Smaller
-  than 128 bytes counts as small.
+  The kernel has no tracepoint for a packet that one device hands to another one on top of it
+  (macvlan, ipvlan, VLAN, bond, team), none for sends around the queueing discipline
+  (PACKET_QDISC_BYPASS, AF_XDP in copy mode, netpoll, pktgen), and XDP takes packets away before
+  the first point. What devices counted themselves is in the summary (`devices`), with how much of
+  it no point has seen at least, and a note for each device that has such packets. Devices that come
+  while it runs are not compared.
+  Wire packets are an estimate from the size and number of segments that the packet carries; the
+  headers of tunnels (VXLAN, Geneve, GRE, IP in IP) are repeated with each, what ESP adds behind is
+  not. Smaller than 128 bytes counts as small.
 """
 
 from netbpf.declare import (

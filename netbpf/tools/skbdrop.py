@@ -29,13 +29,21 @@ OVERHEAD
   accepts and closes cost as in tcplife, to know owners.
 
 LIMITS
-  Frees that are known to lose nothing are hidden and counted (--all shows them): queues of sockets
-  that are closed (QUEUE_PURGE and the like), messages that vsock has handled, and packets that a
-  session in TIME_WAIT has answered or may ignore.
+  Frees that lose nothing are hidden and counted (--all shows them): queues of sockets that are
+  closed (QUEUE_PURGE and the like); messages that vsock has handled; and of TCP the reset that
+  ended a session, the probes of keepalive and of a closed window, ACKs that a newer one has
+  overtaken, ACKs of a socket whose peer has closed its half (each MPTCP session has one), what a
+  connection request or a session in TIME_WAIT has taken, answered or may ignore. Data that came
+  twice (TCP_OLD_DATA and the like) is shown: it was sent for nothing. Before 5.17 there is no
+  reason, only the location, and nothing is hidden: the summary has a note then.
+  Headers are read where they lie in a packet's linear part. Where they lie in page fragments
+  (PACKET_TX_RING, some network cards) there are no addresses and no ports, and -4, -6 and --port
+  leave such packets out and count them.
   Drops without a buffer are not seen: those of hardware and of XDP in the driver, and SYNs that a
-  full listen queue turns away. Before 5.17 there is no reason, only the location, and before 6.11
-  no socket for most packets that were received, so that their owner is unknown. The owner of a UDP
-  socket is known if the socket was there at the start.
+  full listen queue turns away. Netlink sockets, and raw ones on recent kernels, lose what does not
+  fit without freeing anything: the summary names those of one namespace that are open at the end.
+  Before 6.11 there is no socket for most packets that were received, so that their owner is
+  unknown. The owner of a UDP socket is known if the socket was there at the start.
 """
 
 from netbpf.declare import (
@@ -83,6 +91,8 @@ from netbpf.declare.reasons import (
     PURGING,
     WAITING,
     meaning,
+    place_in,
+    reason_in,
 )
 
 YES_NO = {0: "no", 1: "yes"}
@@ -97,8 +107,9 @@ UNSEEN = {
     "rx_errs": "errors of the device",
     "tx_fifo": "errors of the device",
     "tx_carrier": "errors of the device",
-    "drops": "the socket's receive buffer was full, and no buffer was freed for it",
 }
+FULL = "its receive buffer was full: that need not free a packet, and then there is no row"
+NO_REASONS = "this kernel gives no reasons: the rows have frees that lose nothing as well"
 
 
 class Drop(Event):
@@ -221,12 +232,17 @@ def no_addresses(values, settings):  # type: ignore[no-untyped-def]
 def review(summary, settings):  # type: ignore[no-untyped-def]
     """Say what was hidden, and what could not be seen."""
     hidden, notes = summary["totals"]["hidden"], []
+    (drop,) = [probe for probe in summary["probes"] if probe["name"] == "drop"]
+    if any("lacks reason" in why for why in drop["passed_over"]):
+        notes.append(NO_REASONS)
     if hidden:
         notes.append(f"{hidden} frees that lose nothing are not shown (--all shows them)")
     unread = summary["totals"]["unread"]
     if unread:
         notes.append(f"{unread} packets whose headers could not be read were left out by a filter")
     for name, grown in summary["counters"].items():
+        if grown and name.endswith(".drops"):
+            notes.append(f"{name} +{grown}, {FULL}")
         why = UNSEEN.get(name) or UNSEEN.get(name.rpartition(".")[2])
         if grown and why:
             notes.append(f"not seen by this probe: {name} +{grown}, {why}")
@@ -244,18 +260,6 @@ def constants(settings):  # type: ignore[no-untyped-def]
     return found
 
 
-def numbers(known, names):  # type: ignore[no-untyped-def]
-    """Return the C test whether r is one of these reasons, as far as the kernel has them."""
-    found = [known[name] for name in names if name in known]
-    return one_of("r", found) if found else "0"
-
-
-def places(names, functions):  # type: ignore[no-untyped-def]
-    """Return the C test whether the return address x lies in one of these functions."""
-    spans = [(low + 1, high) for low, high in map(names.span, functions) if high]
-    return in_ranges("x", spans) if spans else "0"
-
-
 def named_constants(settings, names):  # type: ignore[no-untyped-def]
     """Ask the kernel for the numbers of reasons, and where to look if it names no sockets."""
     known = names.reasons
@@ -264,17 +268,17 @@ def named_constants(settings, names):  # type: ignore[no-untyped-def]
     request = WAITING if "TCP_LISTEN_OVERFLOW" in known else ()
     found = {
         **{name: known.get(name, NO_REASON) for name in single},
-        "HARMLESS_REASON(r)": numbers(known, HARMLESS),
-        "PROBE_REASON(r)": numbers(known, PROBES if PROBES[0] in known else OLD_PROBES),
-        "ACKED_PLACE(x)": places(names, ACKED if known else ()),
-        "REQUEST_PLACE(x)": places(names, request),
+        "HARMLESS_REASON(r)": reason_in(known, HARMLESS),
+        "PROBE_REASON(r)": reason_in(known, PROBES if PROBES[0] in known else OLD_PROBES),
+        "ACKED_PLACE(x)": place_in(names.span, ACKED if known else ()),
+        "REQUEST_PLACE(x)": place_in(names.span, request),
     }
     if settings["reason"]:
         wanted = names.numbers(settings["reason"].split(","))
         found["FILTER_REASON(r)"] = one_of("r", wanted)
     if known and not names.offers("kfree_skb", "rx_sk"):
-        known_places = WAITING if "QUEUE_PURGE" in known else (*WAITING, *PURGING)
-        found["HARMLESS_PLACE(x)"] = places(names, known_places)
+        waiting = WAITING if "QUEUE_PURGE" in known else (*WAITING, *PURGING)
+        found["HARMLESS_PLACE(x)"] = place_in(names.span, waiting)
     return found
 
 

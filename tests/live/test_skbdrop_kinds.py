@@ -10,6 +10,8 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from typing import Any
 import frames
 import pytest
 from harness import Json, attended, start, wait_until
-from topology import Host
+from topology import Host, cgroup
 
 from netbpf.kernel.btf import Btf
 
@@ -380,3 +382,77 @@ def test_full_raw_socket_is_in_rows_or_named_with_what_it_lost(netbpf: Any, one_
     assert lost > 0
     assert run.summary["counters"][f"Raw.{inode}.drops"] == lost
     assert any(f"Raw.{inode}.drops +{lost}" in note for note in run.summary["notes"])
+
+
+# --- whose, and what is counted -------------------------------------------------------------------
+
+NOBODY = 65534
+SLOW_READER = """
+import os, socket, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+open("/proc/self/comm", "w").write("nb-slow")
+os.setuid(int(sys.argv[2]))
+receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+receiver.bind(("127.0.0.1", 0))
+print(receiver.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(
+    "rx_sk" not in (Btf().parameters("__traceiter_kfree_skb") or ()),
+    reason="needs a kernel that gives the socket: 6.11",
+)
+def test_owner_of_a_full_buffer_has_all_its_columns(netbpf: Any, one_host: Host) -> None:
+    with cgroup("inner") as path, slow_reader(one_host, path) as (pid, port):
+        options = ("--events", "--netns", one_host.inode, "--port", f"1,{port}")
+        with netbpf("skbdrop", *options, "-u", NOBODY) as run:
+            before = one_host.snmp()["UdpRcvbufErrors"]
+            with one_host.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for _ in range(NUMBER):
+                    sender.sendto(bytes(700), ("127.0.0.1", port))
+                mine = sender.getsockname()[1]
+            lost = one_host.snmp()["UdpRcvbufErrors"] - before
+        ident = path.stat().st_ino
+    assert len(run.events) == lost > 0
+    for event in run.events:
+        assert (event["pid"], event["uid"], event["cgroup"]) == (pid, NOBODY, ident)
+        assert (event["comm"], event["owner"]) == ("nb-slow", "snapshot")
+        assert (event["socket"], event["harmless"]) == ("yes", "no")
+        assert described(event) == (
+            "ipv4", "udp", "127.0.0.1", mine, "127.0.0.1", port, 700 + 28,
+        )  # fmt: skip
+        assert (event["reason"], event["dev"]) == ("SOCKET_RCVBUFF", "lo")
+    (row,) = run.rows
+    assert (row["count"], row["bytes"], row["socket"]) == (lost, lost * 728, "yes")
+    assert (row["dev"], row["netns"], row["harmless"]) == ("lo", one_host.inode, "no")
+
+
+@contextlib.contextmanager
+def slow_reader(host: Host, group: Path) -> Iterator[tuple[int, int]]:
+    """Run a process of user nobody that reads nothing from its socket; yield its pid and port."""
+    words = host.inside("/usr/bin/env", sys.executable, "-c", SLOW_READER, group, NOBODY)
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout
+        yield process.pid, int(process.stdout.readline())
+        process.stdin.close()
+
+
+def test_two_rows_in_two_intervals_add_up(netbpf: Any, receiving: tuple[Host, Host]) -> None:
+    left, right = receiving
+    four, six = (
+        frames.link(0x0800, frames.ipv4(frames.udp(1, 2, 10))),
+        frames.link(0x86DD, frames.ipv6(frames.udp(1, 2, 20))),
+    )
+    with netbpf("skbdrop", "0.3", "--netns", right.inode, "--reason", "OTHERHOST") as run:
+        for number in (1, 2):
+            frames.send(left, [four] * 3 + [six] * 5)
+            wait_until(
+                lambda: sum(row["count"] for row in run.rows) >= 8 * number,  # noqa: B023
+                what="an interval",
+            )
+    assert sum(row["count"] for row in run.rows) == 2 * 8
+    assert sum(row["bytes"] for row in run.rows) == 2 * (3 * 38 + 5 * 68)
