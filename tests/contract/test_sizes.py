@@ -27,7 +27,7 @@ EXCEPTIONS = {
     "bpf_programs/tcpretrans.bpf.c": (335, "six kinds of retransmission, and counts per flow"),
     "bpf_programs/tcpsynbl.bpf.c": (330, "both queues of a listener, at three moments"),
     "netbpf/tools/netsize.py": (
-        186,
+        196,
         "sums, factors and a headline for four points, beside the devices",
     ),
     "netbpf/tools/skbdrop.py": (302, "two shapes, each with its columns; reasons in words"),
