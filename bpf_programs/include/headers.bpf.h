@@ -26,7 +26,7 @@ struct packet {
 	u16 sport;
 	u16 dport;
 	char dev[16];
-	u8 saddr[16]; /* IPv4 mapped, as in struct endpoints; zero unless family says IP */
+	u8 saddr[16]; /* IPv4 mapped, as in struct endpoints; zero unless family is IP */
 	u8 daddr[16];
 	u8 family; /* 0: not an IP packet, or `hidden` */
 	u8 hidden; /* an IP packet whose IP or transport header is not in the linear part */

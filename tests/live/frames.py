@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from topology import Host
 
-ELSEWHERE = b"\x02\0\0\0\0\x99"  # a link address that nobody has: such packets are OTHERHOST
+ELSEWHERE = b"\x02\0\0\0\0\x99"  # a link address of no device: such packets are OTHERHOST
 US = b"\x02\0\0\0\0\x01"
 SOURCE4, TARGET4 = bytes([10, 80, 7, 1]), bytes([10, 80, 7, 2])
 SOURCE6, TARGET6 = (socket.inet_pton(socket.AF_INET6, f"fd00:80::{n}") for n in (1, 2))

@@ -105,7 +105,7 @@ def test_what_another_device_hands_over_is_counted_or_named(
     assert received == 37
     assert found["received"] == received
     assert count(run, "nic_recv", right.device) + found["received_unseen"] == received
-    # What is not in the distribution is said, in that run.
+    # What is not in the distribution is named, in that run.
     notes = [note for note in run.summary["notes"] if right.device in note and "more than" in note]
     assert len(notes) == (1 if found["received_unseen"] else 0)
     assert all(f" {found['received_unseen']} packets" in note for note in notes)

@@ -65,7 +65,7 @@ def expected(
 
 
 def cases() -> list[tuple[bytes, tuple[object, ...]]]:
-    """Frames, and what must be said of each: made by the same hand."""
+    """Frames, and what must be reported of each: made by the same hand."""
     datagram = frames.udp(4001, 4002, 40)
     looks_like_ports = struct.pack("!HHHH", 1, 2, 3, 4) + bytes(32)
     no = (None, None)
@@ -144,7 +144,7 @@ def test_what_lies_in_page_fragments_has_no_addresses_of_another_packet(
         (None, "ip", None, None, None, None, 428): NUMBER,
     }
     assert {row["example"] for row in runs[()].rows if row["proto"] == "ip"} == {None}
-    # A filter that cannot judge them says how many.
+    # A filter that cannot judge them counts them.
     for words, kept in ((("--port", "4002"), 0), (("-4",), 300), (("-6",), 0)):
         summary = runs[words].summary
         assert (words, len(foreign(runs[words]))) == (words, kept)
@@ -309,7 +309,8 @@ def reasons() -> str:
 
 
 @pytest.mark.skipif(
-    "TCP_LISTEN_OVERFLOW" not in reasons(), reason="needs a kernel that tells both apart: 6.15"
+    "TCP_LISTEN_OVERFLOW" not in reasons(),
+    reason="needs a kernel that gives a full accept queue its own reason",
 )
 def test_ack_that_a_deferred_accept_waits_behind_is_hidden(netbpf: Any, one_host: Host) -> None:
     with one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
