@@ -42,9 +42,10 @@ static inline bool was_accepted(const struct packet *packet, struct sock *rx_sk)
 
 	if (!reset || !reset->sk)
 		return false;
-	if (rx_sk ? reset->sk != (u64)rx_sk
-		  : reset->netns != packet->netns || reset->lport != packet->dport ||
-			    reset->rport != packet->sport)
+	/* The ports, as the memory of a socket is soon another one's. */
+	if (reset->lport != packet->dport || reset->rport != packet->sport)
+		return false;
+	if (rx_sk ? reset->sk != (u64)rx_sk : reset->netns != packet->netns)
 		return false;
 	reset->sk = 0;
 	return packet->tcp_flags & TCP_RST;

@@ -171,6 +171,17 @@ def test_nothing_is_named_where_nothing_is_missing(netbpf: Any) -> None:
     assert not [note for note in run.summary["notes"] if "more than" in note]
 
 
+def test_full_map_counts_each_packet_that_has_no_room(netbpf: Any) -> None:
+    with two_hosts() as (left, right):
+        options = ("-i", right.device, "--map-entries", 1, "--fail-on-loss")
+        with netbpf("netsize", *options, returncode=3) as run, datagrams(left, right) as pair:
+            pair.send([100] * 11)
+    # Each packet passes two points, and one of them has the room.
+    assert [histogram["count"] for histogram in run.histograms] == [11]
+    assert run.summary["lost"]["map_full"] == 11
+    assert run.summary["complete"] is False
+
+
 # --- tunnels --------------------------------------------------------------------------------------
 
 # Bytes in front of the inner network header: outer IP, then what the tunnel adds.

@@ -259,8 +259,12 @@ def refused_third_packet(host: Host, port: int) -> contextlib.AbstractContextMan
     return host.dropping(f"tcp dport {port} tcp flags & (syn|fin|rst|ack) == ack")
 
 
-@pytest.mark.parametrize("way", ["request", "fast-open"])
-def test_reset_that_was_accepted_is_hidden(netbpf: Any, one_host: Host, way: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "kind"), [("request", "rawtp"), ("fast-open", "rawtp"), ("fast-open", "tp")]
+)
+def test_reset_that_was_accepted_is_hidden(
+    netbpf: Any, one_host: Host, way: str, kind: str
+) -> None:
     fast = way == "fast-open"
     one_host.sysctl(net__ipv4__tcp_fastopen=0x603)  # without a cookie
     with one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
@@ -269,7 +273,7 @@ def test_reset_that_was_accepted_is_hidden(netbpf: Any, one_host: Host, way: str
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
         listener.listen()
         address = listener.getsockname()
-        with netbpf("skbdrop", "--netns", one_host.inode) as run:
+        with netbpf("skbdrop", "--netns", one_host.inode, "--probe", f"reset={kind}") as run:
             before = one_host.snmp()
             with refused_third_packet(one_host, address[1]) as dropped:
                 for _ in range(NUMBER):
