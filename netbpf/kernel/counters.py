@@ -3,7 +3,8 @@
 Names are those of nstat with a dot: "Tcp.RetransSegs" (/proc/net/snmp), "TcpExt.ListenOverflows"
 (/proc/net/netstat), "Ip6.InReceives" (/proc/net/snmp6). "Device.eth0.rx_drop" is of /proc/net/dev,
 "Softnet.dropped" of /proc/net/softnet_stat, which is the whole machine's. "Netlink.23.drops" is of
-the netlink socket with inode 23, and so are "Raw.23.drops" and "Raw6.23.drops" of raw sockets.
+the netlink socket with inode 23, "Raw.23.drops" and "Raw6.23.drops" are of raw sockets, and
+"Packet.23.drops" of packet sockets.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from contextlib import suppress
 from glob import glob
 from threading import Thread
 
+from netbpf.kernel.packet_sockets import PacketSockets
 from netbpf.kernel.syscalls import enter_network
 
 _FILES = ("snmp", "netstat", "snmp6", "dev", "softnet_stat", "netlink", "raw", "raw6")
-_FROM_ZERO = ("Netlink.", "Raw.", "Raw6.")  # whose owners come and go, and begin at zero
+_FROM_ZERO = ("Netlink.", "Raw.", "Raw6.", "Packet.")  # whose owners come and go, and begin at zero
 
 
 class Counters:
@@ -28,6 +30,8 @@ class Counters:
     Its files stay open, so that it can be read again whoever has left the namespace. One that
     cannot be found, or a file that is missing, has no counters.
     """
+
+    _packets: Sequence[PacketSockets] = ()
 
     def __init__(self, netns: int = 0) -> None:
         self._files: list[int] = []
@@ -52,15 +56,21 @@ class Counters:
                 found.update(_softnet(lines))
             else:
                 found.update(_paired(lines))
+        for sockets in self._packets:
+            found.update(sockets.read())
         return found
 
     def close(self) -> None:
         """Let go of the namespace."""
         for file in self._files:
             os.close(file)
-        self._files = []
+        for sockets in self._packets:
+            sockets.close()
+        self._files, self._packets = [], ()
 
     def _open(self) -> None:
+        with suppress(OSError):
+            self._packets = (PacketSockets(),)
         for name in _FILES:
             with suppress(OSError):
                 path = f"/proc/thread-self/net/{name}"

@@ -40,8 +40,9 @@ LIMITS
   (PACKET_TX_RING, some network cards) there are no addresses and no ports, and -4, -6 and --port
   leave such packets out and count them.
   Drops without a buffer are not seen: those of hardware and of XDP in the driver, and SYNs that a
-  full listen queue turns away. Netlink sockets, and raw ones on recent kernels, lose what does not
-  fit without freeing anything: the summary names those of one namespace that are open at the end.
+  full listen queue turns away. Netlink sockets, raw ones on recent kernels, and packet sockets that
+  share a packet lose what does not fit without freeing anything: the summary names those of one
+  namespace that are open at the end.
   Before 6.11 there is no socket for most packets that were received, so that their owner is
   unknown. The owner of a UDP socket is known if the socket was there at the start.
 """
@@ -341,7 +342,7 @@ TOOL = Tool(
         "TcpExt.TCPAbortOnData", "Softnet.dropped", "Softnet.flow_limit", "Device.*.rx_errs",
         "Device.*.rx_drop", "Device.*.rx_fifo", "Device.*.rx_frame", "Device.*.tx_errs",
         "Device.*.tx_drop", "Device.*.tx_fifo", "Device.*.tx_carrier", "Netlink.*.drops",
-        "Raw.*.drops", "Raw6.*.drops",
+        "Raw.*.drops", "Raw6.*.drops", "Packet.*.drops",
     ),
     constants=constants,
     hooks={"enrich": no_addresses, "review": review, "named_constants": named_constants},

@@ -389,6 +389,29 @@ def test_full_raw_socket_is_in_rows_or_named_with_what_it_lost(netbpf: Any, one_
     assert any(f"Raw.{inode}.drops +{lost}" in note for note in run.summary["notes"])
 
 
+def test_full_packet_socket_is_named_with_what_it_lost(netbpf: Any, one_host: Host) -> None:
+    with (
+        one_host.socket(socket.AF_PACKET, socket.SOCK_RAW) as capture,
+        one_host.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        one_host.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        capture.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        capture.bind(("lo", 3))  # ETH_P_ALL: each packet on its way out, and again on its way in
+        receiver.bind(("127.0.0.1", 0))
+        inode = os.fstat(capture.fileno()).st_ino
+        with netbpf("skbdrop", "--netns", one_host.inode) as run:
+            for _ in range(NUMBER):
+                sender.sendto(bytes(1000), receiver.getsockname())
+                assert len(receiver.recv(2000)) == 1000
+            run.stop()
+        # PACKET_STATISTICS: what came, what had no room.
+        came, lost = struct.unpack("II", capture.getsockopt(263, 6, 8))
+    assert came == 2 * NUMBER and lost > 0
+    assert run.summary["counters"][f"Packet.{inode}.drops"] == lost
+    assert any(f"Packet.{inode}.drops +{lost}" in note for note in run.summary["notes"])
+    assert 0 < sum(row["count"] for row in run.rows) <= lost
+
+
 # --- whose, and what is counted -------------------------------------------------------------------
 
 NOBODY = 65534
