@@ -3,21 +3,19 @@
 #include "netbpf.bpf.h"
 #include "filter.bpf.h"
 #include "histogram.bpf.h"
+#include "wire.bpf.h"
 
-KERNEL_FIELDS(sk_buff, dev, len, head, data, end, network_header, transport_header)
-KERNEL_FIELDS(net_device, name, nd_net.net, hard_header_len)
+KERNEL_FIELDS(sk_buff, dev, len, head, data, network_header)
+KERNEL_FIELDS(net_device, name, nd_net.net, hard_header_len, dev.parent)
 KERNEL_FIELDS(net, ns.inum)
-KERNEL_FIELDS(skb_shared_info, gso_size, gso_segs, gso_type)
 
 #define SMALL 128 /* bytes: below this a packet is mostly headers */
 #define NETDEV_TX_BUSY 0x10 /* include/linux/netdevice.h */
-#define SKB_GSO_TCPV4 (1 << 0) /* include/linux/skbuff.h */
-#define SKB_GSO_TCPV6 (1 << 4)
 
 /* Numbers of the column `point` in netbpf/tools/netsize.py. */
 enum point { NIC_RECV, STACK_RECV, STACK_SEND, NIC_SEND };
 /* How a device hands over what it received. */
-enum way { WAY_OTHER, WAY_GRO, WAY_NETIF_RX, WAY_DIRECT };
+enum way { WAY_OTHER, WAY_GRO, WAY_NETIF_RX, WAY_DIRECT, WAY_DEVICE };
 
 struct size_key {
 	u32 netns;
@@ -34,11 +32,13 @@ struct sizes {
 	u64 by_gro;
 	u64 by_netif_rx;
 	u64 by_direct;
+	u64 by_device;
+	u64 hardware;
 };
 BPF_F_TABLE("percpu_hash", struct size_key, struct sizes, sizes, MAP_ENTRIES, 0);
 BPF_PERCPU_ARRAY(zeros, struct sizes, 1);
 
-static inline struct sizes *sizes_of(struct size_key *key)
+static inline struct sizes *sizes_of(struct size_key *key, struct net_device *dev)
 {
 	struct sizes *found = sizes.lookup(key);
 	int zero = 0;
@@ -51,6 +51,8 @@ static inline struct sizes *sizes_of(struct size_key *key)
 	found = sizes.lookup(key);
 	if (!found)
 		count_loss(LOSS_MAP_FULL);
+	else if (READ(dev, dev.parent))
+		found->hardware = 1;
 	return found;
 }
 
@@ -62,34 +64,6 @@ static inline u32 link_header(struct sk_buff *skb, struct net_device *dev, u32 l
 	if (offset >= 0 && offset <= 64 && offset <= len)
 		return offset;
 	return READ(dev, hard_header_len); /* raw packets need not say where they begin */
-}
-
-/* How many packets a wire would carry for this one, and how many bytes more in headers. */
-static inline void estimate_wire(struct sk_buff *skb, u32 len, u32 *packets, u32 *bytes)
-{
-	unsigned char *head = READ(skb, head);
-	struct skb_shared_info *shared = (void *)(head + READ(skb, end));
-	u16 network = READ(skb, network_header), transport = READ(skb, transport_header);
-	u16 size = READ(shared, gso_size);
-	u32 headers = transport - network;
-	u32 segments;
-	u8 offset;
-
-	if (!size || transport < network || headers > 256)
-		return;
-	if (READ(shared, gso_type) & (SKB_GSO_TCPV4 | SKB_GSO_TCPV6)) {
-		bpf_probe_read_kernel(&offset, 1, head + transport + 12);
-		headers += offset >> 4 << 2;
-	} else {
-		headers += 8; /* UDP */
-	}
-	segments = READ(shared, gso_segs);
-	if (!segments && len > headers)
-		segments = (len - headers + size - 1) / size;
-	if (segments > 1) {
-		*packets = segments;
-		*bytes = len + (segments - 1) * headers;
-	}
 }
 
 static inline int on_packet(struct sk_buff *skb, int point, int way, s64 times)
@@ -117,7 +91,7 @@ static inline int on_packet(struct sk_buff *skb, int point, int way, s64 times)
 	wire_bytes = len;
 	if (len > SMALL)
 		estimate_wire(skb, len, &wire_packets, &wire_bytes);
-	sizes = sizes_of(&key);
+	sizes = sizes_of(&key, dev);
 	if (!sizes)
 		return 0;
 	record_value(&sizes->histogram, len, times);
@@ -131,6 +105,8 @@ static inline int on_packet(struct sk_buff *skb, int point, int way, s64 times)
 		sizes->by_netif_rx += times;
 	else if (way == WAY_DIRECT)
 		sizes->by_direct += times;
+	else if (way == WAY_DEVICE)
+		sizes->by_device += times;
 	return 0;
 }
 
@@ -194,6 +170,23 @@ PACKET_TP(stack_send, STACK_SEND, WAY_OTHER)
 #endif
 #ifdef USE_nic_send_tp
 PACKET_TP(nic_send, NIC_SEND, WAY_OTHER)
+#endif
+
+#ifdef USE_behind_fexit
+/*
+ * A function that may hand a packet to a device on top of the one that it came in on: it returns 1
+ * (true, RX_HANDLER_ANOTHER) if it has, and no tracepoint follows for that device.
+ */
+int behind_fexit(u64 *ctx)
+{
+	struct sk_buff *skb = NULL;
+
+	bpf_probe_read_kernel(&skb, sizeof(skb), (void *)ctx[0]);
+	if ((u8)ctx[1] != 1 || !skb)
+		return 0;
+	on_packet(skb, STACK_RECV, WAY_OTHER, 1);
+	return on_packet(skb, NIC_RECV, WAY_DEVICE, 1);
+}
 #endif
 
 /* The driver had no room: the packet comes again, so it was not sent this time. */

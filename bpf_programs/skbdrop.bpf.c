@@ -2,13 +2,11 @@
 /* skbdrop: packets that the kernel frees as dropped. Front-end: netbpf/tools/skbdrop.py */
 #include "netbpf.bpf.h"
 #include "packet.bpf.h"
+#include "harmless.bpf.h"
 #define OWNERS_OF_ALL 1
 #include "owners.bpf.h"
 
-KERNEL_FIELDS(sock, sk_socket)
 KERNEL_OPTIONAL(sock, __sk_common.skc_listener)
-
-#define AF_VSOCK 40 /* include/linux/socket.h */
 
 /* Those of one place, for one reason; a map entry each. */
 struct drop_key {
@@ -60,7 +58,7 @@ struct drop {
 };
 
 /* Order of the record Totals in netbpf/tools/skbdrop.py. */
-enum total { TOTAL_HIDDEN, TOTALS };
+enum total { TOTAL_HIDDEN, TOTAL_UNREAD, TOTALS };
 BPF_PERCPU_ARRAY(totals, u64, TOTALS);
 
 #ifdef USE_STACKS
@@ -130,32 +128,37 @@ static inline void send_drop(struct drop_key *key, struct packet *packet, struct
 }
 #endif
 
-/*
- * Frees that lose nothing: queues of a socket that is closed, also of local ones; what vsock has
- * handled (virtio_transport_recv_pkt); and what TIME_WAIT has answered or may ignore, which the
- * kernel frees as a drop without a reason (tcp_v4_rcv, discard_it). Older kernels give no reason for
- * the former, and no socket for the latter: the place tells.
- */
-static inline bool is_harmless(struct sk_buff *skb, u32 reason, u64 location, u32 proto,
-			       struct sock *sk, struct sock *rx_sk)
+static inline void count_total(int which)
 {
-	void *dev = READ(skb, dev);
-	bool local = proto > PROTO_SOCKET;
+	u64 *total = totals.lookup(&which);
 
-	if (HARMLESS_REASON(reason) || (local && reason == SOCKET_CLOSE))
-		return true;
-	if (reason != NOT_SPECIFIED)
+	if (total)
+		*total += 1;
+}
+
+static inline bool pass_headers(struct packet *packet)
+{
+#ifdef FILTER_FAMILY
+	if (packet->family && packet->family != FILTER_FAMILY)
 		return false;
-	if (local)
-		return proto == (PROTO_SOCKET | AF_VSOCK) || !READ(sk, sk_socket);
-	/* The socket is gone already (udp_destruct_common), that it was queued shows (dev_scratch). */
-	if (proto == IPPROTO_UDP && !sk && dev && !is_kernel_pointer(dev))
-		return true;
-#ifdef HARMLESS_PLACE
-	return HARMLESS_PLACE(location);
-#else
-	return rx_sk && READ(rx_sk, __sk_common.skc_state) == TCP_TIME_WAIT;
+	if (!packet->family && !packet->hidden)
+		return false;
 #endif
+#ifdef FILTER_PORT
+	if (!packet->hidden && !FILTER_PORT(packet->sport) && !FILTER_PORT(packet->dport))
+		return false;
+#endif
+#if defined(FILTER_FAMILY) || defined(FILTER_PORT)
+#ifndef FILTER_PORT
+	if (packet->family)
+		return true;
+#endif
+	if (packet->hidden) {
+		count_total(TOTAL_UNREAD);
+		return false;
+	}
+#endif
+	return true;
 }
 
 static inline bool pass_packet(struct packet *packet)
@@ -164,19 +167,11 @@ static inline bool pass_packet(struct packet *packet)
 
 	if (!pass_netns(packet->netns))
 		return false;
-#ifdef FILTER_FAMILY
-	if (packet->family != FILTER_FAMILY)
-		return false;
-#endif
-#ifdef FILTER_PORT
-	if (!FILTER_PORT(packet->sport) && !FILTER_PORT(packet->dport))
-		return false;
-#endif
 #ifdef FILTER_DEV
 	if (!FILTER_DEV(dev[0], dev[1]))
 		return false;
 #endif
-	return true;
+	return pass_headers(packet);
 }
 
 /* Who owns the socket that the packet was for, or came from. */
@@ -210,14 +205,10 @@ static inline int on_drop(void *ctx, struct sk_buff *skb, u64 location, u32 reas
 	if (!pass_owner(&owner))
 		return 0;
 #endif
-	key.harmless = is_harmless(skb, reason, location, packet.proto, sk, rx_sk);
+	key.harmless = is_harmless(skb, &packet, reason, location, sk, rx_sk);
 #ifndef SHOW_ALL
 	if (key.harmless) {
-		int which = TOTAL_HIDDEN;
-		u64 *hidden = totals.lookup(&which);
-
-		if (hidden)
-			*hidden += 1;
+		count_total(TOTAL_HIDDEN);
 		return 0;
 	}
 #endif
@@ -262,5 +253,20 @@ int drop_tp(struct drop_args *ctx)
 	rx_sk = (struct sock *)ctx->rx_sk;
 #endif
 	return on_drop(ctx, (struct sk_buff *)ctx->skbaddr, (u64)ctx->location, reason, rx_sk);
+}
+#endif
+
+#ifdef USE_reset_rawtp
+int reset_rawtp(struct bpf_raw_tracepoint_args *ctx)
+{
+	note_reset((struct sock *)RAWTP_ARG(reset, sk));
+	return 0;
+}
+#endif
+#ifdef USE_reset_tp
+int reset_tp(struct reset_args *ctx)
+{
+	note_reset((struct sock *)ctx->skaddr);
+	return 0;
 }
 #endif

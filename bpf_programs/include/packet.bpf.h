@@ -3,9 +3,10 @@
 #ifndef NETBPF_PACKET_BPF_H
 #define NETBPF_PACKET_BPF_H
 
-#include "sock.bpf.h"
+#include "headers.bpf.h"
 
-KERNEL_FIELDS(sk_buff, head, data, len, network_header, protocol, dev, sk, skb_iif, _skb_refdst)
+KERNEL_FIELDS(sk_buff, head, data, len, data_len, network_header, mac_header, protocol, dev, sk)
+KERNEL_FIELDS(sk_buff, skb_iif, _skb_refdst)
 KERNEL_FIELDS(net_device, name, nd_net.net)
 KERNEL_FIELDS(sock, sk_protocol)
 KERNEL_OPTIONAL(net_device, index_hlist, ifindex)
@@ -13,28 +14,9 @@ KERNEL_OPTIONAL(net, dev_index_head)
 KERNEL_OPTIONAL(hlist_node, next)
 KERNEL_OPTIONAL(dst_entry, dev)
 
-#define ETH_P_IP 0x0800
-#define ETH_P_IPV6 0x86DD
-#define IPPROTO_UDP 17
 #define TCP_NEW_SYN_RECV 12
-/* What a protocol's number is: see Protocol in netbpf/declare/network.py. */
-#define PROTO_ETHERTYPE (1 << 16)
-#define PROTO_SOCKET (2 << 16)
 #define FIRST_NAMESPACE 0xEFFFFFF8 /* inode numbers of namespaces: include/uapi/linux/nsfs.h */
 #define LONGEST_HEADERS 512 /* bytes between the network header and where a packet is read */
-
-struct packet {
-	struct net *net;
-	u32 netns;
-	u32 proto;
-	u32 len; /* from the network header on */
-	u16 sport;
-	u16 dport;
-	char dev[16];
-	u8 saddr[16]; /* IPv4 mapped, as in struct endpoints; zero unless family says IP */
-	u8 daddr[16];
-	u8 family; /* 0: not an IP packet */
-};
 
 static inline bool is_kernel_pointer(const void *pointer)
 {
@@ -118,91 +100,33 @@ static inline void read_place(struct packet *packet, struct sk_buff *skb, struct
 #endif
 }
 
-static inline bool has_ports(u32 proto)
-{
-	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == 33 /* DCCP */ ||
-	       proto == 132 /* SCTP */ || proto == 136 /* UDP-Lite */;
-}
-
-static inline void read_ports(struct packet *packet, void *from)
-{
-	u16 ports[2] = {};
-
-	if (!has_ports(packet->proto))
-		return;
-	bpf_probe_read_kernel(ports, sizeof(ports), from);
-	packet->sport = swap16(ports[0]);
-	packet->dport = swap16(ports[1]);
-}
-
-static inline void read_ipv4(struct packet *packet, u8 *start)
-{
-	u8 ip[20] = {};
-	u32 saddr, daddr;
-
-	bpf_probe_read_kernel(ip, sizeof(ip), start);
-	if (ip[0] >> 4 != 4)
-		return;
-	__builtin_memcpy(&saddr, ip + 12, 4);
-	__builtin_memcpy(&daddr, ip + 16, 4);
-	map_ipv4(packet->saddr, saddr);
-	map_ipv4(packet->daddr, daddr);
-	packet->family = AF_INET;
-	packet->proto = ip[9];
-	if (!(ip[6] & 0x1f) && !ip[7]) /* only the first fragment has ports */
-		read_ports(packet, start + (ip[0] & 0xf) * 4);
-}
-
-static inline void read_ipv6(struct packet *packet, u8 *start)
-{
-	u8 ip[40] = {}, next[4] = {};
-	bool later = false;
-
-	bpf_probe_read_kernel(ip, sizeof(ip), start);
-	if (ip[0] >> 4 != 6)
-		return;
-	__builtin_memcpy(packet->saddr, ip + 8, 16);
-	__builtin_memcpy(packet->daddr, ip + 24, 16);
-	packet->family = AF_INET6;
-	packet->proto = ip[6];
-	start += sizeof(ip);
-	/* Hop-by-hop, routing, destination options; a fragment header. */
-	for (int i = 0; i < 4; i++) {
-		u32 proto = packet->proto;
-
-		if (proto != 0 && proto != 43 && proto != 60 && proto != 44)
-			break;
-		bpf_probe_read_kernel(next, sizeof(next), start);
-		if (proto == 44)
-			later = later || next[2] || next[3] >> 3;
-		packet->proto = next[0];
-		start += proto == 44 ? 8 : (next[1] + 1) * 8;
-	}
-	if (!later)
-		read_ports(packet, start);
-}
-
 /* `sk` is a socket that the packet belongs to or came to, or NULL. */
 static inline void read_packet(struct packet *packet, struct sk_buff *skb, struct sock *sk)
 {
 	u16 protocol = READ(skb, protocol), network = READ(skb, network_header);
+	u32 len = READ(skb, len), paged = READ(skb, data_len);
 	u8 *head = (u8 *)READ(skb, head), *data = (u8 *)READ(skb, data);
-	u8 *start = network ? head + network : data; /* not known before the stack has the packet */
+	struct linear linear = {network ? head + network : data, data + (len - paged)};
 	u16 ethertype = swap16(protocol);
-	s64 before = data - start;
+	s64 before;
 
-	packet->len = READ(skb, len);
+	if (!network &&
+	    head + READ(skb, mac_header) == data) /* not known, and still at the link header */
+		linear.at += ETH_HLEN;
+	ethertype = skip_tags(skb, &linear, ethertype);
+	before = data - linear.at;
+	packet->len = len;
 	if (before > -LONGEST_HEADERS && before < LONGEST_HEADERS)
 		packet->len += before;
 	read_place(packet, skb, sk);
 	if (ethertype == ETH_P_IP)
-		read_ipv4(packet, start);
+		read_ipv4(packet, &linear);
 	else if (ethertype == ETH_P_IPV6)
-		read_ipv6(packet, start);
+		read_ipv6(packet, &linear);
 	if (packet->family)
 		return;
 	packet->proto = PROTO_ETHERTYPE | ethertype;
-	if (sk) {
+	if (sk && !packet->hidden) {
 		u16 family = READ(sk, __sk_common.skc_family);
 		u8 state = READ(sk, __sk_common.skc_state);
 

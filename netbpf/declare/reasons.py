@@ -5,7 +5,10 @@ The counter in brackets is the one that should grow with it.
 
 from __future__ import annotations
 
-from typing import Optional
+from collections.abc import Iterable, Mapping
+from typing import Callable, Optional
+
+from netbpf.declare.numbers import in_ranges, one_of
 
 MEANINGS = {
     "NOT_SPECIFIED": "the code that frees it gives no reason: the location tells which code",
@@ -50,7 +53,7 @@ MEANINGS = {
     "TCP_INVALID_ACK_SEQUENCE": "acknowledges what was never sent",
     "TCP_RFC7323_PAWS": "its timestamp is too old [TcpExt.PAWSEstab]",
     "TCP_LISTEN_OVERFLOW": "the listener's accept queue is full [TcpExt.ListenOverflows]",
-    "TCP_RESET": "a reset that ended its session",
+    "TCP_RESET": "a reset that was not accepted: outside of the window, or for a listener",
     "TCP_INVALID_SYN": "a SYN in the middle of a session",
     "TCP_CLOSE": "the session was closed already",
     "TCP_ABORT_ON_DATA": "data after close: the program closed without reading everything "
@@ -85,9 +88,30 @@ HARMLESS = ("QUEUE_PURGE", "CONSUMED")
 # Where frees without a reason lose nothing: segments in TIME_WAIT; and before QUEUE_PURGE (6.6,
 # 4025d3e73abd) what is in a socket's queues when it is destroyed, such as a FIN.
 WAITING = ("tcp_v4_rcv", "tcp_v6_rcv")
+# tcp_rcv_state_process() and what it frees through, if the compiler has not put that into it.
+ACKED = ("tcp_rcv_state_process", "tcp_drop_reason", "tcp_drop")
+# Of a segment with at most one byte: a probe, or what a newer one has overtaken. Where the kernel
+# has no TCP_OLD_SEQUENCE, TCP_INVALID_SEQUENCE stands for both sides of the window.
+PROBES = ("TCP_OLD_SEQUENCE", "TCP_OLD_DATA")
+OLD_PROBES = ("TCP_INVALID_SEQUENCE", "TCP_OLD_DATA")
 PURGING = ("skb_queue_purge", "sk_stream_kill_queues", "inet_sock_destruct")
 
 
 def meaning(reason: str) -> Optional[str]:
     """Return a sentence about a drop reason, None if we have none."""
     return MEANINGS.get(reason)
+
+
+def reason_in(known: Mapping[str, int], names: Iterable[str]) -> str:
+    """Return the C test whether `r` is one of these reasons, as far as the kernel has them."""
+    found = [known[name] for name in names if name in known]
+    return one_of("r", found) if found else "0"
+
+
+def place_in(span: Callable[[str], tuple[int, int]], functions: Iterable[str]) -> str:
+    """Return the C test whether the return address `x` lies in one of these functions.
+
+    `span` returns first and following address of a function, zeros if that is not known.
+    """
+    spans = [(low + 1, high) for low, high in map(span, functions) if high]
+    return in_ranges("x", spans) if spans else "0"

@@ -2,7 +2,9 @@
 
 Names are those of nstat with a dot: "Tcp.RetransSegs" (/proc/net/snmp), "TcpExt.ListenOverflows"
 (/proc/net/netstat), "Ip6.InReceives" (/proc/net/snmp6). "Device.eth0.rx_drop" is of /proc/net/dev,
-"Softnet.dropped" of /proc/net/softnet_stat, which is the whole machine's.
+"Softnet.dropped" of /proc/net/softnet_stat, which is the whole machine's. "Netlink.23.drops" is of
+the netlink socket with inode 23, "Raw.23.drops" and "Raw6.23.drops" are of raw sockets, and
+"Packet.23.drops" of packet sockets.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from contextlib import suppress
 from glob import glob
 from threading import Thread
 
+from netbpf.kernel.packet_sockets import PacketSockets
 from netbpf.kernel.syscalls import enter_network
 
-_FILES = ("snmp", "netstat", "snmp6", "dev", "softnet_stat")
+_FILES = ("snmp", "netstat", "snmp6", "dev", "softnet_stat", "netlink", "raw", "raw6")
+_FROM_ZERO = ("Netlink.", "Raw.", "Raw6.", "Packet.")  # whose owners come and go, and begin at zero
 
 
 class Counters:
@@ -26,6 +30,8 @@ class Counters:
     Its files stay open, so that it can be read again whoever has left the namespace. One that
     cannot be found, or a file that is missing, has no counters.
     """
+
+    _packets: Sequence[PacketSockets] = ()
 
     def __init__(self, netns: int = 0) -> None:
         self._files: list[int] = []
@@ -44,19 +50,27 @@ class Counters:
                 found.update(_single(lines))
             elif lines and lines[0].startswith("Inter-"):
                 found.update(_devices(lines))
+            elif lines and "inode" in lines[0].lower():
+                found.update(_sockets(lines))
             elif lines and re.match(r"[0-9a-f]{8} ", lines[0]):
                 found.update(_softnet(lines))
             else:
                 found.update(_paired(lines))
+        for sockets in self._packets:
+            found.update(sockets.read())
         return found
 
     def close(self) -> None:
         """Let go of the namespace."""
         for file in self._files:
             os.close(file)
-        self._files = []
+        for sockets in self._packets:
+            sockets.close()
+        self._files, self._packets = [], ()
 
     def _open(self) -> None:
+        with suppress(OSError):
+            self._packets = (PacketSockets(),)
         for name in _FILES:
             with suppress(OSError):
                 path = f"/proc/thread-self/net/{name}"
@@ -105,19 +119,32 @@ def _softnet(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
     yield "Softnet.flow_limit", sum(row[10] for row in rows if len(row) > 10)
 
 
+def _sockets(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
+    # Numbers stand under their names from the right, but for "tx_queue rx_queue tr tm->when" of raw
+    # sockets: two words. Only raw6 has room for IPv6 addresses.
+    heads = lines[0].lower().split()
+    kind = "Netlink" if "groups" in heads else "Raw6" if lines[0].index(" st") > 40 else "Raw"
+    for line in lines[1:]:
+        values = line.split()
+        inode, drops = (values[heads.index(name) - len(heads)] for name in ("inode", "drops"))
+        yield f"{kind}.{inode}.drops", int(drops)
+
+
 def increase(
     before: Mapping[str, int], after: Mapping[str, int], names: Sequence[str]
 ) -> dict[str, int]:
     """Return how much each of `names` grew; a counter that this kernel lacks is left out.
 
-    A name can be a pattern such as "Device.*.rx_drop": it stands for those that did grow.
+    A name can be a pattern such as "Device.*.rx_drop": it stands for those that did grow. Sockets
+    that were opened meanwhile grew from zero.
     """
     found = {}
     for name in names:
         fits = fnmatch.filter(after, name) if "*" in name else [name]
         for fit in fits:
-            if fit in after and fit in before and (fit == name or after[fit] != before[fit]):
-                found[fit] = after[fit] - before[fit]
+            start = before.get(fit, 0 if fit.startswith(_FROM_ZERO) else None)
+            if fit in after and start is not None and (fit == name or after[fit] != start):
+                found[fit] = after[fit] - start
     return found
 
 

@@ -31,7 +31,7 @@ class HistogramReader:
 
     def __init__(self, declared: Histogram, fd: int, join: bool = False) -> None:
         """Take the declaration and the map's descriptor; `join` leaves wide key columns out."""
-        self._declared = declared
+        self.declared = declared
         self._left_out = {c.name for c in declared.key.columns if c.wide} if join else set()
         self._map = Map(fd, declared.key.size, value_size(declared), per_cpu=True)
         self._seen: Totals = {}
@@ -65,14 +65,14 @@ class HistogramReader:
     def _joined(self, grown: Totals) -> Iterable[tuple[dict[str, Any], NDArray[np.uint64]]]:
         joined: dict[tuple[Any, ...], tuple[dict[str, Any], NDArray[np.uint64]]] = {}
         for raw_key, sums in grown.items():
-            whole = self._decode(self._declared.key.layout().unpack(raw_key))
+            whole = self._decode(self.declared.key.layout().unpack(raw_key))
             key = {name: value for name, value in whole.items() if name not in self._left_out}
             same = joined.get(tuple(key.values()))
             joined[tuple(key.values())] = (key, sums if same is None else same[1] + sums)
         return joined.values()
 
     def _histogram(self, key: dict[str, Any], sums: NDArray[np.uint64]) -> dict[str, Any]:
-        declared = self._declared
+        declared = self.declared
         extra = declared.extra.members if declared.extra else ()
         more = {column.name: int(sums[SLOTS + 2 + i]) for i, column in enumerate(extra)}
         return _described(declared, key, sums, more)

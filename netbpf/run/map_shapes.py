@@ -11,6 +11,7 @@ from netbpf.declare.histogram import Histogram
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
 from netbpf.kernel.counters import Counters, increase
+from netbpf.kernel.devices import Devices
 from netbpf.kernel.maps import Map
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
@@ -24,20 +25,55 @@ from netbpf.run.tables import TableReader
 
 
 class HistogramShape(Shape):
-    """Distributions, per interval or once at the end."""
+    """Distributions, per interval or once at the end.
+
+    With the hook `devices`, what devices count themselves is compared with the sums of the whole
+    run: it takes the histograms of the run and {(namespace, device): packets received and sent}.
+    """
 
     unit = "values"
 
     def __init__(
-        self, tool: Tool, declared: Histogram, attached: Attached, clock: Clock, join: bool = False
+        self,
+        tool: Tool,
+        declared: Histogram,
+        settings: Mapping[str, Any],
+        attached: Attached,
+        clock: Clock,
     ) -> None:
         super().__init__()
-        self.tool, self.clock, self.attached = tool, clock, attached
+        self.tool, self.clock, self.attached, self.settings = tool, clock, attached, settings
         self.columns = (*declared.key.columns, *bucket_columns())
-        self.reader = HistogramReader(declared, attached.loaded.maps[declared.map], join)
+        join = settings["output"] == "text" and not settings.get("wide")
+        self._fd = attached.loaded.maps[declared.map]
+        self.reader = HistogramReader(declared, self._fd, join)
+        self._devices = Devices(netns_of(settings)) if "devices" in tool.hooks else None
+        self._counted: dict[tuple[int, str], tuple[int, int]] = {}
+
+    def begin(self, stop: Stop, writer: Writer) -> None:
+        """Read the devices' counters: what comes before is seen, and so never missing."""
+        super().begin(stop, writer)
+        self._counted = self._devices.read() if self._devices else {}
+
+    def _compare(self, devices: Devices) -> None:
+        # The devices first: what they count after that is not missing either.
+        now, declared = devices.read(), self.reader.declared
+        plain = Histogram(declared.map, declared.key, declared.unit, extra=declared.extra)
+        whole = HistogramReader(plain, self._fd).since_last()
+        devices.close()
+        risen = {
+            key: (received - self._counted[key][0], sent - self._counted[key][1])
+            for key, (received, sent) in now.items()
+            if key in self._counted
+        }
+        more, notes = self.tool.hooks["devices"](whole, risen, self.settings)
+        self.more.update(more)
+        self.notes += notes
 
     def close_interval(self, final: bool) -> None:
         """Write the histograms of the interval."""
+        if final and self._devices:
+            self._compare(self._devices)
         now = time.monotonic_ns()
         found = self.reader.since_last()
         for histogram in found:

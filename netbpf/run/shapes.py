@@ -80,8 +80,7 @@ def make_shape(tool: Tool, settings: Mapping[str, Any], attached: Attached, cloc
         else:
             parts.append(EventShape(*context))
     if tool.histogram and not counted:
-        join = settings["output"] == "text" and not settings.get("wide")
-        parts.append(HistogramShape(tool, tool.histogram, attached, clock, join))
+        parts.append(HistogramShape(tool, tool.histogram, settings, attached, clock))
     tables = tool.tables_of(settings)
     for table in tables:
         counters = tool.interval_counters if table is tables[-1] else ()

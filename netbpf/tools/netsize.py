@@ -28,15 +28,23 @@ OVERHEAD
   a million packets per second this costs most of a CPU. Narrowing to one device (-i) costs less.
 
 LIMITS
-  Packets that XDP takes away, or that are dropped before the first point, are not seen. Wire
-  packets are an estimate from the size and number of segments that the packet carries. Smaller
-  than 128 bytes counts as small.
+  The kernel has no tracepoint for a packet that one device hands to another one on top of it
+  (macvlan, ipvlan, VLAN, bond, team): it is counted there only where fexit can follow it, for which
+  its driver must be built into the kernel. There is none for sends around the queueing discipline
+  (PACKET_QDISC_BYPASS, AF_XDP in copy mode, netpoll, pktgen), and XDP takes packets away before
+  the first point. What devices counted themselves is in the summary (`devices`), with how much of
+  it no point has seen at least, and a note for each device that has such packets. Devices that come
+  while it runs are not compared.
+  Wire packets are an estimate from the size and number of segments that the packet carries; the
+  headers of tunnels (VXLAN, Geneve, GRE, IP in IP) are repeated with each, what ESP adds behind is
+  not. Smaller than 128 bytes counts as small.
 """
 
 from netbpf.declare import (
     NETNS,
     Choice,
     Count,
+    Fexit,
     Histogram,
     Netns,
     Option,
@@ -55,6 +63,7 @@ _WAYS = {
     "by_gro": "napi_gro_receive",
     "by_netif_rx": "netif_rx",
     "by_direct": "netif_receive_skb",
+    "by_device": "another device",
 }
 
 
@@ -77,6 +86,8 @@ class SizeSums(Record):
     by_gro = Count("packets that came in through GRO")
     by_netif_rx = Count("packets that came in through netif_rx")
     by_direct = Count("packets that came in through netif_receive_skb")
+    by_device = Count("packets that another device handed over")
+    hardware = Count("not 0 for a device with hardware of its own")
 
 
 def describe(found, sums):  # type: ignore[no-untyped-def]
@@ -111,6 +122,41 @@ def conclude(histograms):  # type: ignore[no-untyped-def]
         f"{dev} does not pass the GRO entry points: nic_recv was counted at {', '.join(entries)}"
         for dev, entries in sorted(lacking.items())
     ]
+
+
+# What a point cannot see of a device's packets.
+_BEHIND = (
+    "received {} packets more than pass a probe: another device handed them over (macvlan, ipvlan, "
+    "VLAN, bond, team), or XDP took them"
+)
+_AROUND = (
+    "sent {} packets more than pass a probe: they went around the queueing discipline "
+    "(PACKET_QDISC_BYPASS, AF_XDP, netpoll, pktgen), or came from XDP"
+)
+_WAY_OF_POINTS = (("received", "nic_recv", _BEHIND), ("sent", "nic_send", _AROUND))
+
+
+def devices_own(histograms, risen, settings):  # type: ignore[no-untyped-def]
+    """Compare with what the devices counted themselves: at least so many packets were not seen."""
+    seen = {tuple(one["key"].values()): one for one in histograms}
+    found, notes = [], []
+    for (netns, dev), counted in sorted(risen.items()):
+        if settings["interface"] and dev not in settings["interface"]:
+            continue
+        row = {"dev": dev, "netns": netns}
+        for packets, (way, point, words) in zip(counted, _WAY_OF_POINTS):
+            one = seen.get((dev, point, netns), {"count": 0, "wire_packets": 0, "hardware": 0})
+            # Hardware counts what is on the wire, and some of it reports it seconds later.
+            most = max(one["count"], one["wire_packets"]) if one["hardware"] else one["count"]
+            unseen = max(0, packets - most)
+            if one["hardware"] and unseen * 100 < packets:
+                unseen = 0
+            row[way], row[f"{way}_unseen"] = packets, unseen
+            if unseen:
+                notes.append(f"{dev} (netns {netns}) {words.format(unseen)}")
+        if any(counted):
+            found.append(row)
+    return {"devices": found}, notes
 
 
 def constants(settings):  # type: ignore[no-untyped-def]
@@ -155,6 +201,18 @@ TOOL = Tool(
         _point("netif_rx", "netif_rx", optional=True),
         _point("direct", "netif_receive_skb_entry", optional=True),
         _point("direct_list", "netif_receive_skb_list_entry", optional=True),
+        Probe(
+            "behind",
+            Fexit(
+                "vlan_do_receive",
+                "macvlan_handle_frame",
+                "ipvlan_handle_frame",
+                "bond_handle_frame",
+                "team_handle_frame",
+                every=True,
+            ),
+            optional=True,
+        ),
         _point("stack_recv", "netif_receive_skb"),
         _point("stack_send", "net_dev_queue"),
         _point("nic_send", "net_dev_start_xmit"),
@@ -179,5 +237,12 @@ TOOL = Tool(
     ),  # fmt: skip
     no_filter="it counts packets at devices, before anything is known of processes and sockets",
     constants=constants,
-    hooks={"conclude": conclude},
+    hooks={"conclude": conclude, "devices": devices_own},
+    summary_fields={
+        "devices": {
+            "type": "array",
+            "description": "packets that devices counted themselves, and how many were not seen",
+            "items": {"type": "object"},
+        }
+    },
 )

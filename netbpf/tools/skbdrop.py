@@ -29,13 +29,22 @@ OVERHEAD
   accepts and closes cost as in tcplife, to know owners.
 
 LIMITS
-  Frees that are known to lose nothing are hidden and counted (--all shows them): queues of sockets
-  that are closed (QUEUE_PURGE and the like), messages that vsock has handled, and packets that a
-  session in TIME_WAIT has answered or may ignore.
+  Frees that lose nothing are hidden and counted (--all shows them): queues of sockets that are
+  closed (QUEUE_PURGE and the like); messages that vsock has handled; and of TCP the reset that
+  ended a session, the probes of keepalive and of a closed window, ACKs that a newer one has
+  overtaken, ACKs of a socket whose peer has closed its half (each MPTCP session has one), what a
+  connection request or a session in TIME_WAIT has taken, answered or may ignore. Data that came
+  twice (TCP_OLD_DATA and the like) is shown: it was sent for nothing. Before 5.17 there is no
+  reason, only the location, and nothing is hidden: the summary has a note then.
+  Headers are read where they lie in a packet's linear part. Where they lie in page fragments
+  (PACKET_TX_RING, some network cards) there are no addresses and no ports, and -4, -6 and --port
+  leave such packets out and count them.
   Drops without a buffer are not seen: those of hardware and of XDP in the driver, and SYNs that a
-  full listen queue turns away. Before 5.17 there is no reason, only the location, and before 6.11
-  no socket for most packets that were received, so that their owner is unknown. The owner of a UDP
-  socket is known if the socket was there at the start.
+  full listen queue turns away. Netlink sockets, raw ones on recent kernels, and packet sockets that
+  share a packet lose what does not fit without freeing anything: the summary names those of one
+  namespace that are open at the end.
+  Before 6.11 there is no socket for most packets that were received, so that their owner is
+  unknown. The owner of a UDP socket is known if the socket was there at the start.
 """
 
 from netbpf.declare import (
@@ -75,7 +84,17 @@ from netbpf.declare.network import (
 )
 from netbpf.declare.numbers import in_ranges, one_of, one_of_names
 from netbpf.declare.options import by_name, count, devices, ports, words
-from netbpf.declare.reasons import HARMLESS, PURGING, WAITING, meaning
+from netbpf.declare.reasons import (
+    ACKED,
+    HARMLESS,
+    OLD_PROBES,
+    PROBES,
+    PURGING,
+    WAITING,
+    meaning,
+    place_in,
+    reason_in,
+)
 
 YES_NO = {0: "no", 1: "yes"}
 NO_REASON = 2**31  # a number that no reason has
@@ -90,6 +109,8 @@ UNSEEN = {
     "tx_fifo": "errors of the device",
     "tx_carrier": "errors of the device",
 }
+FULL = "its receive buffer was full: that need not free a packet, and then there is no row"
+NO_REASONS = "this kernel gives no reasons: the rows have frees that lose nothing as well"
 
 
 class Drop(Event):
@@ -168,6 +189,7 @@ class Totals(Record):
     """What is not in the rows."""
 
     hidden = Count("frees that lose nothing and are not shown")
+    unread = Count("packets that -4, -6 or --port left out, as their headers could not be read")
 
 
 def trim(stack, location):  # type: ignore[no-untyped-def]
@@ -211,9 +233,17 @@ def no_addresses(values, settings):  # type: ignore[no-untyped-def]
 def review(summary, settings):  # type: ignore[no-untyped-def]
     """Say what was hidden, and what could not be seen."""
     hidden, notes = summary["totals"]["hidden"], []
+    (drop,) = [probe for probe in summary["probes"] if probe["name"] == "drop"]
+    if any("lacks reason" in why for why in drop["passed_over"]):
+        notes.append(NO_REASONS)
     if hidden:
         notes.append(f"{hidden} frees that lose nothing are not shown (--all shows them)")
+    unread = summary["totals"]["unread"]
+    if unread:
+        notes.append(f"{unread} packets whose headers could not be read were left out by a filter")
     for name, grown in summary["counters"].items():
+        if grown and name.endswith(".drops"):
+            notes.append(f"{name} +{grown}, {FULL}")
         why = UNSEEN.get(name) or UNSEEN.get(name.rpartition(".")[2])
         if grown and why:
             notes.append(f"not seen by this probe: {name} +{grown}, {why}")
@@ -234,19 +264,22 @@ def constants(settings):  # type: ignore[no-untyped-def]
 def named_constants(settings, names):  # type: ignore[no-untyped-def]
     """Ask the kernel for the numbers of reasons, and where to look if it names no sockets."""
     known = names.reasons
-    harmless = [f"(r) == {known[name]}" for name in HARMLESS if name in known]
+    single = ("NOT_SPECIFIED", "SOCKET_CLOSE", "TCP_OLD_ACK")
+    # Before TCP_LISTEN_OVERFLOW a full accept queue gave no reason at that place either.
+    request = WAITING if "TCP_LISTEN_OVERFLOW" in known else ()
     found = {
-        **{name: known.get(name, NO_REASON) for name in ("NOT_SPECIFIED", "SOCKET_CLOSE")},
-        "HARMLESS_REASON(r)": f"({' || '.join(harmless) or '0'})",
+        **{name: known.get(name, NO_REASON) for name in single},
+        "HARMLESS_REASON(r)": reason_in(known, HARMLESS),
+        "PROBE_REASON(r)": reason_in(known, PROBES if PROBES[0] in known else OLD_PROBES),
+        "ACKED_PLACE(x)": place_in(names.span, ACKED if known else ()),
+        "REQUEST_PLACE(x)": place_in(names.span, request),
     }
     if settings["reason"]:
         wanted = names.numbers(settings["reason"].split(","))
         found["FILTER_REASON(r)"] = one_of("r", wanted)
     if known and not names.offers("kfree_skb", "rx_sk"):
-        places = WAITING if "QUEUE_PURGE" in known else (*WAITING, *PURGING)
-        spans = [names.span(name) for name in places]
-        tests = [f"((x) > {low}ULL && (x) <= {high}ULL)" for low, high in spans]
-        found["HARMLESS_PLACE(x)"] = f"({' || '.join(tests)})"
+        waiting = WAITING if "QUEUE_PURGE" in known else (*WAITING, *PURGING)
+        found["HARMLESS_PLACE(x)"] = place_in(names.span, waiting)
     return found
 
 
@@ -265,6 +298,12 @@ TOOL = Tool(
             Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason")),
             RawTracepoint("kfree_skb", args=("skb", "location"), loses=("reason", "meaning")),
             Tracepoint("skb:kfree_skb", args=("skbaddr", "location"), loses=("reason", "meaning")),
+        ),
+        Probe(
+            "reset",
+            RawTracepoint("tcp_receive_reset", args=("sk",)),
+            Tracepoint("tcp:tcp_receive_reset", args=("skaddr",)),
+            optional=True,
         ),
     ),
     owners=True,
@@ -302,7 +341,8 @@ TOOL = Tool(
         "TcpExt.OfoPruned", "TcpExt.PruneCalled", "TcpExt.RcvPruned", "TcpExt.PAWSEstab",
         "TcpExt.TCPAbortOnData", "Softnet.dropped", "Softnet.flow_limit", "Device.*.rx_errs",
         "Device.*.rx_drop", "Device.*.rx_fifo", "Device.*.rx_frame", "Device.*.tx_errs",
-        "Device.*.tx_drop", "Device.*.tx_fifo", "Device.*.tx_carrier",
+        "Device.*.tx_drop", "Device.*.tx_fifo", "Device.*.tx_carrier", "Netlink.*.drops",
+        "Raw.*.drops", "Raw6.*.drops", "Packet.*.drops",
     ),
     constants=constants,
     hooks={"enrich": no_addresses, "review": review, "named_constants": named_constants},

@@ -44,6 +44,13 @@ class Datagrams:
             lengths.append(size + self.header)
         return lengths
 
+    def segmented(self, size: int, total: int) -> None:
+        """Send `total` bytes as one packet that is cut into datagrams of `size` (UDP_SEGMENT)."""
+        cut = [(socket.IPPROTO_UDP, 103, struct.pack("=H", size))]
+        self._sender.sendmsg([bytes(total)], cut)
+        while total:
+            total -= len(self._receiver.recv(65536))
+
     def close(self) -> None:
         """Close both sockets."""
         self._sender.close()

@@ -147,3 +147,34 @@ def test_a_namespace_that_nobody_has_has_no_counters():
     counters = Counters(netns=1)
     assert counters.read() == {}
     counters.close()
+
+
+NETLINK = """\
+sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode
+0000000094535b2d 0   0          00000000 0        0        0     2        0        5821
+0000000037ea549a 15  32417      00000001 4608     0        0     2        74       89892
+"""
+RAW = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
+  85: 00000000:0011 00000000:0000 07 00000000:00001200 00:00000000 00000000     0        0 89188 2 00000000cf690e03 7
+"""  # noqa: E501
+RAW6 = """\
+  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
+   58: 00000000000000000000000000000000:003A 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 30500 2 00000000cf690e04 9
+"""  # noqa: E501
+
+
+def test_sockets_have_their_drops_by_inode(tmp_path):
+    for name, text in (("netlink", NETLINK), ("raw", RAW), ("raw6", RAW6)):
+        (tmp_path / name).write_text(text)
+    assert read_from(tmp_path) == {
+        "Netlink.5821.drops": 0,
+        "Netlink.89892.drops": 74,
+        "Raw.89188.drops": 7,
+        "Raw6.30500.drops": 9,
+    }
+
+
+def test_a_socket_that_was_opened_meanwhile_grew_from_zero():
+    before, after = {"Raw.1.drops": 3}, {"Raw.1.drops": 3, "Raw.2.drops": 5, "Netlink.3.drops": 0}
+    assert increase(before, after, ["Raw.*.drops", "Netlink.*.drops"]) == {"Raw.2.drops": 5}

@@ -183,7 +183,7 @@ def test_description_adds_fields(reader):
     def describe(found, sums):
         return {"average": found["sum"] / found["count"], "headline": f"{sums['small']} small"}
 
-    reader._declared = Histogram("sizes", Key, "bytes", extra=Sums, describe=describe)
+    reader.declared = Histogram("sizes", Key, "bytes", extra=Sums, describe=describe)
     reader._map.count(80, 0, 0, 100)
     [one] = reader.since_last()
     assert (one["average"], one["headline"]) == (100, "1 small")

@@ -1,0 +1,59 @@
+"""Devices' own counters, and what netsize makes of them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from netbpf.kernel.devices import Devices
+from netbpf.tools.netsize import devices_own
+
+ALL = {"interface": None}
+
+
+def histogram(dev, point, count, wire_packets=None, hardware=0):
+    wire = count if wire_packets is None else wire_packets
+    key = {"dev": dev, "point": point, "netns": 7}
+    return {"key": key, "count": count, "wire_packets": wire, "hardware": hardware}
+
+
+def test_running_kernel_has_devices_in_its_namespaces():
+    if not Path("/proc/self/net/dev").exists():
+        pytest.skip("needs /proc/net: run it on Linux with proc mounted")
+    inode = os.stat("/proc/self/ns/net").st_ino
+    devices = Devices(inode)
+    if os.geteuid() == 0:
+        assert (inode, "lo") in devices.read()
+    devices.close()
+    assert devices.read() == {}
+
+
+def test_what_no_point_saw_is_named():
+    seen = [histogram("v0", "nic_recv", 1), histogram("v0", "nic_send", 10)]
+    more, (behind, around) = devices_own(seen, {(7, "v0"): (41, 12)}, ALL)
+    (row,) = more["devices"]
+    assert row == {
+        "dev": "v0", "netns": 7, "received": 41, "received_unseen": 40,
+        "sent": 12, "sent_unseen": 2,
+    }  # fmt: skip
+    assert "received 40 packets" in behind and "sent 2 packets" in around
+
+
+def test_device_that_counts_less_or_nothing_is_not_named():
+    seen = [histogram("v0", "nic_recv", 3)]
+    assert devices_own(seen, {(7, "v0"): (2, 0), (7, "idle"): (0, 0)}, ALL)[1] == []
+
+
+def test_hardware_counts_what_is_on_the_wire_and_is_late():
+    seen = [histogram("eth0", "nic_send", 100, wire_packets=7000, hardware=2)]
+    assert devices_own(seen, {(7, "eth0"): (0, 7040)}, ALL)[1] == []
+    assert " 500 packets" in devices_own(seen, {(7, "eth0"): (0, 7500)}, ALL)[1][0]
+    # A device of software counts what it is given.
+    seen = [histogram("v0", "nic_send", 100, wire_packets=7000)]
+    assert " 50 packets" in devices_own(seen, {(7, "v0"): (0, 150)}, ALL)[1][0]
+
+
+def test_only_devices_that_were_asked_for():
+    risen = {(7, "a"): (1, 1), (7, "b"): (1, 1)}
+    more, _ = devices_own([], risen, {"interface": ["b"]})
+    assert [row["dev"] for row in more["devices"]] == ["b"]
