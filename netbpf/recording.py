@@ -46,7 +46,8 @@ COVERS = {
         ipt_do_* reqsk_* cookie_* __cookie_* bpf_skops_* move_addr_* import_iovec* import_*
         vfs_* sendmsg_* ____sys_* ___sys_* splice_* kernel_* release_sock lock_sock*
         __lock_sock* __release_sock task_work_* exit_* signal_* send_signal* do_splice*
-        loopback_* veth_* vlan_* br_handle_* br_forward* bond_handle_* gso_* __gso_* gro_*
+        loopback_* veth_* vlan_* macvlan_* ipvlan_* team_* bond_* br_handle_* br_forward*
+        gso_* __gso_* gro_*
         inet*_hashtables* *_sock_destruct* *_xmit* cgroup_attach_* cgroup_exit* *seccomp*
         __secure_computing* do_poll* do_select* schedule* sockfd_* syscall_trace_* do_syscall_64
         kill_* wake_up_new_task copy_process
@@ -78,6 +79,7 @@ COVERS = {
         tcp_* TCP_* sk_* __sk_* sock_* skb_* tsq_* net_* netdev_* netns_* inet_* ip_* ip6_*
         ipv6_* in6_* udp_* unix_* mptcp_* qdisc_* neigh_* nl_* nf_* nft_* xdp_* io_* req_flag_*
         socket_* pid_type siginfo_* signal* cgroup_* kernfs_* tc_* pkt_* gro_* bpf_prog_type
+        bpf_func_id
         bpf_attach_type bpf_map_type rt_* rtattr* rtnetlink* lwtunnel_* flow_* icmp_* iter_type
         fib_* mod_* sknetlink_* iptunnel_* hrtimer_* packet_* msg_* linux_mptcp_* linux_mib*
         tls_* xfrm_*
