@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Calls that a signal interrupts before they have done anything. The call returns ERESTARTSYS or a
+ * like number inside the kernel, and what the program sees is decided later, on the way back to it
+ * (handle_signal() and arch_do_signal_or_restart() in arch/x86/kernel/signal.c, do_signal() in
+ * arch/arm64/kernel/signal.c): EINTR if a handler runs that was set without SA_RESTART, nothing at
+ * all if the process dies, else the call is made again and the program never knows.
+ *
+ * A program that includes this has the probe `signal`, and defines before
+ *   struct counted: what a call is counted by,
+ *   count(what, error): count one.
+ * An interrupted call is counted as RESTARTED at once; if it turns out that it was not, it is also
+ * counted as NOT_RESTARTED, and as what it was.
+ */
+#ifndef NETBPF_RESTARTS_BPF_H
+#define NETBPF_RESTARTS_BPF_H
+
+#include "netbpf.bpf.h"
+
+KERNEL_FIELDS(task_struct, flags, pending.signal.sig)
+KERNEL_FIELDS(k_sigaction, sa.sa_handler, sa.sa_flags)
+
+/* Inside the kernel, never seen by a program: include/linux/errno.h. */
+#define ERESTARTSYS 512
+#define ERESTARTNOINTR 513
+#define ERESTART_RESTARTBLOCK 516
+#define EINTR 4
+
+/* Beside the errors of calls: see RESTARTED in netbpf/tools/sockstat.py. */
+enum { RESTARTED = 512, NOT_RESTARTED };
+
+#define PF_IO_WORKER 0x00000010 /* include/linux/sched.h */
+#define PF_KTHREAD 0x00200000
+/* Numbers of signals and of their flags: the same on x86, arm64 and all newer architectures. */
+#define SIGKILL 9
+#define SIGNAL_BIT(sig) (1UL << ((sig)-1))
+#define SA_RESTART 0x10000000
+/* SIGCHLD, SIGCONT, SIGURG, SIGWINCH are ignored by default; STOP, TSTP, TTIN, TTOU stop. */
+#define HARMLESS                                                                                   \
+	(SIGNAL_BIT(17) | SIGNAL_BIT(18) | SIGNAL_BIT(23) | SIGNAL_BIT(28) | SIGNAL_BIT(19) |      \
+	 SIGNAL_BIT(20) | SIGNAL_BIT(21) | SIGNAL_BIT(22))
+
+struct interruption {
+	struct counted what;
+	u64 restarts; /* it is made again if the handler was set with SA_RESTART */
+};
+/* By thread: calls that were interrupted, until it is known what becomes of them. */
+BPF_HASH(interruptions, u64, struct interruption, MAP_ENTRIES);
+/* How many those are: nearly always none, and an array is looked at for free. */
+BPF_ARRAY(interrupted_threads, s64, 1);
+
+static inline bool is_interrupted(s64 result)
+{
+	return result <= -ERESTARTSYS && result >= -ERESTART_RESTARTBLOCK;
+}
+
+/* Which of them there are changes by one; return how many there were. */
+static inline s64 count_interrupted(s64 more)
+{
+	int zero = 0;
+	s64 *threads = interrupted_threads.lookup(&zero);
+
+	if (!threads)
+		return 0;
+	if (more)
+		__sync_fetch_and_add(threads, more);
+	return *threads;
+}
+
+static inline void forget_interruption(u64 thread)
+{
+	if (!interruptions.delete(&thread))
+		count_interrupted(-1);
+}
+
+/* The current thread's call has ended: what interrupted it or one before is over. */
+static inline void call_ended(void)
+{
+	if (count_interrupted(0))
+		forget_interruption(bpf_get_current_pid_tgid());
+}
+
+/* The current thread's call was interrupted: return the error to count it by. */
+static inline s32 on_interrupted(struct task_struct *task, s64 result, const struct counted *what)
+{
+	struct interruption interruption = {.what = *what, .restarts = result == -ERESTARTSYS};
+	u64 thread = bpf_get_current_pid_tgid();
+	u64 signals = 0;
+
+	/* No program is behind it that could make it again: io_uring makes EINTR of it. */
+	if (READ(task, flags) & (PF_IO_WORKER | PF_KTHREAD))
+		return EINTR;
+	/* Signals that end a process are made SIGKILL when they are sent: complete_signal(). */
+	bpf_probe_read_kernel(&signals, sizeof(signals), FIELD_AT(task, pending.signal.sig));
+	if (signals & SIGNAL_BIT(SIGKILL)) {
+		call_ended();
+		return 0;
+	}
+	if (result == -ERESTARTNOINTR) {
+		call_ended();
+		return RESTARTED;
+	}
+	if (count_interrupted(0) && interruptions.lookup(&thread))
+		interruptions.update(&thread, &interruption);
+	else if (interruptions.update(&thread, &interruption))
+		count_loss(LOSS_MAP_FULL);
+	else
+		count_interrupted(1);
+	return RESTARTED;
+}
+
+/* The current thread takes a signal, on its way back to the program. */
+static inline int on_signal(int sig, u64 handler, u64 flags)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct interruption *interruption;
+	struct counted what;
+	bool dies = !handler && sig > 0 && (sig > 32 || !(HARMLESS & SIGNAL_BIT(sig)));
+
+	if (!count_interrupted(0))
+		return 0;
+	interruption = interruptions.lookup(&thread);
+	/* 0 and 1: SIG_DFL, SIG_IGN. Without a handler the call is made again, later. */
+	if (!interruption || (handler <= 1 && !dies))
+		return 0;
+	what = interruption->what;
+	if (dies || !interruption->restarts || !(flags & SA_RESTART)) {
+		count(&what, NOT_RESTARTED, 0);
+		count(&what, dies ? 0 : EINTR, 0);
+	}
+	forget_interruption(thread);
+	return 0;
+}
+
+#ifdef USE_signal_rawtp
+int signal_rawtp(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct k_sigaction *action = (struct k_sigaction *)RAWTP_ARG(signal, ka);
+
+	return on_signal(RAWTP_ARG(signal, sig), (u64)READ(action, sa.sa_handler),
+			 READ(action, sa.sa_flags));
+}
+#endif
+#ifdef USE_signal_tp
+int signal_tp(struct signal_args *ctx)
+{
+	return on_signal(ctx->sig, ctx->sa_handler, ctx->sa_flags);
+}
+#endif
+
+#endif
