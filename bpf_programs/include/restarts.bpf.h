@@ -15,10 +15,9 @@
 #ifndef NETBPF_RESTARTS_BPF_H
 #define NETBPF_RESTARTS_BPF_H
 
-#include "netbpf.bpf.h"
+#include "signals.bpf.h"
 
 KERNEL_FIELDS(task_struct, flags, pending.signal.sig)
-KERNEL_FIELDS(k_sigaction, sa.sa_handler, sa.sa_flags)
 
 /* Inside the kernel, never seen by a program: include/linux/errno.h. */
 #define ERESTARTSYS 512
@@ -31,14 +30,6 @@ enum { RESTARTED = 512, NOT_RESTARTED };
 
 #define PF_IO_WORKER 0x00000010 /* include/linux/sched.h */
 #define PF_KTHREAD 0x00200000
-/* Numbers of signals and of their flags: the same on x86, arm64 and all newer architectures. */
-#define SIGKILL 9
-#define SIGNAL_BIT(sig) (1UL << ((sig)-1))
-#define SA_RESTART 0x10000000
-/* SIGCHLD, SIGCONT, SIGURG, SIGWINCH are ignored by default; STOP, TSTP, TTIN, TTOU stop. */
-#define HARMLESS                                                                                   \
-	(SIGNAL_BIT(17) | SIGNAL_BIT(18) | SIGNAL_BIT(23) | SIGNAL_BIT(28) | SIGNAL_BIT(19) |      \
-	 SIGNAL_BIT(20) | SIGNAL_BIT(21) | SIGNAL_BIT(22))
 
 struct interruption {
 	struct counted what;
@@ -115,13 +106,13 @@ static inline int on_signal(int sig, u64 handler, u64 flags)
 	u64 thread = bpf_get_current_pid_tgid();
 	struct interruption *interruption;
 	struct counted what;
-	bool dies = !handler && sig > 0 && (sig > 32 || !(HARMLESS & SIGNAL_BIT(sig)));
+	bool dies = ends_process(sig, handler);
 
 	if (!count_interrupted(0))
 		return 0;
 	interruption = interruptions.lookup(&thread);
-	/* 0 and 1: SIG_DFL, SIG_IGN. Without a handler the call is made again, later. */
-	if (!interruption || (handler <= 1 && !dies))
+	/* Without a handler the call is made again, later. */
+	if (!interruption || (!is_handler(handler) && !dies))
 		return 0;
 	what = interruption->what;
 	if (dies || !interruption->restarts || !(flags & SA_RESTART)) {
@@ -132,20 +123,6 @@ static inline int on_signal(int sig, u64 handler, u64 flags)
 	return 0;
 }
 
-#ifdef USE_signal_rawtp
-int signal_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	struct k_sigaction *action = (struct k_sigaction *)RAWTP_ARG(signal, ka);
-
-	return on_signal(RAWTP_ARG(signal, sig), (u64)READ(action, sa.sa_handler),
-			 READ(action, sa.sa_flags));
-}
-#endif
-#ifdef USE_signal_tp
-int signal_tp(struct signal_args *ctx)
-{
-	return on_signal(ctx->sig, ctx->sa_handler, ctx->sa_flags);
-}
-#endif
+#include "signal_entries.bpf.h"
 
 #endif

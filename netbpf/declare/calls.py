@@ -2,7 +2,7 @@
 
 Each group belongs to a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
 MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to ring_entries.bpf.h,
-SIGNAL to restarts.bpf.h.
+SIGNAL to signal_entries.bpf.h.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ EXCEPTIONS = {
     ),
     "bpf_programs/tcpretrans.bpf.c": (335, "six kinds of retransmission, and counts per flow"),
     "bpf_programs/tcpsynbl.bpf.c": (330, "both queues of a listener, at three moments"),
+    "netbpf/tools/gethostlatency.py": (142, "lookups of C and of Go, and how each ends"),
     "netbpf/tools/netsize.py": (155, "sums, factors and a headline for four points"),
     "netbpf/tools/skbdrop.py": (274, "two shapes, each with its columns; reasons in words"),
     "netbpf/tools/soaccept.py": (184, "two shapes, each with its columns"),
