@@ -17,8 +17,7 @@ static inline int on_entry(struct pt_regs *ctx, u8 func, u64 host, u8 family, u6
 	struct call_key key = {};
 	struct call *call;
 
-	libc_key(&key);
-	call = calls.lookup(&key);
+	call = call_at(&key, sp);
 	/*
 	 * Deeper on the stack: made inside of a call that is known. At the same place: a jump from
 	 * one function to the next (musl), or one file probed twice under two identities, both at
@@ -31,6 +30,8 @@ static inline int on_entry(struct pt_regs *ctx, u8 func, u64 host, u8 family, u6
 		}
 		return 0;
 	}
+	if (call)
+		abandon(&key, call);
 	if (from_go(func, host, family))
 		return 0;
 	call = begin(&key, func);
@@ -85,8 +86,7 @@ int returned_uretprobe(struct pt_regs *ctx)
 	struct call_key key = {};
 	struct call *call;
 
-	libc_key(&key);
-	call = calls.lookup(&key);
+	call = call_at(&key, sp);
 	if (!call)
 		return 0;
 	if (sp == call->sp)

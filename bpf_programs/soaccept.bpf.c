@@ -7,7 +7,7 @@
 #include "earlier.bpf.h"
 #include "established.bpf.h"
 #include "request.bpf.h"
-#include "restarts.bpf.h"
+#include "fate.bpf.h"
 
 KERNEL_FIELDS(sock, sk_ack_backlog, sk_max_ack_backlog, sk_receive_queue.qlen)
 

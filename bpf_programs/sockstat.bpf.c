@@ -2,11 +2,6 @@
 /* sockstat: calls on sockets by operation, protocol and result. Front-end: netbpf/tools/sockstat.py */
 #include "anysock.bpf.h"
 
-/* Inside the kernel, an interrupted call that may be begun anew: include/linux/errno.h. */
-#define ERESTARTSYS 512
-#define ERESTART_RESTARTBLOCK 516
-#define EINTR 4
-
 struct call_key {
 	s32 error;
 	u8 op;
@@ -32,6 +27,14 @@ BPF_F_TABLE("lru_percpu_hash", struct process_key, struct call_sums, calls_by_pr
 	    0);
 #endif
 
+/* What a call is counted by. */
+struct counted {
+	struct call_key key;
+#ifdef BY_PROCESS
+	struct process_key who;
+#endif
+};
+
 static inline void add(struct call_sums *sums, u64 bytes)
 {
 	if (!sums) {
@@ -42,11 +45,34 @@ static inline void add(struct call_sums *sums, u64 bytes)
 	sums->bytes += bytes;
 }
 
+static inline void count(struct counted *what, s32 error, u64 bytes)
+{
+	struct call_sums *sums, none = {};
+
+	what->key.error = error;
+	sums = calls_by_protocol.lookup(&what->key);
+	if (!sums) {
+		calls_by_protocol.insert(&what->key, &none); /* another CPU may have been first */
+		sums = calls_by_protocol.lookup(&what->key);
+	}
+	add(sums, bytes);
+#ifdef BY_PROCESS
+	what->who.error = error;
+	sums = calls_by_process.lookup(&what->who);
+	if (!sums) {
+		calls_by_process.insert(&what->who, &none);
+		sums = calls_by_process.lookup(&what->who);
+	}
+	add(sums, bytes);
+#endif
+}
+
+#include "restarts.bpf.h"
+
 static inline int count_call(int op, int proto, s64 result, u64 bytes)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct call_sums *sums, none = {};
-	struct call_key key = {};
+	struct counted what = {};
 
 #ifdef FILTER_PROCESS
 	struct process process = {};
@@ -55,29 +81,21 @@ static inline int count_call(int op, int proto, s64 result, u64 bytes)
 	if (!pass_process(&process, task))
 		return 0;
 #endif
-	key.op = op;
-	key.proto = proto;
-	if (result < 0)
-		key.error = result <= -ERESTARTSYS && result >= -ERESTART_RESTARTBLOCK ? EINTR
-										       : -result;
-	sums = calls_by_protocol.lookup(&key);
-	if (!sums) {
-		calls_by_protocol.insert(&key, &none); /* another CPU may have been first */
-		sums = calls_by_protocol.lookup(&key);
-	}
-	add(sums, bytes);
+	what.key.op = op;
+	what.key.proto = proto;
 #ifdef BY_PROCESS
 	struct task_struct *leader = READ(task, group_leader);
-	struct process_key who = {.pid = current_pid(), .error = key.error, .op = op};
 
-	READ_INTO(who.comm, leader, comm);
-	sums = calls_by_process.lookup(&who);
-	if (!sums) {
-		calls_by_process.insert(&who, &none);
-		sums = calls_by_process.lookup(&who);
-	}
-	add(sums, bytes);
+	what.who.pid = current_pid();
+	what.who.op = op;
+	READ_INTO(what.who.comm, leader, comm);
 #endif
+	if (is_interrupted(result)) {
+		count(&what, on_interrupted(task, result, &what), 0);
+		return 0;
+	}
+	call_ended();
+	count(&what, result < 0 ? -result : 0, bytes);
 	return 0;
 }
 

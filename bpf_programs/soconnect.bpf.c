@@ -3,7 +3,7 @@
 #include "attempts.bpf.h"
 #include "current.bpf.h"
 #include "earlier.bpf.h"
-#include "restarts.bpf.h"
+#include "fate.bpf.h"
 
 KERNEL_FIELDS(sock, sk_socket)
 KERNEL_FIELDS(socket, state)
@@ -109,15 +109,14 @@ static inline bool read_call(struct call *call, int fd, const void *addr, u32 le
 		call->sk = (u64)sk;
 		call->proto = sock_proto(sk);
 		net = READ(sk, __sk_common.skc_net.net);
-		if (!is_wanted(call->proto) ||
-		    !may_pass_socket(sk, READ(sk, __sk_common.skc_family), READ(net, ns.inum),
-				     false))
+		if (!is_wanted(call->proto) || !may_pass_early(sk, READ(sk, __sk_common.skc_family),
+							       READ(net, ns.inum), false))
 			return false;
 	}
 	is_read = read_sockaddr(&call->to, &call->family, &call->rport, addr, len);
 	call->dissolves = is_read && len >= sizeof(call->family) && call->family == AF_UNSPEC;
 	if (!sk && (!is_named(call->family) ||
-		    !may_pass_socket(NULL, call->family, current_netns(), false)))
+		    !may_pass_early(NULL, call->family, current_netns(), false)))
 		return false;
 	call->fd = fd;
 	if (sk && !call->dissolves && READ(sk, sk_type) != SOCK_DGRAM) {

@@ -83,4 +83,34 @@ static inline bool pass_socket(struct sock *sk, u16 family)
 #endif
 }
 
+/*
+ * At the begin of a call: may its socket be one that was asked for when it ends? What is decided
+ * already takes no room in a map; a port or address that it has not got yet is not.
+ */
+#ifdef FILTER_ENDS
+static inline bool may_pass_call(struct sock *sk)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct nsproxy *nsproxy = READ(task, nsproxy);
+	struct net *net = sk ? READ(sk, __sk_common.skc_net.net) : READ(nsproxy, net_ns);
+	u16 family = sk ? READ(sk, __sk_common.skc_family) : 0;
+
+	if (!pass_netns(READ(net, ns.inum)))
+		return false;
+	if (family != AF_INET && family != AF_INET6)
+		return pass_socket(sk, family);
+#ifdef FILTER_FAMILY
+	if (family == AF_INET && FILTER_FAMILY != AF_INET)
+		return false;
+#endif
+#ifdef FILTER_LPORT
+	u16 lport = READ(sk, __sk_common.skc_num);
+
+	if (lport && !FILTER_LPORT(lport))
+		return false;
+#endif
+	return true;
+}
+#endif
+
 #endif

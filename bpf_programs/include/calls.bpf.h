@@ -6,7 +6,7 @@
 #ifndef NETBPF_CALLS_BPF_H
 #define NETBPF_CALLS_BPF_H
 
-#include "netbpf.bpf.h"
+#include "filter.bpf.h"
 
 struct call {
 	u64 args[3];
@@ -19,8 +19,12 @@ static inline int begin_call(u64 a, u64 b, u64 c)
 	struct call call = {.args = {a, b, c}};
 	u64 thread = bpf_get_current_pid_tgid();
 
-#ifdef FILTER_PID
-	if (!FILTER_PID(thread >> 32))
+#ifdef FILTER_PROCESS
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct process process = {};
+
+	read_process(&process, task);
+	if (!pass_process(&process, task))
 		return 0;
 #endif
 	if (calls.update(&thread, &call))

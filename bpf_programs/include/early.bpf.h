@@ -47,7 +47,7 @@ static inline bool may_pass_endpoints(const struct endpoints *ends)
  * The same of a socket of any family that has no other end yet: what stands there is an earlier one's.
  * A listener's own address will be that of its connections, others get another one with each route.
  */
-static inline bool may_pass_socket(struct sock *sk, u16 family, u32 netns, bool listens)
+static inline bool may_pass_early(struct sock *sk, u16 family, u32 netns, bool listens)
 {
 #ifdef FILTER_SOCKET
 	struct endpoints ends = {};

@@ -40,8 +40,7 @@ static inline bool may_be_wanted(struct sock *child)
 #ifdef FILTER_SOCKET
 	struct net *net = READ(child, __sk_common.skc_net.net);
 
-	return may_pass_socket(child, READ(child, __sk_common.skc_family), READ(net, ns.inum),
-			       true);
+	return may_pass_early(child, READ(child, __sk_common.skc_family), READ(net, ns.inum), true);
 #else
 	return true;
 #endif

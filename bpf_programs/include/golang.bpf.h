@@ -105,25 +105,44 @@ static inline void go_key(struct call_key *key, u64 goroutine, u8 func)
 	key->func = func;
 }
 
+/*
+ * A Go function runs again from its entry when its stack had to grow: then it has another stack, and
+ * is at the same depth of it. The entry of another lookup means that the one before was left by a
+ * panic, or that its goroutine ended in it and another one got its place.
+ */
+static inline bool is_again(struct call *call, u64 top, u64 depth)
+{
+	return is_new(call) || (top != call->found && depth == call->sp);
+}
+
 static inline int on_go(struct pt_regs *ctx, u8 func, u64 host, u64 length)
 {
+	/* runtime.g begins with the bounds of its stack: lo, hi. */
+	u64 top = read_user_word(GO_ROUTINE(ctx) + 8);
+	u64 depth = top - CALL_SP(ctx);
 	struct call_key key = {};
 	struct call *call;
 	char head[17] = {};
+	bool cut = length >= HOST_SIZE;
 
 	go_key(&key, GO_ROUTINE(ctx), func);
 	call = calls.lookup(&key);
-	/* A Go function runs again from its entry when its stack had to grow. */
-	if (call && is_new(call))
+	if (call && is_again(call, top, depth))
 		return 0;
-	if (length >= HOST_SIZE)
+	if (call)
+		abandon(&key, call);
+	if (cut)
 		length = HOST_SIZE - 1;
 	read_user(head, length > 16 ? 16 : length, (void *)host);
 	if (func != GO_LOOKUPADDR && is_address(head))
 		return 0;
 	call = begin(&key, func);
-	if (call)
-		read_user(call->ev.host, length & (HOST_SIZE - 1), (void *)host);
+	if (!call)
+		return 0;
+	call->sp = depth;
+	call->found = top;
+	call->ev.truncated = cut ? CUT_HOST : 0;
+	read_user(call->ev.host, length & (HOST_SIZE - 1), (void *)host);
 	return 0;
 }
 
@@ -151,6 +170,65 @@ static inline int on_go_return(struct pt_regs *ctx, u8 func)
 	return 0;
 }
 
+/*
+ * The current process has no goroutines any more. Their calls are not kept by thread: the reader
+ * finds them (netbpf/run/pending.py).
+ */
+static inline void end_goroutines(void)
+{
+	struct lookup ended = {.time = bpf_ktime_get_ns(), .result = PROCESS_ENDED};
+	u32 pid = current_pid();
+
+	ended.pid = pid;
+	if (!go_errors.delete(&pid))
+		emit(&ended, sizeof(ended));
+}
+
+/* A thread ends; maybe in the middle of a lookup, and its number will be another's. */
+static inline int on_thread_exit(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct signal_struct *process = READ(task, signal);
+
+	abandon_calls(bpf_get_current_pid_tgid());
+	if (!READ(process, live.counter))
+		end_goroutines();
+	return 0;
+}
+
+/* The current process runs another program from here on; the thread that asked for it was `thread`. */
+static inline int on_exec(u32 thread)
+{
+	abandon_calls(thread);
+	end_goroutines();
+	report_program();
+	return 0;
+}
+
+#ifdef USE_exit_rawtp
+int exit_rawtp(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_thread_exit();
+}
+#endif
+#ifdef USE_exit_tp
+int exit_tp(struct exit_args *ctx)
+{
+	return on_thread_exit();
+}
+#endif
+#ifdef USE_exec_rawtp
+int exec_rawtp(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_exec(RAWTP_ARG(exec, old_pid));
+}
+#endif
+#ifdef USE_exec_tp
+int exec_tp(struct exec_args *ctx)
+{
+	return on_exec(ctx->old_pid);
+}
+#endif
 #ifdef USE_go_ip_uprobe
 int go_ip_uprobe(struct pt_regs *ctx)
 {

@@ -4,9 +4,11 @@
 #define NETBPF_LOOKUPS_BPF_H
 
 #include "filter.bpf.h"
+#include "signals.bpf.h"
 #include "user.bpf.h"
 
-KERNEL_FIELDS(task_struct, nsproxy)
+KERNEL_FIELDS(task_struct, nsproxy, start_time, signal, sas_ss_sp, sas_ss_size)
+KERNEL_FIELDS(signal_struct, live.counter)
 KERNEL_FIELDS(nsproxy, net_ns)
 KERNEL_FIELDS(net, ns.inum)
 
@@ -23,13 +25,20 @@ enum func {
 	GO_LOOKUPIPADDR,
 	GO_LOOKUPHOST,
 	GO_LOOKUPADDR,
+	OTHER_STACK =
+		255, /* in the key of a call: any of libc's, on a second stack of the thread */
 };
 /* The same in glibc and musl, and so are the numbers of h_errno. */
 enum { EAI_NONAME = -2, EAI_AGAIN = -3, EAI_FAIL = -4, EAI_NODATA = -5 };
-enum { EAI_SYSTEM = -11, EAI_OVERFLOW = -12, STILL_WAITING = 1 };
+enum { EAI_SYSTEM = -11, EAI_OVERFLOW = -12 };
+/* Of ours: PROCESS_ENDED is no lookup, but the end of all lookups of a process up to its time. */
+enum { STILL_WAITING = 1, ABANDONED, PROCESS_ENDED };
+/* Bits of the column truncated. */
+enum cut { CUT_NONE, CUT_HOST, CUT_SERVICE, CUT_HOST_SERVICE };
 
 #define HOST_SIZE 256
 #define SAME_CALL_NS 1000000 /* later, an entry at the same place is another call */
+#define STACK_SPAN (1 << 20) /* libc does not go as deep: further away is another stack */
 
 struct lookup {
 	u64 time;
@@ -44,13 +53,16 @@ struct lookup {
 	u8 family;
 	char service[32];
 	u8 func;
-	u8 pad[6];
+	u8 truncated;
+	u8 pad[5];
 };
 
 /* A lookup that is under way; the time in `ev` is that of its start. */
 struct call {
 	struct lookup ev;
-	u64 sp; /* at the entry: tells a call from those that libc makes inside of it */
+	u64 sp; /* at the entry: tells a call from those that libc makes inside of it; Go: see there */
+	u64 born; /* when its thread began: another one may have got its number */
+	u64 signalled; /* when the thread last took a signal with a handler, which may leave the call */
 	u64 host; /* addresses of arguments in the process */
 	u64 service;
 	u64 found; /* the _r functions' result and h_errnop */
@@ -74,6 +86,16 @@ static inline bool is_new(struct call *call)
 	return bpf_ktime_get_ns() - call->ev.time < SAME_CALL_NS;
 }
 
+/* Read a string of the program's; true if it goes on behind what there is room for. */
+static inline bool read_cut(char *to, u32 size, u64 from)
+{
+	char next = 0;
+
+	if (read_user_text(to, size, (void *)from) == size)
+		read_user(&next, 1, (void *)(from + size - 1));
+	return next;
+}
+
 static inline void read_host(struct call *call)
 {
 	char *host = call->ev.host;
@@ -82,7 +104,8 @@ static inline void read_host(struct call *call)
 	if (host[0] || host[HOST_SIZE - 1] || !from)
 		return;
 	if (call->ev.func != BY_ADDR && call->ev.func != BY_ADDR_R) {
-		read_user_text(host, HOST_SIZE - 1, from);
+		if (read_cut(host, HOST_SIZE - 1, call->host))
+			call->ev.truncated |= CUT_HOST;
 	} else if (call->ev.family == AF_INET) {
 		host[10] = host[11] = 0xff;
 		host[HOST_SIZE - 1] = !read_user(host + 12, 4, from);
@@ -93,8 +116,9 @@ static inline void read_host(struct call *call)
 
 static inline void read_service(struct call *call)
 {
-	if (call->service && !call->ev.service[0])
-		read_user_text(call->ev.service, sizeof(call->ev.service), (void *)call->service);
+	if (call->service && !call->ev.service[0] &&
+	    read_cut(call->ev.service, sizeof(call->ev.service), call->service))
+		call->ev.truncated |= CUT_SERVICE;
 }
 
 /* Remember a new call; NULL if it was filtered out or there is no room. */
@@ -121,6 +145,7 @@ static inline struct call *begin(struct call_key *key, u8 func)
 	call = calls.lookup(key);
 	if (!call)
 		return NULL;
+	call->born = READ(task, start_time);
 	call->ev.time = bpf_ktime_get_ns();
 	call->ev.container = process.cgroup;
 	call->ev.pid = process.pid;
@@ -132,20 +157,33 @@ static inline struct call *begin(struct call_key *key, u8 func)
 	return call;
 }
 
+static inline void end(struct call_key *key, struct call *call, s32 result, u64 when)
+{
+	call->ev.latency_us = when - call->ev.time;
+	call->ev.time = when;
+	call->ev.result = result;
+	if (call->ev.latency_us >= MIN_NS && (result || !FAILED_ONLY))
+		emit(&call->ev, sizeof(call->ev));
+	calls.delete(key);
+}
+
 static inline void finish(struct call_key *key, struct call *call, s32 result)
 {
 	u64 now = bpf_ktime_get_ns();
 
-	call->ev.latency_us = now - call->ev.time;
-	call->ev.time = now;
-	call->ev.result = result;
-	if (call->ev.latency_us >= MIN_NS && (result || !FAILED_ONLY)) {
-		/* What was not in memory at the entry: libc has read it since. */
-		read_host(call);
-		read_service(call);
-		emit(&call->ev, sizeof(call->ev));
-	}
-	calls.delete(key);
+	/* What was not in memory at the entry: libc has read it since. */
+	read_host(call);
+	read_service(call);
+	end(key, call, result, now);
+}
+
+/*
+ * A lookup that will never return. Nothing shows a jump out of it; but that is made by a handler of
+ * a signal, so the last one was then. What it was called with may be gone from memory, too.
+ */
+static inline void abandon(struct call_key *key, struct call *call)
+{
+	end(key, call, ABANDONED, call->signalled ? call->signalled : bpf_ktime_get_ns());
 }
 
 static inline void libc_key(struct call_key *key)
@@ -157,27 +195,80 @@ static inline void libc_key(struct call_key *key)
 	key->func = NO_FUNC;
 }
 
-/* A thread that ends in the middle of a lookup: its number will be another's. */
-static inline int on_thread_exit(void)
+/* The calls of a thread, if any, will never return. */
+static inline void abandon_calls(u32 thread)
 {
 	struct call_key key = {};
+	struct call *call;
 
 	libc_key(&key);
-	calls.delete(&key);
+	key.thread = thread;
+	call = calls.lookup(&key);
+	if (call)
+		abandon(&key, call);
+	key.func = OTHER_STACK;
+	call = calls.lookup(&key);
+	if (call)
+		abandon(&key, call);
+}
+
+/* Is `sp` on the stack that the thread has for handlers? As on_sig_stack() in linux/sched/signal.h. */
+static inline bool on_signal_stack(struct task_struct *task, u64 sp)
+{
+	u64 begin = READ(task, sas_ss_sp);
+
+	return sp > begin && sp - begin <= READ(task, sas_ss_size);
+}
+
+/* Are two places on different stacks of a thread: a handler's, those of coroutines? */
+static inline bool on_other_stack(u64 sp, u64 other)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return sp - other + STACK_SPAN > 2 * STACK_SPAN ||
+	       on_signal_stack(task, sp) != on_signal_stack(task, other);
+}
+
+/*
+ * The call of the current thread on the stack at `sp`, NULL if it has none there; `key` is set to
+ * the place of the call, or of one to come.
+ */
+static inline struct call *call_at(struct call_key *key, u64 sp)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct call *call;
+
+	libc_key(key);
+	call = calls.lookup(key);
+	if (call && call->born != READ(task, start_time)) {
+		abandon(key, call); /* of a thread whose end was missed */
+		call = NULL;
+	}
+	if (!call || !on_other_stack(sp, call->sp))
+		return call;
+	key->func = OTHER_STACK;
+	return calls.lookup(key);
+}
+
+static inline int on_signal(int sig, u64 handler, u64 flags)
+{
+	bool dies = ends_process(sig, handler);
+	struct call_key key = {};
+	struct call *call;
+
+	if (!is_handler(handler) && !dies)
+		return 0;
+	libc_key(&key);
+	call = calls.lookup(&key);
+	if (call)
+		call->signalled = dies ? 0 : bpf_ktime_get_ns();
+	key.func = OTHER_STACK;
+	call = calls.lookup(&key);
+	if (call)
+		call->signalled = dies ? 0 : bpf_ktime_get_ns();
 	return 0;
 }
 
-#ifdef USE_exit_rawtp
-int exit_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_thread_exit();
-}
-#endif
-#ifdef USE_exit_tp
-int exit_tp(struct exit_args *ctx)
-{
-	return on_thread_exit();
-}
-#endif
+#include "signal_entries.bpf.h"
 
 #endif

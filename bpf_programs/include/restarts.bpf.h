@@ -1,56 +1,119 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Calls that a signal interrupts. The kernel ends them with a number that no program sees, and when
- * it delivers the signal it decides: the call begins again (no handler, as after SIGSTOP and SIGCONT,
- * or one with SA_RESTART), or it fails with EINTR, or the process dies. A program that includes this
- * has the probe `signal`, and defines before
- *   on_decided(fate): the current thread's interrupted call, if it is in one.
+ * Calls that a signal interrupts before they have done anything. The call returns ERESTARTSYS or a
+ * like number inside the kernel, and what the program sees is decided later, on the way back to it
+ * (handle_signal() and arch_do_signal_or_restart() in arch/x86/kernel/signal.c, do_signal() in
+ * arch/arm64/kernel/signal.c): EINTR if a handler runs that was set without SA_RESTART, nothing at
+ * all if the process dies, else the call is made again and the program never knows.
+ *
+ * A program that includes this has the probe `signal`, and defines before
+ *   struct counted: what a call is counted by,
+ *   count(what, error): count one.
+ * An interrupted call is counted as RESTARTED at once; if it turns out that it was not, it is also
+ * counted as NOT_RESTARTED, and as what it was.
  */
 #ifndef NETBPF_RESTARTS_BPF_H
 #define NETBPF_RESTARTS_BPF_H
 
-#include "netbpf.bpf.h"
+#include "signals.bpf.h"
 
-KERNEL_FIELDS(k_sigaction, sa.sa_handler, sa.sa_flags)
+KERNEL_FIELDS(task_struct, flags, pending.signal.sig)
 
-enum fate { CALL_RESTARTS, CALL_FAILS, CALL_DIES };
+#define EINTR 4
 
-/* ERESTARTSYS to ERESTART_RESTARTBLOCK, include/linux/errno.h */
-static inline bool is_interrupted(s32 ret)
+/* Beside the errors of calls: see RESTARTED in netbpf/tools/sockstat.py. */
+enum { RESTARTED = 512, NOT_RESTARTED };
+
+#define PF_IO_WORKER 0x00000010 /* include/linux/sched.h */
+#define PF_KTHREAD 0x00200000
+
+struct interruption {
+	struct counted what;
+	u64 restarts; /* it is made again if the handler was set with SA_RESTART */
+};
+/* By thread: calls that were interrupted, until it is known what becomes of them. */
+BPF_HASH(interruptions, u64, struct interruption, MAP_ENTRIES);
+/* How many those are: nearly always none, and an array is looked at for free. */
+BPF_ARRAY(interrupted_threads, s64, 1);
+
+/* Which of them there are changes by one; return how many there were. */
+static inline s64 count_interrupted(s64 more)
 {
-	return ret <= -512 && ret >= -516;
+	int zero = 0;
+	s64 *threads = interrupted_threads.lookup(&zero);
+
+	if (!threads)
+		return 0;
+	if (more)
+		__sync_fetch_and_add(threads, more);
+	return *threads;
 }
 
-/* The ABI's numbers: linux/signal.h, asm-generic/signal.h. */
-#define SIG_IGN 1
-#define SA_RESTART 0x10000000
-#define SIG(n) (1ULL << (n))
-/* Those that do not end a process that has no handler: CHLD CONT STOP TSTP TTIN TTOU URG WINCH. */
-#define HARMLESS (SIG(17) | SIG(18) | SIG(19) | SIG(20) | SIG(21) | SIG(22) | SIG(23) | SIG(28))
-
-static inline enum fate fate_of_call(u32 sig, u64 handler, u64 flags)
+static inline void forget_interruption(u64 thread)
 {
-	if (handler > SIG_IGN)
-		return flags & SA_RESTART ? CALL_RESTARTS : CALL_FAILS;
-	return handler == SIG_IGN || HARMLESS >> (sig & 63) & 1 ? CALL_RESTARTS : CALL_DIES;
+	if (!interruptions.delete(&thread))
+		count_interrupted(-1);
 }
 
-static inline int on_decided(enum fate fate);
-
-#ifdef USE_signal_rawtp
-int signal_rawtp(struct bpf_raw_tracepoint_args *ctx)
+/* The current thread's call has ended: what interrupted it or one before is over. */
+static inline void call_ended(void)
 {
-	struct k_sigaction *action = (struct k_sigaction *)RAWTP_ARG(signal, ka);
+	if (count_interrupted(0))
+		forget_interruption(bpf_get_current_pid_tgid());
+}
 
-	return on_decided(fate_of_call(RAWTP_ARG(signal, sig), (u64)READ(action, sa.sa_handler),
-				       READ(action, sa.sa_flags)));
-}
-#endif
-#ifdef USE_signal_tp
-int signal_tp(struct signal_args *ctx)
+/* The current thread's call was interrupted: return the error to count it by. */
+static inline s32 on_interrupted(struct task_struct *task, s64 result, const struct counted *what)
 {
-	return on_decided(fate_of_call(ctx->sig, ctx->sa_handler, ctx->sa_flags));
+	struct interruption interruption = {.what = *what, .restarts = result == -ERESTARTSYS};
+	u64 thread = bpf_get_current_pid_tgid();
+	u64 signals = 0;
+
+	/* No program is behind it that could make it again: io_uring makes EINTR of it. */
+	if (READ(task, flags) & (PF_IO_WORKER | PF_KTHREAD))
+		return EINTR;
+	/* Signals that end a process are made SIGKILL when they are sent: complete_signal(). */
+	bpf_probe_read_kernel(&signals, sizeof(signals), FIELD_AT(task, pending.signal.sig));
+	if (signals & SIGNAL_BIT(SIGKILL)) {
+		call_ended();
+		return 0;
+	}
+	if (result == -ERESTARTNOINTR) {
+		call_ended();
+		return RESTARTED;
+	}
+	if (count_interrupted(0) && interruptions.lookup(&thread))
+		interruptions.update(&thread, &interruption);
+	else if (interruptions.update(&thread, &interruption))
+		count_loss(LOSS_MAP_FULL);
+	else
+		count_interrupted(1);
+	return RESTARTED;
 }
-#endif
+
+/* The current thread takes a signal, on its way back to the program. */
+static inline int on_signal(int sig, u64 handler, u64 flags)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct interruption *interruption;
+	struct counted what;
+	bool dies = ends_process(sig, handler);
+
+	if (!count_interrupted(0))
+		return 0;
+	interruption = interruptions.lookup(&thread);
+	/* Without a handler the call is made again, later. */
+	if (!interruption || (!is_handler(handler) && !dies))
+		return 0;
+	what = interruption->what;
+	if (dies || !interruption->restarts || !(flags & SA_RESTART)) {
+		count(&what, NOT_RESTARTED, 0);
+		count(&what, dies ? 0 : EINTR, 0);
+	}
+	forget_interruption(thread);
+	return 0;
+}
+
+#include "signal_entries.bpf.h"
 
 #endif

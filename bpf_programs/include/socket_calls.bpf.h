@@ -3,7 +3,9 @@
  * The system calls on sockets, but for those that move messages. A program that includes this has
  * the probes named like the calls, and defines before
  *   on_make(op, family, type, protocol, result): socket or socketpair has ended,
- *   on_socket_call(op, sk, result, bytes): another call has, `sk` is NULL if that is no socket.
+ *   on_socket_call(op, sk, result, bytes): another call has, `sk` is NULL if that is no socket,
+ *   pass_socket(NULL, family) and, with FILTER_ENDS, may_pass_call(sk): whether a call that begins
+ *   may be one that was asked for.
  */
 #ifndef NETBPF_SOCKET_CALLS_BPF_H
 #define NETBPF_SOCKET_CALLS_BPF_H
@@ -39,6 +41,20 @@ static inline int on_exit(int op, s64 result)
 	return on_call(op, call.args[0], call.args[1], call.args[2], result);
 }
 
+static inline int begin_on_fd(int fd)
+{
+#ifdef FILTER_ENDS
+	if (!may_pass_call(socket_of_fd(fd)))
+		return 0;
+#endif
+	return begin_call(fd, 0, 0);
+}
+
+static inline int begin_make(u16 family, u32 type, u16 protocol)
+{
+	return pass_socket(NULL, family) ? begin_call(family, type, protocol) : 0;
+}
+
 /*
  * System calls: the end of the kernel's own function shows arguments and result at once; of the
  * tracepoints and kprobes at begin and end each shows one.
@@ -71,19 +87,26 @@ static inline int on_exit(int op, s64 result)
 #define ENTER_FD_TP(probe)                                                                         \
 	int probe##_tp(struct probe##_args *ctx)                                                   \
 	{                                                                                          \
-		return begin_call(ctx->fd, 0, 0);                                                  \
+		return begin_on_fd(ctx->fd);                                                       \
 	}
 #define ENTER_MAKE_TP(probe)                                                                       \
 	int probe##_tp(struct probe##_args *ctx)                                                   \
 	{                                                                                          \
-		return begin_call(ctx->family, ctx->type, ctx->protocol);                          \
+		return begin_make(ctx->family, ctx->type, ctx->protocol);                          \
 	}
-#define ENTER_KPROBE(probe)                                                                        \
+#define ENTER_FD_KPROBE(probe)                                                                     \
 	int probe##_kprobe(struct pt_regs *ctx)                                                    \
 	{                                                                                          \
 		u64 regs = PT_REGS_PARM1(ctx);                                                     \
                                                                                                    \
-		return begin_call(SYSCALL_ARG(regs, 1), SYSCALL_ARG(regs, 2),                      \
+		return begin_on_fd(SYSCALL_ARG(regs, 1));                                          \
+	}
+#define ENTER_MAKE_KPROBE(probe)                                                                   \
+	int probe##_kprobe(struct pt_regs *ctx)                                                    \
+	{                                                                                          \
+		u64 regs = PT_REGS_PARM1(ctx);                                                     \
+                                                                                                   \
+		return begin_make(SYSCALL_ARG(regs, 1), SYSCALL_ARG(regs, 2),                      \
 				  SYSCALL_ARG(regs, 3));                                           \
 	}
 
@@ -178,25 +201,25 @@ ENTER_FD_TP(enter_accept)
 ENTER_FD_TP(enter_accept4)
 #endif
 #ifdef USE_enter_socket_kprobe
-ENTER_KPROBE(enter_socket)
+ENTER_MAKE_KPROBE(enter_socket)
 #endif
 #ifdef USE_enter_socketpair_kprobe
-ENTER_KPROBE(enter_socketpair)
+ENTER_MAKE_KPROBE(enter_socketpair)
 #endif
 #ifdef USE_enter_bind_kprobe
-ENTER_KPROBE(enter_bind)
+ENTER_FD_KPROBE(enter_bind)
 #endif
 #ifdef USE_enter_listen_kprobe
-ENTER_KPROBE(enter_listen)
+ENTER_FD_KPROBE(enter_listen)
 #endif
 #ifdef USE_enter_connect_kprobe
-ENTER_KPROBE(enter_connect)
+ENTER_FD_KPROBE(enter_connect)
 #endif
 #ifdef USE_enter_accept_kprobe
-ENTER_KPROBE(enter_accept)
+ENTER_FD_KPROBE(enter_accept)
 #endif
 #ifdef USE_enter_accept4_kprobe
-ENTER_KPROBE(enter_accept4)
+ENTER_FD_KPROBE(enter_accept4)
 #endif
 
 #ifdef USE_close_fentry

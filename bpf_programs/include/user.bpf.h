@@ -70,7 +70,8 @@ struct program_start {
 BPF_RINGBUF_OUTPUT(execs, EXEC_RING_PAGES);
 BPF_TABLE("lru_hash", struct program_file, u64, programs_seen, 4096);
 
-static inline int on_exec(void)
+/* The current process begins to run another program. */
+static inline void report_program(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct mm_struct *mm = READ(task, mm);
@@ -85,20 +86,6 @@ static inline int on_exec(void)
 	/* If the ring is full, nothing is lost: the reader looks at all processes now and then. */
 	if (!programs_seen.lookup(&start.file))
 		execs.ringbuf_output(&start, sizeof(start), 0);
-	return 0;
 }
-
-#ifdef USE_exec_rawtp
-int exec_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_exec();
-}
-#endif
-#ifdef USE_exec_tp
-int exec_tp(struct exec_args *ctx)
-{
-	return on_exec();
-}
-#endif
 
 #endif

@@ -1,11 +1,15 @@
-"""The shared probes of what programs do with sockets: calls, messages, io_uring.
+"""What programs do with sockets: the shared probes of calls, messages and io_uring; and rows.
 
 Each group belongs to a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
 MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to ring_entries.bpf.h,
-SIGNAL to restarts.bpf.h.
+SIGNAL to signal_entries.bpf.h.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 from netbpf.declare.probes import (
     Fentry,
@@ -16,10 +20,13 @@ from netbpf.declare.probes import (
     RawTracepoint,
     Tracepoint,
 )
+from netbpf.declare.table import Group
 
 # enum op in include/ops.bpf.h and enum proto in include/anysock.bpf.h.
 OPS = dict(enumerate("socket socketpair bind listen connect accept send recv close".split()))
 PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
+WAITS = ("EAGAIN", "EINPROGRESS")
+RESTARTED, NOT_RESTARTED = "512", "513"  # beside the errors of calls: include/restarts.bpf.h
 
 
 def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, ...]:
@@ -96,10 +103,39 @@ RING_PROBES = (
         instead="ring",  # where that one has no way, the request is not filled in yet
     ),
 )
-# A signal is delivered, to a handler or not: does a call that it interrupts begin again?
+# A thread takes a signal: that decides whether the call that it interrupted is made again.
 SIGNAL = Probe(
     "signal",
     RawTracepoint("signal_deliver", args=("sig", "ka")),
     Tracepoint("signal:signal_deliver", args=("sig", "sa_handler", "sa_flags")),
     optional=True,
 )
+
+
+def tally(groups: Iterable[Group], *names: str) -> list[dict[str, Any]]:
+    """Return a row for each combination of the key's columns `names`: calls by their result.
+
+    `groups` are keys with the column `error`, and the sums `calls` and `bytes`.
+    """
+    found: dict[tuple[object, ...], dict[str, Any]] = {}
+    errors: dict[tuple[object, ...], Counter[str]] = {}
+    for key, sums in groups:
+        which = tuple(key[name] for name in names)
+        none = dict.fromkeys(("calls", "errors", "would_block", "restarted", "bytes"), 0)
+        row = found.setdefault(which, {**dict(zip(names, which)), **none, "top_error": None})
+        calls, error = sums["calls"], key["error"]
+        if error in (RESTARTED, NOT_RESTARTED):
+            row["restarted"] += calls if error == RESTARTED else -calls
+            continue
+        row["calls"] += calls
+        row["bytes"] += sums["bytes"]
+        if error in WAITS:
+            row["would_block"] += calls
+        elif error:
+            row["errors"] += calls
+            most = errors.setdefault(which, Counter())
+            most[error] += calls
+            row["top_error"] = most.most_common(1)[0][0]
+    for row in found.values():  # what an interval takes back was counted in the one before
+        row["restarted"] = max(row["restarted"], 0)
+    return list(found.values())

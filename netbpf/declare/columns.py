@@ -260,7 +260,20 @@ class LookupResult(Choice):
         return "still waiting" if value is None else words.get(value, str(value))
 
 
-class HostName(Text):
+def is_cut(values: Mapping[str, Any], name: str = "host") -> bool:
+    """Tell whether a value of the column `name` goes on behind what was held of it."""
+    return name in (values.get("truncated") or "").split(",")
+
+
+class Cut(Text):
+    """A string that may have been too long: the column `truncated` names those that were."""
+
+    def cell(self, values: Mapping[str, Any]) -> str:
+        """Return the string, and a sign that it goes on."""
+        return self.text(values[self.name]) + "..." * is_cut(values, self.name)
+
+
+class HostName(Cut):
     """A host's name, or its address: 16 bytes in C, and a 1 in the last byte of the field."""
 
     ctype = "char[256]"

@@ -18,8 +18,11 @@ TCP_STATES = {
     12: "NEW_SYN_RECV",
 }
 
-# What a name lookup returns: netdb.h, the same numbers in glibc and musl; name and words.
+# What a name lookup returns: netdb.h, the same numbers in glibc and musl; name and words. What is
+# above 0 is ours: include/lookups.bpf.h.
+ABANDONED = 2
 LOOKUP_RESULTS = {
+    ABANDONED: ("abandoned", "abandoned"),
     0: ("OK", ""),
     -1: ("EAI_BADFLAGS", "bad flags"),
     -2: ("EAI_NONAME", "no such name"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from itertools import chain
@@ -14,11 +13,11 @@ from netbpf.declare.histogram import Histogram
 from netbpf.declare.record import Event
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
-from netbpf.kernel.maps import Map
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.digests import DigestReader
 from netbpf.run.histograms import HistogramCounter
+from netbpf.run.pending import Pending
 from netbpf.run.program import Attached
 from netbpf.run.shape import Shape, bucket_columns
 from netbpf.run.snapshot import read_records, run_iterators
@@ -26,6 +25,7 @@ from netbpf.run.stop import Stop
 from netbpf.run.stream import RingBuffer, ring_size
 
 _LEARN_SECONDS = 1.0  # between two looks at all processes' sockets
+_PENDING_SECONDS = 10.0  # between two looks at what has not ended
 
 
 class EventShape(Shape):
@@ -55,6 +55,12 @@ class EventShape(Shape):
         # A column that the probes in use cannot tell holds zeros.
         self._lost = {c.name: None for c in event.columns if c.name in attached.lacking}
         self._containers = [c.name for c in event.columns if isinstance(c, Container)]
+        self.pending: Optional[Pending] = None
+        if tool.pending:
+            name, age = tool.pending
+            self.pending = Pending(event, attached.loaded.maps[name], age)
+        self._waiting: dict[bytes, tuple[Any, ...]] = {}
+        self._stopped = 0
 
     @property
     def strange(self) -> int:
@@ -65,9 +71,17 @@ class EventShape(Shape):
         """Watch the ring."""
         super().begin(stop, writer)
         stop.watch(self.ring.fd)
+        self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
+
+    def next_due(self) -> float:
+        """Return when to look at what has not ended."""
+        return self._due
 
     def read(self) -> bool:
         """Write the events of one batch."""
+        if time.monotonic() >= self._due:
+            self._due += _PENDING_SECONDS
+            self._write_gone()
         rows = self.ring.take()
         for row in rows:
             self._write(row[1:])
@@ -84,20 +98,21 @@ class EventShape(Shape):
 
     def drain(self) -> None:
         """Write all that is left in the ring, then what will never end in there."""
-        if not self.tool.pending:
-            self._read_all()
-            return
-        now, rows = self._pending(*self.tool.pending)
         self._read_all()
-        # User-space probes are detached in the background: what ended just now was read just now.
-        still = self._pending(*self.tool.pending)[1]
-        self._show_pending(now, {key: row for key, row in rows.items() if key in still})
+        if self.pending:
+            # User-space probes are detached in the background: what ended just now was just read.
+            still = self.pending.waiting()
+            self._show_pending({k: raw for k, raw in self._waiting.items() if k in still})
 
     def _read_all(self) -> None:
         while self.read():
             pass
 
     def _write(self, raw: tuple[Any, ...]) -> None:
+        for event in self.pending.events_of(raw) if self.pending else (raw,):
+            self._write_one(event)
+
+    def _write_one(self, raw: tuple[Any, ...]) -> None:
         if not self.stop.room(self.seen) or raw[self._time] > self._until:
             return
         values = self._values(raw)
@@ -110,8 +125,8 @@ class EventShape(Shape):
     def _show(self, ns: int, values: dict[str, Any]) -> None:
         self.writer.event(ns, values)
 
-    def _values(self, raw: tuple[Any, ...], **known: Any) -> Optional[dict[str, Any]]:
-        values: dict[str, Any] = {**self._decode(raw), **self._lost, **known}
+    def _values(self, raw: tuple[Any, ...]) -> Optional[dict[str, Any]]:
+        values: dict[str, Any] = {**self._decode(raw), **self._lost}
         for name in self._containers:
             values[name] = container_of(path_of(values[name])) or None
         if self.tool.relearn and values["owner"] == "unknown":
@@ -120,32 +135,42 @@ class EventShape(Shape):
 
     def close_interval(self, final: bool) -> None:
         """Write what has not ended: the map of pending events, what the iterator `open` sees."""
-        if self.tool.pending and not final:
-            self._read_all()
-            self._show_pending(*self._pending(*self.tool.pending))
+        if self.pending:
+            self._look_at_pending()
+            if not final:
+                self._show_pending(self._waiting)
         if "open" in self.attached.links:
             self._list_open()
         self._read_all()  # a table that follows stands behind the events of its time
-        if final and not self.tool.pending:
+        if final and not self.pending:
             # Probes are detached one after the other: what comes meanwhile is seen by half of them.
             self._until = time.monotonic_ns()
 
-    def _pending(self, name: str, age: str) -> tuple[int, dict[bytes, dict[str, Any]]]:
-        now, rows = time.monotonic_ns(), {}
-        for key, entry in Map.opened(self.attached.loaded.maps[name]).items():
-            raw = self.event.layout().unpack_from(entry)
-            values = self._values(raw, **{age: (now - raw[self._time]) // 1000})
-            # What a process left behind that ended in between is not pending.
-            if values and os.path.exists(f"/proc/{values['pid']}"):
-                rows[key] = values
-        return now, rows
+    def _look_at_pending(self) -> None:
+        assert self.pending
+        self._write_gone()
+        self._stopped = time.monotonic_ns()
+        self._waiting = self.pending.waiting()
 
-    def _show_pending(self, ns: int, rows: Mapping[bytes, dict[str, Any]]) -> None:
-        assert self.tool.pending
+    def _write_gone(self) -> None:
+        assert self.pending
+        self._read_all()
+        for raw in self.pending.gone(time.monotonic_ns()):
+            self._write_one(raw)
+
+    def _show_pending(self, waiting: Mapping[bytes, tuple[Any, ...]]) -> None:
+        """Write what waited at the last look, the oldest first."""
+        assert self.pending and self.tool.pending
         age = self.tool.pending[1]
-        for row in sorted(rows.values(), key=lambda row: -row[age]):
-            self.writer.event(ns, row, "interval")
+        found = (self._values(self.pending.aged(raw, self._stopped)) for raw in waiting.values())
+        rows = sorted((row for row in found if row), key=lambda row: -row[age])
+        for row in rows:
+            self._show_waiting(self._stopped, row)
         self.more["pending"] = len(rows)
+        self.more["abandoned"] = self.pending.abandoned
+
+    def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
+        self.writer.event(ns, values, "interval")
 
     def _list_open(self) -> None:
         self._read_all()
@@ -179,20 +204,26 @@ class DistributionShape(EventShape):
     def _show(self, ns: int, values: dict[str, Any]) -> None:
         self.counter.add(values)
 
+    def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
+        pass
+
     def close_interval(self, final: bool) -> None:
         """Write the distributions of the interval; those of the last one come with drain()."""
+        if self.pending:
+            self._look_at_pending()
         if not final:
             self._read_all()
             self._write_histograms()
 
     def drain(self) -> None:
         """Write the last distributions."""
-        self._read_all()
+        super().drain()
         self._write_histograms()
-        if self.tool.pending:
-            self.more["pending"] = len(self._pending(*self.tool.pending)[1])
-            if self.more["pending"]:
-                self.note(f"{self.more['pending']} had not ended and are not counted")
+        if self.more.get("pending"):
+            self.note(f"{self.more['pending']} had not ended and are not counted")
+        if self.more.get("abandoned"):
+            number = self.more["abandoned"]
+            self.note(f"{number} never returned: they count with the time until they were left")
         if self.counter.crowded:
             self.note("the key null holds what found no room among --map-entries keys")
 

@@ -31,7 +31,6 @@ from netbpf.run.stream import RingBuffer
 
 _EXEC_RING_PAGES = 16  # EXEC_RING_PAGES in include/user.bpf.h
 _START = struct.Struct("=QQQ")  # struct program_start in include/user.bpf.h: inode, device, pid
-_KEY = struct.Struct("=QII")  # struct call_key in gethostlatency.bpf.c: thread, pid, function
 _AGAIN = (0.02, 0.2, 2.0)  # a new program maps its libraries some time after exec (seconds)
 _CANNOT = "cannot be probed"
 _SCAN_SECONDS = 10.0
@@ -126,19 +125,11 @@ class Watch(Shape):
             self._attach(self.coverage.rescan(pid))
         for binary in self.coverage.prune():
             self._detach(binary)
-        self._sweep(running)
         self._plan_scan(began)
 
     def _plan_scan(self, began: float) -> None:
         now = time.monotonic()
         self._due = now + max(_SCAN_SECONDS, (now - began) * _SCAN_SHARE)
-
-    def _sweep(self, running: set[int]) -> None:
-        # Lookups of processes that were killed; threads of C that end clean up themselves.
-        calls = Map.opened(self.attached.loaded.maps["calls"])
-        for key in list(calls.keys()):
-            if _KEY.unpack(key)[1] not in running:
-                calls.delete(key)
 
     def _programs(self) -> Iterator[tuple[str, tuple[int, bool]]]:
         for choice in self.attached.choices:
@@ -200,8 +191,9 @@ def places(binary: Binary) -> Iterator[tuple[str, int]]:
     """
     for name, function in binary.functions.items():
         if not function.ifunc:
-            yield name, function.offset
+            # The return first: a call whose entry alone is seen would wait for ever.
             yield f"{name}()", function.offset
+            yield name, function.offset
     if not binary.go:
         return
     flags = binary.go.error.timeout if binary.go.error else 0

@@ -10,6 +10,11 @@ DESCRIPTION
   the functions; new ones are found while tracing. The start and the end tell how many processes
   that covers, and which not. Lookups that still wait then, or at an INTERVAL, are listed.
 
+  A lookup that never returns is a line with the result "abandoned" and its age: its thread was
+  cancelled or killed, its program was replaced (exec), or the handler of a signal jumped out of it
+  (siglongjmp). The time of a line is when the lookup ended. A host of more than 254 bytes, or a
+  service of more than 31, is cut: the column truncated (in -w) names which, text shows "..." there.
+
 EXAMPLES
   netbpf gethostlatency                      all lookups
   netbpf gethostlatency --failed -w          those that failed, all columns
@@ -35,7 +40,12 @@ LIMITS
   before it is probed: some ten milliseconds. Lookups that began before the start are not shown.
   glibc's getnameinfo appears as the gethostbyaddr_r that it calls. Go does not tell an unknown name
   from one without addresses. The latency is libc's: a name in /etc/hosts or in a cache is a lookup,
-  too.
+  too. Of a jump out of a lookup, the last handler that ran is taken for the one that jumped; it is
+  noticed at the thread's next lookup, when the thread ends, and while it sleeps. A goroutine that
+  ended in a lookup waits until its process ends or its place is used again. A lookup of a signal
+  handler or coroutine on another stack is a line of its own; what a handler looks up on the same
+  stack belongs to the lookup that it interrupted. If that other stack lies above the first one, the
+  kernel's uretprobes, whose ever they are, end the program with SIGILL.
 """
 
 import fnmatch
@@ -46,6 +56,7 @@ from netbpf.declare import (
     Choice,
     Comm,
     Container,
+    Cut,
     Duration,
     Event,
     Family,
@@ -58,19 +69,21 @@ from netbpf.declare import (
     Probe,
     RawTracepoint,
     Record,
-    Text,
     Tool,
     Tracepoint,
     Uid,
     Uprobe,
     Uretprobe,
 )
+from netbpf.declare.calls import SIGNAL
+from netbpf.declare.columns import is_cut
 from netbpf.declare.options import milliseconds, nanoseconds, words
 
 _HOST = ("gethostbyname", "gethostbyname2", "gethostbyaddr")
 LIBC = ("getaddrinfo", *(name + end for name in _HOST for end in ("", "_r")))
 GO = {"go_ip": "lookupIPAddr", "go_host": "lookupHost", "go_addr": "LookupAddr"}
 FUNCTIONS = dict(enumerate((None, *LIBC, *(f"net.{name}" for name in GO.values()))))
+CUT = {0: None, 1: "host", 2: "service", 3: "host,service"}
 
 
 class Lookup(Event):
@@ -80,16 +93,23 @@ class Lookup(Event):
 
     pid = Pid("process that asked")
     comm = Comm("its name", width=10)
-    latency_us = Duration("call to return; or to now, if it still waits", header="LATms", width=8)
+    latency_us = Duration(
+        "call to return; to when it was left, if it never returns; to now, if it still waits",
+        header="LATms", width=8,
+    )  # fmt: skip
     host = HostName("name asked for, or address (gethostbyaddr)")
     family = Family("address family asked for, null for any", wide=True)
-    service = Text("service asked for", ctype="char[32]", width=8, wide=True)
+    service = Cut("service asked for", ctype="char[32]", width=8, wide=True)
     func = Choice("function that was called", FUNCTIONS, width=16, wide=True)
+    truncated = Choice("what was too long to be held whole", CUT, width=12, wide=True)
     container = Container("container of the process", wide=True)
     uid = Uid("user id of the process", wide=True)
     netns = Netns()
     # In text the last one, and without a heading: there is a word only if something is wrong.
-    result = LookupResult("OK, or EAI_NONAME and the like; null if it still waits", header=" ")
+    result = LookupResult(
+        "OK, or EAI_NONAME and the like; abandoned if it never returns; null if it still waits",
+        header=" ",
+    )
 
 
 class HostKey(Record):
@@ -103,6 +123,8 @@ def enrich(values, settings):  # type: ignore[no-untyped-def]
     host = (values["host"] or "").lower().rstrip(".")
     if settings["host"] and not fnmatch.fnmatchcase(host, settings["host"].lower()):
         return None
+    if settings["histogram"] and is_cut(values):
+        values["host"] += "..."
     return values if values["latency_us"] >= (settings["min_ms"] or 0) * 1000 else None
 
 
@@ -131,8 +153,13 @@ TOOL = Tool(
         *(Probe(f"{name}_ret", Uprobe(f"net.(*Resolver).{what} RET")) for name, what in GO.items()),
         *(Probe(f"go_errors{n}", Uprobe(f"net.DNSError+{n}")) for n in (0, 48, 64)),
         Probe("go_libc", Uprobe("net._C2func_getaddrinfo", "net._C2func_getnameinfo", every=True)),
-        Probe("exec", RawTracepoint("sched_process_exec"), Tracepoint("sched:sched_process_exec")),
+        Probe(
+            "exec",
+            RawTracepoint("sched_process_exec", args=("old_pid",)),
+            Tracepoint("sched:sched_process_exec", args=("old_pid",)),
+        ),
         Probe("exit", RawTracepoint("sched_process_exit"), Tracepoint("sched:sched_process_exit")),
+        SIGNAL,
     ),
     options=(
         *PROCESS,
@@ -154,6 +181,10 @@ TOOL = Tool(
     watch="lookups",
     summary_fields={
         "pending": {**_NUMBER, "description": "lookups that had not ended"},
+        "abandoned": {
+            **_NUMBER,
+            "description": "lookups that ended without a return, filters apart",
+        },
         "coverage": {"type": "object", "properties": COVERAGE, "required": list(COVERAGE)},
     },
 )

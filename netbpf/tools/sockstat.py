@@ -7,6 +7,11 @@ DESCRIPTION
   send and recv count messages, whichever call moved them (write, sendmsg, recvmmsg, io_uring ...).
   Data that was only looked at (MSG_PEEK) adds no bytes.
 
+  A signal may interrupt a call that waits. If the kernel makes the call again, as after a handler
+  with SA_RESTART or a stop, the program notices nothing: that is one call, and "restarted" (in -w)
+  counts how often it was made again. If the program gets EINTR, that is an error. A call in which
+  its process is killed is a call without error.
+
   Below each table stand the kernel's own counters of the same time that tell of trouble: listen
   queues that overflowed, retransmissions, full receive buffers. With --netns they are those of that
   network namespace, otherwise those of the one that netbpf runs in.
@@ -14,7 +19,8 @@ DESCRIPTION
 EXAMPLES
   netbpf sockstat                    count until Ctrl-C, then show
   netbpf sockstat 1                  a table every second
-  netbpf sockstat --top 3 10         every 10 seconds, with the busiest processes
+  netbpf sockstat --top 3 10         every 10 seconds, with those that move the most bytes
+  netbpf sockstat --top 3 --sort calls 10   with those that make the most calls
   netbpf sockstat --comm 'nginx*' 1  only what nginx does
   netbpf sockstat -L 443 -d 60       a minute of the sockets of one port
   netbpf sockstat --json 1 | jq 'select(.errors > 0)'
@@ -44,8 +50,6 @@ LIMITS
   MPTCP counts as TCP. Of processes that come and go by the thousand, --top forgets the idlest.
 """
 
-from collections import Counter
-
 from netbpf.declare import (
     NETNS,
     PROCESS,
@@ -62,12 +66,20 @@ from netbpf.declare import (
     Table,
     Tool,
 )
-from netbpf.declare.calls import CALL_PROBES, MESSAGE_PROBES, OPS, PROTOS, RING_PROBES
+from netbpf.declare.calls import (
+    CALL_PROBES,
+    MESSAGE_PROBES,
+    OPS,
+    PROTOS,
+    RING_PROBES,
+    SIGNAL,
+    tally,
+)
 from netbpf.declare.options import count
 from netbpf.errors import UsageError
 
 ORDER = [*OPS.values(), *PROTOS.values()]
-WAITS = ("EAGAIN", "EINPROGRESS")
+SORTABLE = ("bytes", "calls", "errors", "would_block", "restarted")
 COUNTERS = (
     "TcpExt.ListenOverflows", "TcpExt.ListenDrops", "TcpExt.TCPReqQFullDrop", "Tcp.RetransSegs",
     "TcpExt.TCPSynRetrans", "Udp.RcvbufErrors", "Udp6.RcvbufErrors",
@@ -112,6 +124,7 @@ class CallRow(Row):
     calls = Count("calls, or messages of send and recv, failed ones included")
     errors = Count("how many of them failed", width=6)
     would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", width=11)
+    restarted = Count("how often a signal interrupted one that was then made again", wide=True)
     bytes = Bytes("bytes sent or received", header="KB", width=8)
     top_error = Errno("the most frequent error")
 
@@ -125,41 +138,25 @@ class ProcessRow(Row):
     calls = Count("its calls, or messages of send and recv")
     errors = Count("how many of them failed", width=6)
     would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", width=11)
+    restarted = Count("how often a signal interrupted one that was then made again", wide=True)
     bytes = Bytes("bytes that it sent or received", header="KB", width=8)
     top_error = Errno("its most frequent error", wide=True)
 
 
-def tally(groups, *names):  # type: ignore[no-untyped-def]
-    """Return a row for each combination of the key's columns `names`."""
-    found: dict[tuple[object, ...], dict[str, object]] = {}
-    errors: dict[tuple[object, ...], Counter[str]] = {}
-    for key, sums in groups:
-        which = tuple(key[name] for name in names)
-        none = {"calls": 0, "errors": 0, "would_block": 0, "bytes": 0, "top_error": None}
-        row = found.setdefault(which, {**dict(zip(names, which)), **none})
-        row["calls"] += sums["calls"]
-        row["bytes"] += sums["bytes"]
-        if key["error"] in WAITS:
-            row["would_block"] += sums["calls"]
-        elif key["error"]:
-            row["errors"] += sums["calls"]
-            most = errors.setdefault(which, Counter())
-            most[key["error"]] += sums["calls"]
-            row["top_error"] = most.most_common(1)[0][0]
-    return list(found.values())
-
-
 def by_protocol(groups, settings):  # type: ignore[no-untyped-def]
-    """Return the rows of all operations, in the order of OPS and PROTOS."""
+    """Return the rows of all operations, in the order of OPS and PROTOS or of --sort."""
     names = ("op",) if settings["no_split"] else ("op", "proto")
     rows = sorted(tally(groups, *names), key=lambda row: [ORDER.index(row[n]) for n in names])
+    if settings["sort"]:
+        rows.sort(key=lambda row: -row[settings["sort"]])
     return [{"op": row["op"], "proto": None, **row} for row in rows]
 
 
 def busiest(groups, settings):  # type: ignore[no-untyped-def]
-    """Return the processes with the most calls of each operation."""
+    """Return the processes with the most of --sort of each operation, calls in a tie."""
     comms = {key["pid"]: key["comm"] for key, _ in groups}
-    rows = sorted(tally(groups, "op", "pid"), key=lambda row: -row["calls"])
+    most = settings["sort"] or SORTABLE[0]
+    rows = sorted(tally(groups, "op", "pid"), key=lambda row: (-row[most], -row["calls"]))
     found = []
     for op in OPS.values():
         those = [row for row in rows if row["op"] == op][: settings["top"]]
@@ -174,13 +171,20 @@ def constants(settings):  # type: ignore[no-untyped-def]
     return {"BY_PROCESS": 1} if settings["top"] else {}
 
 
+def review(_, settings):  # type: ignore[no-untyped-def]
+    """Name the column that decides who is shown."""
+    if not settings["top"]:
+        return []
+    return [f"--top shows the processes with the most {settings['sort'] or SORTABLE[0]} (--sort)"]
+
+
 TOOL = Tool(
     __doc__,
     table=(
         Table("calls_by_protocol", CallKey, CallSums, CallRow, by_protocol),
         Table("calls_by_process", ProcessKey, CallSums, ProcessRow, busiest, option="top"),
     ),
-    probes=(*CALL_PROBES, *MESSAGE_PROBES, *RING_PROBES),
+    probes=(*CALL_PROBES, *MESSAGE_PROBES, *RING_PROBES, SIGNAL),
     options=(
         *PROCESS,
         *NETNS,
@@ -190,7 +194,13 @@ TOOL = Tool(
             "--top",
             metavar="N",
             parse=count,
-            help="show the N processes with the most calls of each operation, too",
+            help="show the N busiest processes of each operation, too",
+        ),
+        Option(
+            "--sort",
+            metavar="COLUMN",
+            choices=SORTABLE,
+            help="show rows with the most of it first; and the processes of --top (default bytes)",
         ),
         Option(
             "--map-entries",
@@ -203,4 +213,5 @@ TOOL = Tool(
     counters=COUNTERS,
     interval_counters=COUNTERS,
     constants=constants,
+    hooks={"review": review},
 )

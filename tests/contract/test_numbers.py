@@ -36,6 +36,7 @@ ARGUMENTS = {
     "rport": ("1-1024,5432", "32768-60999,6379"),
     "laddr": ("127.0.0.1", "2001:db8::/32"),
     "raddr": ("10.0.0.0/8", "192.168.1.1"),
+    "sort": ("bytes", "calls"),
     "top": ("1", "20"),
 }
 # Those whose argument does decide, or is looked up on the machine.

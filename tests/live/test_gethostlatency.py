@@ -381,7 +381,7 @@ def ask_in_vain(lab: Lab, askers: list[Asker]) -> None:
     wait_until(lambda: server.lookups("never.test") == before + len(askers))
 
 
-def test_program_that_is_killed_leaves_nothing_behind(lab: Lab, netbpf: Netbpf) -> None:
+def test_program_that_is_killed_leaves_its_lookup_as_abandoned(lab: Lab, netbpf: Netbpf) -> None:
     askers = [lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test")]
     if not go_is_too_old():
         askers.append(lab.waiting(lab.build("go"), "LookupIP", "never.test"))
@@ -389,7 +389,12 @@ def test_program_that_is_killed_leaves_nothing_behind(lab: Lab, netbpf: Netbpf) 
         ask_in_vain(lab, askers)
         for asker in askers:
             asker.kill()
-    assert run.rows == [] and run.events == [] and run.summary["pending"] == 0
+        run.wait_for(len(askers))
+    assert run.rows == [] and run.summary["pending"] == 0
+    assert {(event["pid"], event["result"]) for event in run.events} == {
+        (asker.pid, "abandoned") for asker in askers
+    }
+    assert run.summary["abandoned"] == len(run.events) == len(askers)
 
 
 def test_lookups_without_room_are_counted(lab: Lab, netbpf: Netbpf) -> None:

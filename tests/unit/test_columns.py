@@ -19,6 +19,7 @@ from netbpf.declare.columns import (
     Comm,
     Container,
     Count,
+    Cut,
     Duration,
     Errno,
     Family,
@@ -69,6 +70,7 @@ CASES = [
     (Comm("x"), b"curl\0garbage!!!", "curl", "curl"),
     (Comm("x"), b"\0" * 16, None, "-"),
     (Comm("x"), b"sixteen bytes ok", "sixteen bytes ok", "sixteen bytes ok"),
+    (Cut("x", ctype="char[8]"), b"http\0\0\0\0", "http", "http"),
     (HostName("x"), b"example.com".ljust(256, b"\0"), "example.com", "example.com"),
     (HostName("x"), mapped("10.0.0.1").ljust(255, b"\0") + b"\1", "10.0.0.1", "10.0.0.1"),
     (HostName("x"), bytes(256), None, "-"),
@@ -190,3 +192,13 @@ def test_schema_allows_null_and_says_what_it_means(column):
 
 def test_schema_names_the_words_of_a_choice():
     assert Owner("x").schema()["examples"] == ["exact", "snapshot", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("truncated", "text"),
+    [(None, "abc"), ("host", "abc..."), ("host,service", "abc..."), ("service", "abc")],
+)
+def test_what_was_too_long_is_shown_to_go_on(truncated, text):
+    column = HostName("x")
+    column.name = "host"
+    assert column.cell({"host": "abc", "truncated": truncated}) == text

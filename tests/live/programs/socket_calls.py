@@ -10,6 +10,7 @@ touches a socket: stdin and stdout are pipes. It ends when stdin does.
 import contextlib
 import ctypes
 import errno
+import functools
 import json
 import mmap
 import os
@@ -538,6 +539,105 @@ def blocked(book):
     book.note("accept", "tcp4", calls=3)
 
 
+def interrupted(book, op, kind, times):
+    """A call that waits is interrupted by signals with a handler, and then let go.
+
+    Handlers set with SA_RESTART ("restart") let the call go on, without ("fail") it fails each
+    time with EINTR and is made again by the program. With "both" the two take turns.
+    """
+    main = threading.main_thread()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda *_: None)
+        signal.siginterrupt(number, number == signal.SIGUSR2)
+    sent = {"restart": (signal.SIGUSR1,), "fail": (signal.SIGUSR2,),
+            "both": (signal.SIGUSR1, signal.SIGUSR2)}[kind]  # fmt: skip
+    fd, call, let_go, close = WAITING[op](book)
+
+    def disturb():
+        for count in range(int(times)):
+            while not hangs(main, fd):
+                time.sleep(0.001)
+            before = switches(main)
+            signal.pthread_kill(main.ident, sent[count % len(sent)])
+            while switches(main) == before:
+                time.sleep(0.001)
+        while not hangs(main, fd):
+            time.sleep(0.001)
+        let_go()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    while call() is None:
+        pass
+    thread.join()
+    close()
+
+
+def waiting_recv(book):
+    one, two = book.did("socketpair", "unix", socket.socketpair)
+    data = ctypes.create_string_buffer(10)
+    call = functools.partial(book.did, "recv", "unix", check, LIBC.recv, one.fileno(), data, 10, 0)
+    let_go = functools.partial(book.did, "send", "unix", two.send, b"hello")
+    return one.fileno(), call, let_go, functools.partial(close_all, book, "unix", one, two)
+
+
+def waiting_accept(book):
+    server = listener(book, AF_INET, ("127.0.0.1", 0), "tcp4")
+    client = book.did("socket", "tcp4", socket.socket, AF_INET, SOCK_STREAM)
+    accepted = []
+
+    def call():
+        fd = book.did("accept", "tcp4", check, LIBC.accept, server.fileno(), None, None)
+        accepted.extend([] if fd is None else [socket.socket(fileno=fd)])
+        return fd
+
+    let_go = functools.partial(book.did, "connect", "tcp4", client.connect, server.getsockname())
+    return server.fileno(), call, let_go, lambda: close_all(book, "tcp4", server, client, *accepted)
+
+
+def waiting_connect(book):
+    """A second connection to a queue that has room for one."""
+    name = f"\0netbpf-full-{os.getpid()}"
+    server, first, second = (
+        book.did("socket", "unix", socket.socket, AF_UNIX, SOCK_STREAM) for _ in range(3)
+    )
+    book.did("bind", "unix", server.bind, name)
+    book.did("listen", "unix", server.listen, 0)
+    book.did("connect", "unix", first.connect, name)
+    where = struct.pack("=H", AF_UNIX) + name.encode()
+    call = functools.partial(
+        book.did, "connect", "unix", check, LIBC.connect, second.fileno(), where, len(where)
+    )
+    accepted = []
+    return (
+        second.fileno(),
+        call,
+        lambda: accepted.append(book.did("accept", "unix", server.accept)[0]),
+        lambda: close_all(book, "unix", server, first, second, *accepted),
+    )
+
+
+WAITING = {"recv": waiting_recv, "accept": waiting_accept, "connect": waiting_connect}
+
+
+def close_all(book, proto, *sockets):
+    for sock in sockets:
+        book.did("close", proto, sock.close)
+
+
+def blocked_recv(book):
+    """Wait for data that never comes, on a socket that is no more than told."""
+    one, _two = socket.socketpair()
+    print(json.dumps({"fd": one.fileno()}), flush=True)
+    check(LIBC.recv, one.fileno(), ctypes.create_string_buffer(1), 1, 0)
+
+
+def switches(thread):
+    """How often has the thread given up its CPU to wait?"""
+    with open(f"/proc/self/task/{thread.native_id}/status") as file:
+        return [line for line in file if line.startswith("voluntary_ctxt")][0]
+
+
 def hangs(thread, fd):
     """Does the thread wait in a system call whose first argument is `fd`?"""
     with open(f"/proc/self/task/{thread.native_id}/syscall") as file:
@@ -546,7 +646,8 @@ def hangs(thread, fd):
 
 PLAIN = (tcp4, tcp6, mapped, udp4, udp6, unix, netlink, other, errors)
 SCENES = {scene.__name__: scene for scene in
-          (*PLAIN, ring, ring_accepts, sendfile, session, overflow, blocked)}  # fmt: skip
+          (*PLAIN, ring, ring_accepts, sendfile, session, overflow, blocked, blocked_recv,
+           interrupted)}  # fmt: skip
 
 
 def everything(book):
