@@ -13,6 +13,7 @@ from netbpf.declare.histogram import Histogram
 from netbpf.declare.record import Event
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
+from netbpf.kernel.clock import kernel_ns
 from netbpf.kernel.maps import Map
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
@@ -127,10 +128,10 @@ class EventShape(Shape):
         self._read_all()  # a table that follows stands behind the events of its time
         if final and not self.tool.pending:
             # Probes are detached one after the other: what comes meanwhile is seen by half of them.
-            self._until = time.monotonic_ns()
+            self._until = kernel_ns()
 
     def _pending(self, name: str, age: str) -> tuple[int, dict[bytes, dict[str, Any]]]:
-        now, rows = time.monotonic_ns(), {}
+        now, rows = kernel_ns(), {}
         for key, entry in Map.opened(self.attached.loaded.maps[name]).items():
             raw = self.event.layout().unpack_from(entry)
             values = self._values(raw, **{age: (now - raw[self._time]) // 1000})
@@ -194,7 +195,7 @@ class DistributionShape(EventShape):
             self.note("the key null holds what found no room among --map-entries keys")
 
     def _write_histograms(self) -> None:
-        now = time.monotonic_ns()
+        now = kernel_ns()
         for histogram in self.counter.since_last():
             self.writer.histogram(now, histogram)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
+from netbpf.kernel.clock import kernel_ns
 from netbpf.kernel.counters import Counters, increase
 from netbpf.kernel.maps import Map
 from netbpf.output.clock import Clock
@@ -38,7 +38,7 @@ class HistogramShape(Shape):
 
     def close_interval(self, final: bool) -> None:
         """Write the histograms of the interval."""
-        now = time.monotonic_ns()
+        now = kernel_ns()
         found = self.reader.since_last()
         for histogram in found:
             self.seen += histogram["count"]
@@ -53,7 +53,7 @@ class HistogramShape(Shape):
     def _tell_what_is_left(self) -> None:
         fds = {name: self.attached.loaded.maps[name] for name in self.tool.maps}
         maps = {name: [raw for _, raw in Map.opened(fd).items()] for name, fd in fds.items()}
-        more, notes = self.tool.hooks["left"](time.monotonic_ns(), maps)
+        more, notes = self.tool.hooks["left"](kernel_ns(), maps)
         self.more.update(more)
         self.notes += notes
 
@@ -90,7 +90,7 @@ class TableShape(Shape):
     def close_interval(self, final: bool) -> None:
         """Write the rows of the interval, then the kernel's own counters of the same time."""
         run_iterators(self.attached, self.table.refresh)
-        now = time.monotonic_ns()
+        now = kernel_ns()
         self.writer.new_table()
         rows = [
             {**row, **self._lost}

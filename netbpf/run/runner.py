@@ -12,6 +12,7 @@ from typing import Any, Optional, TextIO
 from netbpf.declare.numbers import at_load
 from netbpf.declare.tool import Tool
 from netbpf.errors import EXIT_LOST, PrivilegeError, UsageError
+from netbpf.kernel.clock import StepAlarm, kernel_ns
 from netbpf.kernel.counters import Counters, increase
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.maps import Map
@@ -61,8 +62,9 @@ class Run:
         self.attached = start(self.tool, self.settings, kernel, self.defines, self._say)
         self.names.bind(self.tool, self.attached.loaded.maps)
         self.cost = Cost(self.attached.loaded.programs)
-        self.clock = Clock()
+        self.clock = Clock(kernel_ns)
         self.stop = Stop(self.settings, self.out.fileno())
+        self.steps = StepAlarm()
         try:
             self.shape = make_shape(self.tool, self.settings, self.attached, self.clock)
             self.writer = make_writer(
@@ -74,6 +76,7 @@ class Run:
             self.attached.close()
             self.cost.close()
             self.stop.close()
+            self.steps.close()
 
     def _trace(self) -> int:
         kernel = Counters(netns_of(self.settings))
@@ -88,9 +91,10 @@ class Run:
                 self.writer.heading_now()
             self.out.flush()
             self._loop()
+            self._look_at_clock()
             self.shape.close_interval(final=True)
             self.out.flush()  # detaching can take a while
-            end = time.monotonic_ns()
+            end = kernel_ns()
             cost = self.cost.read()
             after, totals = kernel.read(), self._totals()
             self.attached.detach()
@@ -98,7 +102,7 @@ class Run:
             self.out.flush()
         except BrokenPipeError:
             self._mute()
-            end = time.monotonic_ns()
+            end = kernel_ns()
             cost, after, totals = self.cost.read(), kernel.read(), self._totals()
             self.attached.detach()
         rise = increase(before, after, self.tool.counters)
@@ -109,6 +113,8 @@ class Run:
 
     def _loop(self) -> None:
         self.stop.begin()
+        if self.steps.fd >= 0:
+            self.stop.watch(self.steps.fd)
         check = time.monotonic() + _CHECK_SECONDS
         interval = self.settings.get("interval") or 0.0
         due = time.monotonic() + interval if interval else float("inf")
@@ -116,6 +122,7 @@ class Run:
         while not self.stop.reason:
             watching = check if self.settings.get("max_overhead") else float("inf")
             self.stop.wait(min(due, watching, self.shape.next_due()))
+            self._look_at_clock()
             if self.shape.read():
                 self.out.flush()
             if time.monotonic() >= due and not self.stop.reason:
@@ -128,6 +135,11 @@ class Run:
             if time.monotonic() >= watching:
                 check += _CHECK_SECONDS
                 self._check_overhead()
+
+    def _look_at_clock(self) -> None:
+        self.steps.clear()
+        if self.clock.look():
+            self.shape.note("the wall clock was set meanwhile: times before and after differ")
 
     def _check_overhead(self) -> None:
         spent = float(str(self.cost.read()["cpu_percent"]))
