@@ -18,6 +18,9 @@ OUTPUT
   microseconds): that of the event, not of printing. The summary is always the last line, with
   "start" and "end". 'netbpf schema TOOL' prints the JSON Schema.
 
+  CSV holds one kind of rows. Of a tool that has several it is the one that an option asks for
+  (--events, --top), else the main table; standard error names what is left out.
+
   Names that come from outside (of processes, hosts, files) are escaped, so that they cannot send
   control sequences to a terminal.
 

@@ -29,7 +29,8 @@ class Table:
     `refresh` names a probe (an iterator) to run at the start and before each reading. With
     `option`, the table is made only if that option is given. `alarm` takes the rows of an interval
     and yields (subject, sentence) for what must not be overlooked: said on stderr at once, and by
-    the summary once per subject, with the last sentence.
+    the summary once per subject, with the last sentence. A `main` table is what CSV holds of a tool
+    that has a histogram as well; a table with `option` comes first.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Table:
         option: str = "",
         alarm: Optional[Alarm] = None,
         forget: bool = False,
+        main: bool = False,
     ) -> None:
         self.map = map
         self.key = key
@@ -60,3 +62,4 @@ class Table:
         self.option = option
         self.alarm = alarm
         self.forget = forget
+        self.main = main

@@ -42,6 +42,7 @@ class EventShape(Shape):
         clock: Clock,
     ) -> None:
         super().__init__()
+        self.title, self.asked = "the events", bool(tool.event_option)
         self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
         self.columns = event.columns
         self.event = event

@@ -32,6 +32,7 @@ class HistogramShape(Shape):
         self, tool: Tool, declared: Histogram, attached: Attached, clock: Clock, join: bool = False
     ) -> None:
         super().__init__()
+        self.title = f"the distributions ({declared.unit})"
         self.tool, self.clock, self.attached = tool, clock, attached
         self.columns = (*declared.key.columns, *bucket_columns())
         self.reader = HistogramReader(declared, attached.loaded.maps[declared.map], join)
@@ -72,6 +73,9 @@ class TableShape(Shape):
         counters: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.title = f"the table of {table.map.replace('_', ' ')}"
+        self.beside = ("the kernel's counters of each interval",) if counters else ()
+        self.asked, self.main = bool(table.option), table.main
         self.tool, self.table, self.settings, self.attached = tool, table, settings, attached
         self.columns = table.row.columns
         self.reader = TableReader(table, attached.loaded.maps[table.map])

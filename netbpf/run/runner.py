@@ -23,7 +23,7 @@ from netbpf.run.filters import filter_defines, netns_of
 from netbpf.run.losses import Cost, read_covered, read_losses
 from netbpf.run.names import Names
 from netbpf.run.program import start
-from netbpf.run.shapes import make_shape
+from netbpf.run.shapes import left_out_of_csv, make_shape
 from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
 from netbpf.run.stream import ring_size
@@ -71,12 +71,18 @@ class Run:
                 self.settings["output"], self.tool.name, self.shape.columns, self.clock,
                 self.out, self.settings,
             )  # fmt: skip
+            self._announce()
             return self._trace()
         finally:
             self.attached.close()
             self.cost.close()
             self.stop.close()
             self.steps.close()
+
+    def _announce(self) -> None:
+        rest = left_out_of_csv(self.shape) if self.settings["output"] == "csv" else ""
+        if rest:
+            print(f"{self.tool.name}: {rest}", file=sys.stderr)
 
     def _trace(self) -> int:
         kernel = Counters(netns_of(self.settings))

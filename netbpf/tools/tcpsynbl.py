@@ -177,7 +177,7 @@ TOOL = Tool(
     table=Table(
         "listeners", Listener, ListenerSums, ListenerRow, rows,
         per_cpu=False, gauges=_GAUGES, standing=("accept_queue", "syn_queue"),
-        refresh="listeners", alarm=alarm,
+        refresh="listeners", alarm=alarm, main=True,
     ),
     probes=(
         state_probe(),
