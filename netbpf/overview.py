@@ -27,7 +27,8 @@ OUTPUT
 SUMMARY
   Every run ends by saying what its result is worth: how much was seen in what time; what was lost,
   by cause, zeros included; which probes were used, and what they cost; and what the kernel's own
-  counters say about the same time. Causes of loss:
+  counters say about the same time, in the namespace of --netns or in all that can be found
+  together; no other filter applies to them. Causes of loss:
 
   ring_full     events that found no room in the ring buffer; --buffer makes it larger
   map_full      sockets or keys that could not be followed; --map-entries allows more

@@ -219,6 +219,8 @@ SOCKET = (
     Option("--raddr", metavar="CIDR", parse=network, help="only remote addresses in this block"),
 )  # fmt: skip
 
+# What narrows a result and not the kernel's counters beside it.
+NARROWING = {option.name for option in (*PROCESS, *SOCKET)}
 # Every filter that TOOLS.md calls common: a tool that does not list one refuses it.
 FILTERS = (*PROCESS, *NETNS, *SOCKET)
 COMMON = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)

@@ -104,6 +104,7 @@ class EventShape(Shape):
         values = self._values(raw)
         if values is None:
             return
+        self.namespaces.add(values.get("netns") or 0)
         self._show(raw[self._time], values)
         self.seen += 1
         self.stop.room(self.seen)

@@ -10,11 +10,10 @@ from netbpf.declare.histogram import Histogram
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
 from netbpf.kernel.clock import kernel_ns
-from netbpf.kernel.counters import Counters, increase
+from netbpf.kernel.counters import increase
 from netbpf.kernel.maps import Map
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
-from netbpf.run.filters import netns_of
 from netbpf.run.histograms import HistogramReader
 from netbpf.run.program import Attached
 from netbpf.run.shape import Shape, bucket_columns
@@ -42,6 +41,7 @@ class HistogramShape(Shape):
         now = kernel_ns()
         found = self.reader.since_last()
         for histogram in found:
+            self.namespaces.add(histogram["key"].get("netns") or 0)
             self.seen += histogram["count"]
             self.writer.histogram(now, histogram)
         conclude = self.tool.hooks.get("conclude")
@@ -83,8 +83,7 @@ class TableShape(Shape):
         lost = {name for c in attached.choices if c.probe in tool.probes for name in c.lost_columns}
         self._lost = dict.fromkeys((c.name for c in self.columns if c.name in lost), None)
         self._names = counters
-        self._kernel = Counters(netns_of(settings))
-        self._counters = self._kernel.read() if counters else {}
+        self._counters = attached.counters.read() if counters else {}
 
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Take the state at the start for known."""
@@ -101,10 +100,11 @@ class TableShape(Shape):
             for row in self.table.build(self.reader.since_last(), self.settings)
         ]
         for row in rows:
+            self.namespaces.add(row.get("netns") or 0)
             self.writer.event(now, row, "interval")
         self.seen += len(rows)
         if self._names:
-            before, self._counters = self._counters, self._kernel.read()
+            before, self._counters = self._counters, self.attached.counters.read()
             self.writer.counters(now, increase(before, self._counters, self._names))
         self._sound(rows, final)
 

@@ -13,7 +13,6 @@ from netbpf.declare.numbers import at_load
 from netbpf.declare.tool import Tool
 from netbpf.errors import EXIT_LOST, PrivilegeError, UsageError
 from netbpf.kernel.clock import StepAlarm, kernel_ns
-from netbpf.kernel.counters import Counters, increase
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.maps import Map
 from netbpf.kernel.privileges import missing_privileges
@@ -28,6 +27,7 @@ from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
 from netbpf.run.stream import ring_size
 from netbpf.run.tables import read_totals
+from netbpf.run.tally import Tally
 
 _CHECK_SECONDS = 1.0  # how often --max-overhead is looked at
 
@@ -66,6 +66,8 @@ class Run:
         self.stop = Stop(self.settings, self.out.fileno())
         self.steps = StepAlarm()
         try:
+            self.tally = Tally(self.tool, self.settings)
+            self.attached.counters = self.tally.source
             self.shape = make_shape(self.tool, self.settings, self.attached, self.clock)
             self.writer = make_writer(
                 self.settings["output"], self.tool.name, self.shape.columns, self.clock,
@@ -78,6 +80,7 @@ class Run:
             self.cost.close()
             self.stop.close()
             self.steps.close()
+            self.tally.close()
 
     def _announce(self) -> None:
         rest = left_out_of_csv(self.shape) if self.settings["output"] == "csv" else ""
@@ -85,9 +88,8 @@ class Run:
             print(f"{self.tool.name}: {rest}", file=sys.stderr)
 
     def _trace(self) -> int:
-        kernel = Counters(netns_of(self.settings))
         counted = self._totals()  # before the kernel's, and after them at the end: never fewer
-        before = kernel.read()
+        self.tally.begin()
         take_snapshot(self.attached)
         self.shape.begin(self.stop, self.writer)
         self._ready()
@@ -102,20 +104,21 @@ class Run:
             self.out.flush()  # detaching can take a while
             end = kernel_ns()
             cost = self.cost.read()
-            after, totals = kernel.read(), self._totals()
+            self.tally.end()
+            totals = self._totals()
             self.attached.detach()
             self.shape.drain()
             self.out.flush()
         except BrokenPipeError:
             self._mute()
             end = kernel_ns()
-            cost, after, totals = self.cost.read(), kernel.read(), self._totals()
+            self.tally.end()
+            cost, totals = self.cost.read(), self._totals()
             self.attached.detach()
-        rise = increase(before, after, self.tool.counters)
         if totals:
             totals = {name: n - counted[name] for name, n in totals.items()}
             self.shape.more["totals"] = totals
-        return self._summarise(end, cost, rise, self._unseen(totals, rise))
+        return self._summarise(end, cost, self._unseen(totals))
 
     def _loop(self) -> None:
         self.stop.begin()
@@ -127,10 +130,11 @@ class Run:
         left = self.settings.get("count") or 0
         while not self.stop.reason:
             watching = check if self.settings.get("max_overhead") else float("inf")
-            self.stop.wait(min(due, watching, self.shape.next_due()))
+            self.stop.wait(min(due, watching, self.shape.next_due(), self.tally.due))
             self._look_at_clock()
             if self.shape.read():
                 self.out.flush()
+            self.tally.look(self.shape.namespaces)
             if time.monotonic() >= due and not self.stop.reason:
                 due += interval
                 self.shape.close_interval(final=False)
@@ -200,13 +204,12 @@ class Run:
         self.stop.now("closed pipe")
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
-    def _unseen(self, totals: dict[str, int], counters: dict[str, int]) -> dict[str, int]:
+    def _unseen(self, totals: dict[str, int]) -> dict[str, int]:
         unseen = self.tool.hooks.get("unseen")
+        counters = self.tally.own
         return {"unseen": unseen(totals, counters, self.attached.lacking)} if unseen else {}
 
-    def _summarise(
-        self, end: int, cost: dict[str, Any], counters: dict[str, int], unseen: dict[str, int]
-    ) -> int:
+    def _summarise(self, end: int, cost: dict[str, Any], unseen: dict[str, int]) -> int:
         if self.stop.reason == "closed pipe":
             self._mute()
         losses = Map(self.attached.loaded.maps["losses"], 4, 8, per_cpu=True)
@@ -231,13 +234,17 @@ class Run:
             "lost": lost,
             "complete": not any(lost.values()),
             "probes": self.attached.described(),
-            "counters": counters,
+            "counters": self.tally.rise,
+            **self.tally.scope(),
             "overhead": cost,
             **more,
             "notes": self.shape.notes,
         }
+        summary["notes"] += self.tally.notes(self.shape.namespaces)
         review = self.tool.hooks.get("review")
-        summary["notes"] += review(summary, self.settings) if review else []
+        summary["notes"] += (
+            review({**summary, "own": self.tally.own}, self.settings) if review else []
+        )
         summary["notes"] += self.names.notes()
         self.writer.summary(summary)
         self.out.flush()

@@ -33,6 +33,7 @@ class Shape:
         self.seen = 0
         self.notes: list[str] = []
         self.more: dict[str, Any] = {}
+        self.namespaces: set[int] = set()  # network namespaces of what was shown
 
     @property
     def strange(self) -> int:

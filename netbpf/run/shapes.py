@@ -22,6 +22,8 @@ class Shapes(Shape):
     def __init__(self, parts: Sequence[Shape], chosen: int = 0) -> None:
         super().__init__()
         self.parts = tuple(parts)
+        for part in parts:
+            part.namespaces = self.namespaces
         self.unit = parts[0].unit
         self.chosen = chosen
         self.columns = parts[chosen].columns
