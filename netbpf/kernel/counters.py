@@ -11,14 +11,13 @@ import fnmatch
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from threading import Thread
 from typing import Union
 
-from netbpf.kernel.namespaces import namespace_of, network_namespaces
-from netbpf.kernel.syscalls import enter_network
+from netbpf.kernel.namespaces import in_namespaces, namespace_of, network_namespaces
 
+_HERE = "/proc/thread-self/net"
 _FILES = ("snmp", "netstat", "snmp6", "dev", "softnet_stat")
 _GROUPS = {"TcpExt": "netstat", "IpExt": "netstat", "MPTcpExt": "netstat", "Device": "dev"}
 _MOST_NAMESPACES = 2048  # that are read; more are counted as unread
@@ -41,7 +40,7 @@ class Counters:
         if where.startswith("/proc/"):
             self._files = _open_files(f"{where}/net")
         elif where:
-            _in_thread(_open_inside, where, netns, self._files)
+            in_namespaces({netns: where}, lambda _: self._files.extend(_open_files(_HERE)))
 
     def read(self) -> Mapping[str, int]:
         """Return {name: value} of all protocol counters."""
@@ -117,8 +116,15 @@ class AllCounters:
                     now[inode] = values
             else:
                 mounted[inode] = where
+        names = [name for name in self._files if name != "softnet_stat"]
+
+        def visit(inode: int) -> None:
+            values = _read_once(_HERE, names)
+            if values:
+                now[inode] = values
+
         if mounted:
-            _in_thread(_read_inside, mounted, self._files, now)
+            in_namespaces(mounted, visit)
         return now
 
     def _add(self, values: Mapping[str, int], before: Mapping[str, int] | None) -> None:
@@ -147,48 +153,12 @@ def _file_of(name: str) -> str:
     return "softnet_stat" if group == "Softnet" else "snmp6" if group.endswith("6") else "snmp"
 
 
-def _in_thread(function: Callable[..., None], *arguments: object) -> None:
-    # Only that thread changes over to another namespace.
-    thread = Thread(target=function, args=arguments)
-    thread.start()
-    thread.join()
-
-
 def _open_files(directory: str, names: Sequence[str] = _FILES) -> list[int]:
     files = []
     for name in names:
         with suppress(OSError):
             files.append(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC))
     return files
-
-
-def _enter(where: str, netns: int) -> bool:
-    namespace = os.open(where, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if os.fstat(namespace).st_ino != netns:
-            return False
-        enter_network(namespace)
-        return True
-    finally:
-        os.close(namespace)
-
-
-def _open_inside(where: str, netns: int, files: list[int]) -> None:
-    with suppress(OSError):
-        if _enter(where, netns):
-            files += _open_files("/proc/thread-self/net")
-
-
-def _read_inside(
-    mounted: Mapping[int, str], names: Sequence[str], found: dict[int, Mapping[str, int]]
-) -> None:
-    names = [name for name in names if name != "softnet_stat"]
-    for inode, where in mounted.items():
-        with suppress(OSError):
-            if _enter(where, inode):
-                values = _read_once("/proc/thread-self/net", names)
-                if values:
-                    found[inode] = values
 
 
 def _read_once(directory: str, names: Sequence[str]) -> dict[str, int]:
