@@ -163,6 +163,14 @@ def netns_of(settings: Mapping[str, Any]) -> int:
     return network_namespace(settings["netns"]) if settings.get("netns") else 0
 
 
+def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings as with_devices() does; UsageError also for a namespace that is gone."""
+    netns = netns_of(settings)
+    if netns and not missing_privileges() and not is_namespace(netns):
+        raise _no_namespace(settings["netns"])
+    return with_devices(tool, settings)
+
+
 def with_devices(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with the names that network devices have now instead of those given.
 
@@ -208,11 +216,11 @@ def network_namespace(word: str, proc: str = "/proc") -> int:
             f"give {NAMED}/{word} or {of_process}, the inode number of the process's",
         )
     number = int(word)
-    if not (named or of_process) and number >= _FIRST_NAMESPACE and is_namespace(number, proc):
+    if named or of_process:
+        return named or of_process
+    if _FIRST_NAMESPACE <= number < 2**32:
         return number
-    if not (named or of_process):
-        raise _no_namespace(word)
-    return named or of_process
+    raise _no_namespace(word)
 
 
 def _namespace_file(path: str, proc: str) -> int:

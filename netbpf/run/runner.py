@@ -18,7 +18,7 @@ from netbpf.kernel.maps import Map
 from netbpf.kernel.privileges import missing_privileges
 from netbpf.output.clock import Clock
 from netbpf.output.writers import TextWriter, make_writer
-from netbpf.run.filters import filter_defines, netns_of, with_devices
+from netbpf.run.filters import checked, filter_defines, netns_of
 from netbpf.run.losses import Cost, read_covered, read_losses
 from netbpf.run.names import Names
 from netbpf.run.program import start
@@ -45,7 +45,7 @@ class Run:
         self.tool = tool
         stamped = settings.get("time") or tool.stamped
         stamps = {"time": stamped} if stamped else {}
-        self.settings = with_devices(tool, {**settings, **stamps})
+        self.settings = checked(tool, {**settings, **stamps})
         self.out = out
         self._check_ready_file()
         self.defines = self._defines()
