@@ -52,10 +52,13 @@ ENVIRONMENT
 from __future__ import annotations
 
 from netbpf import __version__
+from netbpf.declare.docs import written
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT
 from netbpf.declare.tool import all_tools, sections_of
 from netbpf.manual import EXIT_STATUS, option_words
 from netbpf.pages import Block, Heading, Paragraph, Section, Terms, as_roff, parse
+
+_DOC = written(__doc__, __file__)
 
 # The group's own commands; a contract test compares them with the command line.
 COMMANDS = {
@@ -73,11 +76,11 @@ def overview_page() -> str:
 
 def overview_sections() -> list[Section]:
     """Return the manual of netbpf as a whole."""
-    own = {title: parse(text) for title, text in sections_of(__doc__).items()}
+    own = {title: parse(text) for title, text in sections_of(_DOC).items()}
     tools = tuple((tool.name, tool.summary) for tool in all_tools())
     pages = ", ".join(f"netbpf-{name}(8)" for name, _ in tools)
     first: dict[str, tuple[Block, ...]] = {
-        "NAME": (Paragraph(__doc__.partition("\n")[0]),),
+        "NAME": (Paragraph(_DOC.partition("\n")[0]),),
         "SYNOPSIS": (
             Paragraph("netbpf TOOL [OPTIONS] [INTERVAL [COUNT]]"),
             Paragraph("netbpf list | doctor | demo [TOOL...] | schema TOOL"),

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import heapq
 import os
-import resource
 import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any, Optional
 
 from netbpf.declare.tool import Tool
@@ -53,7 +51,6 @@ class Watch(Shape):
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Attach to everything that is in use now, and say what that covers."""
         super().begin(stop, writer)
-        _allow_many_files()
         size = _EXEC_RING_PAGES * 4096
         self._execs = RingBuffer(self.attached.loaded.maps["execs"], size, _START)
         self._seen = Map.opened(self.attached.loaded.maps["programs_seen"])
@@ -223,10 +220,3 @@ def _inode(pid: int) -> int:
         return os.stat(f"/proc/{pid}/exe").st_ino
     except OSError:
         return -1
-
-
-def _allow_many_files() -> None:
-    # Each probe on each file is a descriptor: 14 for every container's own libc.
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, 1 << 20)), most))

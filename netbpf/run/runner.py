@@ -13,9 +13,10 @@ from netbpf.declare.numbers import at_load
 from netbpf.declare.tool import Tool
 from netbpf.errors import EXIT_LOST, PrivilegeError, UsageError
 from netbpf.kernel.clock import StepAlarm, kernel_ns
+from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.maps import Map
-from netbpf.kernel.privileges import missing_privileges
+from netbpf.kernel.privileges import in_first_user_namespace, missing_privileges
 from netbpf.output.clock import Clock
 from netbpf.output.writers import TextWriter, make_writer
 from netbpf.run.filters import checked, filter_defines, netns_of
@@ -49,11 +50,13 @@ class Run:
         self.out = out
         self._check_ready_file()
         self.defines = self._defines()
+        allow_many_files()
         lacking = missing_privileges()
         if lacking:
-            raise PrivilegeError(
-                f"tracing needs {', '.join(lacking)}", f"run it as root: sudo netbpf {tool.name}"
-            )
+            hint = f"run it as root: sudo netbpf {tool.name}"
+            if not in_first_user_namespace():
+                hint = "those of a user namespace do not count: run it as root of the machine"
+            raise PrivilegeError(f"tracing needs {', '.join(lacking)}", hint)
 
     def execute(self) -> int:
         """Do the whole sequence."""
@@ -87,6 +90,12 @@ class Run:
         rest = left_out_of_csv(self.shape) if self.settings["output"] == "csv" else ""
         if rest:
             print(f"{self.tool.name}: {rest}", file=sys.stderr)
+        if isinstance(self.writer, TextWriter) and not self.shape.heading:
+            interval, duration = self.settings.get("interval"), self.settings.get("duration")
+            until = f"for {duration:g} s" if duration else "until Ctrl-C"
+            when = f"every {interval:g} s" if interval else "at the end"
+            what = f"tracing {until}, results {when}"
+            print(f"{self.tool.name}: {what}: {self.tool.summary}", file=sys.stderr, flush=True)
 
     def _trace(self) -> int:
         counted = self._totals()  # before the kernel's, and after them at the end: never fewer
@@ -138,11 +147,12 @@ class Run:
             self.tally.look(self.shape.namespaces)
             if time.monotonic() >= due and not self.stop.reason:
                 due += interval
+                left -= 1
+                if left == 0:  # what closes now is the last interval: there is none after it
+                    self.stop.now("count")
+                    break
                 self.shape.close_interval(final=False)
                 self.out.flush()
-                left -= 1
-                if left == 0:
-                    self.stop.now("count")
             if time.monotonic() >= watching:
                 check += _CHECK_SECONDS
                 self._check_overhead()
