@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -15,6 +14,7 @@ from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.kernel.clock import kernel_ns
 from netbpf.kernel.maps import Map
+from netbpf.kernel.processes import has_ended
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.digests import DigestReader
@@ -138,7 +138,7 @@ class EventShape(Shape):
             raw = self.event.layout().unpack_from(entry)
             values = self._values(raw, **{age: (now - raw[self._time]) // 1000})
             # What a process left behind that ended in between is not pending.
-            if values and os.path.exists(f"/proc/{values['pid']}"):
+            if values and not has_ended(values["pid"]):
                 rows[key] = values
         return now, rows
 

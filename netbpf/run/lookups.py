@@ -20,6 +20,7 @@ from netbpf.kernel.attach import attach_user, release
 from netbpf.kernel.binaries import Binary
 from netbpf.kernel.libraries import Coverage, scan
 from netbpf.kernel.maps import Map
+from netbpf.kernel.processes import has_ended, proc_pid
 from netbpf.kernel.symbols import UnreadableBinary, open_regular
 from netbpf.output.writers import TextWriter, Writer
 from netbpf.run.program import Attached
@@ -71,7 +72,8 @@ class Watch(Shape):
     def read(self) -> bool:
         """Look at programs that began to run, and at those that are due; writes nothing."""
         now = time.monotonic()
-        for _, inode, device, pid in self._execs.take() if self._execs else ():
+        for _, inode, device, kernel in self._execs.take() if self._execs else ():
+            pid = proc_pid(kernel) or 0
             self._look_at(pid)
             if _inode(pid) == inode:  # not gone, and not on to the next program
                 self._seen.set(struct.pack("=QQ", inode, device), bytes(8))
@@ -123,18 +125,18 @@ class Watch(Shape):
             self._attach(self.coverage.rescan(pid))
         for binary in self.coverage.prune():
             self._detach(binary)
-        self._sweep(running)
+        self._sweep()
         self._plan_scan(began)
 
     def _plan_scan(self, began: float) -> None:
         now = time.monotonic()
         self._due = now + max(_SCAN_SECONDS, (now - began) * _SCAN_SHARE)
 
-    def _sweep(self, running: set[int]) -> None:
+    def _sweep(self) -> None:
         # Lookups of processes that were killed; threads of C that end clean up themselves.
         calls = Map.opened(self.attached.loaded.maps["calls"])
         for key in list(calls.keys()):
-            if _KEY.unpack(key)[1] not in running:
+            if has_ended(_KEY.unpack(key)[1]):
                 calls.delete(key)
 
     def _programs(self) -> Iterator[tuple[str, tuple[int, bool]]]:

@@ -17,6 +17,7 @@ from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.maps import Map
 from netbpf.kernel.privileges import in_first_user_namespace, missing_privileges
+from netbpf.kernel.processes import ids_differ
 from netbpf.output.clock import Clock
 from netbpf.output.writers import TextWriter, make_writer
 from netbpf.run.filters import checked, filter_defines, netns_of
@@ -257,6 +258,8 @@ class Run:
             review({**summary, "own": self.tally.own}, self.settings) if review else []
         )
         summary["notes"] += self.names.notes()
+        if ids_differ():
+            summary["notes"].append("process ids are those of the host, not of this PID namespace")
         self.writer.summary(summary)
         self.out.flush()
         return EXIT_LOST if any(lost.values()) and self.settings.get("fail_on_loss") else 0
