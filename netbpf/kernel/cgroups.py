@@ -100,16 +100,6 @@ def _whole(root: str) -> bool:
     return any(words[3] == "/" and words[4] == root for words in lines)
 
 
-def has_processes(cgroup: int) -> bool:
-    """Return whether a process is in the cgroup or below it; False if it is gone."""
-    path = cgroup_root() + path_of(cgroup)
-    for directory, _, _ in os.walk(path):
-        with suppress(OSError):  # threaded cgroups (EOPNOTSUPP), or gone meanwhile
-            if Path(directory, "cgroup.procs").read_text():
-                return True
-    return False
-
-
 def container_of(path: str) -> str:
     """Return the container id in a cgroup's path (docker, containerd, CRI-O, podman), or ""."""
     found = _CONTAINER.findall(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -143,8 +144,25 @@ def _program(btf: Btf) -> int:
         if not field:
             raise OSError(f"no field {name} in struct {struct_name}")
         places[name] = field.bit_offset // 8
+    code = _code(places)
+    end = len(code) - 2
+    packed = b"".join(
+        struct.pack(
+            "=BBhi",
+            op,
+            source << 4 | target,
+            end - index - 1 if op in (0x15, 0x5D) else offset,
+            value,
+        )
+        for index, (op, target, source, offset, value) in enumerate(code)
+    )
+    return load_program(_TRACING, packed, "pids", attach=(_ITER, btf.find("bpf_iter_task", FUNC)))
+
+
+def _code(places: Mapping[str, int]) -> Sequence[tuple[int, int, int, int, int]]:
+    # (operation, target, source, offset, value) of each instruction
     start = -_TASK.size
-    code = (
+    return (
         (0x79, 6, 1, 8, 0),  # r6 = the task
         (0x79, 7, 1, 0, 0),  # r7 = the iterator's meta data
         (0x15, 6, 0, 0, 0),  # none: to the end (the jump is filled in below)
@@ -177,18 +195,6 @@ def _program(btf: Btf) -> int:
         (0xB7, 0, 0, 0, 0),
         (0x95, 0, 0, 0, 0),  # return 0
     )
-    end = len(code) - 2
-    packed = b"".join(
-        struct.pack(
-            "=BBhi",
-            op,
-            source << 4 | target,
-            end - index - 1 if op in (0x15, 0x5D) else offset,
-            value,
-        )
-        for index, (op, target, source, offset, value) in enumerate(code)
-    )
-    return load_program(_TRACING, packed, "pids", attach=(_ITER, btf.find("bpf_iter_task", FUNC)))
 
 
 def _status(pid: object, proc: str) -> dict[str, str]:

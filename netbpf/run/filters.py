@@ -17,7 +17,7 @@ from stat import S_ISREG
 from typing import Any
 
 from netbpf.declare.numbers import at_load, in_ranges, one_of
-from netbpf.declare.options import COMM_TOKEN, Network, Option, devices
+from netbpf.declare.options import COMM_TOKEN, FILTERS, Network, Option, devices
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
 from netbpf.kernel.cgroups import cgroup_id, container_cgroups, level_of
@@ -27,6 +27,8 @@ from netbpf.kernel.privileges import missing_privileges
 from netbpf.kernel.processes import kernel_pid
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses of IPv6 sockets
+# Options of single tools that leave something out.
+_OWN_FILTERS = {"dev", "interface", "reason", "host", "failed", "errors", "min_ms", "port"}
 _MOST_NAMES = 20  # of devices, in a hint
 _FIRST_NAMESPACE = 0xEFFFFFF8  # inode numbers of namespaces start above: PROC_UTS_INIT_INO etc.
 
@@ -169,6 +171,25 @@ def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     if netns and not missing_privileges() and not is_namespace(netns):
         raise _no_namespace(settings["netns"])
     return with_devices(tool, settings)
+
+
+def narrowing(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
+    """Return the options that leave something out of the result, as they were given."""
+    names = {option.name for option in FILTERS} | _OWN_FILTERS
+    found = []
+    for option in tool.options:
+        value = settings.get(option.name)
+        if option.name in names and value:
+            found.append(
+                option.flags[-1] if value is True else f"{option.flags[-1]} {_said(value)}"
+            )
+    return found
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_said, value))
+    return "-".join(map(str, dict.fromkeys(value))) if isinstance(value, tuple) else str(value)
 
 
 def with_devices(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from netbpf.kernel.privileges import in_first_user_namespace, missing_privileges
 from netbpf.kernel.processes import ids_differ
 from netbpf.output.clock import Clock
 from netbpf.output.writers import TextWriter, make_writer
-from netbpf.run.filters import checked, filter_defines, netns_of
+from netbpf.run.filters import checked, filter_defines, narrowing, netns_of
 from netbpf.run.losses import Cost, read_covered, read_losses
 from netbpf.run.names import Names
 from netbpf.run.program import start
@@ -48,6 +48,7 @@ class Run:
         stamped = settings.get("time") or tool.stamped
         stamps = {"time": stamped} if stamped else {}
         self.settings = checked(tool, {**settings, **stamps})
+        self.narrowed = narrowing(tool, settings)
         self.out = out
         self._check_ready_file()
         self.defines = self._defines()
@@ -252,14 +253,20 @@ class Run:
             **more,
             "notes": self.shape.notes,
         }
+        self._add_notes(summary)
+        self.writer.summary(summary)
+        self.out.flush()
+        return EXIT_LOST if any(lost.values()) and self.settings.get("fail_on_loss") else 0
+
+    def _add_notes(self, summary: dict[str, Any]) -> None:
         summary["notes"] += self.tally.notes(self.shape.namespaces)
         review = self.tool.hooks.get("review")
         summary["notes"] += (
             review({**summary, "own": self.tally.own}, self.settings) if review else []
         )
         summary["notes"] += self.names.notes()
+        if not self.shape.seen and self.narrowed:
+            words = "nothing was seen that passes"
+            summary["notes"].append(f"{words} {' and '.join(self.narrowed)}")
         if ids_differ():
             summary["notes"].append("process ids are those of the host, not of this PID namespace")
-        self.writer.summary(summary)
-        self.out.flush()
-        return EXIT_LOST if any(lost.values()) and self.settings.get("fail_on_loss") else 0
