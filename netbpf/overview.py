@@ -24,6 +24,12 @@ OUTPUT
   Names that come from outside (of processes, hosts, files) are escaped, so that they cannot send
   control sequences to a terminal.
 
+FILTERS
+  -p and --netns take ids as ps and lsns show them where netbpf runs; --netns also takes a name of
+  ip-netns(8) or a path. Process ids in the output are those of the host, also in a PID namespace.
+  Times are those of the host, also in a time namespace. What cannot match is an error; a run that
+  shows nothing names the filters that it had.
+
 SUMMARY
   Every run ends by saying what its result is worth: how much was seen in what time; what was lost,
   by cause, zeros included; which probes were used, and what they cost; and what the kernel's own
