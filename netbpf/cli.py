@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -177,6 +178,7 @@ def _fail(error: NetbpfError, verbose: bool) -> NoReturn:
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run the command line and exit with the exit code of DESIGN: 0, 1, 2, 3, 69 or 77."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _occupy_streams()
     verbose = "-v" in words or "--verbose" in words
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what the locale cannot write
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -196,6 +198,32 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         sys.exit(0)
     except Exception as error:
         _fail(_unforeseen(error), verbose)
+
+
+def _occupy_streams() -> None:
+    # A file that is opened gets the lowest free number: were that 1 or 2, messages would go into it
+    # and it into the output.
+    closed = [number for number in (0, 1, 2) if not _is_open(number)]
+    while closed and os.open(os.devnull, os.O_RDWR) < closed[-1]:
+        pass
+    for number in closed:
+        os.set_inheritable(number, True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
+    if 1 in closed or sys.stdout is None:
+        _fail(NetbpfError("standard output is closed", "send it to a file or a pipe"), False)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")  # the compiler needs a directory to be in
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _unforeseen(error: Exception) -> NetbpfError:

@@ -10,12 +10,14 @@ import copy
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Optional
 
 from netbpf import __version__
 from netbpf.declare.tool import Tool, all_tools
-from netbpf.errors import EXIT_PRIVILEGE, EXIT_UNSUPPORTED, Unsupported
+from netbpf.errors import EXIT_PRIVILEGE, EXIT_UNSUPPORTED, NetbpfError, Unsupported
 from netbpf.kernel import cache, layout, machine
+from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.machine import ABSENT, BAD, OK, Check
 from netbpf.kernel.privileges import missing_privileges
@@ -32,6 +34,8 @@ def examine(btf: str = "") -> dict[str, Any]:
 
     A `btf` that cannot be read is a UsageError; nothing else that is missing raises.
     """
+    with suppress(NetbpfError):  # what then fails, fails for that reason
+        allow_many_files()
     lacking = missing_privileges()
     kernel, types = _kernel(btf)
     checks = [*machine.machine_checks(), types, _cache(lacking)]
@@ -234,7 +238,7 @@ def _tool_lines(tool: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _probe_words(probe: Mapping[str, Any]) -> str:
-    only = f" (with --{probe['option']})" if probe["option"] else ""
+    only = f" (with --{probe['option'].replace('_', '-')})" if probe["option"] else ""
     if not probe["kind"]:
         if any(better["why"] == machine.ROOT_TELLS for better in probe["passed_over"]):
             return machine.ROOT_TELLS + only

@@ -18,13 +18,23 @@ OUTPUT
   microseconds): that of the event, not of printing. The summary is always the last line, with
   "start" and "end". 'netbpf schema TOOL' prints the JSON Schema.
 
+  CSV holds one kind of rows. Of a tool that has several it is the one that an option asks for
+  (--events, --top), else the main table; standard error names what is left out.
+
   Names that come from outside (of processes, hosts, files) are escaped, so that they cannot send
   control sequences to a terminal.
+
+FILTERS
+  -p and --netns take ids as ps and lsns show them where netbpf runs; --netns also takes a name of
+  ip-netns(8) or a path. Process ids in the output are those of the host, also in a PID namespace.
+  Times are those of the host, also in a time namespace. What cannot match is an error; a run that
+  shows nothing names the filters that it had.
 
 SUMMARY
   Every run ends by saying what its result is worth: how much was seen in what time; what was lost,
   by cause, zeros included; which probes were used, and what they cost; and what the kernel's own
-  counters say about the same time. Causes of loss:
+  counters say about the same time, in the namespace of --netns or in all that can be found
+  together; no other filter applies to them. Causes of loss:
 
   ring_full     events that found no room in the ring buffer; --buffer makes it larger
   map_full      sockets or keys that could not be followed; --map-entries allows more
@@ -48,10 +58,13 @@ ENVIRONMENT
 from __future__ import annotations
 
 from netbpf import __version__
+from netbpf.declare.docs import written
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT
 from netbpf.declare.tool import all_tools, sections_of
 from netbpf.manual import EXIT_STATUS, option_words
 from netbpf.pages import Block, Heading, Paragraph, Section, Terms, as_roff, parse
+
+_DOC = written(__doc__, __file__)
 
 # The group's own commands; a contract test compares them with the command line.
 COMMANDS = {
@@ -69,11 +82,11 @@ def overview_page() -> str:
 
 def overview_sections() -> list[Section]:
     """Return the manual of netbpf as a whole."""
-    own = {title: parse(text) for title, text in sections_of(__doc__).items()}
+    own = {title: parse(text) for title, text in sections_of(_DOC).items()}
     tools = tuple((tool.name, tool.summary) for tool in all_tools())
     pages = ", ".join(f"netbpf-{name}(8)" for name, _ in tools)
     first: dict[str, tuple[Block, ...]] = {
-        "NAME": (Paragraph(__doc__.partition("\n")[0]),),
+        "NAME": (Paragraph(_DOC.partition("\n")[0]),),
         "SYNOPSIS": (
             Paragraph("netbpf TOOL [OPTIONS] [INTERVAL [COUNT]]"),
             Paragraph("netbpf list | doctor | demo [TOOL...] | schema TOOL"),

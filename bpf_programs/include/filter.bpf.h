@@ -11,12 +11,13 @@
 KERNEL_FIELDS(task_struct, flags, tgid, comm, cred, group_leader, cgroups)
 KERNEL_FIELDS(cred, uid.val)
 KERNEL_FIELDS(css_set, dfl_cgrp)
-KERNEL_FIELDS(cgroup, kn, self.parent)
-KERNEL_FIELDS(cgroup_subsys_state, cgroup)
+KERNEL_FIELDS(cgroup, kn, level)
+/* Ids until 7f203bc89eb6 ("cgroup: Replace cgroup->ancestor_ids[] with ->ancestors[]", 6.1). */
+KERNEL_OPTIONAL(cgroup, ancestor_ids, ancestors)
 KERNEL_FIELDS(kernfs_node, id)
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
-#define CGROUP_DEPTH 16 /* levels that a cgroup filter looks up */
+#define CGROUP_DEPTH 32 /* levels that are searched where that of the filter is not known */
 
 /* A process, not one of its threads: names are those of the thread group's leader. */
 struct process {
@@ -40,21 +41,46 @@ static inline void read_process(struct process *process, struct task_struct *tas
 	READ_INTO(process->comm, leader, comm);
 }
 
+/* The id of the ancestor at a level that the cgroup has; its own is the last one. */
+static inline u64 cgroup_at(struct cgroup *cgroup, u64 level)
+{
+	u64 found = 0;
+#ifdef HAVE_cgroup_ancestors
+	bpf_probe_read_kernel(&found, sizeof(found), FIELD_AT(cgroup, ancestors) + level * 8);
+	struct cgroup *ancestor = (void *)found;
+	struct kernfs_node *node = READ(ancestor, kn);
+
+	return READ(node, id);
+#else
+	bpf_probe_read_kernel(&found, sizeof(found), FIELD_AT(cgroup, ancestor_ids) + level * 8);
+	return found;
+#endif
+}
+
 /* Is the task in the cgroup `id` or below it? */
 static inline bool in_cgroup(struct task_struct *task, u64 id)
 {
 	struct css_set *set = READ(task, cgroups);
 	struct cgroup *cgroup = READ(set, dfl_cgrp);
+	u64 level = READ(cgroup, level);
 
-	for (int i = 0; i < CGROUP_DEPTH && cgroup; i++) {
-		struct kernfs_node *node = READ(cgroup, kn);
-		struct cgroup_subsys_state *parent = READ(cgroup, self.parent);
+#ifdef FILTER_CGROUP_AT
+	/* One comparison for each cgroup that is asked for: where it would be is known. */
+#define IS_ANCESTOR(at, one) (level >= (at) && cgroup_at(cgroup, at) == (one))
+	return FILTER_CGROUP_AT(IS_ANCESTOR);
+#else
+	for (u64 i = 0; i < CGROUP_DEPTH && i <= level; i++) {
+		u64 ancestor = cgroup_at(cgroup, i);
 
-		if (READ(node, id) == id)
+#ifdef FILTER_CGROUPS
+		if (FILTER_CGROUPS(ancestor))
 			return true;
-		cgroup = parent ? READ(parent, cgroup) : NULL;
+#endif
+		if (ancestor == id)
+			return true;
 	}
 	return false;
+#endif
 }
 
 /* Is the process one that was asked for? */

@@ -17,6 +17,8 @@ from netbpf.errors import UsageError
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
+# Of a glob: a set of characters in brackets, or one character.
+COMM_TOKEN = re.compile(r"\[(?:!.|[^!])[^\]]*\]|.", re.DOTALL)
 MAX_LIST = 256  # items of a list option: each becomes one comparison in the BPF program
 
 
@@ -87,16 +89,20 @@ def size(text: str) -> int:
 
 
 def comm_glob(text: str) -> str:
-    """Accept a glob over process names: at most 15 characters beside the stars, ASCII."""
-    if not text or len(text.replace("*", "")) > 15 or not text.isascii():
+    """Accept a glob over process names that can match one: they have at most 15 characters."""
+    characters = [token for token in COMM_TOKEN.findall(text) if token != "*"]
+    if not text or len(characters) > 15 or not text.isascii():
         raise ValueError(f"'{text}' cannot match a process name (1 to 15 ASCII characters)")
     return text
 
 
 def devices(text: str) -> list[str]:
-    """Accept "eth0,eth1": network devices' names, 1 to 15 bytes without slash or space."""
+    """Accept "eth0,eth1": network devices' names without slash or space.
+
+    A name has 1 to 15 bytes, an alternative name up to 127.
+    """
     for name in _list(text):
-        if not re.fullmatch(r"[^\s/\0]{1,15}", name) or len(name.encode()) > 15:
+        if not re.fullmatch(r"[^\s/\0]{1,127}", name) or len(name.encode()) > 127:
             raise ValueError(f"'{name}' is not a network device's name")
     return text.split(",")
 
@@ -219,6 +225,8 @@ SOCKET = (
     Option("--raddr", metavar="CIDR", parse=network, help="only remote addresses in this block"),
 )  # fmt: skip
 
+# What narrows a result and not the kernel's counters beside it.
+NARROWING = {option.name for option in (*PROCESS, *SOCKET)}
 # Every filter that TOOLS.md calls common: a tool that does not list one refuses it.
 FILTERS = (*PROCESS, *NETNS, *SOCKET)
 COMMON = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)

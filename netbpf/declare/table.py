@@ -31,7 +31,8 @@ class Table:
     `first` one over the sockets of a network namespace, to run in each of them at the start.
     With `option`, the table is made only if that option is given. `alarm` takes the rows of an
     interval and yields (subject, sentence) for what must not be overlooked: said on stderr at once,
-    and by the summary once per subject, with the last sentence.
+    and by the summary once per subject, with the last sentence. A `main` table is what CSV holds
+    of a tool that has a histogram as well; a table with `option` comes first.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Table:
         option: str = "",
         alarm: Optional[Alarm] = None,
         forget: Union[bool, str] = False,
+        main: bool = False,
     ) -> None:
         self.map = map
         self.key = key
@@ -64,3 +66,4 @@ class Table:
         self.option = option
         self.alarm = alarm
         self.forget = forget
+        self.main = main

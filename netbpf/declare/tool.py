@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.digest import Digest
+from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, Option
 from netbpf.declare.owners import OWNER_OPTIONS, OWNER_PROBES
@@ -72,7 +74,7 @@ class Tool:
         events_unless: str = "",
         digest: Optional[Digest] = None,
     ) -> None:
-        self.doc = doc or ""
+        self.doc = written(doc, str(sys._getframe(1).f_globals.get("__file__", "")))
         head = self.doc.partition("\n")[0]
         self.name, _, self.summary = head.partition(" - ")
         self.probes = tuple(probes)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 from netbpf.errors import Unsupported, UsageError
 
+_FIRST_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO of include/linux/proc_ns.h
 # podman's and CRI-O's monitor (conmon) has a group with the container's id beside the container's.
 _CONTAINER = re.compile(r"(?:^|(?<!conmon)[-/:])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
 
@@ -33,7 +35,7 @@ def cgroup_id(path: str) -> int:
         raise Unsupported(
             "no cgroup version 2 hierarchy is mounted", "mount -t cgroup2 none /sys/fs/cgroup"
         )
-    full = path if path.startswith(root) else f"{root}/{path.lstrip('/')}"
+    full = path if f"{path}/".startswith(f"{root}/") else f"{root}/{path.lstrip('/')}"
     try:
         return os.stat(full).st_ino if os.path.exists(f"{full}/cgroup.procs") else _no_cgroup(path)
     except (OSError, ValueError):
@@ -46,23 +48,56 @@ def _no_cgroup(path: str) -> int:
 
 def container_cgroup(prefix: str) -> int:
     """Return the id of the cgroup of the one container whose id begins with `prefix`."""
+    return container_cgroups(prefix)[0]
+
+
+def container_cgroups(prefix: str) -> list[int]:
+    """Return the ids of all cgroups of the one container whose id begins with `prefix`.
+
+    An engine may make several, as for the container and for what it runs in it. Those below another
+    one of the container are left out: they are in it. UsageError if there is none, or if several
+    containers' ids begin so.
+    """
     if not re.fullmatch(r"[0-9a-f]{4,64}", prefix):
         raise UsageError(
             f"--container: '{prefix}' is not a container id", "give at least 4 of its hex digits"
         )
-    found: dict[str, str] = {}
+    found: dict[str, list[int]] = {}
     for directory, below, _ in os.walk(cgroup_root() or "/nonexistent"):
-        for name in below:
+        for name in list(below):
             identity = container_of(name)
             if identity.startswith(prefix):
-                found.setdefault(identity, os.path.join(directory, name))
+                below.remove(name)
+                with suppress(OSError):  # gone meanwhile
+                    inode = os.stat(os.path.join(directory, name)).st_ino
+                    found.setdefault(identity, []).append(inode)
     if len(found) != 1:
         what = f"more than one container begins with '{prefix}'" if found else (
             f"no container's cgroup matches '{prefix}'")  # fmt: skip
         raise UsageError(
             f"--container: {what}", "give more of the id; see systemd-cgls or docker ps"
         )
-    return os.stat(found.popitem()[1]).st_ino
+    return found.popitem()[1]
+
+
+def level_of(cgroup: int) -> int | None:
+    """Return how many levels a cgroup is below the hierarchy's root, None if that is not known.
+
+    Not in a cgroup namespace: what is the root there may be anywhere in the hierarchy.
+    """
+    root = cgroup_root()
+    with suppress(OSError):
+        if os.stat("/proc/self/ns/cgroup").st_ino != _FIRST_NAMESPACE or not _whole(root):
+            return None
+        if os.stat(root).st_ino == cgroup:
+            return 0
+    return path_of(cgroup).count("/") or None
+
+
+def _whole(root: str) -> bool:
+    # A mount may begin below the root: "36 35 98:0 /what/is/mounted /where ...".
+    lines = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return any(words[3] == "/" and words[4] == root for words in lines)
 
 
 def container_of(path: str) -> str:

@@ -1,72 +1,66 @@
-"""What network devices count themselves, in each network namespace."""
+"""Network devices by name, alternative names included, in one or all network namespaces."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+import errno
+import socket
+import struct
 from contextlib import suppress
-from glob import glob
-from threading import Thread
 
-from netbpf.kernel.syscalls import enter_network
+from netbpf.kernel.namespaces import in_namespaces, network_namespaces
 
-_NAMESPACES = ("/run/netns/*", "/proc/[0-9]*/ns/net")
+# include/uapi/linux/rtnetlink.h, if_link.h and if.h
+_NEWLINK, _GETLINK = 16, 18
+_IFNAME, _ALT_IFNAME, _IFNAMSIZ = 3, 53, 16
+_PATIENCE = 2.0  # seconds; the kernel answers at once
 
-Packets = tuple[int, int]  # received and sent
 
+def device_names(word: str, netns: int = 0) -> set[str]:
+    """Return the names of the devices that `word` names in the namespace `netns`, 0: in any.
 
-class Devices:
-    """The packet counters of all devices, of one namespace (its inode number) or of all.
-
-    /proc/net/dev of each namespace stays open, so that it can be read again. A namespace that is
-    made later, or that neither a process nor /run/netns leads to, is not there.
+    An alternative name (`ip link property add altname`, since 5.5) names a device as well.
     """
+    found: set[str] = set()
 
-    def __init__(self, netns: int = 0) -> None:
-        self._files: dict[int, int] = {}
-        thread = Thread(target=self._open, args=(netns,))  # only that thread changes over
-        thread.start()
-        thread.join()
+    def look(_: int) -> None:
+        with suppress(OSError):
+            found.add(socket.if_indextoname(_index(word)))
 
-    def read(self) -> dict[tuple[int, str], Packets]:
-        """Return {(namespace, device): packets received and sent}."""
-        found = {}
-        for netns, file in self._files.items():
-            for line in _text(file).splitlines()[2:]:
-                device, _, values = line.rpartition(":")
-                numbers = values.split()
-                found[netns, device.strip()] = (int(numbers[0 + 1]), int(numbers[8 + 1]))
-        return found
-
-    def close(self) -> None:
-        """Let go of the namespaces."""
-        for file in self._files.values():
-            os.close(file)
-        self._files = {}
-
-    def _open(self, wanted: int) -> None:
-        for path in _paths():
-            with suppress(OSError):
-                netns = os.stat(path).st_ino
-                if netns in self._files or wanted not in (0, netns):
-                    continue
-                namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    enter_network(namespace)
-                    file = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)
-                    self._files[netns] = file
-                finally:
-                    os.close(namespace)
+    in_namespaces(_wanted(netns), look)
+    return found
 
 
-def _paths() -> Iterable[str]:
-    for pattern in _NAMESPACES:
-        yield from glob(pattern)
+def _index(word: str) -> int:
+    """Ask for a link by either kind of name; OSError if there is none.
+
+    if_nametoindex(3) goes by an ioctl, which has no room for most alternative names.
+    """
+    name = word.encode() + b"\0"
+    kind = _IFNAME if len(name) <= _IFNAMSIZ else _ALT_IFNAME
+    attribute = struct.pack("=HH", 4 + len(name), kind) + name
+    body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0) + attribute
+    body += bytes(-len(body) % 4)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(_PATIENCE)
+        netlink.send(struct.pack("=IHHII", 16 + len(body), _GETLINK, 1, 0, 0) + body)
+        answer = netlink.recv(1 << 16)
+    if struct.unpack_from("=H", answer, 4)[0] != _NEWLINK:
+        raise OSError(errno.ENODEV, f"no network device '{word}'")
+    return int(struct.unpack_from("=i", answer, 16 + 4)[0])  # ifi_index of struct ifinfomsg
 
 
-def _text(file: int) -> str:
-    os.lseek(file, 0, os.SEEK_SET)
-    text = b""
-    while part := os.read(file, 1 << 16):
-        text += part
-    return text.decode(errors="replace")
+def all_devices(netns: int = 0) -> list[str]:
+    """Return the names of all devices, sorted."""
+    found: set[str] = set()
+
+    def look(_: int) -> None:
+        with suppress(OSError):
+            found.update(name for _, name in socket.if_nameindex())
+
+    in_namespaces(_wanted(netns), look)
+    return sorted(found)
+
+
+def _wanted(netns: int) -> dict[int, str]:
+    there = network_namespaces()
+    return {netns: there[netns]} if netns in there else there if not netns else {}

@@ -20,7 +20,11 @@ from netbpf.kernel.btf import VMLINUX, library
 from netbpf.kernel.cgroups import cgroup_root
 from netbpf.kernel.inspect import Kernel, tracefs
 from netbpf.kernel.loader import BCC_HINT
-from netbpf.kernel.privileges import held_capabilities, missing_privileges
+from netbpf.kernel.privileges import (
+    held_capabilities,
+    in_first_user_namespace,
+    missing_privileges,
+)
 
 OK, ABSENT, BAD = "ok", "absent", "missing"
 ROOT_TELLS = "root is needed to tell"
@@ -94,8 +98,11 @@ def check_privileges() -> Check:
     """Tell whether this process may trace."""
     lacking = missing_privileges()
     if lacking:
-        words = f"{', '.join(lacking)} missing"
-        return Check("privileges", BAD, words, "run it as root: sudo netbpf doctor")
+        words, hint = f"{', '.join(lacking)} missing", "run it as root: sudo netbpf doctor"
+        if not in_first_user_namespace():
+            words += ": those of a user namespace do not count"
+            hint = "run it as root of the machine, outside of the user namespace"
+        return Check("privileges", BAD, words, hint)
     held = held_capabilities()
     if "CAP_SYS_PTRACE" not in held:
         hint = "without CAP_SYS_PTRACE programs of other users and containers are not seen into"

@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import struct
+import time
 from functools import cache
 
 _X86 = platform.machine() == "x86_64"
@@ -39,6 +40,20 @@ def enter_network(namespace: int) -> None:
     if _libc.setns(ctypes.c_int(namespace), 0x40000000):  # CLONE_NEWNET
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def timer_until_set() -> int:
+    """Return a descriptor that read(2) ends with ECANCELED once CLOCK_REALTIME was set."""
+    timer = int(_libc.timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC))
+    # struct itimerspec: no repetition, at the last second that every kernel accepts.
+    until = ctypes.create_string_buffer(struct.pack("@4l", 0, 0, 2**31 - 1, 0))
+    # TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET
+    if timer < 0 or _libc.timerfd_settime(timer, 3, until, None):
+        code = ctypes.get_errno()
+        if timer >= 0:
+            os.close(timer)
+        raise OSError(code, os.strerror(code))
+    return timer
 
 
 def bpf(command: int, attributes: bytes) -> int:

@@ -11,6 +11,10 @@ from netbpf.declare.tool import Tool
 
 _TIME = {"type": "string", "format": "date-time", "description": "RFC 3339, UTC, microseconds"}
 _COUNT = {"type": "integer", "minimum": 0}
+_COUNTED = {  # of what the counters are
+    "namespaces": {**_COUNT, "description": "network namespaces that the counters are the sum of"},
+    "filtered": {"type": "boolean", "description": "filters leave rows out, but not counters"},
+}
 _CAUSES = ("map_full", "probe_missed", "reader")
 
 
@@ -101,9 +105,10 @@ def _summary(tool: Tool) -> dict[str, Any]:
         "complete": {"type": "boolean"},
         "probes": {"type": "array", "items": _object(probe)},
         "counters": {"type": "object", "additionalProperties": {"type": "integer"}},
+        **({"counted": _object(_COUNTED)} if tool.counters else {}),
         "overhead": {"type": "object", "required": ["measured", "runs", "run_ns", "cpu_percent"]},
         **tool.summary_fields,
         **({"totals": _object(_columns(tool.totals.columns))} if tool.totals else {}),
         "notes": words,
     }
-    return _object(properties, optional=tuple(tool.summary_fields))
+    return _object(properties, optional=("counted", *tool.summary_fields))

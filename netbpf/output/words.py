@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 from netbpf.declare.values import escape
 
@@ -44,6 +44,13 @@ def _counters(counters: Mapping[str, int]) -> str:
     return ", ".join([*words, *([f"{rest} others +0"] if rest else [])])
 
 
+def _scope(counted: Optional[Mapping[str, Any]]) -> str:
+    if not counted:
+        return ""
+    number = counted["namespaces"]
+    return f" in {number} network namespaces" if number != 1 else " in 1 network namespace"
+
+
 def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
     """Name the probes with their kinds, or count them by kind where names would fill the screen."""
     if len(probes) <= _MOST_PROBES:
@@ -71,5 +78,6 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
         f"{tool}: probes {probes}; they cost {price}",
     ]
     if summary["counters"]:
-        lines.append(f"{tool}: kernel counters meanwhile: {_counters(summary['counters'])}")
+        scope = _scope(summary.get("counted"))
+        lines.append(f"{tool}: kernel counters meanwhile{scope}: {_counters(summary['counters'])}")
     return "\n".join([*lines, *(f"{tool}: note: {escape(note)}" for note in summary["notes"])])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from netbpf.declare.digest import Digest, Group
+from netbpf.kernel.clock import kernel_ns
 
 
 class DigestReader:
@@ -40,4 +40,4 @@ class DigestReader:
         names = self._declared.key
         rows = [{**dict(zip(names, key)), **group.row()} for key, group in taken.items()]
         kept = [row for row in rows if self._declared.keep(row, self._settings)]
-        return time.monotonic_ns(), sorted(kept, key=lambda row: -row[self._declared.order])
+        return kernel_ns(), sorted(kept, key=lambda row: -row[self._declared.order])

@@ -13,6 +13,7 @@ from netbpf.declare.histogram import Histogram
 from netbpf.declare.record import Event
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
+from netbpf.kernel.clock import kernel_ns
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.digests import DigestReader
@@ -42,6 +43,7 @@ class EventShape(Shape):
         clock: Clock,
     ) -> None:
         super().__init__()
+        self.title, self.asked = "the events", bool(tool.event_option)
         self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
         self.columns = event.columns
         self.event = event
@@ -118,6 +120,7 @@ class EventShape(Shape):
         values = self._values(raw)
         if values is None:
             return
+        self.namespaces.add(values.get("netns") or 0)
         self._show(raw[self._time], values)
         self.seen += 1
         self.stop.room(self.seen)
@@ -144,18 +147,18 @@ class EventShape(Shape):
         self._read_all()  # a table that follows stands behind the events of its time
         if final and not self.pending:
             # Probes are detached one after the other: what comes meanwhile is seen by half of them.
-            self._until = time.monotonic_ns()
+            self._until = kernel_ns()
 
     def _look_at_pending(self) -> None:
         assert self.pending
         self._write_gone()
-        self._stopped = time.monotonic_ns()
+        self._stopped = kernel_ns()
         self._waiting = self.pending.waiting()
 
     def _write_gone(self) -> None:
         assert self.pending
         self._read_all()
-        for raw in self.pending.gone(time.monotonic_ns()):
+        for raw in self.pending.gone(kernel_ns()):
             self._write_one(raw)
 
     def _show_pending(self, waiting: Mapping[bytes, tuple[Any, ...]]) -> None:
@@ -228,7 +231,7 @@ class DistributionShape(EventShape):
             self.note("the key null holds what found no room among --map-entries keys")
 
     def _write_histograms(self) -> None:
-        now = time.monotonic_ns()
+        now = kernel_ns()
         for histogram in self.counter.since_last():
             self.writer.histogram(now, histogram)
 

@@ -11,16 +11,25 @@ import os
 import pwd
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from netbpf.declare.numbers import at_load, in_ranges, one_of
-from netbpf.declare.options import Network
+from netbpf.declare.options import COMM_TOKEN, FILTERS, Network, Option, devices
+from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
-from netbpf.kernel.cgroups import cgroup_id, container_cgroup
+from netbpf.kernel.cgroups import cgroup_id, container_cgroups, level_of
+from netbpf.kernel.devices import all_devices, device_names
+from netbpf.kernel.namespaces import NAMED, is_namespace, namespace_of
+from netbpf.kernel.privileges import missing_privileges
+from netbpf.kernel.processes import kernel_pid
 
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses of IPv6 sockets
+# Options of single tools that leave something out.
+_OWN_FILTERS = {"dev", "interface", "reason", "host", "failed", "errors", "min_ms", "port"}
+_MOST_NAMES = 20  # of devices, in a hint
 _FIRST_NAMESPACE = 0xEFFFFFF8  # inode numbers of namespaces start above: PROC_UTS_INIT_INO etc.
 
 
@@ -28,16 +37,14 @@ def filter_defines(settings: Mapping[str, Any], proc: str = "/proc") -> list[str
     """Return the C lines for the filters in `settings`; raise UsageError for what is not there."""
     lines = []
     if settings.get("pid"):
-        pids = [_existing(pid, proc) for pid in settings["pid"]]
+        pids = [kernel_pid(pid, proc) for pid in settings["pid"]]
         lines.append(f"#define FILTER_PID(x) {one_of('x', pids)}")
     if settings.get("uid"):
         uids = [_user(word) for word in settings["uid"].split(",")]
         lines.append(f"#define FILTER_UID(x) {one_of('x', uids)}")
     if settings.get("comm"):
         lines += comm_automaton(settings["comm"])
-    cgroup = _cgroup(settings)
-    if cgroup:
-        lines.append(f"#define FILTER_CGROUP {at_load(cgroup)}")
+    lines += _cgroup_defines(_cgroups(settings))
     if settings.get("netns"):
         netns = network_namespace(settings["netns"], proc)
         lines.append(f"#define FILTER_NETNS {at_load(netns)}")
@@ -48,13 +55,37 @@ def _socket_defines(settings: Mapping[str, Any]) -> Iterator[str]:
     if settings.get("ipv4") and settings.get("ipv6"):
         raise UsageError("-4 and -6 exclude each other", "leave both out to see both")
     if settings.get("ipv4") or settings.get("ipv6"):
-        yield f"#define FILTER_FAMILY {'AF_INET' if settings['ipv4'] else 'AF_INET6'}"
+        yield f"#define FILTER_FAMILY {'AF_INET' if settings.get('ipv4') else 'AF_INET6'}"
     for side in ("lport", "rport"):
         if settings.get(side):
             yield f"#define FILTER_{side.upper()}(x) {in_ranges('x', settings[side])}"
+    _check_families(settings)
     for side in ("laddr", "raddr"):
         if settings.get(side):
             yield f"#define FILTER_{side.upper()} {block_words(settings[side])}"
+
+
+def _check_families(settings: Mapping[str, Any]) -> None:
+    # -4 includes IPv4-mapped addresses, and -6 excludes them.
+    possible = {4} if settings.get("ipv4") else {6} if settings.get("ipv6") else {4, 6}
+    given = ["-4"] * bool(settings.get("ipv4")) + ["-6"] * bool(settings.get("ipv6"))
+    for side in ("laddr", "raddr"):
+        if settings.get(side):
+            given.append(f"--{side} {settings[side]}")
+            possible &= _families(settings[side])
+    if not possible:
+        raise UsageError(
+            f"{' and '.join(given)} exclude each other: no socket has addresses of both families",
+            "give blocks of one family, and leave -4 and -6 out or let them agree",
+        )
+
+
+def _families(block: Network) -> set[int]:
+    if isinstance(block, ipaddress.IPv4Network):
+        return {4}
+    return ({4} if block.overlaps(_MAPPED) else set()) | (
+        {6} if not block.subnet_of(_MAPPED) else set()
+    )
 
 
 def block_words(block: Network) -> str:
@@ -73,7 +104,7 @@ def comm_automaton(glob: str) -> list[str]:
     """
     tokens: list[str] = []
     stars = 0
-    for part in re.findall(r"\[(?:!.|[^!])[^\]]*\]|.", glob, re.DOTALL):
+    for part in COMM_TOKEN.findall(glob):
         if part == "*":
             stars |= 1 << len(tokens)
         else:
@@ -100,14 +131,8 @@ def _token(part: str) -> str:
     return f"!({joined})" if negated else joined
 
 
-def _existing(pid: int, proc: str) -> int:
-    if not Path(proc, str(pid)).is_dir():
-        raise UsageError(f"--pid: there is no process {pid}", "processes: ps -e")
-    return pid
-
-
 def _user(word: str) -> int:
-    if re.fullmatch(r"[0-9]{1,10}", word) and int(word) < 2**32:
+    if re.fullmatch(r"[0-9]{1,10}", word) and int(word) < 2**32 - 1:  # -1 is no user's
         return int(word)
     try:
         return pwd.getpwnam(word).pw_uid
@@ -115,12 +140,24 @@ def _user(word: str) -> int:
         raise UsageError(f"--uid: there is no user '{word}'", "give a name or a number") from None
 
 
-def _cgroup(settings: Mapping[str, Any]) -> int:
+def _cgroups(settings: Mapping[str, Any]) -> list[int]:
     if settings.get("cgroup") and settings.get("container"):
         raise UsageError("--cgroup and --container exclude each other", "give one of them")
     if settings.get("cgroup"):
-        return cgroup_id(settings["cgroup"])
-    return container_cgroup(settings["container"]) if settings.get("container") else 0
+        return [cgroup_id(settings["cgroup"])]
+    return container_cgroups(settings["container"]) if settings.get("container") else []
+
+
+def _cgroup_defines(cgroups: Sequence[int]) -> Iterator[str]:
+    if not cgroups:
+        return
+    yield f"#define FILTER_CGROUP {at_load(cgroups[0])}"
+    levels = [level_of(cgroup) for cgroup in cgroups]
+    if None not in levels:
+        tests = (f"at({at_load(n or 0)}, {at_load(one)})" for n, one in zip(levels, cgroups))
+        yield f"#define FILTER_CGROUP_AT(at) ({' || '.join(tests)})"
+    elif len(cgroups) > 1:
+        yield f"#define FILTER_CGROUPS(x) {one_of('x', cgroups)}"
 
 
 def netns_of(settings: Mapping[str, Any]) -> int:
@@ -128,17 +165,96 @@ def netns_of(settings: Mapping[str, Any]) -> int:
     return network_namespace(settings["netns"]) if settings.get("netns") else 0
 
 
+def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings as with_devices() does; UsageError also for a namespace that is gone."""
+    netns = netns_of(settings)
+    if netns and not missing_privileges() and not is_namespace(netns):
+        raise _no_namespace(settings["netns"])
+    return with_devices(tool, settings)
+
+
+def narrowing(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
+    """Return the options that leave something out of the result, as they were given."""
+    names = {option.name for option in FILTERS} | _OWN_FILTERS
+    found = []
+    for option in tool.options:
+        value = settings.get(option.name)
+        if option.name in names and value:
+            found.append(
+                option.flags[-1] if value is True else f"{option.flags[-1]} {_said(value)}"
+            )
+    return found
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_said, value))
+    return "-".join(map(str, dict.fromkeys(value))) if isinstance(value, tuple) else str(value)
+
+
+def with_devices(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with the names that network devices have now instead of those given.
+
+    A device can be given by an alternative name. UsageError for one that is in no namespace that
+    the run shows.
+    """
+    found = dict(settings)
+    for option in tool.options if not missing_privileges() else ():
+        if option.parse is devices and settings.get(option.name):
+            found[option.name] = _devices(option, settings)
+    return found
+
+
+def _devices(option: Option, settings: Mapping[str, Any]) -> list[str]:
+    names: set[str] = set()
+    for word in settings[option.name]:
+        known = device_names(word, netns_of(settings))
+        if not known:
+            there = ", ".join(all_devices(netns_of(settings))[:_MOST_NAMES])
+            raise UsageError(
+                f"{option.flags[-1]}: there is no network device '{word}'", f"devices: {there}"
+            )
+        names |= known
+    return sorted(names)
+
+
 def network_namespace(word: str, proc: str = "/proc") -> int:
-    """Return the inode number of a network namespace given by pid, name or inode number."""
-    # A process that has ended but was not waited for has no namespace any more.
+    """Return the inode number of a network namespace given by pid, name, path or inode number.
+
+    UsageError if there is none, or if a number is the name of one and a process in another one.
+    """
+    if "\0" in word or word in (".", ".."):
+        raise _no_namespace(word)
+    named = _namespace_file(word if word.startswith("/") else f"{NAMED}/{word}", proc)
+    if not re.fullmatch(r"[0-9]{1,10}", word):
+        if named and (word.startswith("/") or "/" not in word):
+            return named
+        raise _no_namespace(word)
+    of_process = namespace_of(f"{proc}/{word}")
+    if named and of_process and named != of_process:
+        raise UsageError(
+            f"--netns: {word} is the name of a namespace and the id of a process in another one",
+            f"give {NAMED}/{word} or {of_process}, the inode number of the process's",
+        )
+    number = int(word)
+    if named or of_process:
+        return named or of_process
+    if _FIRST_NAMESPACE <= number < 2**32:
+        return number
+    raise _no_namespace(word)
+
+
+def _namespace_file(path: str, proc: str) -> int:
+    # What `ip netns` leaves behind when it fails is a plain file.
     with suppress(OSError):
-        if re.fullmatch(r"[0-9]{1,10}", word):
-            if Path(proc, word).is_dir():
-                return os.stat(f"{proc}/{word}/ns/net").st_ino
-            if _FIRST_NAMESPACE <= int(word) < 2**32:
-                return int(word)
-        elif re.fullmatch(r"[^/\0]{1,255}", word) and word not in (".", ".."):
-            return Path("/run/netns", word).stat().st_ino
-    raise UsageError(
+        status = os.stat(path)
+        kind = os.stat(f"{proc}/self/ns/net").st_dev
+        if S_ISREG(status.st_mode) and status.st_dev == kind:
+            return status.st_ino
+    return 0
+
+
+def _no_namespace(word: str) -> UsageError:
+    return UsageError(
         f"--netns: there is no process, namespace or inode '{word}'", "namespaces: lsns -t net"
     )

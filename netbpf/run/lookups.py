@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import heapq
 import os
-import resource
 import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any, Optional
 
 from netbpf.declare.tool import Tool
@@ -22,6 +20,7 @@ from netbpf.kernel.attach import attach_user, release
 from netbpf.kernel.binaries import Binary
 from netbpf.kernel.libraries import Coverage, scan
 from netbpf.kernel.maps import Map
+from netbpf.kernel.processes import proc_pid
 from netbpf.kernel.symbols import UnreadableBinary, open_regular
 from netbpf.output.writers import TextWriter, Writer
 from netbpf.run.program import Attached
@@ -52,7 +51,6 @@ class Watch(Shape):
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Attach to everything that is in use now, and say what that covers."""
         super().begin(stop, writer)
-        _allow_many_files()
         size = _EXEC_RING_PAGES * 4096
         self._execs = RingBuffer(self.attached.loaded.maps["execs"], size, _START)
         self._seen = Map.opened(self.attached.loaded.maps["programs_seen"])
@@ -73,7 +71,8 @@ class Watch(Shape):
     def read(self) -> bool:
         """Look at programs that began to run, and at those that are due; writes nothing."""
         now = time.monotonic()
-        for _, inode, device, pid in self._execs.take() if self._execs else ():
+        for _, inode, device, kernel in self._execs.take() if self._execs else ():
+            pid = proc_pid(kernel) or 0
             self._look_at(pid)
             if _inode(pid) == inode:  # not gone, and not on to the next program
                 self._seen.set(struct.pack("=QQ", inode, device), bytes(8))
@@ -215,10 +214,3 @@ def _inode(pid: int) -> int:
         return os.stat(f"/proc/{pid}/exe").st_ino
     except OSError:
         return -1
-
-
-def _allow_many_files() -> None:
-    # Each probe on each file is a descriptor: 14 for every container's own libc.
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, 1 << 20)), most))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
-from netbpf.kernel.counters import Counters, increase
-from netbpf.kernel.devices import Devices
+from netbpf.kernel.clock import kernel_ns
+from netbpf.kernel.counters import increase
+from netbpf.kernel.device_counters import Devices
 from netbpf.kernel.maps import Map
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
@@ -42,6 +42,7 @@ class HistogramShape(Shape):
         clock: Clock,
     ) -> None:
         super().__init__()
+        self.title = f"the distributions ({declared.unit})"
         self.tool, self.clock, self.attached, self.settings = tool, clock, attached, settings
         self.columns = (*declared.key.columns, *bucket_columns())
         join = settings["output"] == "text" and not settings.get("wide")
@@ -74,9 +75,10 @@ class HistogramShape(Shape):
         """Write the histograms of the interval."""
         if final and self._devices:
             self._compare(self._devices)
-        now = time.monotonic_ns()
+        now = kernel_ns()
         found = self.reader.since_last()
         for histogram in found:
+            self.namespaces.add(histogram["key"].get("netns") or 0)
             self.seen += histogram["count"]
             self.writer.histogram(now, histogram)
         conclude = self.tool.hooks.get("conclude")
@@ -89,7 +91,7 @@ class HistogramShape(Shape):
     def _tell_what_is_left(self) -> None:
         fds = {name: self.attached.loaded.maps[name] for name in self.tool.maps}
         maps = {name: [raw for _, raw in Map.opened(fd).items()] for name, fd in fds.items()}
-        more, notes = self.tool.hooks["left"](time.monotonic_ns(), maps)
+        more, notes = self.tool.hooks["left"](kernel_ns(), maps)
         self.more.update(more)
         self.notes += notes
 
@@ -108,6 +110,9 @@ class TableShape(Shape):
         counters: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.title = f"the table of {table.map.replace('_', ' ')}"
+        self.beside = ("the kernel's counters of each interval",) if counters else ()
+        self.asked, self.main = bool(table.option), table.main
         self.tool, self.table, self.settings, self.attached = tool, table, settings, attached
         self.columns = table.row.columns
         self.reader = TableReader(table, attached.loaded.maps[table.map])
@@ -115,8 +120,7 @@ class TableShape(Shape):
         lost = {name for c in attached.choices if c.probe in tool.probes for name in c.lost_columns}
         self._lost = dict.fromkeys((c.name for c in self.columns if c.name in lost), None)
         self._names = counters
-        self._kernel = Counters(netns_of(settings))
-        self._counters = self._kernel.read() if counters else {}
+        self._counters = attached.counters.read() if counters else {}
 
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Take the state at the start for known."""
@@ -131,17 +135,18 @@ class TableShape(Shape):
     def close_interval(self, final: bool) -> None:
         """Write the rows of the interval, then the kernel's own counters of the same time."""
         self._refresh()
-        now = time.monotonic_ns()
+        now = kernel_ns()
         self.writer.new_table()
         rows = [
             {**row, **self._lost}
             for row in self.table.build(self.reader.since_last(), self.settings)
         ]
         for row in rows:
+            self.namespaces.add(row.get("netns") or 0)
             self.writer.event(now, row, "interval")
         self.seen += len(rows)
         if self._names:
-            before, self._counters = self._counters, self._kernel.read()
+            before, self._counters = self._counters, self.attached.counters.read()
             self.writer.counters(now, increase(before, self._counters, self._names))
         self._sound(rows, final)
 

@@ -18,13 +18,13 @@ from typing import Any
 from netbpf.declare.record import Event
 from netbpf.declare.values import ABANDONED
 from netbpf.kernel.maps import Map
+from netbpf.kernel.processes import has_ended, ids_differ
 
 _KEY = struct.Struct("=QII")  # struct call_key in include/lookups.bpf.h: thread, pid, function
 _LIBC = (0, 255)  # of the functions: NO_FUNC and OTHER_STACK; the others are Go's
 _TAIL = struct.Struct("=QQQ")  # struct call behind its event: sp, born, signalled
 _STACK_SPAN = 1 << 20  # STACK_SPAN there
 _PROCESS_ENDED = 3  # there, among the results
-_INITIAL_PIDS = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 
 Raw = tuple[Any, ...]
 
@@ -42,8 +42,6 @@ class Pending:
             names.index, ("time", age, "result", "pid")
         )
         self.abandoned = 0
-        # Elsewhere /proc has other numbers than the kernel: nothing can be asked there.
-        self._numbers_fit = os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PIDS
 
     def events_of(self, raw: Raw) -> list[Raw]:
         """Return the events that a record of the ring stands for, itself or the calls it ended."""
@@ -62,13 +60,13 @@ class Pending:
 
     def gone(self, now: int) -> Iterator[Raw]:
         """Remove the calls that will never return from the map, and yield them as events."""
-        for key, entry in list(self._map.items()) if self._numbers_fit else ():
+        for key, entry in list(self._map.items()):
             thread, pid, function = _KEY.unpack(key)
             sp, _, signalled = _TAIL.unpack_from(entry, self._event.size)
             raw = self._layout.unpack_from(entry)
-            if not os.path.exists(f"/proc/{pid}"):
+            if has_ended(pid):
                 when = now
-            elif function in _LIBC and _has_left(pid, thread, sp):
+            elif not ids_differ() and function in _LIBC and _has_left(pid, thread, sp):
                 when = signalled or now
             else:
                 continue

@@ -13,6 +13,7 @@ from netbpf.errors import AttachRefused, UsageError
 from netbpf.kernel import layout
 from netbpf.kernel.attach import attach, release
 from netbpf.kernel.btf import FUNC, Btf
+from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.load import Loaded
 from netbpf.kernel.loader import compile_and_load
@@ -22,7 +23,12 @@ Say = Callable[[str], None]
 
 
 class Attached:
-    """Programs in the kernel, with what was chosen for them and the descriptors that hold them."""
+    """Programs in the kernel, with what was chosen for them and the descriptors that hold them.
+
+    `counters` are the kernel's own, of the namespaces that the programs watch.
+    """
+
+    counters: Source
 
     def __init__(self, choices: Sequence[Choice], loaded: Loaded) -> None:
         """Take what was loaded; attach_targets() does the rest."""

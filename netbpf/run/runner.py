@@ -12,21 +12,24 @@ from typing import Any, Optional, TextIO
 from netbpf.declare.numbers import at_load
 from netbpf.declare.tool import Tool
 from netbpf.errors import EXIT_LOST, PrivilegeError, UsageError
-from netbpf.kernel.counters import Counters, increase
+from netbpf.kernel.clock import StepAlarm, kernel_ns
+from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.maps import Map
-from netbpf.kernel.privileges import missing_privileges
+from netbpf.kernel.privileges import in_first_user_namespace, missing_privileges
+from netbpf.kernel.processes import ids_differ
 from netbpf.output.clock import Clock
 from netbpf.output.writers import TextWriter, make_writer
-from netbpf.run.filters import filter_defines, netns_of
+from netbpf.run.filters import checked, filter_defines, narrowing, netns_of
 from netbpf.run.losses import Cost, read_covered, read_losses
 from netbpf.run.names import Names
 from netbpf.run.program import start
-from netbpf.run.shapes import make_shape
+from netbpf.run.shapes import left_out_of_csv, make_shape
 from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
 from netbpf.run.stream import ring_size
 from netbpf.run.tables import read_totals
+from netbpf.run.tally import Tally
 
 _CHECK_SECONDS = 1.0  # how often --max-overhead is looked at
 
@@ -43,15 +46,19 @@ class Run:
         """Check the options and privileges; nothing touches the kernel yet."""
         self.tool = tool
         stamped = settings.get("time") or tool.stamped
-        self.settings = {**settings, "time": stamped} if stamped else settings
+        stamps = {"time": stamped} if stamped else {}
+        self.settings = checked(tool, {**settings, **stamps})
+        self.narrowed = narrowing(tool, settings)
         self.out = out
         self._check_ready_file()
         self.defines = self._defines()
+        allow_many_files()
         lacking = missing_privileges()
         if lacking:
-            raise PrivilegeError(
-                f"tracing needs {', '.join(lacking)}", f"run it as root: sudo netbpf {tool.name}"
-            )
+            hint = f"run it as root: sudo netbpf {tool.name}"
+            if not in_first_user_namespace():
+                hint = "those of a user namespace do not count: run it as root of the machine"
+            raise PrivilegeError(f"tracing needs {', '.join(lacking)}", hint)
 
     def execute(self) -> int:
         """Do the whole sequence."""
@@ -61,24 +68,40 @@ class Run:
         self.attached = start(self.tool, self.settings, kernel, self.defines, self._say)
         self.names.bind(self.tool, self.attached.loaded.maps)
         self.cost = Cost(self.attached.loaded.programs)
-        self.clock = Clock()
+        self.clock = Clock(kernel_ns)
         self.stop = Stop(self.settings, self.out.fileno())
+        self.steps = StepAlarm()
         try:
+            self.tally = Tally(self.tool, self.settings)
+            self.attached.counters = self.tally.source
             self.shape = make_shape(self.tool, self.settings, self.attached, self.clock)
             self.writer = make_writer(
                 self.settings["output"], self.tool.name, self.shape.columns, self.clock,
                 self.out, self.settings,
             )  # fmt: skip
+            self._announce()
             return self._trace()
         finally:
             self.attached.close()
             self.cost.close()
             self.stop.close()
+            self.steps.close()
+            self.tally.close()
+
+    def _announce(self) -> None:
+        rest = left_out_of_csv(self.shape) if self.settings["output"] == "csv" else ""
+        if rest:
+            print(f"{self.tool.name}: {rest}", file=sys.stderr)
+        if isinstance(self.writer, TextWriter) and not self.shape.heading:
+            interval, duration = self.settings.get("interval"), self.settings.get("duration")
+            until = f"for {duration:g} s" if duration else "until Ctrl-C"
+            when = f"every {interval:g} s" if interval else "at the end"
+            what = f"tracing {until}, results {when}"
+            print(f"{self.tool.name}: {what}: {self.tool.summary}", file=sys.stderr, flush=True)
 
     def _trace(self) -> int:
-        kernel = Counters(netns_of(self.settings))
         counted = self._totals()  # before the kernel's, and after them at the end: never fewer
-        before = kernel.read()
+        self.tally.begin()
         take_snapshot(self.attached)
         self.shape.begin(self.stop, self.writer)
         self._ready()
@@ -88,46 +111,58 @@ class Run:
                 self.writer.heading_now()
             self.out.flush()
             self._loop()
+            self._look_at_clock()
             self.shape.close_interval(final=True)
             self.out.flush()  # detaching can take a while
-            end = time.monotonic_ns()
+            end = kernel_ns()
             cost = self.cost.read()
-            after, totals = kernel.read(), self._totals()
+            self.tally.end()
+            totals = self._totals()
             self.attached.detach()
             self.shape.drain()
             self.out.flush()
         except BrokenPipeError:
             self._mute()
-            end = time.monotonic_ns()
-            cost, after, totals = self.cost.read(), kernel.read(), self._totals()
+            end = kernel_ns()
+            self.tally.end()
+            cost, totals = self.cost.read(), self._totals()
             self.attached.detach()
-        rise = increase(before, after, self.tool.counters)
         if totals:
             totals = {name: n - counted[name] for name, n in totals.items()}
             self.shape.more["totals"] = totals
-        return self._summarise(end, cost, rise, self._unseen(totals, rise))
+        return self._summarise(end, cost, self._unseen(totals))
 
     def _loop(self) -> None:
         self.stop.begin()
+        if self.steps.fd >= 0:
+            self.stop.watch(self.steps.fd)
         check = time.monotonic() + _CHECK_SECONDS
         interval = self.settings.get("interval") or 0.0
         due = time.monotonic() + interval if interval else float("inf")
         left = self.settings.get("count") or 0
         while not self.stop.reason:
             watching = check if self.settings.get("max_overhead") else float("inf")
-            self.stop.wait(min(due, watching, self.shape.next_due()))
+            self.stop.wait(min(due, watching, self.shape.next_due(), self.tally.due))
+            self._look_at_clock()
             if self.shape.read():
                 self.out.flush()
+            self.tally.look(self.shape.namespaces)
             if time.monotonic() >= due and not self.stop.reason:
                 due += interval
+                left -= 1
+                if left == 0:  # what closes now is the last interval: there is none after it
+                    self.stop.now("count")
+                    break
                 self.shape.close_interval(final=False)
                 self.out.flush()
-                left -= 1
-                if left == 0:
-                    self.stop.now("count")
             if time.monotonic() >= watching:
                 check += _CHECK_SECONDS
                 self._check_overhead()
+
+    def _look_at_clock(self) -> None:
+        self.steps.clear()
+        if self.clock.look():
+            self.shape.note("the wall clock was set meanwhile: times before and after differ")
 
     def _check_overhead(self) -> None:
         spent = float(str(self.cost.read()["cpu_percent"]))
@@ -182,13 +217,12 @@ class Run:
         self.stop.now("closed pipe")
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
-    def _unseen(self, totals: dict[str, int], counters: dict[str, int]) -> dict[str, int]:
+    def _unseen(self, totals: dict[str, int]) -> dict[str, int]:
         unseen = self.tool.hooks.get("unseen")
+        counters = self.tally.own
         return {"unseen": unseen(totals, counters, self.attached.lacking)} if unseen else {}
 
-    def _summarise(
-        self, end: int, cost: dict[str, Any], counters: dict[str, int], unseen: dict[str, int]
-    ) -> int:
+    def _summarise(self, end: int, cost: dict[str, Any], unseen: dict[str, int]) -> int:
         if self.stop.reason == "closed pipe":
             self._mute()
         losses = Map(self.attached.loaded.maps["losses"], 4, 8, per_cpu=True)
@@ -213,14 +247,26 @@ class Run:
             "lost": lost,
             "complete": not any(lost.values()),
             "probes": self.attached.described(),
-            "counters": counters,
+            "counters": self.tally.rise,
+            **self.tally.scope(),
             "overhead": cost,
             **more,
             "notes": self.shape.notes,
         }
-        review = self.tool.hooks.get("review")
-        summary["notes"] += review(summary, self.settings) if review else []
-        summary["notes"] += self.names.notes()
+        self._add_notes(summary)
         self.writer.summary(summary)
         self.out.flush()
         return EXIT_LOST if any(lost.values()) and self.settings.get("fail_on_loss") else 0
+
+    def _add_notes(self, summary: dict[str, Any]) -> None:
+        summary["notes"] += self.tally.notes(self.shape.namespaces)
+        review = self.tool.hooks.get("review")
+        summary["notes"] += (
+            review({**summary, "own": self.tally.own}, self.settings) if review else []
+        )
+        summary["notes"] += self.names.notes()
+        if not self.shape.seen and self.narrowed:
+            words = "nothing was seen that passes"
+            summary["notes"].append(f"{words} {' and '.join(self.narrowed)}")
+        if ids_differ():
+            summary["notes"].append("process ids are those of the host, not of this PID namespace")

@@ -15,16 +15,25 @@ class Shape:
     `columns` are what is written, `seen` counts it in `unit`, `strange` counts records that could
     not be read, `notes` are remarks for the summary. `heading` tells whether text begins with the
     names of the columns, before there is anything to show.
+
+    Where a tool has several, `title` names what this one writes ("" if nothing), `beside` what CSV
+    leaves out of it; `asked` is true if an option asks for it, `main` if it is declared to be the
+    main one.
     """
 
     unit = "events"
     heading = False
+    title = ""
+    beside: tuple[str, ...] = ()
+    asked = False
+    main = False
     columns: tuple[Column, ...] = ()
 
     def __init__(self) -> None:
         self.seen = 0
         self.notes: list[str] = []
         self.more: dict[str, Any] = {}
+        self.namespaces: set[int] = set()  # network namespaces of what was shown
 
     @property
     def strange(self) -> int:

@@ -17,13 +17,16 @@ from netbpf.run.stop import Stop
 
 
 class Shapes(Shape):
-    """Several shapes of one tool, one after the other; the first one gives the CSV columns."""
+    """Several shapes of one tool, one after the other; `chosen` is the one whose rows CSV has."""
 
-    def __init__(self, parts: Sequence[Shape]) -> None:
+    def __init__(self, parts: Sequence[Shape], chosen: int = 0) -> None:
         super().__init__()
         self.parts = tuple(parts)
+        for part in parts:
+            part.namespaces = self.namespaces
         self.unit = parts[0].unit
-        self.columns = parts[0].columns
+        self.chosen = chosen
+        self.columns = parts[chosen].columns
 
     @property
     def strange(self) -> int:
@@ -38,7 +41,7 @@ class Shapes(Shape):
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Begin all parts; each writes its own columns."""
         for index, part in enumerate(self.parts):
-            part.begin(stop, writer if index == 0 else writer.sibling(part.columns))
+            part.begin(stop, writer if index == self.chosen else writer.sibling(part.columns))
 
     def next_due(self) -> float:
         """Return the earliest."""
@@ -67,6 +70,26 @@ class Shapes(Shape):
         return self.more
 
 
+def main_part(parts: Sequence[Shape]) -> int:
+    """Return the index of the shape that a CSV file holds: a file has one kind of rows.
+
+    It is the one that an option asks for, else the one that is declared to be the main one.
+    """
+    asked = [index for index, part in enumerate(parts) if part.asked]
+    return next(iter([*asked, *(index for index, part in enumerate(parts) if part.main)]), 0)
+
+
+def left_out_of_csv(shape: Shape) -> str:
+    """Return in words what a run shows elsewhere and a CSV file of it has not, "" if nothing."""
+    parts = shape.parts if isinstance(shape, Shapes) else (shape,)
+    main = shape.chosen if isinstance(shape, Shapes) else 0
+    titles = [part.title for index, part in enumerate(parts) if index != main and part.title]
+    titles += [also for part in parts for also in part.beside]
+    if not titles:
+        return ""
+    return f"CSV has only {parts[main].title}; --json shows {' and '.join(titles)} as well"
+
+
 def make_shape(tool: Tool, settings: Mapping[str, Any], attached: Attached, clock: Clock) -> Shape:
     """Return the shape that `tool` declares, or all of its shapes as one."""
     parts: list[Shape] = []
@@ -88,4 +111,6 @@ def make_shape(tool: Tool, settings: Mapping[str, Any], attached: Attached, cloc
     if tool.watch:
         watch = import_module(f"netbpf.run.{tool.watch}").Watch
         parts.append(watch(tool, settings, attached))
-    return parts[0] if len(parts) == 1 else Shapes(parts)
+    if len(parts) == 1:
+        return parts[0]
+    return Shapes(parts, main_part(parts) if settings["output"] == "csv" else 0)

@@ -161,8 +161,8 @@ class Totals(Record):
 
     segs = Count("segments sent again that passed the filters")
     failed = Count("segments that could not be sent and passed the filters")
-    in_namespace = Count("segments sent again in the namespace of the counters, without filters")
-    failed_there = Count("segments that could not be sent there, without filters")
+    in_namespace = Count("segments sent again in one namespace: of --netns, or netbpf's own")
+    failed_there = Count("segments that could not be sent in that namespace")
 
 
 def rows(groups, settings):  # type: ignore[no-untyped-def]
@@ -199,13 +199,13 @@ def unseen(totals, counters, lacking):  # type: ignore[no-untyped-def]
 
 def review(summary, settings):  # type: ignore[no-untyped-def]
     """Compare with the kernel's own count."""
-    totals, counters = summary["totals"], summary["counters"]
-    failed = counters.get("TcpExt.TCPRetransFail", 0)
+    totals, counters, own = summary["totals"], summary["counters"], summary["own"]
+    failed = own.get("TcpExt.TCPRetransFail", 0)
     unsent = f" and {failed} that then failed" if failed else ""
+    one = "the namespace of --netns" if settings["netns"] else "netbpf's own namespace"
     notes = [
-        f"segments sent again: {totals['segs']} shown; in the namespace of the counters "
-        f"{totals['in_namespace']}{unsent}, where Tcp.RetransSegs grew by "
-        f"{counters.get('Tcp.RetransSegs', 0)}"
+        f"segments sent again: {totals['segs']} shown; {totals['in_namespace']}{unsent} in {one}, "
+        f"where Tcp.RetransSegs grew by {own.get('Tcp.RetransSegs', 0)}"
     ]
     probes = {probe["name"]: probe["kind"] for probe in summary["probes"]}
     if settings["loss"] and not probes["loss_probe"]:

@@ -153,7 +153,7 @@ TOOL = Tool(
     table=Table(
         "listeners", Listener, ListenerSums, ListenerRow, rows,
         per_cpu=False, gauges=_GAUGES, standing=("accept_queue", "syn_queue"),
-        first="unheld", refresh=("holders", "listeners"), alarm=alarm,
+        first="unheld", refresh=("holders", "listeners"), alarm=alarm, main=True,
     ),
     probes=(
         state_probe(),

@@ -329,6 +329,13 @@ def test_second_start_does_not_compile_and_says_so(directory, compiled):
     assert len(compiled) == 2 and len(names(directory)) == 2
 
 
+def test_other_flags_of_the_compiler_make_another_program(directory, compiled, monkeypatch):
+    start()
+    monkeypatch.setattr(loader, "_FLAGS", [*loader._FLAGS, "-DANOTHER"])
+    start()
+    assert len(compiled) == 2 and len(names(directory)) == 2
+
+
 @pytest.mark.parametrize("content", [b"", b"torn", pack(IMAGE)[:-1], pack(IMAGE) + b"x"])
 def test_damaged_file_is_replaced(directory, compiled, content):
     start()

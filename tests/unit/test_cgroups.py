@@ -8,7 +8,14 @@ import pytest
 
 from netbpf.errors import Unsupported, UsageError
 from netbpf.kernel import cgroups
-from netbpf.kernel.cgroups import cgroup_id, container_cgroup, container_of, path_of
+from netbpf.kernel.cgroups import (
+    cgroup_id,
+    container_cgroup,
+    container_cgroups,
+    container_of,
+    level_of,
+    path_of,
+)
 
 WEB, DB = "ab" * 32, "ac" + "0" * 62
 
@@ -111,3 +118,19 @@ def test_container_id_is_read_from_a_cgroups_path(path, identity):
 def test_path_of_a_cgroup_id(tree):
     assert path_of(inode(tree / "system.slice" / "ssh.service")) == "/system.slice/ssh.service"
     assert path_of(2**63) == ""
+
+
+def test_all_cgroups_of_one_container_are_found_and_none_below_them(tree):
+    here = [tree / "a.slice" / f"docker-{WEB}.scope", tree / "system.slice" / f"docker-{WEB}.scope"]
+    (here[0] / f"again-{WEB}.scope").mkdir(parents=True)
+    assert sorted(container_cgroups(WEB)) == sorted(map(inode, here))
+
+
+def test_level_is_that_below_the_root(tree, monkeypatch):
+    monkeypatch.setattr(cgroups, "_whole", lambda root: True)
+    monkeypatch.setattr(cgroups, "_FIRST_NAMESPACE", Path("/proc/self/ns/cgroup").stat().st_ino)
+    assert level_of(inode(tree)) == 0
+    assert level_of(inode(tree / "system.slice" / "ssh.service")) == 2
+    assert level_of(1 << 60) is None
+    monkeypatch.setattr(cgroups, "_FIRST_NAMESPACE", 1)
+    assert level_of(inode(tree / "system.slice")) is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import select
 import time
 from datetime import datetime, timezone
 
 import pytest
 
+from netbpf.kernel import clock as kernel_clock
 from netbpf.output import clock
 from netbpf.output.clock import Clock
 
@@ -57,3 +59,92 @@ def test_a_wall_clock_that_is_set_does_not_move_events_against_each_other(monkey
     before = one.rfc3339(one.start)
     monkeypatch.setattr(time, "time_ns", lambda: 0)
     assert one.rfc3339(one.start) == before
+
+
+class Hands:
+    """Both clocks, moved by hand; reading either takes 10 ns."""
+
+    def __init__(self) -> None:
+        self.kernel, self.wall = 1000 * 10**9, 5000 * 10**9
+
+    def pass_by(self, ns: int) -> None:
+        self.kernel, self.wall = self.kernel + ns, self.wall + ns
+
+    def kernel_ns(self) -> int:
+        self.pass_by(10)
+        return self.kernel
+
+    def time_ns(self) -> int:
+        self.pass_by(10)
+        return self.wall
+
+
+@pytest.fixture
+def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
+    found = Hands()
+    monkeypatch.setattr(time, "time_ns", found.time_ns)
+    return found
+
+
+def at(one: Clock, ns: int) -> float:
+    """Return the wall clock in seconds since 1970."""
+    return datetime.fromisoformat(one.rfc3339(ns).replace("Z", "+00:00")).timestamp()
+
+
+@pytest.mark.parametrize("step", [3600 * 10**9, -3600 * 10**9, 5_000])
+def test_after_a_step_times_follow_and_those_before_stay(hands, step):
+    one = Clock(hands.kernel_ns)
+    before = hands.kernel
+    assert at(one, before) == pytest.approx(5000, abs=1e-3)
+    hands.pass_by(10**9)
+    assert one.look() is False
+    hands.wall += step
+    assert one.look() is True
+    hands.pass_by(10**9)
+    assert one.look() is False
+    assert at(one, before) == pytest.approx(5000, abs=2e-6)
+    assert at(one, hands.kernel) == pytest.approx(hands.wall / 1e9, abs=2e-6)
+    assert one.since_start(hands.kernel) == pytest.approx(2, abs=1e-3)
+
+
+def test_each_of_several_steps_counts_from_its_moment(hands):
+    one, moments = Clock(hands.kernel_ns), []
+    for step in (7, 19, -3):
+        hands.pass_by(10**9)
+        moments.append((hands.kernel, hands.wall))
+        hands.wall += step * 10**9
+        assert one.look()
+    for kernel, wall in moments:
+        assert at(one, kernel) == pytest.approx(wall / 1e9, abs=2e-6)
+
+
+def test_a_reading_that_is_interrupted_is_no_step(hands, monkeypatch):
+    one = Clock(hands.kernel_ns)
+
+    def interrupted() -> int:
+        hands.pass_by(10**9)
+        return hands.time_ns()
+
+    monkeypatch.setattr(time, "time_ns", interrupted)
+    assert one.look() is False
+
+
+def test_listed_shift_is_exact_and_the_measured_one_decides_whose_it_is():
+    listed = kernel_clock._listed_shift("monotonic      500000         7\nboottime 3 4\n")
+    assert listed == 500_000 * 10**9 + 7
+    assert kernel_clock._listed_shift("1 -1 999999999\n7 0 0\n") == -1
+    assert kernel_clock.chosen_shift(listed, listed - 777) == listed
+    assert kernel_clock.chosen_shift(listed, 777) == 0  # the namespace is that for children
+    assert kernel_clock.chosen_shift(listed, 23 * 10**9) == 23 * 10**9
+    assert kernel_clock.chosen_shift(listed, None) == listed
+
+
+def test_alarm_of_a_clock_that_is_not_set_stays_silent():
+    alarm = kernel_clock.StepAlarm()
+    try:
+        assert alarm.fd >= 0
+        assert not select.select([alarm.fd], [], [], 0)[0]
+        alarm.clear()
+    finally:
+        alarm.close()
+    assert alarm.fd == -1

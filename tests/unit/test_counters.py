@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from netbpf.kernel.counters import _FILES, Counters, increase
+from netbpf.kernel.counters import _FILES, AllCounters, Counters, increase
 
 SNMP = """\
 Ip: Forwarding DefaultTTL InReceives
@@ -178,3 +179,108 @@ def test_sockets_have_their_drops_by_inode(tmp_path):
 def test_a_socket_that_was_opened_meanwhile_grew_from_zero():
     before, after = {"Raw.1.drops": 3}, {"Raw.1.drops": 3, "Raw.2.drops": 5, "Netlink.3.drops": 0}
     assert increase(before, after, ["Raw.*.drops", "Netlink.*.drops"]) == {"Raw.2.drops": 5}
+
+
+# --- all namespaces -------------------------------------------------------------------------------
+
+
+class Machine:
+    """A /proc with processes, each in a network namespace with counters of its own."""
+
+    def __init__(self, proc: Path) -> None:
+        self.proc = proc
+
+    def process(self, name: str, inode: int, **values: int) -> None:
+        (self.proc / name / "ns").mkdir(parents=True, exist_ok=True)
+        (self.proc / name / "ns" / "net").unlink(missing_ok=True)
+        (self.proc / name / "ns" / "net").symlink_to(f"net:[{inode}]")
+        self.count(name, **values)
+
+    def count(self, name: str, **values: int) -> None:
+        (self.proc / name / "net").mkdir(exist_ok=True)
+        head, numbers = " ".join(values), " ".join(map(str, values.values()))
+        (self.proc / name / "net" / "snmp").write_text(f"Tcp: {head}\nTcp: {numbers}\n")
+
+    def end(self, name: str) -> None:
+        shutil.rmtree(self.proc / name)
+
+    def counters(self, *names: str) -> AllCounters:
+        return AllCounters(names or ("Tcp.RetransSegs",), str(self.proc), str(self.proc / "named"))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    found = Machine(tmp_path)
+    found.process("self", 1, RetransSegs=100, OutSegs=1000)
+    found.process("23", 1, RetransSegs=100, OutSegs=1000)
+    found.process("42", 2, RetransSegs=50, OutSegs=500)
+    return found
+
+
+def grown(counters: AllCounters, name: str = "Tcp.RetransSegs") -> int:
+    return counters.read()[name]
+
+
+def test_counters_of_all_namespaces_are_added_up_each_once(machine):
+    counters = machine.counters()
+    assert counters.known == {1, 2}
+    for process in ("self", "23"):
+        machine.count(process, RetransSegs=103, OutSegs=1003)
+    machine.count("42", RetransSegs=57, OutSegs=507)
+    assert grown(counters) == 10
+    assert grown(counters) == 10
+    before = counters.read()
+    machine.count("42", RetransSegs=58, OutSegs=508)
+    assert increase(before, counters.read(), ["Tcp.RetransSegs"]) == {"Tcp.RetransSegs": 1}
+
+
+def test_namespace_that_is_made_meanwhile_counts_from_zero(machine):
+    counters = machine.counters()
+    machine.process("77", 3, RetransSegs=5, OutSegs=9)
+    assert grown(counters) == 5
+    machine.count("77", RetransSegs=7, OutSegs=9)
+    assert grown(counters) == 7
+    assert counters.known == {1, 2, 3}
+
+
+def test_namespace_that_ends_keeps_what_it_had_and_is_counted(machine):
+    counters = machine.counters()
+    machine.count("42", RetransSegs=57, OutSegs=507)
+    assert grown(counters) == 7
+    machine.end("42")
+    assert grown(counters) == 7
+    assert counters.ended == 1
+    # Its inode number is free, and the next one gets it.
+    machine.process("43", 2, RetransSegs=2, OutSegs=2)
+    assert grown(counters) == 9
+
+
+def test_namespace_whose_inode_another_one_got_between_two_looks_begins_at_zero(machine):
+    counters = machine.counters()
+    machine.process("42", 2, RetransSegs=60, OutSegs=3)
+    assert grown(counters) == 60
+
+
+def test_counters_that_did_not_grow_are_there_as_zero(machine):
+    counters = machine.counters()
+    before = counters.read()
+    names = ["Tcp.RetransSegs", "Tcp.Absent"]
+    assert increase(before, counters.read(), names) == {"Tcp.RetransSegs": 0}
+
+
+def test_device_that_appears_has_not_grown_before(machine):
+    counters = machine.counters("Device.*.rx_drop")
+    before = counters.read()
+    (machine.proc / "42" / "net" / "dev").write_text(DEV)
+    after = counters.read()
+    assert increase(before, after, ["Device.*.rx_drop"]) == {}
+    (machine.proc / "42" / "net" / "dev").write_text(DEV.replace("9    1    7", "9    1    9"))
+    found = increase(before, counters.read(), ["Device.*.rx_drop"])
+    assert found == {"Device.eth0:1.rx_drop": 2}
+
+
+def test_namespace_without_files_is_unread(machine):
+    machine.end("42")
+    machine.process("42", 2)
+    (machine.proc / "42" / "net" / "snmp").unlink()
+    assert machine.counters().unread == 1

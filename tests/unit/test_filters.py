@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
-import os
 import pwd
 import random
 import re
@@ -179,7 +178,9 @@ def proc(tmp_path: Path) -> str:
     """A proc tree with process 41 in network namespace of some inode."""
     directory = tmp_path / "41" / "ns"
     directory.mkdir(parents=True)
-    (directory / "net").write_text("")
+    (directory / "net").symlink_to("net:[4026531840]")
+    (tmp_path / "self" / "ns").mkdir(parents=True)
+    (tmp_path / "self" / "ns" / "net").write_text("")
     (tmp_path / "42").mkdir()  # a process that is gone but not yet waited for has no namespace
     return str(tmp_path)
 
@@ -207,17 +208,51 @@ def test_unknown_user_is_refused(word):
         filter_defines({"uid": word or ","})
 
 
+def test_threads_and_processes_that_ended_are_refused(proc):
+    status = Path(proc, "41", "status")
+    status.write_text("Name:\tnginx\nState:\tS (sleeping)\nTgid:\t40\n")
+    with pytest.raises(UsageError, match="41 is a thread of process 40 .nginx") as caught:
+        filter_defines({"pid": [41]}, proc)
+    assert "-p 40" in caught.value.hint
+    status.write_text("Name:\tnginx\nState:\tZ (zombie)\nTgid:\t41\n")
+    with pytest.raises(UsageError, match="process 41 has ended"):
+        filter_defines({"pid": [41]}, proc)
+
+
 def test_network_namespace_by_pid_and_inode(proc):
-    assert network_namespace("41", proc) == os.stat(f"{proc}/41/ns/net").st_ino
+    assert network_namespace("41", proc) == 4026531840
     assert network_namespace("4026531840", proc) == 4026531840
     [line] = filter_defines({"netns": "4026531840"}, proc)
     assert line == "#define FILTER_NETNS AT_LOAD(4026531840)"
 
 
-def test_network_namespace_by_name(tmp_path, monkeypatch):
-    (tmp_path / "blue").write_text("")
-    monkeypatch.setattr(filters, "Path", lambda *parts: Path(str(tmp_path), *parts[1:]))
-    assert network_namespace("blue", "/nonexistent") == (tmp_path / "blue").stat().st_ino
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of named namespaces; what is in there counts as one."""
+    directory = tmp_path / "named"
+    directory.mkdir()
+    monkeypatch.setattr(filters, "NAMED", str(directory))
+    return directory
+
+
+def test_network_namespace_by_name_and_by_path(named, proc):
+    (named / "blue").write_text("")
+    (named / "77000001").write_text("")
+    assert network_namespace("blue", proc) == (named / "blue").stat().st_ino
+    assert network_namespace("77000001", proc) == (named / "77000001").stat().st_ino
+    assert network_namespace(str(named / "blue"), proc) == (named / "blue").stat().st_ino
+
+
+def test_name_that_is_also_a_process_elsewhere_is_ambiguous(named, proc):
+    (named / "41").write_text("")
+    with pytest.raises(UsageError, match="41 is the name of a namespace and the id") as caught:
+        network_namespace("41", proc)
+    assert "4026531840" in caught.value.hint and f"{named}/41" in caught.value.hint
+    # The same namespace by both is meant in any case.
+    link = Path(proc, "41", "ns", "net")
+    link.unlink()
+    link.symlink_to(f"net:[{(named / '41').stat().st_ino}]")
+    assert network_namespace("41", proc) == (named / "41").stat().st_ino
 
 
 @pytest.mark.parametrize(
@@ -247,8 +282,53 @@ def test_cgroup_and_container_exclude_each_other():
         filter_defines({"cgroup": "a", "container": "b"})
 
 
-def test_cgroup_is_its_id(monkeypatch):
+def test_cgroup_is_its_id_at_its_level(monkeypatch):
     monkeypatch.setattr(filters, "cgroup_id", lambda path: 77)
-    monkeypatch.setattr(filters, "container_cgroup", lambda prefix: 78)
-    assert filter_defines({"cgroup": "a"}) == ["#define FILTER_CGROUP AT_LOAD(77)"]
+    monkeypatch.setattr(filters, "container_cgroups", lambda prefix: [78])
+    monkeypatch.setattr(filters, "level_of", {77: 3, 78: None}.get)
+    assert filter_defines({"cgroup": "a"}) == [
+        "#define FILTER_CGROUP AT_LOAD(77)",
+        "#define FILTER_CGROUP_AT(at) (at(AT_LOAD(3), AT_LOAD(77)))",
+    ]
     assert filter_defines({"container": "b"}) == ["#define FILTER_CGROUP AT_LOAD(78)"]
+
+
+def test_all_cgroups_of_a_container_are_alternatives(monkeypatch):
+    monkeypatch.setattr(filters, "container_cgroups", lambda prefix: [78, 79])
+    monkeypatch.setattr(filters, "level_of", {78: 3, 79: 0}.get)
+    _, levels = filter_defines({"container": "b"})
+    assert levels.endswith(" (at(AT_LOAD(3), AT_LOAD(78)) || at(AT_LOAD(0), AT_LOAD(79)))")
+    monkeypatch.setattr(filters, "level_of", {78: 3}.get)
+    first, several = filter_defines({"container": "b"})
+    assert first == "#define FILTER_CGROUP AT_LOAD(78)"
+    assert [x for x in range(100) if evaluate(body_of(several), x=x)] == [78, 79]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ({"ipv4": True, "laddr": "2001:db8::/32"}, False),
+        ({"ipv4": True, "laddr": "::ffff:10.0.0.0/104"}, True),
+        ({"ipv4": True, "raddr": "::/0"}, True),
+        ({"ipv6": True, "raddr": "10.0.0.0/8"}, False),
+        ({"ipv6": True, "raddr": "::ffff:10.0.0.1"}, False),
+        ({"ipv6": True, "raddr": "::/0"}, True),
+        ({"laddr": "10.0.0.0/8", "raddr": "2001:db8::1"}, False),
+        ({"laddr": "10.0.0.0/8", "raddr": "::ffff:10.0.0.1"}, True),
+        ({"laddr": "2001:db8::1", "raddr": "2001:db8::2"}, True),
+    ],
+)
+def test_families_that_no_socket_has_together_are_refused(settings, fits):
+    given = {n: v if v is True else network(v) for n, v in settings.items()}
+    if fits:
+        assert filter_defines(given)
+        return
+    with pytest.raises(UsageError, match="exclude each other") as caught:
+        filter_defines(given)
+    assert caught.value.hint
+
+
+def test_set_of_characters_counts_as_one_in_a_name():
+    assert comm_glob("[abcdefgh]nginx[0-9]*")
+    with pytest.raises(ValueError, match="cannot match"):
+        comm_glob("[ab]" * 16)

@@ -75,7 +75,7 @@ BAD = [
     (size, ["", "k", "4095", "1025m", "2g", "1.5m", "-4k", "4 k", "4x", "\uff14m", "4096 "]),
     (comm_glob, ["", "x" * 16, "caf\u00e9"]),
 
-    (devices, ["", "lo,", ",lo", "lo,a b", "x" * 16, "a/b", "a\nb", "a\0b", "\u00e9" * 8]),
+    (devices, ["", "lo,", ",lo", "lo,a b", "x" * 128, "a/b", "a\nb", "a\0b", "\u00e9" * 64]),
 ]  # fmt: skip
 PARSERS = {parse for parse, _ in BAD} | {words}
 

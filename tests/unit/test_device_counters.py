@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from netbpf.kernel.devices import Devices
+from netbpf.kernel.device_counters import Devices
 from netbpf.tools.netsize import devices_own
 
 ALL = {"interface": None}

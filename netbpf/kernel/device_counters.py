@@ -1,0 +1,52 @@
+"""What network devices count themselves, in each network namespace."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from netbpf.kernel.namespaces import in_namespaces, network_namespaces
+
+Packets = tuple[int, int]  # received and sent
+
+
+class Devices:
+    """The packet counters of all devices, of one namespace (its inode number) or of all.
+
+    /proc/net/dev of each namespace stays open, so that it can be read again. A namespace that is
+    made later, or that neither a process nor a mount leads to, is not there.
+    """
+
+    def __init__(self, netns: int = 0) -> None:
+        self._files: dict[int, int] = {}
+        found = network_namespaces()
+        in_namespaces({n: where for n, where in found.items() if netns in (0, n)}, self._open)
+
+    def read(self) -> dict[tuple[int, str], Packets]:
+        """Return {(namespace, device): packets received and sent}."""
+        found = {}
+        for netns, file in self._files.items():
+            for line in _text(file).splitlines()[2:]:
+                device, _, values = line.rpartition(":")
+                numbers = values.split()
+                found[netns, device.strip()] = (int(numbers[0 + 1]), int(numbers[8 + 1]))
+        return found
+
+    def close(self) -> None:
+        """Let go of the namespaces."""
+        for file in self._files.values():
+            os.close(file)
+        self._files = {}
+
+    def _open(self, netns: int) -> None:
+        with suppress(OSError):
+            path = "/proc/thread-self/net/dev"
+            self._files[netns] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _text(file: int) -> str:
+    os.lseek(file, 0, os.SEEK_SET)
+    text = b""
+    while part := os.read(file, 1 << 16):
+        text += part
+    return text.decode(errors="replace")
