@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 from netbpf.declare.columns import Container
 from netbpf.declare.digest import Digest
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.record import Event
+from netbpf.declare.record import AmendedEvent, Event
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.kernel.maps import Map
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.digests import DigestReader
+from netbpf.run.held import Held
 from netbpf.run.histograms import HistogramCounter
 from netbpf.run.program import Attached
 from netbpf.run.shape import Shape, bucket_columns
@@ -48,6 +49,7 @@ class EventShape(Shape):
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
         self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
+        self._held = Held(event) if issubclass(event, AmendedEvent) else None
         self._until = (1 << 64) - 1
         self._enrich = tool.hooks.get("enrich")
         self._strangers, self._learnt = False, 0.0
@@ -65,11 +67,19 @@ class EventShape(Shape):
         super().begin(stop, writer)
         stop.watch(self.ring.fd)
 
+    def next_due(self) -> float:
+        """Return when an event that is held back is to be written."""
+        return self._held.due if self._held else float("inf")
+
     def read(self) -> bool:
         """Write the events of one batch."""
-        rows = self.ring.take()
-        for row in rows:
-            self._write(row[1:])
+        rows = [row[1:] for row in self.ring.take()]
+        if self._held:
+            now = time.monotonic()
+            self._held.add(rows, now)
+            self._write_all(self._held.release(now))
+        else:
+            self._write_all(rows)
         if self._strangers:
             self._learn()
         return bool(rows)
@@ -95,8 +105,14 @@ class EventShape(Shape):
     def _read_all(self) -> None:
         while self.read():
             pass
+        if self._held:
+            self._write_all(self._held.release())
 
-    def _write(self, raw: tuple[Any, ...]) -> None:
+    def _write_all(self, rows: Iterable[Sequence[Any]]) -> None:
+        for row in rows:
+            self._write(row)
+
+    def _write(self, raw: Sequence[Any]) -> None:
         if not self.stop.room(self.seen) or raw[self._time] > self._until:
             return
         values = self._values(raw)
@@ -109,7 +125,7 @@ class EventShape(Shape):
     def _show(self, ns: int, values: dict[str, Any]) -> None:
         self.writer.event(ns, values)
 
-    def _values(self, raw: tuple[Any, ...], **known: Any) -> Optional[dict[str, Any]]:
+    def _values(self, raw: Sequence[Any], **known: Any) -> Optional[dict[str, Any]]:
         values: dict[str, Any] = {**self._decode(raw), **self._lost, **known}
         for name in self._containers:
             values[name] = container_of(path_of(values[name])) or None
