@@ -67,6 +67,12 @@ static inline void set_owner(struct sock *sk, struct owner *owner)
 {
 	u64 key = (u64)sk;
 
+#ifdef ON_OWNER /* false: do not follow the socket any longer */
+	if (!ON_OWNER(sk, owner->pass)) {
+		owners.delete(&key);
+		return;
+	}
+#endif
 #ifdef OWNERS_OF_ALL
 	owner->inode = inode_of_socket(sk);
 #endif
