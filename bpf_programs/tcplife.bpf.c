@@ -1,47 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* tcplife: one event per finished TCP session. Front-end: netbpf/tools/tcplife.py */
 #include "netbpf.bpf.h"
-#include "sock.bpf.h"
-#include "owners.bpf.h"
+#include "followed.bpf.h"
+#include "sockmap.bpf.h"
 
-KERNEL_FIELDS(sock, sk_err, __sk_common.skc_flags)
-KERNEL_FIELDS(tcp_sock, bytes_acked, bytes_received, bytes_sent, bytes_retrans, total_retrans)
-KERNEL_FIELDS(tcp_sock, write_seq, snd_una, snd_nxt, srtt_us)
-KERNEL_ENUM(sock_flags, SOCK_DONE)
+/*
+ * A RST of ours may leave after the change to CLOSE. The reader holds back an event whose `key` is
+ * not 0 for a moment; a second one with the same key and AMENDMENT in it changes its `close`.
+ */
+#define AMENDMENT 1
 
-#define UNKNOWN (~0ULL)
-
-/* Errors that a session ends with: asm-generic/errno.h */
-enum { EPIPE = 32, ECONNRESET = 104, ETIMEDOUT = 110, ECONNREFUSED = 111, EHOSTUNREACH = 113 };
-
-/* Numbers of the columns role and close in netbpf/tools/tcplife.py. */
-enum role { ROLE_UNKNOWN, ROLE_ACTIVE, ROLE_PASSIVE };
-enum close_reason {
-	STILL_OPEN,
-	FIN_LOCAL,
-	FIN_REMOTE,
-	RST_LOCAL,
-	RST_REMOTE,
-	TIMEOUT,
-	REFUSED,
-	UNREACHABLE,
-	ABORTED,
-};
-
-/* What is remembered of a session from its first state change on. */
-struct life {
-	u64 syn_ns; /* SYN sent (active side), 0 if it was before the start */
-	u64 established_ns; /* 0: before the start, or never */
-	u64 handshake_ns;
-	u8 role;
-	u8 first_fin; /* FIN_LOCAL or FIN_REMOTE */
-	u8 fin_sent;
-	u8 pad[5];
-};
-BPF_HASH(lives, u64, struct life, MAP_ENTRIES);
+#ifdef FILTER_PROCESS
+/* Sessions that were shown with such a key: a RST of others is none of our business. */
+BPF_TABLE("lru_hash", u64, u8, shown, 1024);
+#endif
 
 struct session {
 	u64 time;
+	u64 key; /* see UNSETTLED */
 	u64 tx_bytes;
 	u64 rx_bytes;
 	u64 handshake_us; /* in ns, as all durations here */
@@ -66,51 +42,6 @@ struct session {
 	u8 pad[3];
 };
 
-/* Octets that the program wrote and that its peer sent: the kernel counts SYN and FIN as well. */
-static inline void read_bytes(struct session *ev, struct sock *sk, struct life *life)
-{
-	struct tcp_sock *tp = (struct tcp_sock *)sk;
-	u32 write_seq = READ(tp, write_seq);
-	u32 snd_una = READ(tp, snd_una);
-	u32 snd_nxt = READ(tp, snd_nxt);
-	u64 written = READ(tp, bytes_acked) + (u32)(write_seq - snd_una);
-	u64 payload = READ(tp, bytes_sent) - READ(tp, bytes_retrans) + (u32)(write_seq - snd_nxt);
-	u64 fin_received = READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1;
-
-	written -= life->fin_sent;
-	/*
-	 * The active side's SYN counts in bytes_acked. Where the beginning was not seen, payload
-	 * sent less payload sent again shows whether it is in there.
-	 */
-	if (life->role == ROLE_UNKNOWN && written - payload <= 1)
-		life->role = written == payload ? ROLE_PASSIVE : ROLE_ACTIVE;
-	if (life->role == ROLE_ACTIVE)
-		written -= 1;
-	ev->tx_bytes = written;
-	ev->tx_unacked = (u32)(write_seq - snd_una);
-	if (ev->tx_unacked && (life->fin_sent || life->established_ns == 0))
-		ev->tx_unacked = ev->tx_unacked - 1; /* the FIN, or the SYN of a failed attempt */
-	ev->rx_bytes = READ(tp, bytes_received) - fin_received;
-	ev->retrans = READ(tp, total_retrans);
-	ev->srtt_us = READ(tp, srtt_us) >> 3;
-}
-
-static inline u8 close_reason(struct life *life, int oldstate, int err)
-{
-	if (err == ETIMEDOUT)
-		return TIMEOUT;
-	if (oldstate == TCP_SYN_SENT) {
-		if (err == ECONNREFUSED || err == ECONNRESET)
-			return REFUSED;
-		return err ? UNREACHABLE : ABORTED;
-	}
-	if (err == ECONNRESET || err == EPIPE)
-		return RST_REMOTE;
-	if (err)
-		return err == EHOSTUNREACH ? UNREACHABLE : ABORTED;
-	return life->first_fin ? life->first_fin : RST_LOCAL;
-}
-
 static inline void fill_owner(struct session *ev, struct owner *owner)
 {
 	ev->pid = owner->process.pid;
@@ -120,18 +51,40 @@ static inline void fill_owner(struct session *ev, struct owner *owner)
 	__builtin_memcpy(ev->comm, owner->process.comm, sizeof(ev->comm));
 }
 
-/* Fill in what is known of a session that is alive; false if it was filtered out. */
-static inline bool fill(struct session *ev, struct sock *sk, struct life *life, struct owner *owner)
+static inline void fill_volume(struct session *ev, struct sock *sk, struct life *life, int state)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	struct volume volume = {};
+
+	read_volume(&volume, sk, life, state);
+	ev->tx_bytes = volume.written;
+	ev->tx_unacked = volume.unacked;
+	ev->rx_bytes = volume.received;
+	ev->retrans = READ(tp, total_retrans);
+	ev->srtt_us = READ(tp, srtt_us) >> 3;
+}
+
+/* How long the session has been usable, in ns; a Fast Open child is from its SYN on. */
+static inline u64 age_of(const struct life *life, u64 now)
+{
+	u64 since = life->established_ns;
+
+	if (!since && life->role == ROLE_PASSIVE)
+		since = life->begin_ns;
+	return since ? now - since : UNKNOWN;
+}
+
+/* Fill in what is known of a session that is in `state`, or was before CLOSE. */
+static inline void fill(struct session *ev, struct sock *sk, struct life *life, struct owner *owner,
+			int state)
 {
 	struct endpoints ends = {};
 
 	read_endpoints(sk, &ends);
-	if (!pass_owner(owner) || !pass_endpoints(&ends))
-		return false;
 	ev->time = bpf_ktime_get_ns();
-	read_bytes(ev, sk, life);
+	fill_volume(ev, sk, life, state);
 	ev->handshake_us = life->handshake_ns ? life->handshake_ns : UNKNOWN;
-	ev->duration_us = life->established_ns ? ev->time - life->established_ns : UNKNOWN;
+	ev->duration_us = age_of(life, ev->time);
 	ev->role = life->role;
 	fill_owner(ev, owner);
 	ev->netns = ends.netns;
@@ -140,106 +93,107 @@ static inline bool fill(struct session *ev, struct sock *sk, struct life *life, 
 	ev->rport = ends.rport;
 	__builtin_memcpy(ev->laddr, ends.laddr, 16);
 	__builtin_memcpy(ev->raddr, ends.raddr, 16);
-	return true;
 }
 
-static inline void finish(struct sock *sk, struct life *life, int oldstate)
+static inline void finish(struct sock *sk, struct life *life, struct owner *current, int state)
 {
-	struct owner owner = {};
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	u64 now = bpf_ktime_get_ns(), left;
 	struct session ev = {};
-	int err = READ(sk, sk_err);
 
-	ev.close = close_reason(life, oldstate, err);
-	/* No FIN and no error: the owner closes with data unread or without lingering. */
-	if (ev.close == RST_LOCAL)
-		own_current(&owner);
-	if (!owner.how)
-		find_owner(sk, &owner);
-	if (oldstate == TCP_SYN_SENT) /* what there was is a handshake that failed */
-		life->handshake_ns = life->syn_ns ? bpf_ktime_get_ns() - life->syn_ns : 0;
-	if (!fill(&ev, sk, life, &owner))
+	if (sent_nothing(tp, state))
+		return; /* no port was free, or Fast Open waited for data: there was no session */
+	/* No packet and no timer: its owner closes it, or the listener that it waited at. */
+	if (life->rst || READ(sk, sk_err))
+		__builtin_memset(current, 0, sizeof(*current));
+	if (!current->how)
+		find_owner(sk, current);
+	if (!pass_owner(current))
 		return;
-	if (oldstate == TCP_SYN_SENT)
-		ev.duration_us = 0;
+	if (state == TCP_SYN_SENT) { /* what there was is a handshake that failed */
+		left = syn_left(tp, life, now);
+		life->handshake_ns = left ? now - left : 0;
+	}
+	fill(&ev, sk, life, current, state);
+	ev.close = end_of_session(sk, life, state);
 	ev.state = TCP_CLOSE;
+	ev.key = may_reset(tp, life, state) ? (u64)sk : 0;
+#ifdef FILTER_PROCESS
+	if (ev.key)
+		shown.update(&ev.key, &ev.close);
+#endif
 	emit(&ev, sizeof(ev));
 }
 
-static inline void start_life(u64 key, struct life *life)
+static inline void on_close(struct sock *sk, u64 key, struct owner *current, int oldstate)
 {
-	if (lives.update(&key, life))
-		count_loss(LOSS_MAP_FULL);
-}
+	struct life life = {}, *known = lives.lookup(&key);
 
-static inline void on_established(struct sock *sk, u64 key, struct life *life, int oldstate)
-{
-	u64 now = bpf_ktime_get_ns();
-	u32 srtt_us = READ((struct tcp_sock *)sk, srtt_us) >> 3;
-
-	life->established_ns = now;
-	if (oldstate == TCP_SYN_SENT) {
-		life->role = ROLE_ACTIVE;
-		life->handshake_ns = life->syn_ns ? now - life->syn_ns : 0;
-	} else {
-		/*
-		 * The request is gone by now, but its round trip, SYN-ACK to ACK, is the first
-		 * RTT sample (tcp_synack_rtt_meas): none was taken if it was retransmitted.
-		 */
-		life->role = ROLE_PASSIVE;
-		life->handshake_ns = srtt_us * 1000ULL;
+	if (known) {
+		life = *known;
+		lives.delete(&key);
 	}
-	start_life(key, life);
-}
-
-static inline void on_local_fin(struct life *life, int oldstate)
-{
-	life->fin_sent = 1;
-	if (!life->first_fin)
-		life->first_fin = oldstate == TCP_CLOSE_WAIT ? FIN_REMOTE : FIN_LOCAL;
+	finish(sk, &life, current, oldstate);
+	forget_owner(sk);
 }
 
 static inline int on_state(struct sock *sk, int oldstate, int newstate)
 {
+	struct owner current = {};
 	u64 key = (u64)sk;
-	struct life *known, life = {};
 
 	if (READ(sk, sk_protocol) != IPPROTO_TCP || newstate == TCP_LISTEN)
 		return 0;
-	if (oldstate == TCP_LISTEN) { /* a new child where another socket may have been */
-		forget_owner(sk);
+	if (!pass_ends(sk)) {
+		/* What was not known at its begin is known now. */
+		if (newstate == TCP_ESTABLISHED || newstate == TCP_CLOSE) {
+			lives.delete(&key);
+			forget_owner(sk);
+		}
 		return 0;
 	}
-	known = lives.lookup(&key);
-	if (known)
-		life = *known;
-	owner_on_state(sk, newstate);
-	if (newstate == TCP_SYN_SENT) {
-		life.syn_ns = bpf_ktime_get_ns();
-		life.role = ROLE_ACTIVE;
-		start_life(key, &life);
-	} else if (newstate == TCP_ESTABLISHED) {
-		on_established(sk, key, &life, oldstate);
-	} else if (newstate == TCP_FIN_WAIT1 || newstate == TCP_LAST_ACK) {
-		on_local_fin(&life, oldstate);
-		start_life(key, &life);
-	} else if (newstate == TCP_CLOSE_WAIT) {
-		life.first_fin = FIN_REMOTE;
-		start_life(key, &life);
-	} else if (newstate == TCP_CLOSE) {
-		/* A FIN of ours that was sent before the start: the state tells. */
-		if (oldstate == TCP_FIN_WAIT1 || oldstate == TCP_FIN_WAIT2 ||
-		    oldstate == TCP_LAST_ACK || oldstate == TCP_CLOSING)
-			life.fin_sent = 1;
-		if (life.fin_sent && !life.first_fin)
-			life.first_fin = oldstate == TCP_LAST_ACK ? FIN_REMOTE : FIN_LOCAL;
-		finish(sk, &life, oldstate);
-		lives.delete(&key);
-		forget_owner(sk);
+	if (oldstate == TCP_LISTEN) {
+		forget_owner(
+			sk); /* the listener's, or one of a socket that a child stands in for */
+		if (newstate == TCP_SYN_RECV)
+			on_child(sk, key);
+		return 0;
 	}
+	/* At one place: the verifier tries each way through a filter by name. */
+	if (is_by_owner(oldstate, newstate))
+		own_current(&current);
+	if (newstate == TCP_SYN_SENT)
+		on_connect(sk, key, &current);
+	else if (newstate == TCP_ESTABLISHED)
+		on_established(sk, key, oldstate);
+	else if (newstate == TCP_CLOSE_WAIT || newstate == TCP_CLOSING)
+		on_remote_fin(sk, oldstate, newstate);
+	else if (newstate == TCP_CLOSE)
+		on_close(sk, key, &current, oldstate);
+	else if (current.how)
+		set_owner(sk, &current);
 	return 0;
 }
 
 #include "state_entries.bpf.h"
+
+/* The session has ended by a RST of ours, which left after the change to CLOSE. */
+static inline void amend(struct sock *sk)
+{
+	struct session ev = {.key = (u64)sk, .close = RST_LOCAL};
+
+	if (!pass_ends(sk))
+		return;
+#ifdef FILTER_PROCESS
+	if (shown.delete(&ev.key))
+		return;
+#endif
+	ev.time = bpf_ktime_get_ns();
+	ev.key |= AMENDMENT;
+	emit(&ev, sizeof(ev));
+}
+
+#include "reset_entries.bpf.h"
 
 #ifdef USE_open_iter
 /* Sessions that are still open: every TCP socket in a file table, once. */
@@ -265,13 +219,12 @@ int open_iter(struct task_file_context *ctx)
 	known = lives.lookup(&key);
 	if (known)
 		life = *known;
-	if (ev.state != TCP_ESTABLISHED && ev.state != TCP_CLOSE_WAIT && ev.state != TCP_SYN_SENT &&
-	    ev.state != TCP_SYN_RECV)
-		life.fin_sent = 1;
 	if (!find_owner(sk, &owner))
 		own(&owner, task, OWNER_SNAPSHOT);
-	if (fill(&ev, sk, &life, &owner))
-		bpf_seq_write(ctx->meta->seq, &ev, sizeof(ev));
+	if (!pass_owner(&owner) || !pass_ends(sk))
+		return 0;
+	fill(&ev, sk, &life, &owner, ev.state);
+	bpf_seq_write(ctx->meta->seq, &ev, sizeof(ev));
 	return 0;
 }
 #endif

@@ -100,7 +100,7 @@ static inline struct listener_sums *sums_of(struct listener *listener, struct so
 		sums = listeners.lookup(listener);
 	}
 	if (!sums) {
-		count_listener_loss((struct sock *)listener->sk);
+		count_unfollowed(listener->sk);
 		return NULL;
 	}
 	if (found) {
@@ -146,7 +146,7 @@ static inline void count_handshake(struct sock *child, struct listener *listener
 	if (queue)
 		record_value(queue, waiting, 1);
 	else
-		count_listener_loss((struct sock *)listener->sk);
+		count_unfollowed(listener->sk);
 }
 
 /* A handshake is complete: `child` is new, and a copy of its listener. */
@@ -222,7 +222,6 @@ static inline void on_listen(struct sock *sk)
 {
 	struct endpoints ends = {};
 	struct owner owner = {};
-	u8 *mark;
 
 	read_endpoints(sk, &ends);
 	if (!pass_endpoints(&ends))
@@ -230,9 +229,7 @@ static inline void on_listen(struct sock *sk)
 	own_current(&owner);
 	if (!pass_owner(&owner))
 		return;
-	mark = mark_of(sk);
-	if (mark)
-		*mark = 0;
+	forget_unfollowed((u64)sk);
 	forget_listener(sk);
 	know(sk, &ends, &owner);
 }

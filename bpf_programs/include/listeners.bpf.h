@@ -3,11 +3,10 @@
 #ifndef NETBPF_LISTENERS_BPF_H
 #define NETBPF_LISTENERS_BPF_H
 
+#include "listener_of.bpf.h"
 #include "owners.bpf.h"
 
 KERNEL_FIELDS(sock, sk_ack_backlog, sk_max_ack_backlog, sk_drops.counter)
-/* Without it the listener of a connection is not found, only its address. */
-KERNEL_OPTIONAL(tcp_sock, tsorted_sent_queue.next)
 
 /*
  * A socket that listens now, by its address: only those that the filters let through. Entries are
@@ -26,51 +25,6 @@ struct known {
 	u8 pad[5];
 };
 BPF_HASH(known, u64, struct known, MAP_ENTRIES);
-
-/* Listeners that found no room in a map: a mark for each, so that each is counted once. */
-struct marks {
-	u8 of[1 << 14];
-};
-BPF_ARRAY(marks, struct marks, 1);
-
-static inline u8 *mark_of(struct sock *sk)
-{
-	struct marks *all;
-	int zero = 0;
-
-	all = marks.lookup(&zero);
-	/* Sockets are some 2 KB apart: take bits from above that. */
-	return all ? &all->of[((u64)sk * 0x9E3779B97F4A7C15ULL) >> 50] : NULL;
-}
-
-static inline void count_listener_loss(struct sock *sk)
-{
-	u8 *mark = mark_of(sk);
-
-	if (mark && *mark)
-		return;
-	if (mark)
-		*mark = 1;
-	count_loss(LOSS_MAP_FULL);
-}
-
-/*
- * The listener of a child that is a bare copy of it yet (inet_csk_clone_lock): the copied head of an
- * empty list still points to where it was copied from. NULL if that is not what is found there.
- */
-static inline struct sock *listener_of(struct sock *child)
-{
-#ifdef HAVE_tcp_sock_tsorted_sent_queue_next
-	void *head = READ((struct tcp_sock *)child, tsorted_sent_queue.next);
-	struct sock *sk = head - (u64)&FIELD_OF((struct tcp_sock *)child, tsorted_sent_queue.next);
-
-	if (READ(sk, __sk_common.skc_state) == TCP_LISTEN &&
-	    READ(sk, sk_max_ack_backlog) == READ(child, sk_max_ack_backlog) &&
-	    READ(sk, __sk_common.skc_net.net) == READ(child, __sk_common.skc_net.net))
-		return sk;
-#endif
-	return NULL;
-}
 
 static inline struct known *find_known(struct sock *sk)
 {
@@ -92,7 +46,7 @@ static inline struct known *know(struct sock *sk, const struct endpoints *ends,
 	known.insert(&key, &fresh);
 	found = known.lookup(&key);
 	if (!found)
-		count_listener_loss(sk);
+		count_unfollowed(key);
 	return found;
 }
 

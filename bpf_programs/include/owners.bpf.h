@@ -79,6 +79,9 @@ static inline void set_owner(struct sock *sk, struct owner *owner)
 {
 	u64 key = (u64)sk;
 
+#ifdef ON_OWNER /* a program's own, before owners.bpf.h: what each proof of an owner shows */
+	ON_OWNER(sk, owner->pass);
+#endif
 #ifdef FILTER_PROCESS
 	if (!owner->pass) {
 		owners.delete(&key);

@@ -1,6 +1,7 @@
 """What a tool's declaration is made of: everything that a module in netbpf.tools imports."""
 
 from netbpf.declare.columns import (
+    U64_MAX,
     Addr,
     Bytes,
     Cgroup,
@@ -38,7 +39,7 @@ from netbpf.declare.probes import (
     Uprobe,
     Uretprobe,
 )
-from netbpf.declare.record import Event, Record, Row
+from netbpf.declare.record import AmendedEvent, Event, Record, Row
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
 
@@ -46,7 +47,9 @@ __all__ = [
     "NETNS",
     "PROCESS",
     "SOCKET",
+    "U64_MAX",
     "Addr",
+    "AmendedEvent",
     "Bytes",
     "Cgroup",
     "Choice",

@@ -8,7 +8,7 @@ hole; a contract test compares the two.
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Callable, ClassVar
 
 from netbpf.declare.columns import Column
@@ -47,13 +47,13 @@ class Record:
         return struct.Struct(f"={codes}{cls.size - used}x")
 
     @classmethod
-    def decoder(cls) -> Callable[[tuple[Any, ...]], dict[str, Any]]:
+    def decoder(cls) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """Return a function from one unpacked C struct to {name: value} in shown order."""
         names = [column.name for column in cls.members]
         steps = [(i, f) for i, c in enumerate(cls.members) if (f := c.converter())]
         shown = [(c.name, names.index(c.name) if c.ctype else -1) for c in cls.columns]
 
-        def decode(raw: tuple[Any, ...]) -> dict[str, Any]:
+        def decode(raw: Sequence[Any]) -> dict[str, Any]:
             values = list(raw)
             for index, convert in steps:
                 values[index] = convert(values[index])
@@ -74,7 +74,25 @@ class Event(Record):
     The time is bpf_ktime_get_ns(), CLOCK_MONOTONIC in nanoseconds, taken where the event happened.
     """
 
-    head = (_stamp(),)
+    head: ClassVar[tuple[Column, ...]] = (_stamp(),)
+
+
+def _key() -> Column:
+    column = Column("what an amendment refers to", ctype="u64")
+    column.name = "key"
+    return column
+
+
+class AmendedEvent(Event):
+    """An event whose column `amended` may be found wrong a moment after it was sent.
+
+    The member `key` of its C struct is even, and 0 where nothing can follow. A record with the same
+    key plus 1 is no event: its value of that column replaces the one in the latest event with the
+    key. The reader holds events back that long.
+    """
+
+    head = (*Event.head, _key())
+    amended: ClassVar[str] = ""
 
 
 class Row(Record):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Optional
 
 from netbpf.declare.columns import Container
 from netbpf.declare.digest import Digest
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.record import Event
+from netbpf.declare.record import AmendedEvent, Event
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.kernel.clock import kernel_ns
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.digests import DigestReader
+from netbpf.run.held import Held
 from netbpf.run.histograms import HistogramCounter
 from netbpf.run.pending import Pending
 from netbpf.run.program import Attached
@@ -51,6 +52,7 @@ class EventShape(Shape):
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
         self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
+        self._held = Held(event) if issubclass(event, AmendedEvent) else None
         self._until = (1 << 64) - 1
         self._enrich = tool.hooks.get("enrich")
         self._strangers, self._learnt = False, 0.0
@@ -76,17 +78,21 @@ class EventShape(Shape):
         self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
 
     def next_due(self) -> float:
-        """Return when to look at what has not ended."""
-        return self._due
+        """Return when to look at what has not ended, or to write an event that is held back."""
+        return min(self._due, self._held.due if self._held else self._due)
 
     def read(self) -> bool:
         """Write the events of one batch."""
         if time.monotonic() >= self._due:
             self._due += _PENDING_SECONDS
             self._write_gone()
-        rows = self.ring.take()
-        for row in rows:
-            self._write(row[1:])
+        rows = [row[1:] for row in self.ring.take()]
+        if self._held:
+            now = time.monotonic()
+            self._held.add(rows, now)
+            self._write_all(self._held.release(now))
+        else:
+            self._write_all(rows)
         if self._strangers:
             self._learn()
         return bool(rows)
@@ -109,12 +115,15 @@ class EventShape(Shape):
     def _read_all(self) -> None:
         while self.read():
             pass
+        if self._held:
+            self._write_all(self._held.release())
 
-    def _write(self, raw: tuple[Any, ...]) -> None:
-        for event in self.pending.events_of(raw) if self.pending else (raw,):
-            self._write_one(event)
+    def _write_all(self, rows: Iterable[Sequence[Any]]) -> None:
+        for row in rows:
+            for event in self.pending.events_of(tuple(row)) if self.pending else (row,):
+                self._write(event)
 
-    def _write_one(self, raw: tuple[Any, ...]) -> None:
+    def _write(self, raw: Sequence[Any]) -> None:
         if not self.stop.room(self.seen) or raw[self._time] > self._until:
             return
         values = self._values(raw)
@@ -128,7 +137,7 @@ class EventShape(Shape):
     def _show(self, ns: int, values: dict[str, Any]) -> None:
         self.writer.event(ns, values)
 
-    def _values(self, raw: tuple[Any, ...]) -> Optional[dict[str, Any]]:
+    def _values(self, raw: Sequence[Any]) -> Optional[dict[str, Any]]:
         values: dict[str, Any] = {**self._decode(raw), **self._lost}
         for name in self._containers:
             values[name] = container_of(path_of(values[name])) or None
@@ -159,7 +168,7 @@ class EventShape(Shape):
         assert self.pending
         self._read_all()
         for raw in self.pending.gone(kernel_ns()):
-            self._write_one(raw)
+            self._write(raw)
 
     def _show_pending(self, waiting: Mapping[bytes, tuple[Any, ...]]) -> None:
         """Write what waited at the last look, the oldest first."""

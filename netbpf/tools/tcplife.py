@@ -23,32 +23,59 @@ EXAMPLES
     9328    demo-serve ::1             43005 ::1             49936  4.00  0.01  5.63
     9329    demo-ask   ::1             49936 ::1             43005  0.01  4.00  5.69
 
+HOW A SESSION ENDS
+  close is what ended the session, by what this end sent and received:
+
+    rst-local     a RST of this end: closed with data unread or with SO_LINGER 0, reset by ss -K,
+                  by its listener's end, or by data that came after the close
+    rst-remote    a RST of the other end
+    fin-local     no RST; the first FIN was this end's. Both ends show this if their FINs crossed
+    fin-remote    no RST; the first FIN was the other end's
+    timeout       the kernel gave up waiting: retransmission, keepalive, TCP_USER_TIMEOUT. It may
+                  have sent a RST then
+    unreachable   it gave up, and an ICMP error or its own routing had given a reason
+    refused       an attempt to connect that a RST, or ICMP's port unreachable, answered
+    aborted       an attempt to connect that this end gave up
+    silent        this end dropped the session without a FIN or a RST: closed in repair mode (as
+                  checkpoint tools do), or its network namespace was gone
+
+  A socket that goes to TIME_WAIT is closed for the program, and its line is written: a RST that
+  comes or goes later is not part of it.
+
 OVERHEAD
-  A program of about a microsecond per change of a TCP state: four to seven times per session and
-  never per packet. The accept system calls are traced too, on kernels without kprobes through
-  the syscall tracepoints.
+  A program of about a microsecond per change of a TCP state, four to seven times per session, and
+  one per RST and per bpf(2) call; never one per packet. The accept system calls are traced too, on
+  kernels without kprobes through the syscall tracepoints. What filters exclude is left out at the
+  first change of state, except for sessions that a process may still accept.
 
 LIMITS
-  Sessions that began before the start show no duration and no handshake. The owner is the process
-  that connected, accepted, or last closed; of sessions that a process passed on and that are still
-  open it is the one that opened them. Sessions accepted through io_uring get their owner when they
-  are closed, unless fentry or kprobes are used. tx_bytes counts what was written, tx_unacked how
-  much of that the peer never acknowledged. --open lists sockets that processes hold, not those that
-  wait to be accepted. MPTCP shows its subflows, of which only the first one has its owner at once.
+  Sessions that began before the start show no duration and no handshake, nor do those that were put
+  together in repair mode; these have no role either. The owner is the process that connected,
+  accepted, or last closed; of sessions that a process passed on and that are still open it is the
+  one that opened them. Sessions accepted through io_uring get their owner when they are closed,
+  unless fentry or kprobes are used. tx_bytes counts what was written, tx_unacked how much of that
+  the peer never acknowledged. handshake_us of an accepted session is null where the kernel keeps no
+  time of it: SYN-ACK sent again, TCP_DEFER_ACCEPT, SYN cookies. A connect() that sends no SYN (no
+  free port, Fast Open that waits for data) gets no line. Bytes of a socket in a sockmap are null,
+  as they go beside TCP; sockets that a BPF program put there are noticed when a session is set up,
+  accepted, or closed by the other end. A line may come 20 ms late, as a RST can follow it. --open
+  lists sockets that processes hold, not those that wait to be accepted. MPTCP shows its subflows,
+  of which only the first one has its owner at once.
 """
 
 from netbpf.declare import (
     NETNS,
     PROCESS,
     SOCKET,
+    U64_MAX,
     Addr,
+    AmendedEvent,
     Bytes,
     Cgroup,
     Choice,
     Comm,
     Count,
     Duration,
-    Event,
     Family,
     Iterator,
     Micros,
@@ -60,21 +87,24 @@ from netbpf.declare import (
     Probe,
     TcpState,
     Tool,
+    Tracepoint,
     Uid,
 )
+from netbpf.declare.resets import RESET_PROBES
 from netbpf.declare.states import state_probe
 
 ROLES = {0: None, 1: "active", 2: "passive"}
 CLOSES = dict(enumerate((
     None, "fin-local", "fin-remote", "rst-local", "rst-remote", "timeout", "refused", "unreachable",
-    "aborted",
+    "aborted", "silent",
 )))  # fmt: skip
 
 
-class Session(Event):
+class Session(AmendedEvent):
     """A TCP session at its end, or still open."""
 
     cstruct = "session"
+    amended = "close"
 
     pid = Pid("process that owns this end")
     comm = Comm("its name", width=10)
@@ -86,10 +116,12 @@ class Session(Event):
     lport = Port("local port")
     raddr = Addr("remote address")
     rport = Port("remote port")
-    tx_bytes = Bytes("bytes that the owner wrote", header="TX_KB", width=5)
-    rx_bytes = Bytes("bytes that were received from the peer", header="RX_KB", width=5)
+    tx_bytes = Bytes("bytes that the owner wrote", header="TX_KB", width=5, null=U64_MAX)
+    rx_bytes = Bytes(
+        "bytes that were received from the peer", header="RX_KB", width=5, null=U64_MAX
+    )
     handshake_us = Duration(
-        "SYN to established; active side since connect", header="HS_MS", wide=True
+        "active: from the SYN on; passive: SYN-ACK to ACK", header="HS_MS", wide=True
     )
     duration_us = Duration("established to closed (or to now, if open)", header="MS", width=5)
     retrans = Count("segments that were sent again", ctype="u32", width=7, wide=True)
@@ -97,7 +129,9 @@ class Session(Event):
     role = Choice("active: connected, passive: accepted", ROLES, wide=True)
     close = Choice("what ended it", CLOSES, width=11, wide=True)
     state = TcpState("TCP state: CLOSE, or what an open session is in", wide=True)
-    tx_unacked = Count("bytes written that the peer never acknowledged", wide=True, width=10)
+    tx_unacked = Count(
+        "bytes written that the peer never acknowledged", wide=True, width=10, null=U64_MAX
+    )
     uid = Uid("user id of the owner", wide=True)
     netns = Netns()
     cgroup = Cgroup()
@@ -113,6 +147,10 @@ TOOL = Tool(
     event=Session,
     probes=(
         state_probe(),
+        *RESET_PROBES,
+        Probe(
+            "sockmap", Tracepoint("syscalls:sys_enter_bpf", args=("cmd", "uattr")), optional=True
+        ),
         Probe("open", Iterator("task_file"), option="open"),
     ),
     owners=True,

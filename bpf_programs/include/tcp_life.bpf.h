@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The life of a TCP session as its packets show it: when its SYN left, whether it was set up, the
+ * bytes that programs wrote and read, and which packet ended it.
+ */
+#ifndef NETBPF_TCP_LIFE_BPF_H
+#define NETBPF_TCP_LIFE_BPF_H
+
+#include "sock.bpf.h"
+
+KERNEL_FIELDS(sock, sk_err, sk_err_soft, sk_user_data, __sk_common.skc_flags)
+KERNEL_FIELDS(tcp_sock, bytes_acked, bytes_received, bytes_sent, bytes_retrans, total_retrans)
+KERNEL_FIELDS(tcp_sock, write_seq, snd_una, snd_nxt, srtt_us, segs_in, segs_out, retrans_stamp)
+KERNEL_FIELDS(tcp_sock, repair, syn_data_acked)
+KERNEL_OPTIONAL(tcp_sock, tcp_usec_ts) /* since 6.7: what the unit of retrans_stamp is */
+KERNEL_FIELDS(inet_connection_sock, icsk_accept_queue.fastopenq.max_qlen)
+KERNEL_FIELDS(inet_connection_sock, icsk_accept_queue.rskq_defer_accept)
+KERNEL_ENUM(sock_flags, SOCK_DONE)
+
+#define UNKNOWN (~0ULL)
+
+/* Errors that a session ends with: asm-generic/errno.h */
+enum { EPIPE = 32, ECONNABORTED = 103, ECONNRESET, ETIMEDOUT = 110, ECONNREFUSED };
+
+/* Numbers of the columns role and close in netbpf/tools/tcplife.py. */
+enum role { ROLE_UNKNOWN, ROLE_ACTIVE, ROLE_PASSIVE };
+enum close_reason {
+	STILL_OPEN,
+	FIN_LOCAL,
+	FIN_REMOTE,
+	RST_LOCAL,
+	RST_REMOTE,
+	TIMEOUT,
+	REFUSED,
+	UNREACHABLE,
+	ABORTED,
+	SILENT,
+};
+
+/* What is remembered of a session from its first state change on. */
+struct life {
+	u64 begin_ns; /* connect(), or the SYN of a child; 0: before the start */
+	u64 established_ns; /* 0: before the start, or never */
+	u64 handshake_ns; /* 0: not known */
+	u8 role;
+	u8 rst; /* the first RST: RST_LOCAL or RST_REMOTE */
+	u8 first_fin; /* FIN_REMOTE where the states tell FIN_LOCAL */
+	u8 fin_on_syn; /* the peer's FIN came with its SYN, where bytes_received leaves it out */
+	u8 deferred; /* the listener had TCP_DEFER_ACCEPT */
+	u8 restored; /* put together in repair mode: no SYN was sent or received */
+	u8 bypassed; /* in a sockmap, which moves bytes beside TCP */
+	u8 pad;
+};
+
+/* Is there something to send that has not been handed to IP? */
+static inline bool is_unsent(struct tcp_sock *tp)
+{
+	return READ(tp, snd_nxt) != READ(tp, write_seq);
+}
+
+/*
+ * In these states the end of what is to be sent is a FIN (tcp_send_fin): acknowledged, it counts in
+ * bytes_acked, otherwise in write_seq.
+ */
+static inline bool has_own_fin(int state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
+	       state == TCP_LAST_ACK;
+}
+
+/* Has a SYN been handed to IP? Without one, sequence numbers are not set up, or another session's. */
+static inline bool sent_nothing(struct tcp_sock *tp, int state)
+{
+	return state == TCP_SYN_SENT && !READ(tp, segs_out);
+}
+
+/*
+ * When the first SYN left, in ns. SYN_SENT comes before the search for a local port, and with
+ * TCP_FASTOPEN_CONNECT long before the SYN; tcp_connect() stamps the SYN in units of ms.
+ */
+static inline u64 syn_left(struct tcp_sock *tp, const struct life *life, u64 now)
+{
+	u32 stamp = READ(tp, retrans_stamp), unit = 1000000;
+	u64 ticks, age, left;
+
+#ifdef HAVE_tcp_sock_tcp_usec_ts
+	if (read_tcp_sock_tcp_usec_ts(tp))
+		unit = 1000;
+#endif
+	if (!stamp || !life->begin_ns)
+		return life->begin_ns;
+	ticks = now / unit;
+	age = (u32)((u32)ticks - stamp);
+	left = (ticks - age) * unit;
+	return left > life->begin_ns && left <= now ? left : life->begin_ns;
+}
+
+/*
+ * The first sample of the round trip is SYN to SYN-ACK where the SYN was sent once: its own time
+ * stamp is the most exact one.
+ */
+static inline u64 active_handshake(struct tcp_sock *tp, const struct life *life, int oldstate,
+				   u64 now)
+{
+	u32 srtt_us = READ(tp, srtt_us) >> 3;
+	u64 left;
+
+	if (oldstate == TCP_SYN_SENT && srtt_us && !READ(tp, total_retrans))
+		return srtt_us * 1000ULL;
+	left = syn_left(tp, life, now);
+	return left ? now - left : 0;
+}
+
+/*
+ * SYN-ACK to ACK. The request is gone by now; its round trip is the first RTT sample
+ * (tcp_synack_rtt_meas), unless the SYN-ACK was sent again, or the ACK was dropped for
+ * TCP_DEFER_ACCEPT and data made the child. With a SYN cookie there was no request: the sample then
+ * comes from time stamps in ms, whose low bits are the cookie's. A Fast Open child exists since its
+ * SYN was answered; its first sample may be that of its data.
+ */
+static inline u64 passive_handshake(struct tcp_sock *tp, const struct life *life, u64 now)
+{
+	u32 srtt_us = READ(tp, srtt_us) >> 3;
+
+	if (read_tcp_sock_syn_data_acked(tp))
+		return life->begin_ns ? now - life->begin_ns : 0;
+	if (life->deferred || READ(tp, total_retrans) || srtt_us % 1000 == 0)
+		return 0;
+	return srtt_us * 1000ULL;
+}
+
+/* Was the peer's FIN, which has just come, part of its SYN or SYN-ACK (tcp_fastopen_add_skb)? */
+static inline bool is_fin_on_syn(struct tcp_sock *tp, int oldstate)
+{
+	return oldstate == TCP_SYN_RECV ||
+	       (read_tcp_sock_syn_data_acked(tp) && READ(tp, segs_in) == 1);
+}
+
+/*
+ * Is the socket in a sockmap? Its data may go from socket to socket beside TCP, which counts none of
+ * it. sk_psock_init() stores its own object with SK_USER_DATA_NOCOPY (1), SK_USER_DATA_BPF (2) being
+ * another's; close() takes it away before the state changes.
+ */
+static inline bool is_in_sockmap(struct sock *sk)
+{
+	return ((u64)READ(sk, sk_user_data) & 3) == 1;
+}
+
+struct volume {
+	u64 written; /* octets that the program wrote */
+	u64 unacked; /* those of them that the peer never acknowledged */
+	u64 received; /* octets that the peer sent */
+};
+
+/* What programs wrote and received: the kernel counts SYN and FIN as well. `state` is the last one. */
+static inline void read_volume(struct volume *to, struct sock *sk, struct life *life, int state)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	u64 acked = READ(tp, bytes_acked), received = READ(tp, bytes_received);
+	u64 fin = READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1 && !life->fin_on_syn;
+	u32 write_seq = READ(tp, write_seq), left = write_seq - READ(tp, snd_una);
+	u64 payload, more = 0;
+
+	if (life->bypassed || is_in_sockmap(sk)) {
+		to->written = to->unacked = to->received = UNKNOWN;
+		return;
+	}
+	to->received = received - (received ? fin : 0);
+	if (sent_nothing(tp, state))
+		return;
+	if (state == TCP_SYN_SENT)
+		life->role = ROLE_ACTIVE;
+	to->written = acked + left;
+	if (has_own_fin(state) && to->written) {
+		to->written--;
+		more = left ? 1 : 0;
+	}
+	/*
+	 * The active side's SYN counts. Where the beginning was not seen, payload sent less payload
+	 * sent again shows whether it is in there.
+	 */
+	if (life->role == ROLE_UNKNOWN && !life->restored) {
+		payload = READ(tp, bytes_sent) - READ(tp, bytes_retrans) +
+			  (u32)(write_seq - READ(tp, snd_nxt));
+		if (has_own_fin(state) && is_unsent(tp))
+			payload--;
+		if (to->written - payload <= 1)
+			life->role = to->written == payload ? ROLE_PASSIVE : ROLE_ACTIVE;
+	}
+	if (life->role == ROLE_ACTIVE && to->written) {
+		to->written--;
+		more += acked ? 0 : 1; /* nothing acknowledged, not even the SYN */
+	}
+	to->unacked = left > more ? left - more : 0;
+}
+
+/* Why an attempt to connect ended. A RST or ICMP's "port unreachable" refuses it. */
+static inline u8 end_of_attempt(const struct life *life, int err)
+{
+	if (life->rst == RST_REMOTE || err == ECONNREFUSED)
+		return REFUSED;
+	if (err == ETIMEDOUT)
+		return TIMEOUT;
+	return err && err != ECONNABORTED ? UNREACHABLE : ABORTED;
+}
+
+/*
+ * Has the end come in order: is our FIN acknowledged? CLOSE follows FIN_WAIT2 and CLOSING as soon as
+ * the kernel keeps the session as a timewait socket.
+ */
+static inline bool in_order(struct tcp_sock *tp, int state)
+{
+	return state == TCP_FIN_WAIT2 || ((state == TCP_CLOSING || state == TCP_LAST_ACK) &&
+					  READ(tp, snd_una) == READ(tp, write_seq));
+}
+
+/* Whose FIN came first, by the state that the FINs led to; SILENT if none was sent or received. */
+static inline u8 first_fin(struct tcp_sock *tp, const struct life *life, int state)
+{
+	if (life->first_fin)
+		return life->first_fin;
+	if (state == TCP_CLOSE_WAIT || state == TCP_LAST_ACK)
+		return FIN_REMOTE;
+	if (state == TCP_FIN_WAIT2 || state == TCP_CLOSING)
+		return FIN_LOCAL;
+	/* It is queued, and may never have left. */
+	return state == TCP_FIN_WAIT1 && !is_unsent(tp) ? FIN_LOCAL : SILENT;
+}
+
+/*
+ * Why a session ended, as far as it is known when it changes from `state` to CLOSE: a RST of ours
+ * may follow, see may_reset(). sk_err alone proves no packet: IP_RECVERR, kTLS and strparser set it
+ * in sessions that go on.
+ */
+static inline u8 end_of_session(struct sock *sk, const struct life *life, int state)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	int err = READ(sk, sk_err);
+
+	if (state == TCP_SYN_SENT)
+		return end_of_attempt(life, err);
+	/* Giving up, the timers of keepalive and TCP_USER_TIMEOUT may send a RST. */
+	if (err == ETIMEDOUT)
+		return TIMEOUT;
+	if (!in_order(tp, state) && err && err == READ(sk, sk_err_soft))
+		return UNREACHABLE; /* a timer gave up (tcp_write_err), and ICMP or routing said why */
+	if (life->rst)
+		return life->rst;
+	if (err == ECONNRESET || err == EPIPE) /* by tcp_reset(), and there was no room for it */
+		return RST_REMOTE;
+	if (!in_order(tp, state) && err == ECONNABORTED)
+		return ABORTED;
+	if (state == TCP_SYN_RECV && err)
+		return end_of_attempt(life, err);
+	return first_fin(tp, life, state);
+}
+
+/*
+ * May a RST of ours follow CLOSE? close() and disconnect() send it after the change of state, and so
+ * does the answer to data that nobody can read any more (TCPAbortOnData), for which tcp_reset() is
+ * called as if a RST had come. None follows a RST that came to a session that was whole.
+ */
+static inline bool may_reset(struct tcp_sock *tp, const struct life *life, int state)
+{
+	if (state == TCP_SYN_SENT || life->rst == RST_LOCAL)
+		return false;
+	if (life->rst == RST_REMOTE)
+		return has_own_fin(state);
+	return state != TCP_LAST_ACK || !in_order(tp, state);
+}
+
+#endif

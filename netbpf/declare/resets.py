@@ -1,0 +1,18 @@
+"""The shared probes of RSTs: include/reset_entries.bpf.h has their C entries."""
+
+from __future__ import annotations
+
+from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
+
+RESET_PROBES = (
+    Probe(
+        "send_reset",
+        RawTracepoint("tcp_send_reset", args=("sk",)),
+        Tracepoint("tcp:tcp_send_reset", args=("skaddr", "skbaddr")),
+    ),
+    Probe(
+        "receive_reset",
+        RawTracepoint("tcp_receive_reset", args=("sk",)),
+        Tracepoint("tcp:tcp_receive_reset", args=("skaddr",)),
+    ),
+)

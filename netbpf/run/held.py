@@ -1,0 +1,50 @@
+"""Events that are held back for a moment, as a second record may still amend them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from netbpf.declare.record import AmendedEvent
+
+_SECONDS = 0.02  # an amendment follows its event within microseconds
+_AMENDMENT = 1
+
+
+class Held:
+    """Keeps events in order, and each that has a key for 20 ms; see AmendedEvent."""
+
+    def __init__(self, event: type[AmendedEvent]) -> None:
+        names = [column.name for column in event.members]
+        self._key, self._value = names.index("key"), names.index(event.amended)
+        self._queue: deque[tuple[float, list[Any]]] = deque()
+        self._latest: dict[int, list[Any]] = {}
+
+    @property
+    def due(self) -> float:
+        """The monotonic time in seconds at which the first one is to be released."""
+        return self._queue[0][0] if self._queue else float("inf")
+
+    def add(self, rows: Iterable[tuple[Any, ...]], now: float) -> None:
+        """Take unpacked records at the monotonic time `now`; amendments change what is held."""
+        for row in rows:
+            key = row[self._key]
+            if key & _AMENDMENT:
+                if key ^ _AMENDMENT in self._latest:
+                    self._latest[key ^ _AMENDMENT][self._value] = row[self._value]
+                continue
+            event = list(row)
+            if key:
+                self._latest[key] = event
+            self._queue.append((now + _SECONDS if key else now, event))
+
+    def release(self, now: float = float("inf")) -> list[list[Any]]:
+        """Return the events that are settled at the monotonic time `now`, or all."""
+        settled = []
+        while self._queue and self._queue[0][0] <= now:
+            event = self._queue.popleft()[1]
+            if self._latest.get(event[self._key]) is event:
+                del self._latest[event[self._key]]
+            settled.append(event)
+        return settled

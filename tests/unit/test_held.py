@@ -1,0 +1,59 @@
+"""Events that an amendment may follow: held for 20 ms, in order, and changed in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netbpf.declare import AmendedEvent, Count
+from netbpf.run.held import Held
+
+
+class Ended(AmendedEvent):
+    """An event with a value that may change."""
+
+    cstruct = "ended"
+    amended = "how"
+    how = Count("how")
+
+
+def row(key: int, how: int, time: int = 1) -> tuple[Any, ...]:
+    return (time, key, how)
+
+
+def hows(events: list[list[Any]]) -> list[int]:
+    return [event[2] for event in events]
+
+
+def test_members_are_where_this_test_writes_them():
+    assert [member.name for member in Ended.members] == ["time", "key", "how"]
+
+
+def test_event_without_a_key_is_passed_on_at_once():
+    held = Held(Ended)
+    held.add([row(0, 1), row(0, 2)], now=5.0)
+    assert hows(held.release(5.0)) == [1, 2]
+    assert held.due == float("inf")
+
+
+def test_event_with_a_key_waits_and_those_behind_it_stay_behind_it():
+    held = Held(Ended)
+    held.add([row(16, 1), row(0, 2)], now=5.0)
+    assert held.release(5.0) == []
+    assert 5.0 < held.due < 5.1
+    assert hows(held.release(held.due)) == [1, 2]
+
+
+def test_amendment_changes_the_latest_event_with_its_key_and_is_none_itself():
+    held = Held(Ended)
+    held.add([row(16, 1), row(32, 2)], now=5.0)
+    held.add([row(16, 3)], now=5.001)  # another socket in the place of the first
+    held.add([row(17, 9), row(33, 8)], now=5.002)
+    assert hows(held.release()) == [1, 8, 9]
+
+
+def test_amendment_of_what_was_not_shown_or_is_written_already_changes_nothing():
+    held = Held(Ended)
+    held.add([row(16, 1)], now=5.0)
+    assert hows(held.release()) == [1]
+    held.add([row(17, 9), row(49, 9), row(0, 2)], now=6.0)
+    assert hows(held.release()) == [2]
