@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import jsonschema
+from compared import spoiled
 
 SOURCE_TREE = Path(__file__).resolve().parents[2]
 # In an emulated VM everything takes about ten times as long: NETBPF_TEST_SLOW=10.
@@ -105,7 +106,7 @@ class Run:
         complete = new[: new.rfind(b"\n") + 1]
         self._offset += len(complete)
         self._parsed += map(json.loads, complete.decode().splitlines())
-        return self._parsed
+        return [spoiled(line) for line in self._parsed]
 
     @property
     def events(self) -> list[Json]:
@@ -193,7 +194,8 @@ class Run:
     def validate(self) -> None:
         """Check every line against the tool's schema."""
         check = validator(self.tool)
-        for line in self.lines:
+        assert self.lines
+        for line in self._parsed:
             check.validate(line)
 
     def _of_type(self, kind: str) -> list[Json]:

@@ -19,6 +19,7 @@ import harness
 import pytest
 import resolver
 import topology
+from compared import compares
 from conftest import Netbpf
 from harness import SLOW, Json, Run, wait_until
 
@@ -161,6 +162,7 @@ def covered(run: Run, pid: int) -> bool:
 # --- one line per call, with the program's own result and time ----------------------------------
 
 
+@compares("gethostlatency", "comm", "host", "func", "result")
 @pytest.mark.parametrize("build", C_BUILDS)
 def test_c_programs(lab: Lab, netbpf: Netbpf, build: str) -> None:
     program = lab.build(build)
@@ -178,6 +180,7 @@ def test_c_programs(lab: Lab, netbpf: Netbpf, build: str) -> None:
     assert run.summary["complete"] and not run.rows
 
 
+@compares("gethostlatency", "family", "service", "uid", "netns")
 def test_c_program_tells_family_service_user_and_namespace(lab: Lab, netbpf: Netbpf) -> None:
     program = lab.build("glibc")
     asker = lab.waiting(program, "gethostbyaddr", "2001:db8::1")
@@ -275,6 +278,7 @@ def test_libc_of_a_chroot(lab: Lab, netbpf: Netbpf, tmp_path: Path) -> None:
     check_time(event, said)
 
 
+@compares("gethostlatency", "pid")
 @pytest.mark.parametrize("build", ["glibc-static", "go"])
 def test_program_that_is_new_while_tracing(
     lab: Lab, netbpf: Netbpf, tmp_path: Path, build: str
@@ -291,6 +295,7 @@ def test_program_that_is_new_while_tracing(
     assert [(event["pid"], event["host"]) for event in run.events] == [(asker.pid, "one.test")]
 
 
+@compares("gethostlatency", "coverage", shape="summary")
 def test_truncated_library_is_skipped_with_a_note(netbpf: Netbpf, tmp_path: Path) -> None:
     library = tmp_path / "libc.so.6"
     # Without merged /usr it is below /lib alone.
@@ -333,6 +338,8 @@ def test_coverage_counts_processes_and_names_those_that_it_lacks(lab: Lab, netbp
 # --- lookups that hang --------------------------------------------------------------------------
 
 
+@compares("gethostlatency", "latency_us")
+@compares("gethostlatency", "pending", shape="summary")
 def test_hanging_lookups_are_listed_at_exit(lab: Lab, netbpf: Netbpf) -> None:
     askers = [lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test")]
     if not go_is_too_old():
@@ -432,6 +439,7 @@ FILTERS: dict[str, Any] = {
 }
 
 
+@compares("gethostlatency", "container")
 @pytest.mark.parametrize("name", FILTERS)
 def test_filter(lab: Lab, netbpf: Netbpf, name: str) -> None:
     with topology.cgroup(f"docker-{CONTAINER}.scope") as cgroup:
@@ -471,6 +479,7 @@ def test_filter_of_sockets_is_refused() -> None:
 # --- other forms --------------------------------------------------------------------------------
 
 
+@compares("gethostlatency", "host", "buckets", "count", shape="histogram")
 def test_histogram_per_host(lab: Lab, netbpf: Netbpf) -> None:
     program = lab.build("glibc")
     many = lab.waiting(program, "--count", "23", "getaddrinfo", "one.test")

@@ -11,6 +11,7 @@ from typing import Any
 import packets
 import pytest
 import traffic
+from compared import compares
 from harness import SLOW, Json, Run, wait_until
 from packets import LINK_HEADER, datagrams, log2_buckets
 from topology import Host
@@ -62,6 +63,7 @@ def pair(two_hosts: tuple[Host, Host]) -> Iterator[tuple[Peer, Peer]]:
 # --- counts and bytes ----------------------------------------------------------------------------
 
 
+@compares("netsize", "dev", shape="histogram")
 def test_veth_counts_and_bytes_equal_the_devices_own(
     netbpf: Any, two_hosts: tuple[Host, Host], pair: tuple[Peer, Peer]
 ) -> None:
@@ -103,6 +105,7 @@ def test_loopback_counts_and_bytes_equal_the_devices_own(netbpf: Any, one_host: 
     assert total(run, "nic_recv", "lo") == received
 
 
+@compares("netsize", "buckets", "count", "sum", "percentiles", shape="histogram")
 def test_each_packet_is_in_its_bucket_and_the_percentiles_bound_it(
     netbpf: Any, two_hosts: tuple[Host, Host]
 ) -> None:
@@ -169,6 +172,7 @@ def test_namespace_filter_shows_its_devices_and_no_other(
 # --- merging -------------------------------------------------------------------------------------
 
 
+@compares("netsize", "wire_packets", "wire_bytes", "merge_factor", shape="histogram")
 def test_segmentation_offload_shows_as_merging_and_as_packets_on_the_wire(
     netbpf: Any, two_hosts: tuple[Host, Host], pair: tuple[Peer, Peer]
 ) -> None:
@@ -229,6 +233,7 @@ def test_merging_in_software_shows_between_the_stack_and_the_device(
         assert (found["merge_factor"] > 2) == (point == "stack_send" or veth_merges())
 
 
+@compares("netsize", "average", "small_share", shape="histogram")
 def test_small_packets_are_told_apart(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
     left, right = two_hosts
     with netbpf("netsize", "-i", left.device) as run, datagrams(left, right) as pair:
@@ -244,6 +249,7 @@ def test_small_packets_are_told_apart(netbpf: Any, two_hosts: tuple[Host, Host])
 # --- the entry that most devices use -------------------------------------------------------------
 
 
+@compares("netsize", "entry", shape="histogram")
 def test_device_that_passes_the_gro_entry_is_counted_there(
     netbpf: Any, two_hosts: tuple[Host, Host]
 ) -> None:
@@ -264,6 +270,7 @@ def test_device_that_passes_the_gro_entry_is_counted_there(
 # --- intervals -----------------------------------------------------------------------------------
 
 
+@compares("netsize", "point", shape="histogram")
 def test_intervals_add_up_to_the_whole(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
     left, right = two_hosts
     lengths = []

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import peer_tools
 import pytest
 import traffic
+from compared import compares
 from crowd import Crowd
 from harness import Json, wait_until
 from peer_tools import (
@@ -112,6 +113,7 @@ def test_tcplife_measures_the_durations_that_its_peers_measure(life: Life) -> No
     assert checked > 50
 
 
+@compares("tcplife", "pid")
 def test_tcplife_names_the_process_that_closed_first_and_has_ended(
     life: Life, record: Record
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import traffic
+from compared import compares
 from harness import Json, attended, kill, netbpf_once, start, wait_until
 from topology import Host
 
@@ -72,6 +73,10 @@ def rise_of(counter: str, read: Callable[[], dict[str, int]]) -> Iterator[list[i
 # --- reasons --------------------------------------------------------------------------------------
 
 
+@compares(
+    "skbdrop", "owner", "family", "proto", "saddr", "sport", "daddr", "dport", "len", "dev", "netns"
+)
+@compares("skbdrop", "proto", "dev", "count", "bytes", "netns", "example", shape="rows")
 @pytest.mark.any_kernel
 def test_datagrams_to_a_closed_port_are_so_many_times_no_socket(
     netbpf: Any, two_hosts: tuple[Host, Host]
@@ -134,6 +139,8 @@ def test_what_a_firewall_drops_is_netfilter_drop(netbpf: Any, two_hosts: tuple[H
     assert only(run.rows, reason="NO_SOCKET") == []
 
 
+@compares("skbdrop", "reason", "pid")
+@compares("skbdrop", "reason", shape="rows")
 def test_full_receive_buffer_is_the_rise_of_rcvbuferrors_and_has_the_owner(
     netbpf: Any, two_hosts: tuple[Host, Host]
 ) -> None:
@@ -233,6 +240,8 @@ def test_clean_http_session_gives_no_line(tmp_path: Path, two_hosts: tuple[Host,
         assert run.rows == [] and run.events == []
 
 
+@compares("skbdrop", "harmless", shape="rows")
+@compares("skbdrop", "hidden", shape="summary")
 def test_what_loses_nothing_is_hidden_counted_and_shown_on_demand(
     tmp_path: Path, two_hosts: tuple[Host, Host]
 ) -> None:
@@ -318,6 +327,7 @@ def test_unknown_reason_is_a_usage_error_with_a_proposal() -> None:
     assert "knows no reason 'NO_SOKET'" in done.stderr and "NO_SOCKET" in done.stderr
 
 
+@compares("skbdrop", "stack", shape="rows")
 def test_locations_and_stacks_name_functions_and_leave_out_what_frees(
     netbpf: Any, two_hosts: tuple[Host, Host]
 ) -> None:

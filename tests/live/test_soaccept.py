@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import calls
 import harness
 import pytest
+from compared import compares
 from ends import End
 from harness import ATTEMPTS, Json, accepting, netbpf_once, wait_until
 from topology import Host
@@ -96,6 +97,7 @@ def failing(server: End, listener: int, **words: Any) -> str:
 # --- what was accepted ----------------------------------------------------------------------------
 
 
+@compares("soaccept", "comm", "result", "lport", "listener", "uid", "netns")
 def test_every_accept_is_one_line_with_the_sockets_own_addresses(
     netbpf, hosts, client, server
 ) -> None:
@@ -126,6 +128,7 @@ def test_every_accept_is_one_line_with_the_sockets_own_addresses(
     assert run.summary["complete"] is True
 
 
+@compares("soaccept", "fd", "family", "proto", "laddr", "queue", "queue_max")
 def test_unix_sockets_are_named_by_their_path(netbpf, server, tmp_path: Path) -> None:
     path, abstract = str(tmp_path / "a listener"), f"@nb-soaccept-{server.pid}"
     longest = f"{tmp_path}/".ljust(107, "x")  # with the NUL, all of sun_path
@@ -146,6 +149,7 @@ def test_unix_sockets_are_named_by_their_path(netbpf, server, tmp_path: Path) ->
         assert (event["queue"], event["queue_max"]) == (1, 3)
 
 
+@compares("soaccept", "raddr", "rport")
 def test_many_are_all_told_and_none_twice(netbpf, hosts, client, server) -> None:
     threads, number = 8, 61
     listener, port = server.listen("ipv4", backlog=1024)
@@ -178,6 +182,7 @@ def test_queue_is_the_listeners_after_the_accept(netbpf, hosts, client, server) 
     ]
 
 
+@compares("soaccept", "wait_us")
 def test_wait_is_from_established_to_accepted(netbpf, hosts, client, server) -> None:
     listener, port = server.listen("ipv6")
     imposed = (0.0, 0.1, 0.35)
@@ -193,6 +198,7 @@ def test_wait_is_from_established_to_accepted(netbpf, hosts, client, server) -> 
         assert pause * 1e6 <= event["wait_us"] <= (taken.end - made.begin) * 1e6
 
 
+@compares("soaccept", "pid")
 def test_a_program_that_waits_for_connections_keeps_none_waiting(
     netbpf, hosts, client, server
 ) -> None:
@@ -266,6 +272,8 @@ def caller() -> Iterator[calls.Caller]:
         yield start()
 
 
+@compares("soaccept", "errno")
+@compares("soaccept", "would_block", "interrupted", shape="summary")
 @with_requests
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_io_uring_accepts_is_told_with_all_that_the_kernel_tells(
@@ -420,6 +428,19 @@ def test_filters_let_through_what_they_say_and_nothing_else(
 # --- the summary per listener ---------------------------------------------------------------------
 
 
+@compares(
+    "soaccept",
+    "listener",
+    "lport",
+    "comm",
+    "accepts",
+    "errors",
+    "p50_us",
+    "queue",
+    "queue_max",
+    "top_error",
+    shape="--summary",
+)
 def test_summary_has_a_row_per_listener(netbpf, hosts, client, server) -> None:
     one, one_port = server.listen("ipv4", backlog=BACKLOG)
     two, two_port = server.listen("ipv6", backlog=128)

@@ -12,6 +12,7 @@ import calls
 import pytest
 import topology
 from calls import Caller, by_process, difference, shown, totals
+from compared import compares
 from harness import ATTEMPTS, Json, Run, netbpf_once, wait_until
 from topology import Host
 
@@ -42,6 +43,7 @@ def counters(run: Run) -> list[Json]:
 # --- every call, every byte, every error ---------------------------------------------------------
 
 
+@compares("sockstat", "top_error", "proto", shape="rows")
 def test_rows_equal_what_the_program_did(netbpf: Any, caller: Caller) -> None:
     with netbpf("sockstat", "-p", caller.pid) as run:
         told = caller.go("everything", 23)
@@ -56,6 +58,7 @@ def test_rows_equal_what_the_program_did(netbpf: Any, caller: Caller) -> None:
             assert row["top_error"] is None
 
 
+@compares("sockstat", "op", "calls", "errors", shape="rows")
 def test_strace_saw_the_same_calls(netbpf: Any, start: Any, tmp_path: Any) -> None:
     caller = start("nb-traced", trace=tmp_path / "strace")
     with netbpf("sockstat", "--comm", "nb-traced") as run:
@@ -85,6 +88,7 @@ def test_io_uring_is_included(netbpf: Any, caller: Caller, kind: str) -> None:
     assert not difference(shown(run.rows), told)
 
 
+@compares("sockstat", "bytes", shape="rows")
 def test_a_file_sent_to_a_socket_counts_with_its_bytes(netbpf: Any, caller: Caller) -> None:
     with netbpf("sockstat", "-p", caller.pid) as run:
         told = caller.go("sendfile", 3)
@@ -155,6 +159,7 @@ def test_no_split_joins_the_protocols(netbpf: Any, caller: Caller) -> None:
     assert [row["op"] for row in run.rows] == calls.ALL_OPS
 
 
+@compares("sockstat", "op", "pid", "comm", "calls", "errors", "would_block", "bytes", shape="--top")
 def test_top_shows_the_busiest_processes_of_each_operation(netbpf: Any, start: Any) -> None:
     workers = [start(f"nb-top-{name}") for name in "abc"]
     with netbpf("sockstat", "--comm", "nb-top-*", "--top", "2") as run:

@@ -16,6 +16,7 @@ from typing import Any
 import harness
 import pytest
 import topology
+from compared import compares
 from ends import Attempt, Done, End
 from harness import SLOW, TIMEOUT, Json, netbpf_once, wait_until
 from topology import Host
@@ -92,6 +93,7 @@ def many(client: End, right: Host, port: int) -> list[Done]:
 # --- what comes of an attempt -----------------------------------------------------------------
 
 
+@compares("soconnect", "comm")
 def test_every_attempt_is_one_line_whatever_comes_of_it(netbpf, hosts, client, port) -> None:
     with netbpf("soconnect") as run:
         done = many(client, hosts[1], port)
@@ -121,6 +123,7 @@ def test_every_attempt_is_one_line_whatever_comes_of_it(netbpf, hosts, client, p
     assert run.summary["complete"] is True
 
 
+@compares("soconnect", "pid")
 def test_strace_agrees_on_every_call(netbpf, hosts, port, tmp_path: Path) -> None:
     log = tmp_path / "strace"
     strace = ["strace", "-f", "-e", "trace=connect", "-o", log]
@@ -154,6 +157,7 @@ def traced(log: Path, pid: int) -> Iterator[tuple[str, int | None, str | None]]:
         yield name, int(port[1]) if port else None, result[1]
 
 
+@compares("soconnect", "errno")
 def test_local_ports_used_up_is_told_apart_from_an_address_that_is_in_use(netbpf, server) -> None:
     with topology.two_hosts() as (left, right), End.start("nb-few-ports", left) as client:
         left.sysctl(net__ipv4__ip_local_port_range="32000 32001")
@@ -173,6 +177,7 @@ def test_local_ports_used_up_is_told_apart_from_an_address_that_is_in_use(netbpf
     assert all(e["handshake_us"] is None for e in found if e["errno"])
 
 
+@compares("soconnect", "raddr", "rport", "proto")
 def test_wrong_calls_are_lines_too(netbpf, hosts, client, port) -> None:
     with netbpf("soconnect") as run:
         client.ask("open", id=1, family="ipv4")
@@ -193,6 +198,8 @@ def test_wrong_calls_are_lines_too(netbpf, hosts, client, port) -> None:
     assert found[2]["raddr"] == hosts[1].ipv4 and found[2]["rport"] == port
 
 
+@compares("soconnect", "family")
+@compares("soconnect", "repeated", shape="summary")
 def test_calls_on_a_socket_that_connects_already_are_counted_and_no_lines(
     netbpf, hosts, client, port
 ) -> None:
@@ -265,6 +272,7 @@ def slowed(client: End, right: Host, port: int, wait: bool) -> Done:
     return Done(ident, line, tuple(last["local"]), seen["begin"], seen["end"], last["end"])
 
 
+@compares("soconnect", "syscall_us", "handshake_us", "retransmits")
 @pytest.mark.parametrize("wait", [True, False], ids=["blocking", "non-blocking"])
 def test_a_handshake_that_is_held_up_takes_as_long_as_it_was_held_up(
     netbpf, hosts, client, port, wait
@@ -285,6 +293,7 @@ def test_a_handshake_that_is_held_up_takes_as_long_as_it_was_held_up(
     assert run.summary["counters"]["TcpExt.TCPSynRetrans"] >= 0
 
 
+@compares("soconnect", "result")
 @pytest.mark.parametrize("wait", [True, False], ids=["blocking", "non-blocking"])
 def test_a_timeout_is_told_when_the_kernel_gives_up(netbpf, wait) -> None:
     with topology.two_hosts() as (left, right), End.start("nb-patient", left) as client:
@@ -306,6 +315,7 @@ def test_a_timeout_is_told_when_the_kernel_gives_up(netbpf, wait) -> None:
     assert event["lport"] > 0
 
 
+@compares("soconnect", "async")
 def test_an_attempt_that_the_program_gives_up_is_told(netbpf, hosts, client) -> None:
     right = hosts[1]
     with right.dropping(f"tcp dport {DROPPED}"), netbpf("soconnect", "-p", client.pid) as run:
@@ -336,6 +346,7 @@ def test_a_call_that_a_signal_interrupts_and_the_kernel_resumes_is_one(
     assert near(event["syscall_us"], seen["end"] - seen["begin"])
 
 
+@compares("soconnect", "lport")
 def test_many_at_once_are_all_told_and_none_twice(netbpf, hosts, client, port) -> None:
     threads, number = 8, 61
     with netbpf("soconnect", "-p", client.pid, "--buffer", "4m") as run:
@@ -351,6 +362,8 @@ def test_many_at_once_are_all_told_and_none_twice(netbpf, hosts, client, port) -
 # --- attempts that have not ended -------------------------------------------------------------
 
 
+@compares("soconnect", "latency_us")
+@compares("soconnect", "open", shape="summary")
 def test_attempts_still_open_are_listed_with_their_age(netbpf, hosts, client, port) -> None:
     right = hosts[1]
     with right.dropping(f"tcp dport {DROPPED}"):
@@ -385,6 +398,7 @@ def syn_sent(host: Host) -> int:
     return len(host.run("ss", "-tnH", "state", "syn-sent").splitlines())
 
 
+@compares("soconnect", "owner")
 def test_an_attempt_older_than_the_tool_has_its_owner_but_no_time(
     netbpf, hosts, client, port
 ) -> None:
@@ -469,6 +483,16 @@ def test_min_ms_shows_what_is_slow(netbpf, hosts, client, port) -> None:
 # --- the summary per destination --------------------------------------------------------------
 
 
+@compares(
+    "soconnect",
+    "attempts",
+    "failures",
+    "pending",
+    "p50_us",
+    "p99_us",
+    "top_error",
+    shape="--summary",
+)
 def test_summary_has_a_row_per_destination(netbpf, hosts, client, port) -> None:
     right = hosts[1]
     words = ("-p", client.pid)
@@ -495,6 +519,7 @@ def test_summary_has_a_row_per_destination(netbpf, hosts, client, port) -> None:
     assert run.events == [] and run.summary["events"] == 30
 
 
+@compares("soconnect", "rport", shape="--summary")
 def test_summary_with_failed_keeps_whole_rows(netbpf, hosts, client, port) -> None:
     with netbpf("soconnect", "--summary", "--failed", "-p", client.pid) as run:
         client.connect("ipv4", hosts[1].ipv4, port)

@@ -13,6 +13,7 @@ from typing import Any, Callable, NamedTuple
 import harness
 import pytest
 import traffic
+from compared import compares
 from crowd import CONTAINER, NOBODY, QUICK_ENDS, Crowd
 from harness import ATTEMPTS, SLOW, Json, Run, seconds, wait_until
 from traffic import ENDS, FAMILIES, OWN_PORTS, Line, Peer, Plan, Session
@@ -74,6 +75,7 @@ def test_nothing_is_lost_and_the_summary_says_so(thousand: Thousand) -> None:
     assert thousand.summary["complete"] is True
 
 
+@compares("tcplife", "time")
 def test_events_carry_their_own_time(thousand: Thousand) -> None:
     stamps = [harness.seconds(event["time"]) for event in thousand.events]
     # Wall clock from the kernel clock: adjusting the one against the other costs some precision.
@@ -107,6 +109,7 @@ def in_turn(thousand: Thousand) -> Iterator[tuple[Session, Line, Json]]:
             yield session, line, told[ends_of(line._asdict())].pop(0)
 
 
+@compares("tcplife", "laddr", "lport", "raddr", "rport", "handshake_us", "duration_us")
 def test_handshake_and_duration_agree_with_what_the_programs_measured(thousand: Thousand) -> None:
     for session, _, event in in_turn(thousand):
         if session.server:
@@ -184,6 +187,7 @@ def told_twice(events: list[Json]) -> Iterator[tuple[Json, Json]]:
         last[ends_of(event)] = event
 
 
+@compares("tcplife", "retrans", "role")
 def test_delayed_handshake_is_not_part_of_the_duration(watch: Watch, crowd: Crowd) -> None:
     session = Session(next(traffic.ids), *crowd.pairs[0], "ipv4")
     connect_with_the_first_syn_lost(session, crowd)
@@ -210,6 +214,7 @@ def connect_with_the_first_syn_lost(session: Session, crowd: Crowd) -> None:
     server.ask("accept", id=session.id, listener=listener)
 
 
+@compares("tcplife", "close")
 def test_session_whose_other_end_stays_ends_when_its_own_program_closes(
     watch: Watch, crowd: Crowd
 ) -> None:
@@ -235,6 +240,7 @@ def test_both_ends_closing_at_once_are_both_the_closer(watch: Watch, crowd: Crow
     watch.check(session, *session.lines())
 
 
+@compares("tcplife", "tx_bytes")
 def test_established_session_that_times_out_says_so_and_counts_what_was_written(
     watch: Watch, crowd: Crowd
 ) -> None:
@@ -250,6 +256,7 @@ def test_established_session_that_times_out_says_so_and_counts_what_was_written(
     watch.check(session, timed_out._replace(tx_bytes=7 + 4099), reset)
 
 
+@compares("tcplife", "rx_bytes")
 def test_unsent_bytes_count_for_the_writer_and_unread_bytes_for_the_receiver(
     watch: Watch, crowd: Crowd
 ) -> None:
@@ -267,6 +274,7 @@ def test_unsent_bytes_count_for_the_writer_and_unread_bytes_for_the_receiver(
     watch.check(session, sent._replace(tx_bytes=written), received._replace(rx_bytes=unread))
 
 
+@compares("tcplife", "comm")
 @pytest.mark.parametrize("end", QUICK_ENDS[:-1])
 def test_owner_is_the_worker_that_accepts_not_the_process_that_listens(
     watch: Watch, crowd: Crowd, end: str
@@ -445,6 +453,7 @@ def test_name_of_a_process_cannot_reach_the_terminal_or_break_json(
 # --- sessions that are older or longer than the run ----------------------------------------------
 
 
+@compares("tcplife", "owner", "family")
 def test_sessions_opened_before_the_start_have_owners_and_exact_bytes(
     netbpf: Any, crowd: Crowd
 ) -> None:
@@ -466,6 +475,7 @@ def test_sessions_opened_before_the_start_have_owners_and_exact_bytes(
     assert {event["handshake_us"] for event in crowd.ours(run.events)} == {None}
 
 
+@compares("tcplife", "state")
 def test_open_lists_sessions_of_before_and_during_with_their_bytes(
     netbpf: Any, crowd: Crowd
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from compared import compares
 from harness import SLOW, Json, Run, wait_until
 from topology import Host
 
@@ -144,6 +145,23 @@ def holders(run: Run) -> list[Json]:
 # --- nagle ---------------------------------------------------------------------------------------
 
 
+@compares("tcpnagle", "reason", "buckets", "sum", shape="histogram")
+@compares("tcpnagle", "setting", "held", shape="rows")
+@compares(
+    "tcpnagle",
+    "pid",
+    "laddr",
+    "lport",
+    "raddr",
+    "rport",
+    "holds",
+    "held_us",
+    "p99_us",
+    "small_writes",
+    "reason",
+    "advice",
+    shape="--top",
+)
 def test_write_write_read_is_held_until_the_delayed_acknowledgement(
     netbpf: Any, one_host: Host, pair: Pair
 ) -> None:
@@ -167,6 +185,7 @@ def test_write_write_read_is_held_until_the_delayed_acknowledgement(
     assert run.summary["complete"] is True
 
 
+@compares("tcpnagle", "still_held", shape="summary")
 def test_with_nodelay_nothing_is_held(netbpf: Any, one_host: Host, pair: Pair) -> None:
     pair.interactive()
     pair.set(socket.TCP_NODELAY, 1)
@@ -523,6 +542,8 @@ def test_a_socket_without_room_is_lost_once_and_only_if_it_was_asked_for(
     assert nothing.summary["lost"]["map_full"] == 0 and nothing.summary["complete"]
 
 
+@compares("tcpnagle", "count", shape="histogram")
+@compares("tcpnagle", "sends", shape="rows")
 def test_intervals_add_up_to_the_whole(netbpf: Any, one_host: Host, pair: Pair) -> None:
     with netbpf("tcpnagle", "0.2", "--top", "3", "--netns", one_host.inode) as run:
         for number in (1, 2, 3):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import topology
 import traffic
+from compared import compares
 from harness import SLOW, Json, Run, attended, kill, seconds, start, wait_until
 from topology import Host
 from traffic import Peer, Session
@@ -91,6 +92,21 @@ def probes_used(run: Run) -> dict[str, str]:
 # --- handshakes -----------------------------------------------------------------------------------
 
 
+@compares(
+    "tcpretrans",
+    "pid",
+    "comm",
+    "owner",
+    "family",
+    "raddr",
+    "rport",
+    "state",
+    "kind",
+    "segs",
+    "attempt",
+    "err",
+)
+@compares("tcpretrans", "segs", "in_namespace", shape="summary")
 def test_syns_into_a_black_hole(netbpf: Any, pair: Pair) -> None:
     number = 7
     with counted(pair.left) as rise, pair.right.dropping(f"tcp dport {BLACK_HOLE}") as drops:
@@ -115,6 +131,7 @@ def test_syns_into_a_black_hole(netbpf: Any, pair: Pair) -> None:
     assert not any(run.summary["lost"].values())
 
 
+@compares("tcpretrans", "laddr", "lport")
 @pytest.mark.parametrize("family", ["ipv4", "ipv6", "mapped"])
 @pytest.mark.parametrize("known", ["exact", "snapshot"])
 def test_synacks_to_clients_that_never_complete(
@@ -149,6 +166,7 @@ def test_synacks_to_clients_that_never_complete(
     assert len({event["rport"] for event in events}) == number
 
 
+@compares("tcpretrans", "rto_us")
 def test_each_repeat_of_a_synack_has_its_number_and_its_timeout(netbpf: Any, pair: Pair) -> None:
     port = pair.server.listeners["ipv4"][1]
     with pair.right.dropping(f"tcp dport {port} tcp flags & (syn | ack) == ack"):
@@ -220,6 +238,7 @@ def test_attempts_before_the_start_are_counted(netbpf: Any, pair: Pair) -> None:
 # --- data -----------------------------------------------------------------------------------------
 
 
+@compares("tcpretrans", "len", "ca_state")
 def test_sum_and_kinds_during_a_lossy_transfer_agree_with_the_kernels_counters(
     netbpf: Any, pair: Pair
 ) -> None:
@@ -265,6 +284,7 @@ def black_out(run: Run, pair: Pair, session: Session) -> None:
     pair.client.answer()
 
 
+@compares("tcpretrans", "seq")
 def test_loss_of_the_last_segment_is_one_line_a_tail_loss_probe(netbpf: Any, pair: Pair) -> None:
     number = 11
     with netbpf("tcpretrans", "--netns", pair.left.inode, "-s") as run:
@@ -359,6 +379,7 @@ def test_data_of_a_syn_that_is_sent_again_is_no_loss_probe(netbpf: Any) -> None:
     assert rise["TcpExtTCPLossProbes"] == 0
 
 
+@compares("tcpretrans", "srtt_us")
 def test_every_number_of_a_line_is_what_the_socket_and_the_wire_have(
     netbpf: Any, two_hosts: tuple[Host, Host]
 ) -> None:
@@ -441,6 +462,7 @@ shows_failures = pytest.mark.skipif(
 )
 
 
+@compares("tcpretrans", "failed", "failed_there", shape="summary")
 @shows_failures
 def test_failures_are_lines_with_the_error_and_are_not_taken_for_retransmissions(
     netbpf: Any, pair: Pair
@@ -504,6 +526,7 @@ def test_session_of_an_accept_that_began_before_the_start_has_its_owner(
 # --- filters, counting, text ----------------------------------------------------------------------
 
 
+@compares("tcpretrans", "netns")
 def test_each_filter_shows_what_it_should_and_nothing_else(
     tmp_path: Any, pair: Pair, one_host: Host
 ) -> None:
@@ -550,6 +573,7 @@ def check_filters(tmp_path: Any, pair: Pair, cases: Any) -> None:
         assert shown == wanted, words
 
 
+@compares("tcpretrans", "laddr", "lport", "retransmits", "share", "pid", "comm", shape="--flows")
 def test_counting_ranks_flows_and_adds_up_over_the_intervals(netbpf: Any, pair: Pair) -> None:
     options = ("-c", "0.2", "--netns", pair.left.inode)
     with netbpf("tcpretrans", *options) as run, counted(pair.left) as rise:
@@ -594,6 +618,7 @@ def dissolve(client: socket.socket) -> None:
     assert ctypes.CDLL(None).connect(client.fileno(), nowhere, len(nowhere)) == 0
 
 
+@compares("tcpretrans", "rport", "failed", "sent", shape="--flows")
 @pytest.mark.parametrize("by", ["another socket", "the same socket"])
 def test_counts_go_on_when_a_flow_has_its_second_connection(
     netbpf: Any, pair: Pair, by: str

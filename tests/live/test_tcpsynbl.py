@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compared import compares
 from harness import Json, Run, wait_until
 from topology import Host
 
@@ -113,6 +114,22 @@ def shape(histogram: Json) -> list[tuple[int, int, int]]:
 # --- the base case -------------------------------------------------------------------------------
 
 
+@compares("tcpsynbl", "laddr", "netns", "buckets", "count", "sum", shape="histogram")
+@compares(
+    "tcpsynbl",
+    "laddr",
+    "pid",
+    "comm",
+    "owner",
+    "handshakes",
+    "accept_queue",
+    "accept_max",
+    "accept_limit",
+    "syn_queue",
+    "dropped",
+    "somaxconn",
+    shape="rows",
+)
 def test_nine_clients_of_listen_5_are_six_samples_and_three_drops(
     netbpf: Any, one_host: Host, clients: Clients
 ) -> None:
@@ -247,6 +264,8 @@ def test_dual_stack_listener_counts_each_ipv4_handshake_once_and_as_its_own(
     assert (row["laddr"], row["handshakes"], row["accept_queue"]) == ("::", 11, 11)
 
 
+@compares("tcpsynbl", "limit", "lport", shape="histogram")
+@compares("tcpsynbl", "lport", shape="rows")
 def test_listeners_of_one_limit_stay_apart(netbpf: Any, one_host: Host, clients: Clients) -> None:
     with netbpf("tcpsynbl", "--netns", one_host.inode) as run:
         with listening(one_host, 13) as first, listening(one_host, 13) as second:
@@ -309,6 +328,7 @@ def accept_all(listener: socket.socket) -> int:
 # --- the SYN queue -------------------------------------------------------------------------------
 
 
+@compares("tcpsynbl", "syn_max", shape="rows")
 def test_syn_queue_shows_handshakes_that_never_end(
     netbpf: Any, two_hosts: tuple[Host, Host]
 ) -> None:

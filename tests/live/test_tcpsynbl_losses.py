@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from compared import compares
 from harness import Json, Run, wait_until
 from test_alternatives import offered
 from test_tcpsynbl import Clients, listening, overflow, port_of, rows_of, total
@@ -168,6 +169,7 @@ def test_segment_without_the_signature_that_is_asked_for_loses_nothing(
 # --- connections that are lost -------------------------------------------------------------------
 
 
+@compares("tcpsynbl", "dropped_total", shape="rows")
 @pytest.mark.parametrize("abort", [0, 1])
 @pytest.mark.parametrize("address", [*LOOPBACK, "::"])
 def test_queue_that_is_full_when_handshakes_end(
@@ -196,6 +198,7 @@ def test_queue_that_is_full_when_handshakes_end(
     assert "accept queue of 4 is full" in note
 
 
+@compares("tcpsynbl", "syncookies", shape="rows")
 @pytest.mark.parametrize("cookies", [0, 1, 2])
 @pytest.mark.parametrize("address", LOOPBACK)
 def test_syn_cookies_change_nothing_about_a_full_accept_queue(
@@ -489,6 +492,7 @@ def shown_by_ss(host: Host, port: int) -> tuple[int, int]:
     return int(words[1]), int(words[2])
 
 
+@compares("tcpsynbl", "syn_backlog", "netns", shape="rows")
 def test_each_column_is_what_others_show(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
     left, right = two_hosts
     right.sysctl(net__core__somaxconn=37, net__ipv4__tcp_max_syn_backlog=59)

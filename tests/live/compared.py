@@ -1,0 +1,141 @@
+"""Which columns of a tool's JSON a test compares with a value from elsewhere, and the proof of it.
+
+`@compares("tcplife", "tx_bytes", "rx_bytes")` on a test says that it fails when one of these
+columns is wrong: it holds them against what the test's own programs did, or what the kernel or
+another program says. `shape` names the kind of line: see `shapes_of`. Every column of every tool
+needs such a mark, says tests/contract/test_compared.py.
+
+Marks are proved by `tests/live/prove_compared.py`: it runs the test once for each column, with that
+column spoiled in all that the tool writes (`SPOIL`), and the test must fail.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, TypeVar
+
+from netbpf.declare.columns import Column
+from netbpf.declare.tool import Tool, find_tool
+
+HERE = Path(__file__).parent
+SPOIL = "NETBPF_TEST_SPOIL"  # TOOL:SHAPE:COLUMN
+Test = TypeVar("Test")
+_HISTOGRAM = ("buckets", "count", "sum", "percentiles")
+
+
+def compares(tool: str, *columns: str, shape: str = "event") -> Callable[[Test], Test]:
+    """Mark a test: it compares these columns of `tool` in lines of that shape."""
+    return lambda test: test
+
+
+class Claim(NamedTuple):
+    """A mark's word that a test compares a column."""
+
+    file: str
+    test: str
+    tool: str
+    shape: str
+    column: str
+
+
+def shapes_of(tool: Tool) -> dict[str, list[str]]:
+    """Return {shape: columns} of the tool's JSON lines.
+
+    "event" is an event, with its time. "rows" is the table that needs no option, any other table
+    is named by its option, "--top". "histogram" has the columns of its key and what it adds,
+    "summary" what the tool itself adds to that. What all tools share, like `lost`, is no column.
+    """
+    shapes: dict[str, list[str]] = {}
+    if tool.event:
+        shapes["event"] = ["time", *_names(tool.event.columns)]
+    if tool.histogram:
+        added = [*_HISTOGRAM, *tool.histogram.fields]
+        shapes["histogram"] = [*_names(tool.histogram.key.columns), *added]
+    for table in tool.tables:
+        shapes[f"--{table.option}" if table.option else "rows"] = _names(table.row.columns)
+    if tool.digest:
+        shapes[f"--{tool.digest.option}"] = _names(tool.digest.row.columns)
+    totals = _names(tool.totals.columns) if tool.totals else []
+    shapes["summary"] = [*tool.summary_fields, *totals]
+    return {shape: columns for shape, columns in shapes.items() if columns}
+
+
+def _names(columns: tuple[Column, ...]) -> list[str]:
+    return [column.name for column in columns]
+
+
+def claims_of(path: Path) -> Iterator[Claim]:
+    """Yield what the marks of a file of tests say; they take nothing but literal words."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "compares":
+                    tool, *columns = (ast.literal_eval(word) for word in mark.args)
+                    words = {k.arg: ast.literal_eval(k.value) for k in mark.keywords}
+                    shape = words.pop("shape", "event")
+                    assert not words, f"{path.name}: compares() has no {words}"
+                    yield from (Claim(path.name, node.name, tool, shape, c) for c in columns)
+
+
+def all_claims() -> list[Claim]:
+    """Return what all marks of the live tests say."""
+    return [claim for path in sorted(HERE.glob("test_*.py")) for claim in claims_of(path)]
+
+
+# --- spoiling ------------------------------------------------------------------------------------
+
+
+def spoiled(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of JSON as it is, or with one column wrong if the environment asks for it."""
+    tool, _, rest = os.environ.get(SPOIL, "").partition(":")
+    if not tool or line.get("tool") != tool:
+        return line
+    shape, _, column = rest.partition(":")
+    if shape != shape_of(line):
+        return line
+    changed = dict(line)
+    for part in ("key", "totals"):
+        if column in changed.get(part, ()):
+            changed[part] = {**changed[part], column: wrong(changed[part][column])}
+            return changed
+    if column in changed:
+        changed[column] = wrong(changed[column])
+    return changed
+
+
+def shape_of(line: dict[str, Any]) -> str:
+    """Return which shape of its tool a line has."""
+    if line["type"] != "interval":
+        return str(line["type"])
+    columns = set(line) - {"tool", "type", "time"}
+    for shape, names in shapes_of(find_tool(line["tool"])).items():
+        if columns == set(names) - ({"time"} if shape == "event" else set()):
+            return shape
+    return "interval"
+
+
+def wrong(value: Any) -> Any:
+    """Return another value of the same type, far off, so that bounds count. Null stays null.
+
+    A test that expects nothing but null in a column has not compared it with a value.
+    """
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value * 3 + 1_000_003
+    if isinstance(value, str):
+        return _later(value) if value.endswith("Z") and value[4:5] == "-" else f"{value}?"
+    if isinstance(value, list):
+        return [wrong(item) for item in value] or ["?"]
+    if isinstance(value, dict):
+        return {name: wrong(item) for name, item in value.items()} or {"?": 1}
+    return None
+
+
+def _later(stamp: str) -> str:
+    then = datetime.fromisoformat(stamp.replace("Z", "+00:00")) + timedelta(hours=1)
+    return then.isoformat().replace("+00:00", "Z")
