@@ -6,7 +6,7 @@
 #include "netbpf.bpf.h"
 
 /* Those that were counted, by address; those that ended unseen are the oldest, and go first. */
-BPF_TABLE("lru_hash", u64, u8, unfollowed, MAP_ENTRIES);
+BPF_TABLE("lru_hash", u64, u8, unfollowed, 16384);
 
 /* A map has no room for what is at the address `object`. */
 static inline void count_unfollowed(u64 object)
