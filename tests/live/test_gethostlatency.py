@@ -388,6 +388,7 @@ def ask_in_vain(lab: Lab, askers: list[Asker]) -> None:
     wait_until(lambda: server.lookups("never.test") == before + len(askers))
 
 
+@compares("gethostlatency", "abandoned", shape="summary")
 def test_program_that_is_killed_leaves_its_lookup_as_abandoned(lab: Lab, netbpf: Netbpf) -> None:
     askers = [lab.waiting(lab.build("glibc"), "getaddrinfo", "never.test")]
     if not go_is_too_old():

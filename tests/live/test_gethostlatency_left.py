@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import resolver
 import topology
+from compared import compares
 from harness import SLOW, Json, Run, seconds, wait_until
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -158,6 +159,7 @@ def test_a_lookup_that_returns_after_all(
     assert len(run.events) == len(found) and run.summary["abandoned"] == 0
 
 
+@compares("gethostlatency", "sum", shape="histogram")
 def test_abandoned_lookups_fail_and_count(
     netbpf: Any, namespace: resolver.Namespace, program: str
 ) -> None:
@@ -209,6 +211,7 @@ LONG = [
 ]
 
 
+@compares("gethostlatency", "truncated")
 def test_what_is_too_long_is_marked(netbpf: Any, namespace: resolver.Namespace) -> None:
     """The truth is what the program asked for: up to 254 and 31 bytes are held whole."""
     asked = json.dumps([(host, service) for host, service, _ in LONG])

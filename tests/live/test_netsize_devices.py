@@ -16,6 +16,7 @@ from typing import Any
 import packets
 import pytest
 import traffic
+from compared import compares
 from harness import Json, Run
 from packets import LINK_HEADER, datagrams
 from topology import Host, must, two_hosts
@@ -85,6 +86,7 @@ def stacked(kind: str) -> Iterator[tuple[Host, Host, Host]]:
 # --- devices behind another one -------------------------------------------------------------------
 
 
+@compares("netsize", "devices", shape="summary")
 @pytest.mark.parametrize(
     "kind", [kind for kind, function in STACKED.items() if function in FUNCTIONS]
 )

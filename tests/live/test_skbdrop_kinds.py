@@ -20,6 +20,7 @@ from typing import Any
 
 import frames
 import pytest
+from compared import compares
 from harness import Json, attended, start, wait_until
 from topology import Host, cgroup
 
@@ -109,6 +110,7 @@ def test_each_header_is_read_where_it_is(netbpf: Any, receiving: tuple[Host, Hos
     assert {event["dev"] for event in foreign(run)} == {right.device}
 
 
+@compares("skbdrop", "unread", shape="summary")
 def test_filter_of_ports_takes_the_second_of_two_and_no_later_fragment(
     netbpf: Any, receiving: tuple[Host, Host]
 ) -> None:
@@ -220,6 +222,7 @@ def test_clean_sessions_show_nothing_and_count_what_is_hidden(
     assert run.summary["totals"]["hidden"] >= (3 if name == "tcp" else 1) * number
 
 
+@compares("skbdrop", "harmless")
 def test_keepalive_probes_are_hidden_as_often_as_they_were_sent(
     tmp_path: Path, one_host: Host
 ) -> None:
@@ -428,6 +431,8 @@ sys.stdin.read()
 """
 
 
+@compares("skbdrop", "comm", "socket", "uid", "cgroup")
+@compares("skbdrop", "socket", shape="rows")
 @pytest.mark.skipif(
     "rx_sk" not in (Btf().parameters("__traceiter_kfree_skb") or ()),
     reason="needs a kernel that gives the socket: 6.11",

@@ -273,7 +273,7 @@ def caller() -> Iterator[calls.Caller]:
 
 
 @compares("soaccept", "errno")
-@compares("soaccept", "would_block", "interrupted", shape="summary")
+@compares("soaccept", "would_block", "interrupted", "restarted", shape="summary")
 @with_requests
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_io_uring_accepts_is_told_with_all_that_the_kernel_tells(

@@ -18,6 +18,7 @@ from typing import Any
 import calls
 import pytest
 from calls import by_process, difference, shown, totals
+from compared import compares
 from harness import Json, Run, accepting, wait_until
 
 TIMES = 7
@@ -47,6 +48,7 @@ def row_of(run: Run, op: str, proto: str) -> Json:
 PROTO = {"recv": "unix", "accept": "tcp4", "connect": "unix"}
 
 
+@compares("sockstat", "restarted", shape="--top")
 @pytest.mark.parametrize("kind", ["rawtp", "tp"])
 @pytest.mark.parametrize("how", ["restart", "fail", "both"])
 @pytest.mark.parametrize("op", PROTO)
@@ -68,6 +70,7 @@ def test_interrupted_calls_count_as_the_program_saw_them(
     assert run.summary["complete"]
 
 
+@compares("sockstat", "restarted", shape="rows")
 def test_a_process_that_is_stopped_and_continued_sees_no_error(netbpf: Any, start: Any) -> None:
     caller = start("nb-stopped")
     with netbpf("sockstat", "-p", caller.pid) as run:

@@ -160,6 +160,7 @@ def holders(run: Run) -> list[Json]:
     "small_writes",
     "reason",
     "advice",
+    "comm",
     shape="--top",
 )
 def test_write_write_read_is_held_until_the_delayed_acknowledgement(
