@@ -38,9 +38,10 @@ static inline struct fdtable *descriptors_of(struct task_struct *leader)
 static inline bool is_file(struct fdtable *table, s32 fd, struct file *file)
 {
 	struct file *found = NULL;
+	u64 at = (u32)fd; /* LLVM 11 crashes where it has to extend the sign */
 
-	if ((u32)fd < READ(table, max_fds))
-		bpf_probe_read_kernel(&found, sizeof(found), (void **)READ(table, fd) + fd);
+	if (at < READ(table, max_fds))
+		bpf_probe_read_kernel(&found, sizeof(found), (void **)READ(table, fd) + at);
 	return found == file;
 }
 
