@@ -182,7 +182,7 @@ def _open_files(directory: str, names: Sequence[str] = _FILES) -> list[int]:
 
 
 def _read_once(directory: str, names: Sequence[str]) -> dict[str, int]:
-    files = _open_files(directory, names)
+    files = _open_files(directory, [name for name in names if name != _PACKET])
     try:
         found = _values(files)
         if _PACKET in names:
