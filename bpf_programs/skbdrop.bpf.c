@@ -177,6 +177,10 @@ static inline bool pass_packet(struct packet *packet)
 /* Who owns the socket that the packet was for, or came from. */
 static inline void find_holder(struct sock *sk, struct owner *owner)
 {
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+
+	if (!pass_netns(READ(net, ns.inum)))
+		return;
 #ifdef HAVE_sock___sk_common_skc_listener
 	if (READ(sk, __sk_common.skc_state) == TCP_NEW_SYN_RECV) /* a request's, too small a sock */
 		sk = READ(sk, __sk_common.skc_listener);
@@ -196,15 +200,16 @@ static inline int on_drop(void *ctx, struct sk_buff *skb, u64 location, u32 reas
 	if (!FILTER_REASON(reason))
 		return 0;
 #endif
-	read_packet(&packet, skb, sk);
-	if (!pass_packet(&packet))
-		return 0;
 #if defined(FILTER_PROCESS) || defined(RING_PAGES)
+	/* Before the packet is read, in many ways: the verifier walks through this for each of them. */
 	if (sk)
 		find_holder(sk, &owner);
 	if (!pass_owner(&owner))
 		return 0;
 #endif
+	read_packet(&packet, skb, sk);
+	if (!pass_packet(&packet))
+		return 0;
 	key.harmless = is_harmless(skb, &packet, reason, location, sk, rx_sk);
 #ifndef SHOW_ALL
 	if (key.harmless) {
