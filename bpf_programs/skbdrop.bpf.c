@@ -99,28 +99,32 @@ static inline void count_drop(struct drop_key *key, struct packet *packet)
 #ifdef RING_PAGES
 static inline void send_drop(struct drop_key *key, struct packet *packet, struct owner *owner)
 {
-	struct drop ev = {};
+	struct drop *ev = events.ringbuf_reserve(sizeof(struct drop)); /* too large for the stack */
 
-	ev.time = bpf_ktime_get_ns();
-	ev.location = key->location;
-	ev.reason = key->reason;
-	ev.harmless = key->harmless;
-	ev.proto = packet->proto;
-	ev.len = packet->len;
-	ev.netns = packet->netns;
-	ev.sport = packet->sport;
-	ev.dport = packet->dport;
-	ev.family = packet->family;
-	__builtin_memcpy(ev.dev, packet->dev, 16);
-	__builtin_memcpy(ev.saddr, packet->saddr, 16);
-	__builtin_memcpy(ev.daddr, packet->daddr, 16);
-	ev.pid = owner->process.pid;
-	ev.uid = owner->how ? owner->process.uid : ~0U;
-	ev.cgroup = owner->process.cgroup;
-	ev.owner = owner->how;
-	ev.socket = key->socket;
-	__builtin_memcpy(ev.comm, owner->process.comm, sizeof(ev.comm));
-	emit(&ev, sizeof(ev));
+	if (!ev) {
+		count_loss(LOSS_RING_FULL);
+		return;
+	}
+	ev->time = bpf_ktime_get_ns();
+	ev->location = key->location;
+	ev->reason = key->reason;
+	ev->harmless = key->harmless;
+	ev->proto = packet->proto;
+	ev->len = packet->len;
+	ev->netns = packet->netns;
+	ev->sport = packet->sport;
+	ev->dport = packet->dport;
+	ev->family = packet->family;
+	__builtin_memcpy(ev->dev, packet->dev, 16);
+	__builtin_memcpy(ev->saddr, packet->saddr, 16);
+	__builtin_memcpy(ev->daddr, packet->daddr, 16);
+	ev->pid = owner->process.pid;
+	ev->uid = owner->how ? owner->process.uid : ~0U;
+	ev->cgroup = owner->process.cgroup;
+	ev->owner = owner->how;
+	ev->socket = key->socket;
+	__builtin_memcpy(ev->comm, owner->process.comm, TASK_COMM_LEN);
+	events.ringbuf_submit(ev, 0);
 }
 #else
 static inline void send_drop(struct drop_key *key, struct packet *packet, struct owner *owner)
