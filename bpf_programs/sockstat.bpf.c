@@ -22,8 +22,8 @@ struct call_sums {
 #define CALL_KINDS 1024 /* more than there are operations, protocols and errors in use */
 BPF_F_TABLE("percpu_hash", struct call_key, struct call_sums, calls_by_protocol, CALL_KINDS, 0);
 #ifdef BY_PROCESS
-/* Without those that have been idle for the longest time. */
-BPF_F_TABLE("lru_percpu_hash", struct process_key, struct call_sums, calls_by_process, MAP_ENTRIES,
+/* A process makes calls of several kinds, which end in several ways. */
+BPF_F_TABLE("percpu_hash", struct process_key, struct call_sums, calls_by_process, MAP_ENTRIES * 4,
 	    0);
 #endif
 
@@ -91,7 +91,7 @@ static inline int count_call(int op, int proto, s64 result, u64 bytes)
 	READ_INTO(what.who.comm, leader, comm);
 #endif
 	if (is_interrupted(result)) {
-		count(&what, on_interrupted(task, result, &what), 0);
+		on_interrupted(task, result, &what);
 		return 0;
 	}
 	call_ended();

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import resolver
 import topology
+from bpf_maps import keys_of
 from compared import compares
 from harness import SLOW, Json, Run, seconds, wait_until
 
@@ -90,6 +91,7 @@ def test_a_lookup_that_is_left(
         said = leaver.said()
         leaver.end()
         run.wait_for(lambda _: of(run, "abandoned"))
+        wait_until(lambda: not keys_of(run, "calls"), what="a map without what has ended")
     check(of(run, "abandoned")[0], said)
     answered = ["one.test"] if way == "jump-and-ask" else []
     assert [event["host"] for event in run.events if event["result"] == "OK"] == answered
