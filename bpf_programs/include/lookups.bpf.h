@@ -62,6 +62,7 @@ struct call {
 	struct lookup ev;
 	u64 sp; /* at the entry: tells a call from those that libc makes inside of it; Go: see there */
 	u64 born; /* when its thread began: another one may have got its number */
+	u64 back; /* where it returns to */
 	u64 signalled; /* when the thread last took a signal with a handler, which may leave the call */
 	u64 host; /* addresses of arguments in the process */
 	u64 service;
