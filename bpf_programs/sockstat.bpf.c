@@ -71,10 +71,10 @@ static inline void count(struct counted *what, s32 error, u64 bytes)
 
 static inline int count_call(int op, int proto, s64 result, u64 bytes)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct counted what = {};
 
 #ifdef FILTER_PROCESS
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct process process = {};
 
 	read_process(&process, task);
@@ -84,14 +84,15 @@ static inline int count_call(int op, int proto, s64 result, u64 bytes)
 	what.key.op = op;
 	what.key.proto = proto;
 #ifdef BY_PROCESS
-	struct task_struct *leader = READ(task, group_leader);
+	struct task_struct *caller = (struct task_struct *)bpf_get_current_task();
+	struct task_struct *leader = READ(caller, group_leader);
 
 	what.who.pid = current_pid();
 	what.who.op = op;
 	READ_INTO(what.who.comm, leader, comm);
 #endif
 	if (is_interrupted(result)) {
-		on_interrupted(task, result, &what);
+		on_interrupted(result, &what);
 		return 0;
 	}
 	call_ended();

@@ -72,8 +72,9 @@ static inline void call_ended(void)
 }
 
 /* The current thread's call was interrupted: count it now if it is known what becomes of it. */
-static inline void on_interrupted(struct task_struct *task, s64 result, struct counted *what)
+static inline void on_interrupted(s64 result, struct counted *what)
 {
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct interruption interruption = {.what = *what, .restarts = result == -ERESTARTSYS};
 	u64 thread = bpf_get_current_pid_tgid();
 	u64 signals = 0;
