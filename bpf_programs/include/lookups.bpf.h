@@ -226,6 +226,8 @@ static inline bool on_other_stack(u64 sp, u64 other)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
+	if (sp == other) /* nearly always, at the return */
+		return false;
 	return sp - other + STACK_SPAN > 2 * STACK_SPAN ||
 	       on_signal_stack(task, sp) != on_signal_stack(task, other);
 }
