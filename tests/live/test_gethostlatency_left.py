@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -35,9 +37,14 @@ def namespace() -> Iterator[resolver.Namespace]:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("leave") / NAME
-    topology.must("gcc", "-O1", "-fexceptions", "-o", path, PROGRAMS / "leave.c", "-lpthread")
-    return str(path)
+    """The program, with a libc of its own: on the common one others may have uretprobes."""
+    directory = tmp_path_factory.mktemp("leave")
+    mapped = re.search(r"/\S+/libc\.so\.6$", Path("/proc/self/maps").read_text(), re.M)
+    assert mapped
+    shutil.copy(mapped[0], directory)
+    words = ("-O1", "-fexceptions", f"-Wl,-rpath,{directory}", "-lpthread")
+    topology.must("gcc", "-o", directory / NAME, PROGRAMS / "leave.c", *words)
+    return str(directory / NAME)
 
 
 class Leaver:
