@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from compared import compares
 from ends import End
 from harness import SLOW, accepting, wait_until
 from test_connects import cgroup_of
@@ -222,6 +223,7 @@ def test_two_listeners_in_each_of_two_intervals(netbpf, hosts, client, server) -
         assert all(row["p50_us"] <= row["p99_us"] < 1e6 * SLOW for row in rows)
 
 
+@compares("soaccept", "p99_us", "pid", "proto", "netns", shape="--summary")
 def test_percentiles_are_those_of_the_waits_that_were_imposed(
     netbpf, hosts, client, server
 ) -> None:

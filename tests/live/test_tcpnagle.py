@@ -133,6 +133,11 @@ def check(run: Run, reason: str, arranged: list[float]) -> None:
             assert bucket["count"] <= len(near)
 
 
+def small_sends(run: Run) -> dict[str, int]:
+    """Sends of less than a segment by setting."""
+    return {r["setting"]: r["small"] for r in run.rows if "setting" in r}
+
+
 def settings(run: Run) -> dict[str, tuple[int, int]]:
     """Sends and held sends by setting."""
     return {r["setting"]: (r["sends"], r["held"]) for r in run.rows if "setting" in r}
@@ -268,6 +273,23 @@ def test_settings_are_named_by_their_bits(netbpf: Any, one_host: Host, pair: Pai
         run.stop()
     found = {name: sends for name, (sends, _) in settings(run).items()}
     assert found == {"ON": 2, "OFF": 3, "CORK": 5, "OFF+CORK": 7}
+
+
+@compares("tcpnagle", "small", shape="rows")
+def test_a_send_is_small_below_the_size_of_a_segment(
+    netbpf: Any, two_hosts: tuple[Host, Host], far: Pair
+) -> None:
+    (size,) = struct.unpack_from("=I", far.client.getsockopt(TCP, socket.TCP_INFO, 104), 16)
+    sizes = (size - 1, size, size + 1, 1, 2 * size)  # tcpi_snd_mss
+    with netbpf("tcpnagle", "--netns", two_hosts[0].inode) as run:
+        for number in sizes:
+            assert far.client.send(b"x" * number) == number
+            far.receive(number)
+        far.set(socket.TCP_NODELAY, 1)
+        far.client.sendall(SMALL)
+        run.stop()
+    assert small_sends(run) == {"ON": 2, "OFF": 1}
+    assert {name: sends for name, (sends, _) in settings(run).items()} == {"ON": 5, "OFF": 1}
 
 
 # --- windows, pacing, the device -----------------------------------------------------------------
@@ -494,6 +516,27 @@ def test_each_filter_shows_its_sockets_and_no_other(
             assert {row["rport"] for row in holders(run)} == {p.port for p in wanted}, words
             assert sum(sends for sends, _ in settings(run).values()) == len(wanted), words
             assert run.summary["events"] == len(wanted)
+
+
+@compares("tcpnagle", "percentiles", shape="histogram")
+@compares("tcpnagle", "netns", "p99_us", shape="--top")
+def test_percentiles_are_the_bounds_of_what_was_arranged(
+    netbpf: Any, one_host: Host, pair: Pair
+) -> None:
+    """A hundred holds, the two longest far off: one of them is above the 99th percentile."""
+    with netbpf("tcpnagle", "--top", 2, "--netns", one_host.inode) as run:
+        short = [hold_by_cork(pair, 0.005) for _ in range(98)]
+        long = [hold_by_cork(pair, 0.15) for _ in range(2)]
+        run.stop()
+    assert max(short) < 0.12, "the test itself failed"
+    histogram = held(run, "cork")
+    assert histogram and histogram["count"] == 100
+    (row,) = holders(run)
+    assert (row["netns"], row["holds"]) == (one_host.inode, 100)
+    found = histogram["percentiles"]
+    assert sorted(short)[49] * 0.5e6 <= found["p50"] <= sorted(short)[49] * 2e6
+    assert min(long) * 0.6e6 <= found["p99"] <= max(long) * 2e6
+    assert min(long) * 0.9e6 <= row["p99_us"] <= max(long) * 2.2e6
 
 
 def test_holders_come_in_the_order_of_their_time(netbpf: Any, one_host: Host) -> None:
