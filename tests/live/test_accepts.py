@@ -5,6 +5,7 @@ The truth is what client and server saw: their own clocks around each call, and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -151,13 +152,27 @@ def test_a_call_that_a_signal_interrupts_is_no_error(netbpf, hosts, client, serv
         if how != "eintr":
             client.connect("ipv4", hosts[1].ipv4, port)
         seen = server.answer()
-        if how != "eintr":
+        if how == "eintr":  # the next call is none that begins again
+            server.ask("accept", id=1, listener=listener, wait=False)
+        else:
             run.wait_for(1)
     assert seen["errno"] == ("EINTR" if how == "eintr" else "")
     assert [e["errno"] for e in run.events] == ([] if how == "eintr" else [None])
     assert run.summary["totals"] == {
-        "would_block": 0, "interrupted": how == "eintr", "restarted": how != "eintr"
+        "would_block": how == "eintr", "interrupted": how == "eintr", "restarted": how != "eintr"
     }  # fmt: skip
+
+
+def test_a_program_that_is_killed_in_accept_was_not_interrupted(netbpf, hosts) -> None:
+    with netbpf("soaccept", "--comm", "nb-killed") as run:
+        with contextlib.suppress(AssertionError), End.start("nb-killed", hosts[1]) as killed:
+            listener, _ = killed.listen("ipv4")
+            killed.tell("accept", id=1, listener=listener)
+            wait_until(lambda: accepting(killed.pid), what="a call to accept")
+            os.kill(killed.pid, signal.SIGKILL)
+            killed.process.wait()
+    assert run.events == []
+    assert run.summary["totals"] == {"would_block": 0, "interrupted": 0, "restarted": 0}
 
 
 # --- filters and maps ---------------------------------------------------------------------------
@@ -177,6 +192,27 @@ def test_what_was_not_asked_for_takes_no_room(netbpf, hosts, client, server) -> 
     assert (taken["begin"] - made.over) * 1e6 <= event["wait_us"]
     assert event["wait_us"] <= (taken["end"] - made.begin) * 1e6
     assert run.summary["complete"] is True
+
+
+def test_connections_that_find_no_room_are_lost_and_those_accepted_give_it_back(
+    netbpf, hosts, client, server
+) -> None:
+    # Room for 64: of 100 in the queue the first ones have a wait, and accepted ones stay open.
+    right, room, number = hosts[1], 64, 100
+    listener, port = server.listen("ipv4", backlog=4096)
+    with netbpf("soaccept", "-L", port, "-p", server.pid, "--map-entries", room) as run:
+        client.ask("crowd", number=number, family="ipv4", addr=right.ipv4, port=port)
+        wait_until(lambda: queued(right, port) == number, what="all to be established")
+        for index in range(number):
+            server.ask("accept", id=f"first {index}", listener=listener)
+        for index in range(room):
+            client.connect("ipv4", right.ipv4, port)
+            server.ask("accept", id=f"second {index}", listener=listener)
+        run.wait_for(number + room)
+    known = [event["wait_us"] is not None for event in run.events]
+    assert known == [True] * room + [False] * (number - room) + [True] * room
+    assert run.summary["lost"]["map_full"] == number - room
+    assert run.summary["complete"] is False
 
 
 def queued(host: Host, port: int) -> int:

@@ -477,7 +477,11 @@ def test_a_row_has_repeats_and_a_time_that_was_imposed(netbpf, hosts, client, se
     left, right = hosts
     _, port = server.listen("ipv4")
     before = left.snmp()["TcpExtTCPSynRetrans"]
-    with netbpf("soconnect", "--summary", "-p", client.pid) as run:
+    with (
+        netbpf("soconnect", "--summary", "-p", client.pid) as run,
+        netbpf("soconnect", "--summary", "-p", client.pid, "--min-ms", 500) as slow_ones,
+        netbpf("soconnect", "--summary", "-p", client.pid, "--min-ms", 5000) as none,
+    ):
         client.connect("ipv4", right.ipv4, port)
         client.connect("ipv4", right.ipv4, port)
         with right.dropping(f"tcp dport {port}") as drops:
@@ -486,10 +490,25 @@ def test_a_row_has_repeats_and_a_time_that_was_imposed(netbpf, hosts, client, se
             wait_until(drops.count, what="a SYN to be dropped")
         slow = client.answer()
     (row,) = run.rows
+    assert [one["attempts"] for one in slow_ones.rows] == [3] and none.rows == []
     assert (row["raddr"], row["rport"], row["proto"]) == (right.ipv4, port, "tcp")
     assert (row["netns"], row["attempts"], row["pending"]) == (left.inode, 3, 0)
     assert row["retransmits"] == left.snmp()["TcpExtTCPSynRetrans"] - before == 1
     assert row["p50_us"] < 500_000 < 0.95 * took(slow) <= row["p99_us"] <= took(slow)
+
+
+def test_a_row_has_the_repeats_of_what_goes_on(netbpf, hosts, client) -> None:
+    right = hosts[1]
+    with right.dropping(f"tcp dport {DROPPED}") as drops:
+        with netbpf("soconnect", "--summary", "-p", client.pid) as run:
+            client.connect("ipv4", right.ipv4, DROPPED, wait=False, finish=False)
+            wait_until(lambda: drops.count() >= 2, what="a SYN to be repeated")
+            least = drops.count() - 1
+        most = drops.count() - 1
+    (row,) = run.rows
+    assert (row["attempts"], row["failures"], row["pending"]) == (0, 0, 1)
+    assert least <= row["retransmits"] <= most
+    assert (row["p50_us"], row["top_error"]) == (None, None)
 
 
 def test_an_error_in_the_way_is_the_kernels_own(netbpf) -> None:

@@ -471,6 +471,24 @@ def test_what_is_still_held_at_the_end_is_told(netbpf: Any, one_host: Host) -> N
     assert f"pid {os.getpid()}" in note and f"port {pair.port}" in note and "rwnd" in note
 
 
+def test_all_that_is_still_held_counts_and_five_are_named(netbpf: Any, one_host: Host) -> None:
+    with contextlib.ExitStack() as stack:
+        pairs = [
+            stack.enter_context(contextlib.closing(Pair(one_host, one_host))) for _ in "1234567"
+        ]
+        with netbpf("tcpnagle", "--netns", one_host.inode) as run:
+            for pair in pairs:
+                pair.set(socket.TCP_NODELAY, 1)
+                pair.set(socket.TCP_CORK, 1)
+            for pair in pairs:
+                pair.client.sendall(SMALL)
+            run.stop()
+    assert run.summary["still_held"] == len(pairs)
+    notes = [note for note in run.summary["notes"] if "still held" in note]
+    # Those that wait longest.
+    assert [f"port {pair.port}, " in note for pair, note in zip(pairs, notes)] == [True] * 5
+
+
 # --- filters, intervals, text --------------------------------------------------------------------
 
 
