@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -215,6 +217,35 @@ def test_connections_that_find_no_room_are_lost_and_those_accepted_give_it_back(
     assert run.summary["complete"] is False
 
 
+def test_what_an_address_excludes_takes_no_room(netbpf, hosts, client, server) -> None:
+    # The other end's address is there at the end of the handshake only.
+    right, number = hosts[1], 100
+    listener, port = server.listen("ipv4", backlog=4096)
+    words = ("-L", port, "--raddr", "192.0.2.0/24", "--map-entries", 64)
+    with netbpf("soaccept", *words) as run:
+        client.ask("crowd", number=number, family="ipv4", addr=right.ipv4, port=port)
+        wait_until(lambda: queued(right, port) == number, what="all to be established")
+        server.ask("accept", id=1, listener=listener)
+    assert run.events == []
+    assert run.summary["lost"]["map_full"] == 0 and run.summary["complete"] is True
+
+
+def test_calls_that_find_no_room_are_lost(netbpf, hosts, client, server) -> None:
+    # Five threads wait in accept; of two it is known on which listener.
+    right, threads = hosts[1], 5
+    listener, port = server.listen("ipv4", backlog=7)
+    with netbpf("soaccept", "-p", server.pid, "--map-entries", 2) as run:
+        server.tell("accept_many", listener=listener, number=1, threads=threads)
+        wait_until(lambda: accepting(server.pid) == threads, what="all to wait")
+        for index in range(threads):
+            client.connect("ipv4", right.ipv4, port)
+            run.wait_for(index + 1)
+        server.answer()
+    assert sorted(event["queue_max"] or 0 for event in run.events) == [0, 0, 0, 7, 7]
+    assert run.summary["lost"]["map_full"] == threads - 2
+    assert run.summary["complete"] is False
+
+
 def queued(host: Host, port: int) -> int:
     return int(host.run("ss", "-tlnH", "sport", "=", port).split()[1])
 
@@ -257,6 +288,48 @@ def test_two_listeners_in_each_of_two_intervals(netbpf, hosts, client, server) -
         assert {row["queue_max"] for row in rows} == {backlog}
         assert max(row["queue"] for row in rows) <= 2
         assert all(row["p50_us"] <= row["p99_us"] < 1e6 * SLOW for row in rows)
+
+
+def test_errors_in_the_summary_are_those_of_whole_rows(netbpf, hosts, client, server) -> None:
+    right = hosts[1]
+    (bad, bad_port), (good, good_port) = (server.listen("ipv4") for _ in range(2))
+    with netbpf("soaccept", "--summary", "--errors", "-p", server.pid) as run:
+        for listener, port in ((bad, bad_port), (good, good_port)):
+            for number in range(2):  # each stays open, so that no lower descriptor is free
+                client.connect("ipv4", right.ipv4, port)
+                server.ask("accept", id=f"{port} {number}", listener=listener)
+        client.connect("ipv4", right.ipv4, bad_port)
+        assert server.ask("accept", id=1, listener=bad, limit=True)["errno"] == "EMFILE"
+    (row,) = run.rows
+    assert (row["lport"], row["accepts"], row["errors"]) == (bad_port, 2, 1)
+    assert row["top_error"] == "EMFILE"
+
+
+def test_descriptor_0_is_no_error(netbpf, hosts, client) -> None:
+    right = hosts[1]
+    program = """
+import os, socket, sys
+listener = socket.socket()
+listener.bind((sys.argv[1], 0))
+listener.listen(1)
+os.close(0)
+print(listener.getsockname()[1], flush=True)
+accepted = listener.accept()[0]
+print(accepted.fileno(), flush=True)
+"""
+    line = right.inside(sys.executable, "-I", "-S", "-c", program, right.ipv4)
+    with (
+        netbpf("soaccept", "--netns", right.namespace) as run,
+        netbpf("soaccept", "--netns", right.namespace, "--errors") as errors,
+        subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as server,
+    ):
+        assert server.stdout
+        client.connect("ipv4", right.ipv4, int(server.stdout.readline()))
+        assert server.stdout.readline() == b"0\n"
+        run.wait_for(1)
+    (event,) = run.events
+    assert (event["pid"], event["fd"], event["result"]) == (server.pid, 0, "OK")
+    assert errors.events == []
 
 
 @compares("soaccept", "p99_us", "pid", "proto", "netns", shape="--summary")
