@@ -292,6 +292,20 @@ def test_a_send_is_small_below_the_size_of_a_segment(
     assert {name: sends for name, (sends, _) in settings(run).items()} == {"ON": 5, "OFF": 1}
 
 
+def test_option_that_was_just_set_is_there_as_push(netbpf: Any, one_host: Host) -> None:
+    """Behind a closed window: what is written after it joins what waits already."""
+    with contextlib.closing(Pair(one_host, one_host, room=8192)) as pair:
+        while room := pair.window():
+            pair.client.send(b"x" * min(room, 1024))
+            wait_until(lambda: not pair.unacknowledged(), what="acknowledgements")
+        with netbpf("tcpnagle", "--netns", one_host.inode) as run:
+            pair.client.sendall(SMALL)
+            pair.set(socket.TCP_NODELAY, 1)
+            pair.client.sendall(SMALL)
+            run.stop()
+    assert settings(run) == {"ON": (1, 1), "OFF+PUSH": (1, 1)}
+
+
 # --- windows, pacing, the device -----------------------------------------------------------------
 
 
@@ -602,6 +616,38 @@ def test_a_socket_without_room_is_lost_once_and_only_if_it_was_asked_for(
             everything.stop()
     assert everything.summary["lost"]["map_full"] == more
     assert nothing.summary["lost"]["map_full"] == 0 and nothing.summary["complete"]
+
+
+def test_sockets_without_room_in_the_table_are_lost(netbpf: Any, one_host: Host) -> None:
+    """One holds after the other: what is held now always has room."""
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(contextlib.closing(Pair(one_host, one_host))) for _ in "12345"]
+        words = ("--top", 9, "--netns", one_host.inode, "--map-entries", 2)
+        with netbpf("tcpnagle", *words) as run:
+            for _ in range(2):
+                for pair in pairs:
+                    hold_by_cork(pair)
+            run.stop()
+    assert [row["holds"] for row in holders(run)] == [2, 2]
+    assert run.summary["lost"]["map_full"] == len(pairs) - 2
+    assert sum(h["count"] for h in run.histograms) == 2 * len(pairs)
+
+
+def test_refused_data_of_others_takes_no_room(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(contextlib.closing(Pair(left, right))) for _ in "12345"]
+        unused = max(pair.port for pair in pairs) + 1
+        words = ("--netns", left.inode, "--map-entries", 1)
+        run = stack.enter_context(netbpf("tcpnagle", *words, "-D", unused))
+        with refusing(left, "queue"):
+            for pair in pairs:
+                pair.client.sendall(SMALL)
+        for pair in pairs:
+            pair.receive(len(SMALL))
+        run.stop()
+    assert run.rows == run.histograms == []
+    assert run.summary["lost"]["map_full"] == 0 and run.summary["complete"] is True
 
 
 @compares("tcpnagle", "count", shape="histogram")

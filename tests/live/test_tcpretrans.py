@@ -254,6 +254,32 @@ def test_synack_of_a_fast_open_child_is_one_of_its_owner(netbpf: Any, accepted: 
         assert (event["raddr"], event["rport"]) == remote
 
 
+def test_answers_of_two_ends_that_connect_at_once_are_synacks(netbpf: Any, pair: Pair) -> None:
+    # Their SYNs cross. Truth: what is dropped in both hosts has SYN and ACK.
+    hosts, ports = (pair.left, pair.right), (20, 21)
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(netbpf("tcpretrans", "-L", "20,21"))
+        rule = "tcp dport {20, 21}"
+        syns = [stack.enter_context(host.dropping(rule)) for host in hosts]
+        clients = [
+            stack.enter_context(host.socket(socket.AF_INET, socket.SOCK_STREAM)) for host in hosts
+        ]
+        for client, host, port in zip(clients, hosts, ports):
+            client.bind((host.ipv4, port))
+        begin(clients[0], pair.right.ipv4, 21)
+        begin(clients[1], pair.left.ipv4, 20)
+        answers = f"{rule} tcp flags & (syn | ack) == syn | ack"
+        drops = [stack.enter_context(host.dropping(answers)) for host in hosts]
+        for dropped in syns:
+            dropped.end()
+        wait_until(lambda: min(dropped.count() for dropped in drops) >= 2, what="answers again")
+        run.wait_for(lambda events: {e["lport"] for e in events if e["kind"] != "SYN"} == {20, 21})
+    for event in ours(run.events, *hosts):
+        state = {"SYN": "SYN_SENT", "SYNACK": "SYN_RECV"}
+        assert event["state"] == state[event["kind"]]
+        assert (event["pid"], event["segs"]) == (os.getpid(), 1)
+
+
 def test_attempts_before_the_start_are_counted(netbpf: Any, pair: Pair) -> None:
     with pair.right.dropping(f"tcp dport {BLACK_HOLE}") as drops:
         idents = pair.sockets(1)
@@ -285,6 +311,7 @@ def test_sum_and_kinds_during_a_lossy_transfer_agree_with_the_kernels_counters(
         session.end()
     events = run.events
     assert segments(events) == rise["TcpRetransSegs"] == run.summary["totals"]["in_namespace"]
+    assert run.summary["totals"]["segs"] == rise["TcpRetransSegs"]
     assert segments(events, "FAST") == rise["TcpExtTCPFastRetrans"] > 0
     # The timer sends one segment, what was lost with it follows as the window opens again.
     timer = rise["TcpExtTCPTimeouts"] + rise["TcpExtTCPSlowStartRetrans"]
