@@ -94,9 +94,6 @@ def test_one_column_of_one_kind_of_line_is_spoiled(tool, monkeypatch):
 _LATER: dict[tuple[str, str], str] = {
     ("gethostlatency", "event"): "time",
     ("gethostlatency", "histogram"): "percentiles",
-    ("netsize", "histogram"): "netns",
-    ("skbdrop", "event"): "time location",
-    ("skbdrop", "rows"): "location meaning",
     ("soaccept", "event"): "time cgroup",
     ("soaccept", "--summary"): "p99_us pid proto netns",
     ("sockstat", "rows"): "would_block",
