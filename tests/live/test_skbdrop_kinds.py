@@ -111,12 +111,13 @@ def test_each_header_is_read_where_it_is(netbpf: Any, receiving: tuple[Host, Hos
 
 
 @compares("skbdrop", "unread", shape="summary")
+@pytest.mark.parametrize("port", [4001, 4002])  # the source's and the destination's
 def test_filter_of_ports_takes_the_second_of_two_and_no_later_fragment(
-    netbpf: Any, receiving: tuple[Host, Host]
+    netbpf: Any, receiving: tuple[Host, Host], port: int
 ) -> None:
     left, right = receiving
     with netbpf(
-        "skbdrop", "--netns", right.inode, "--port", "1,4002", "--dev", f"lo,{right.device}"
+        "skbdrop", "--netns", right.inode, "--port", f"1,{port}", "--dev", f"lo,{right.device}"
     ) as run:
         frames.send(left, [frame for frame, _ in cases()])
     # Two are of IPv4 and five of IPv6; one is too short for ports, which is counted.
