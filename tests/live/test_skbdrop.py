@@ -106,6 +106,7 @@ def test_datagrams_to_a_closed_port_are_so_many_times_no_socket(
         assert event["location"] == row["location"]
         # There is no socket: nobody owns it, whoever runs when the packet arrives.
         assert (event["pid"], event["comm"], event["owner"]) == (None, None, "unknown")
+        assert event["uid"] is None
     if not NO_SOCKET:
         assert {one["meaning"] for one in run.rows} == {None}
         (drop,) = [probe for probe in run.summary["probes"] if probe["name"] == "drop"]
