@@ -312,6 +312,31 @@ def test_reset_that_was_accepted_is_hidden(
         assert run.summary["totals"]["hidden"] >= NUMBER
 
 
+def test_reset_behind_the_one_that_was_accepted_is_shown(netbpf: Any, one_host: Host) -> None:
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})  # what a reset ended is remembered by processor
+    try:
+        with (
+            one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
+            one_host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw,
+            netbpf("skbdrop", "--netns", one_host.inode) as run,
+        ):
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            client = one_host.socket(socket.AF_INET, socket.SOCK_STREAM)
+            client.connect(listener.getsockname())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            ends = client.getsockname()[1], listener.getsockname()[1]
+            client.close()
+            # The same once more, with a wrong checksum: TCP never looks at it.
+            late = struct.pack("!HHIIBBHHH", *ends, 1, 0, 0x50, 4, 0, 0xBAD, 0)
+            raw.sendto(late, ("127.0.0.1", 0))
+    finally:
+        os.sched_setaffinity(0, processors)
+    assert [(row["reason"], row["count"]) for row in run.rows] == [("TCP_CSUM", 1)]
+    assert run.summary["counters"]["Tcp.InCsumErrors"] == 1
+
+
 def reasons() -> str:
     return Path("/sys/kernel/btf/vmlinux").read_bytes().decode("latin-1")
 
@@ -320,15 +345,20 @@ def reasons() -> str:
     "TCP_LISTEN_OVERFLOW" not in reasons(),
     reason="needs a kernel that gives a full accept queue its own reason",
 )
-def test_ack_that_a_deferred_accept_waits_behind_is_hidden(netbpf: Any, one_host: Host) -> None:
-    with one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+def test_ack_that_a_deferred_accept_waits_behind_is_hidden(
+    netbpf: Any, one_host: Host, family: int, address: str
+) -> None:
+    with one_host.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((address, 0))
         listener.listen(NUMBER)
         with netbpf("skbdrop", "--netns", one_host.inode) as run:
             before = one_host.snmp()["TcpExtTCPDeferAcceptDrop"]
             for _ in range(5):
-                client = one_host.socket(socket.AF_INET, socket.SOCK_STREAM)
+                client = one_host.socket(family, socket.SOCK_STREAM)
                 client.connect(listener.getsockname())
                 client.sendall(b"x")
                 server, _ = listener.accept()
