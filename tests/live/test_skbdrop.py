@@ -454,7 +454,7 @@ def test_intervals_add_up_and_rank(netbpf: Any, two_hosts: tuple[Host, Host]) ->
     options = ("0.2", "--netns", right.inode, "-4")
     with netbpf("skbdrop", *options) as run, right.dropping(f"udp dport {CLOSED + 1}"):
         for wanted in (1, 2, 3):
-            send(left, right, 2)
+            send(left, right, 2, size=1400)  # fewer packets, more bytes
             send(left, right, NUMBER, CLOSED + 1)
             wait_until(lambda: len({row["time"] for row in run.rows}) >= wanted)  # noqa: B023
     assert total(run.rows, reason="NO_SOCKET") == 3 * 2

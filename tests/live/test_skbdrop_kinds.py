@@ -258,6 +258,48 @@ def test_keepalive_probes_are_hidden_as_often_as_they_were_sent(
     assert {event["harmless"] for event in everything.events} == {"yes"}
 
 
+REPAIR, REPAIR_QUEUE, QUEUE_SEQ, SEND_QUEUE = 19, 20, 21, 2  # linux/tcp.h
+
+
+def next_sequence(one: socket.socket) -> int:
+    """Return the sequence number of the next byte that the socket will send."""
+    one.setsockopt(socket.IPPROTO_TCP, REPAIR, 1)
+    one.setsockopt(socket.IPPROTO_TCP, REPAIR_QUEUE, SEND_QUEUE)
+    found = one.getsockopt(socket.IPPROTO_TCP, QUEUE_SEQ)
+    one.setsockopt(socket.IPPROTO_TCP, REPAIR, -1)  # without a window probe
+    return found & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(("size", "hidden"), [(1, True), (2, False)])
+def test_data_that_came_twice_is_shown_unless_it_is_a_probe(
+    netbpf: Any, one_host: Host, size: int, hidden: bool
+) -> None:
+    with (
+        one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
+        one_host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw,
+        netbpf("skbdrop", "--netns", one_host.inode) as run,
+    ):
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = one_host.socket(socket.AF_INET, socket.SOCK_STREAM)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        client.sendall(b"abcd")
+        assert server.recv(10) == b"abcd"
+        ends = client.getsockname()[1], server.getsockname()[1]
+        numbers = next_sequence(client) - size & 0xFFFFFFFF, next_sequence(server)
+        again = struct.pack("!HHIIBBHHH", *ends, *numbers, 0x50, 0x10, 512, 0, 0) + b"abcd"[-size:]
+        pseudo = socket.inet_aton("127.0.0.1") * 2 + struct.pack("!HH", 6, len(again))
+        total = frames.checksum(pseudo + again + bytes(len(again) % 2))
+        raw.sendto(again[:16] + struct.pack("!H", total) + again[18:], ("127.0.0.1", 0))
+        client.close()
+        assert server.recv(1) == b""
+        server.close()
+    shown = [(row["reason"], row["count"]) for row in run.rows]
+    assert shown == ([] if hidden else [("TCP_OLD_DATA", 1)])
+    assert run.summary["totals"]["hidden"] >= hidden
+
+
 def refused_third_packet(host: Host, port: int) -> contextlib.AbstractContextManager[Any]:
     """Drop bare ACKs to a port: a handshake stays unfinished, and a reset still comes through."""
     return host.dropping(f"tcp dport {port} tcp flags & (syn|fin|rst|ack) == ack")
