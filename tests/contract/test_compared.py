@@ -92,9 +92,6 @@ def test_one_column_of_one_kind_of_line_is_spoiled(tool, monkeypatch):
 
 # Not compared yet, as (tool, shape): columns. It may only shrink.
 _LATER: dict[tuple[str, str], str] = {
-    ("netsize", "histogram"): "netns",
-    ("skbdrop", "event"): "time location",
-    ("skbdrop", "rows"): "location meaning",
     ("tcplife", "event"): "srtt_us tx_unacked uid netns cgroup",
     ("tcplife", "summary"): "open",
 }

@@ -188,8 +188,17 @@ def datagrams(book, family, host, proto):
     book.did("connect", proto, one.connect, addr)
     talk(book, proto, one, two)
     many(book, proto, one, two)
-    book.did("close", proto, one.close)
     book.did("close", proto, two.close)
+    refused(book, family, proto, one)
+    book.did("close", proto, one.close)
+
+
+def refused(book, family, proto, one):
+    """What comes back from a port where nobody listens any more is no message that came."""
+    level, option = (socket.IPPROTO_IPV6, 25) if family == AF_INET6 else (socket.IPPROTO_IP, 11)
+    one.setsockopt(level, option, 1)  # IPV6_RECVERR, IP_RECVERR: linux/in6.h, linux/in.h
+    book.did("send", proto, one.send, b"lost")
+    book.did("recv", proto, one.recv, 100, socket.MSG_ERRQUEUE, peek=True)
 
 
 def many(book, proto, one, two):
