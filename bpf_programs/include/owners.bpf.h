@@ -269,7 +269,9 @@ static inline int on_owner_state(struct sock *sk, int oldstate, int newstate)
 	if (READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	owner_on_state(sk, newstate);
-	if (newstate == TCP_CLOSE || oldstate == TCP_LISTEN)
+	/* At ESTABLISHED the local port is known, which connect() chooses after SYN_SENT. */
+	if (newstate == TCP_CLOSE || oldstate == TCP_LISTEN ||
+	    (newstate == TCP_ESTABLISHED && !may_pass_socket(sk)))
 		forget_owner(sk);
 	return 0;
 }

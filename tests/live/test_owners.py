@@ -148,3 +148,63 @@ def test_drop_belongs_to_the_process_that_writes(netbpf: Any, one_host: Host) ->
             wait_until(lambda: len(case.client.recv(1 << 20)) > 0)
     found = [event for event in run.events if event["sport"] == case.port]
     assert {event["pid"] for event in found if event["pid"]} <= {case.server}
+
+
+def closed_early(host: Host, how: str) -> tuple[str, int]:
+    """Close a socket that close() ends at once; return what ends the session, and its port."""
+    with contextlib.ExitStack() as stack:
+        listener, client = (
+            stack.enter_context(host.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(2)
+        )
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        if how == "no answer":
+            stack.enter_context(host.dropping(f"tcp dport {listener.getsockname()[1]}"))
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.connect(listener.getsockname())
+            return "aborted", client.getsockname()[1]
+        client.connect(listener.getsockname())
+        server = stack.enter_context(listener.accept()[0])
+        client.shutdown(socket.SHUT_WR)
+        assert server.recv(1) == b""
+        if how == "unread":
+            server.sendall(b"x")
+            wait_until(lambda: select.select([client], [], [], 0)[0])
+        else:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+        port = client.getsockname()[1]
+        client.close()
+    return "rst-local", port
+
+
+@pytest.mark.parametrize("how", ["no answer", "unread", "linger"])
+def test_session_that_close_ends_at_once_belongs_to_the_process_that_closes(
+    netbpf: Any, one_host: Host, how: str
+) -> None:
+    """This process is the one that connects and closes; no other one ever has the socket."""
+    words = ("tcplife", "--netns", one_host.namespace)
+    with netbpf(*words) as everything, netbpf(*words, "-p", os.getpid()) as own:
+        end, port = closed_early(one_host, how)
+        for run in (everything, own):
+            run.wait_for(lambda events: owners(events, port))
+    for run in (everything, own):
+        (event,) = [event for event in run.events if event["lport"] == port]
+        assert (event["pid"], event["owner"], event["close"]) == (os.getpid(), "exact", end)
+
+
+def test_sessions_from_other_local_ports_take_no_room(netbpf: Any, one_host: Host) -> None:
+    """Local ports are chosen after SYN_SENT: -L has to let go of those that it excludes."""
+    room = 256
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(one_host.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(2 * room)
+        words = ("-L", listener.getsockname()[1], "--map-entries", room)
+        words = ("--netns", one_host.namespace, *words)
+        run = stack.enter_context(netbpf("tcpretrans", *words))
+        for _ in range(room + 100):
+            client = stack.enter_context(one_host.socket(socket.AF_INET, socket.SOCK_STREAM))
+            client.connect(listener.getsockname())
+        run.stop()
+    assert run.summary["lost"]["map_full"] == 0 and run.summary["complete"]
