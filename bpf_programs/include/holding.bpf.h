@@ -70,9 +70,6 @@ static inline enum holding holds_file(struct task_struct *leader, struct file *f
 		return HOLDS_NOT;
 	if (is_file(table, fd, file))
 		return HOLDS;
-#ifdef OWNERS_OF_ALL
-	return HOLDS_MAYBE; /* too many ways lead here for the verifier to go on */
-#endif
 	bpf_probe_read_kernel(row, sizeof(struct descriptors), NULL); /* fails, and leaves zeros */
 	size = size < sizeof(struct descriptors) ? size : sizeof(struct descriptors);
 	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */

@@ -116,9 +116,17 @@ static inline void own_current(struct owner *owner)
 
 #define CHILDREN 16 /* of a process that are looked at */
 
+/* Under this number, or under those of inetd (standard input) and of systemd's Accept=yes? */
+static inline bool has_inherited(struct task_struct *child, s32 fd, struct file *file)
+{
+	struct fdtable *table = descriptors_of(child);
+
+	return is_file(table, fd, file) | is_file(table, 0, file) | is_file(table, 3, file);
+}
+
 /*
  * The owner that was recorded has the socket no more: a server that forks a process for each
- * connection closes its own copy. Is it with one of its children, under the same number?
+ * connection closes its own copy. Is it with one of its children?
  */
 static inline bool find_heir(struct owner *owner, struct file *file)
 {
@@ -131,7 +139,7 @@ static inline bool find_heir(struct owner *owner, struct file *file)
 		struct task_struct *child =
 			(void *)node - (u64)FIELD_AT((struct task_struct *)0, sibling);
 
-		heir = is_file(descriptors_of(child), owner->fd, file) ? child : heir;
+		heir = has_inherited(child, owner->fd, file) ? child : heir;
 		node = READ(child, sibling.prev);
 	}
 	if (!heir || READ(heir, tgid) <= 0)
