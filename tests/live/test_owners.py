@@ -23,7 +23,8 @@ from topology import Host
 
 SERVER = Path(__file__).parent / "programs" / "fork_server.py"
 LINGER_0 = struct.pack("ii", 1, 0)
-HOWS = ("fork", "older", "exit", "pass")
+CHILDREN = ("fork", "inetd", "older")
+HOWS = (*CHILDREN, "exit", "pass")
 
 
 class Served:
@@ -92,7 +93,7 @@ def owners(found: list[Any], port: int) -> set[tuple[int | None, str]]:
 
 def right(case: Served, how: str) -> tuple[int | None, str]:
     """Return pid and owner: a child is found, a process that is no relative is not."""
-    return (case.server, "exact") if how in ("fork", "older") else (None, "unknown")
+    return (case.server, "exact") if how in CHILDREN else (None, "unknown")
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -134,7 +135,7 @@ def test_open_session_is_listed_with_the_process_that_holds_it(
             run.stop()
             found = {(row["pid"], row["owner"]) for row in run.rows if row["lport"] == case.port}
             before = {(row["pid"], row["owner"]) for row in run.rows if row["lport"] == other.port}
-    how_known = "exact" if how in ("fork", "older") else "snapshot"
+    how_known = "exact" if how in CHILDREN else "snapshot"
     assert found == {(case.server, how_known)}
     assert before == {(other.server, "snapshot")}
 
@@ -148,6 +149,32 @@ def test_drop_belongs_to_the_process_that_writes(netbpf: Any, one_host: Host) ->
             wait_until(lambda: len(case.client.recv(1 << 20)) > 0)
     found = [event for event in run.events if event["sport"] == case.port]
     assert {event["pid"] for event in found if event["pid"]} <= {case.server}
+
+
+OUTPUT = """table inet owned {{
+chain outgoing {{
+type filter hook output priority 0; tcp sport {} meta length > 1000 counter drop
+}}
+}}
+"""
+
+
+@pytest.mark.parametrize("how", [how for how in HOWS if how != "exit"])
+def test_refused_output_belongs_to_the_process_that_holds_the_socket(
+    netbpf: Any, one_host: Host, how: str
+) -> None:
+    """A packet that the output hook drops still has its socket, whoever accepted the connection."""
+    with (
+        netbpf("skbdrop", "--events", "--netns", one_host.namespace) as run,
+        served(one_host, how) as case,
+    ):
+        one_host.run("nft", "-f", "-", input=OUTPUT.format(case.port))
+        case.client.sendall(b"x")
+        run.wait_for(lambda events: [e for e in events if e["sport"] == case.port])
+        one_host.run("nft", "delete", "table", "inet", "owned")
+        wait_until(lambda: len(case.client.recv(1 << 20)) > 0)
+    found = {(event["pid"], event["owner"]) for event in run.events if event["sport"] == case.port}
+    assert found == {right(case, how)}
 
 
 def closed_early(host: Host, how: str) -> tuple[str, int]:
