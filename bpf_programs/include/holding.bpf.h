@@ -45,6 +45,14 @@ static inline bool is_file(struct fdtable *table, s32 fd, struct file *file)
 	return found == file;
 }
 
+/* Has a child the file under this number, or under inetd's (0) or that of systemd's Accept=yes (3)? */
+static inline bool has_inherited(struct task_struct *child, s32 fd, struct file *file)
+{
+	struct fdtable *table = descriptors_of(child);
+
+	return is_file(table, fd, file) | is_file(table, 0, file) | is_file(table, 3, file);
+}
+
 /* The highest bit is 0 if these are the same, and 1 else. */
 static inline u64 differ(u64 a, const void *b)
 {

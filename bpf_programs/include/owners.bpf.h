@@ -116,14 +116,6 @@ static inline void own_current(struct owner *owner)
 
 #define CHILDREN 16 /* of a process that are looked at */
 
-/* Under this number, or under those of inetd (standard input) and of systemd's Accept=yes? */
-static inline bool has_inherited(struct task_struct *child, s32 fd, struct file *file)
-{
-	struct fdtable *table = descriptors_of(child);
-
-	return is_file(table, fd, file) | is_file(table, 0, file) | is_file(table, 3, file);
-}
-
 /*
  * The owner that was recorded has the socket no more: a server that forks a process for each
  * connection closes its own copy. Is it with one of its children?
