@@ -160,7 +160,7 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 		return 0;
 	}
 	/* At one place: the verifier tries each way through a filter by name. */
-	if (is_by_owner(oldstate, newstate))
+	if (is_by_owner(sk, oldstate, newstate))
 		own_current(&current);
 	if (newstate == TCP_SYN_SENT)
 		on_connect(sk, key, &current);
