@@ -248,8 +248,6 @@ static inline u8 end_of_session(struct sock *sk, const struct life *life, int st
 		return life->rst;
 	if (err == ECONNRESET || err == EPIPE) /* by tcp_reset(), and there was no room for it */
 		return RST_REMOTE;
-	if (!in_order(tp, state) && err == ECONNABORTED)
-		return ABORTED;
 	if (state == TCP_SYN_RECV && err)
 		return end_of_attempt(life, err);
 	return first_fin(tp, life, state);
@@ -257,15 +255,16 @@ static inline u8 end_of_session(struct sock *sk, const struct life *life, int st
 
 /*
  * May a RST of ours follow CLOSE? close() and disconnect() send it after the change of state, and so
- * does the answer to data that nobody can read any more (TCPAbortOnData), for which tcp_reset() is
- * called as if a RST had come. None follows a RST that came to a session that was whole.
+ * does the answer to data that nobody can read any more (TCPAbortOnData: our FIN or the peer's came
+ * before it), for which tcp_reset() is called as if a RST had come. None follows a RST that came to a
+ * session that was whole.
  */
 static inline bool may_reset(struct tcp_sock *tp, const struct life *life, int state)
 {
 	if (state == TCP_SYN_SENT || life->rst == RST_LOCAL)
 		return false;
 	if (life->rst == RST_REMOTE)
-		return has_own_fin(state);
+		return has_own_fin(state) || state == TCP_CLOSE_WAIT;
 	return state != TCP_LAST_ACK || !in_order(tp, state);
 }
 
