@@ -104,8 +104,6 @@ _LATER: dict[tuple[str, str], str] = {
     ("soconnect", "event"): "time laddr uid netns cgroup",
     ("soconnect", "--summary"): "raddr proto retransmits netns",
     ("soconnect", "summary"): "restarted dissolved",
-    ("tcplife", "event"): "srtt_us tx_unacked uid netns cgroup",
-    ("tcplife", "summary"): "open",
     ("tcpnagle", "histogram"): "percentiles",
     ("tcpnagle", "rows"): "small",
     ("tcpnagle", "--top"): "netns",

@@ -25,10 +25,15 @@ from harness import TIMEOUT
 from topology import Host
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
-HOST = {"ipv4": "10.92.0.1", "ipv6": "fd00:92::1"}
-PEER = {"ipv4": "10.92.0.2", "ipv6": "fd00:92::2"}
 _FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 _TUNSETIFF, _TUN, _NO_PI, _NEWNET = 0x400454CA, 0x0001, 0x1000, 0x40000000
+
+
+def ends(family: str, number: int = 0) -> tuple[str, str]:
+    """Return the addresses of the host and of the peer on its wire of that number."""
+    if family == "ipv4":
+        return f"10.92.{number}.1", f"10.92.{number}.2"
+    return f"fd00:92:{number}::1", f"fd00:92:{number}::2"
 
 
 class Segment(NamedTuple):
@@ -52,9 +57,9 @@ class Segment(NamedTuple):
 class Wire:
     """The peer's side of a tun device of the host."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.name = f"nt{os.getpid():x}"
+    def __init__(self, host: Host, number: int = 0) -> None:
+        self.host, self.number = host, number
+        self.name = f"nt{os.getpid():x}x{number}"
         self._tun = -1
         thread = threading.Thread(target=self._open)
         thread.start()
@@ -62,8 +67,9 @@ class Wire:
         assert self._tun >= 0, "no tun device"
         ip = ["ip", "-n", host.namespace]
         topology.must(*ip, "link", "set", self.name, "addrgenmode", "none")
-        for address, prefix, *rest in ((HOST["ipv4"], 24), (HOST["ipv6"], 64, "nodad")):
-            topology.must(*ip, "address", "add", f"{address}/{prefix}", "dev", self.name, *rest)
+        for family, prefix, *rest in (("ipv4", 24), ("ipv6", 64, "nodad")):
+            address = f"{ends(family, number)[0]}/{prefix}"
+            topology.must(*ip, "address", "add", address, "dev", self.name, *rest)
         topology.must(*ip, "link", "set", self.name, "up")
 
     def _open(self) -> None:
@@ -88,7 +94,7 @@ class Wire:
 
     def send(self, family: str, protocol: int, payload: bytes, where: int) -> None:
         """Send a packet to the host; the payload's checksum is to stand at `where`."""
-        to, by = (socket.inet_pton(_FAMILIES[family], end[family]) for end in (HOST, PEER))
+        to, by = (socket.inet_pton(_FAMILIES[family], end) for end in ends(family, self.number))
         pseudo = by + to + struct.pack("!IHH", len(payload), 0, protocol)
         if protocol == socket.IPPROTO_ICMP:
             pseudo = b""
@@ -190,9 +196,8 @@ class Peer:
         """Send an ICMP error that quotes the host's last segment."""
         last = [s for s in self.passed if not s.ours][-1]
         quoted = struct.pack("!HHI", last.sport, last.dport, last.seq) + bytes(12)
-        by, to = (
-            socket.inet_pton(_FAMILIES[self.family], end[self.family]) for end in (HOST, PEER)
-        )
+        both = ends(self.family, self.wire.number)
+        by, to = (socket.inet_pton(_FAMILIES[self.family], end) for end in both)
         if self.family == "ipv4":
             words = [69, 0, 40, 1, 0, 64, socket.IPPROTO_TCP, 0, by, to]
             inner, protocol = struct.pack("!BBHHHBBH4s4s", *words), socket.IPPROTO_ICMP

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import itertools
+import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Callable
 
 import harness
 import pytest
 from compared import compares
 from harness import Json, Run
-from raw_peer import ACK, FIN, HOST, PEER, RST, SYN, Peer, Wire, wire
+from raw_peer import ACK, FIN, RST, SYN, Peer, Wire, ends, wire
 from topology import Host
 
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
@@ -40,6 +44,7 @@ class Session:
     def __init__(self, wire: Wire, family: str) -> None:
         self.wire, self.family = wire, family
         self.peer = Peer(wire, family, next(_ports))
+        self.host, self.remote = ends(family, wire.number)
         self.role = ""
         self.up = self.down = 0  # octets written by the program, and sent to it in order
         self.begin = time.monotonic()
@@ -48,23 +53,23 @@ class Session:
 
     def connecting(self) -> Session:
         self.role = "active"
-        self.sock.bind((HOST[self.family], 0))
+        self.sock.bind((self.host, 0))
         self.peer.host_port = self.sock.getsockname()[1]
         self.sock.setblocking(False)
         self.begin = time.monotonic()
-        self.sock.connect_ex((PEER[self.family], self.peer.port))
+        self.sock.connect_ex((self.remote, self.peer.port))
         self.peer.see(SYN)
         return self
 
     def sending(self, size: int) -> Session:
         """Connect with data on the SYN."""
         self.role = "active"
-        self.sock.bind((HOST[self.family], 0))
+        self.sock.bind((self.host, 0))
         self.sock.setsockopt(socket.IPPROTO_TCP, NO_COOKIE, 1)
         self.sock.setblocking(False)
         self.begin = time.monotonic()
         with contextlib.suppress(BlockingIOError):
-            self.sock.sendto(b"u" * size, MSG_FASTOPEN, (PEER[self.family], self.peer.port))
+            self.sock.sendto(b"u" * size, MSG_FASTOPEN, (self.remote, self.peer.port))
         assert len(self.peer.see(SYN).data) == size
         self.up = size
         return self
@@ -74,7 +79,7 @@ class Session:
         self.listener = self.sock
         if fast:
             self.listener.setsockopt(socket.IPPROTO_TCP, FASTOPEN, 5)
-        self.listener.bind((HOST[self.family], 0))
+        self.listener.bind((self.host, 0))
         self.listener.listen(5)
         self.listener.settimeout(harness.TIMEOUT)
         self.peer.host_port = self.listener.getsockname()[1]
@@ -136,8 +141,8 @@ class Session:
 
     def destroy(self) -> None:
         """Do what ss -K does, in all states: -a."""
-        ends = ("sport", "=", f":{self.peer.host_port}", "dport", "=", f":{self.peer.port}")
-        self.wire.host.run("ss", "-K", "-tna", *ends)
+        both = ("sport", "=", f":{self.peer.host_port}", "dport", "=", f":{self.peer.port}")
+        self.wire.host.run("ss", "-K", "-tna", *both)
 
     def finish(self) -> None:
         """Leave nothing behind."""
@@ -780,6 +785,54 @@ def urgent_byte_is_a_byte(s: Session) -> None:
     s.peer.send(RST)
 
 
+@contextlib.contextmanager
+def no_orphans() -> Iterator[Callable[[], None]]:
+    """Yield a function that allows no orphan from now on; the block's end takes it back.
+
+    tcp_max_orphans belongs to the first namespace: opened there, it is set for a moment only.
+    """
+    files: list[int] = []
+
+    def look() -> None:
+        for name in Path("/proc").glob("[0-9]*/ns/net"):
+            with contextlib.suppress(OSError), name.open() as handle:
+                if name.stat().st_ino not in seen and not files:
+                    seen.add(name.stat().st_ino)
+                    assert ctypes.CDLL(None).setns(handle.fileno(), 0x40000000) == 0
+                    files.append(os.open("/proc/sys/net/ipv4/tcp_max_orphans", os.O_RDWR))
+
+    seen: set[int] = set()
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    (file,) = files
+    before = os.pread(file, 32, 0)
+    try:
+        yield lambda: os.pwrite(file, b"0", 0) and None
+    finally:
+        os.pwrite(file, before, 0)
+        os.close(file)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_session_that_is_out_of_memory_is_reset(watch: Watch, raw: Wire, family: str) -> None:
+    """TcpExt.TCPAbortOnMemory: more sockets without a descriptor than tcp_max_orphans."""
+    first, second = (Session(raw, family).opened("active") for _ in range(2))
+    first.close()  # an orphan, as its FIN is not acknowledged
+    first.peer.see(FIN | ACK)
+    time.sleep(0.3)  # the kernel counts them every 0.1 s
+    before = raw.host.snmp()["TcpExtTCPAbortOnMemory"]
+    with no_orphans() as forbid:
+        forbid()
+        second.close()
+    second.peer.see(RST | ACK)
+    assert raw.host.snmp()["TcpExtTCPAbortOnMemory"] == before + 1
+    (event,) = watch.lines_of(second)
+    assert not wrong_in(event, second, "rst-local")
+    first.peer.send(RST)
+    first.finish()
+
+
 def handshake_bounds(s: Session) -> tuple[float, float] | None:
     """Return from when to when the host waited, as (least, most) in us; None if not known.
 
@@ -832,3 +885,23 @@ def test_session_is_shown_as_its_packets_show_it(
 
 # Scripts in which a RST passes that ends no session.
 BESIDE = {"wrong_ack_of_a_syn_is_answered_by_a_reset_that_ends_nothing"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_session_whose_interface_is_gone_times_out(
+    watch: Watch, one_host: Host, family: str
+) -> None:
+    """Nothing is sent and nothing comes: no FIN and no RST pass, as no packet can."""
+    lost = Wire(one_host, number=1)
+    s = Session(lost, family).opened("active")
+    s.option(USER_TIMEOUT, value=400)
+    lost.close()
+    s.sock.setblocking(True)
+    s.sock.sendall(b"u" * 70)
+    (event,) = watch.lines_of(s)
+    assert event["close"] in ("timeout", "unreachable")
+    with pytest.raises(OSError) as error:
+        s.sock.recv(1)
+    assert event["close"] == ("timeout" if error.value.errno == errno.ETIMEDOUT else "unreachable")
+    assert (event["tx_bytes"], event["rx_bytes"], event["tx_unacked"]) == (70, 0, 70)
+    s.finish()
