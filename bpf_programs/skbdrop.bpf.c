@@ -99,28 +99,32 @@ static inline void count_drop(struct drop_key *key, struct packet *packet)
 #ifdef RING_PAGES
 static inline void send_drop(struct drop_key *key, struct packet *packet, struct owner *owner)
 {
-	struct drop ev = {};
+	struct drop *ev = events.ringbuf_reserve(sizeof(struct drop)); /* too large for the stack */
 
-	ev.time = bpf_ktime_get_ns();
-	ev.location = key->location;
-	ev.reason = key->reason;
-	ev.harmless = key->harmless;
-	ev.proto = packet->proto;
-	ev.len = packet->len;
-	ev.netns = packet->netns;
-	ev.sport = packet->sport;
-	ev.dport = packet->dport;
-	ev.family = packet->family;
-	__builtin_memcpy(ev.dev, packet->dev, 16);
-	__builtin_memcpy(ev.saddr, packet->saddr, 16);
-	__builtin_memcpy(ev.daddr, packet->daddr, 16);
-	ev.pid = owner->process.pid;
-	ev.uid = owner->how ? owner->process.uid : ~0U;
-	ev.cgroup = owner->process.cgroup;
-	ev.owner = owner->how;
-	ev.socket = key->socket;
-	__builtin_memcpy(ev.comm, owner->process.comm, sizeof(ev.comm));
-	emit(&ev, sizeof(ev));
+	if (!ev) {
+		count_loss(LOSS_RING_FULL);
+		return;
+	}
+	ev->time = bpf_ktime_get_ns();
+	ev->location = key->location;
+	ev->reason = key->reason;
+	ev->harmless = key->harmless;
+	ev->proto = packet->proto;
+	ev->len = packet->len;
+	ev->netns = packet->netns;
+	ev->sport = packet->sport;
+	ev->dport = packet->dport;
+	ev->family = packet->family;
+	__builtin_memcpy(ev->dev, packet->dev, 16);
+	__builtin_memcpy(ev->saddr, packet->saddr, 16);
+	__builtin_memcpy(ev->daddr, packet->daddr, 16);
+	ev->pid = owner->process.pid;
+	ev->uid = owner->how ? owner->process.uid : ~0U;
+	ev->cgroup = owner->process.cgroup;
+	ev->owner = owner->how;
+	ev->socket = key->socket;
+	__builtin_memcpy(ev->comm, owner->process.comm, TASK_COMM_LEN);
+	events.ringbuf_submit(ev, 0);
 }
 #else
 static inline void send_drop(struct drop_key *key, struct packet *packet, struct owner *owner)
@@ -177,6 +181,10 @@ static inline bool pass_packet(struct packet *packet)
 /* Who owns the socket that the packet was for, or came from. */
 static inline void find_holder(struct sock *sk, struct owner *owner)
 {
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+
+	if (!pass_netns(READ(net, ns.inum)))
+		return;
 #ifdef HAVE_sock___sk_common_skc_listener
 	if (READ(sk, __sk_common.skc_state) == TCP_NEW_SYN_RECV) /* a request's, too small a sock */
 		sk = READ(sk, __sk_common.skc_listener);
@@ -196,15 +204,16 @@ static inline int on_drop(void *ctx, struct sk_buff *skb, u64 location, u32 reas
 	if (!FILTER_REASON(reason))
 		return 0;
 #endif
-	read_packet(&packet, skb, sk);
-	if (!pass_packet(&packet))
-		return 0;
 #if defined(FILTER_PROCESS) || defined(RING_PAGES)
+	/* Before the packet is read, in many ways: the verifier walks through this for each of them. */
 	if (sk)
 		find_holder(sk, &owner);
 	if (!pass_owner(&owner))
 		return 0;
 #endif
+	read_packet(&packet, skb, sk);
+	if (!pass_packet(&packet))
+		return 0;
 	key.harmless = is_harmless(skb, &packet, reason, location, sk, rx_sk);
 #ifndef SHOW_ALL
 	if (key.harmless) {

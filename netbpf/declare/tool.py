@@ -9,10 +9,11 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Callable, Optional, Union
 
+from netbpf.declare.columns import Pid
 from netbpf.declare.digest import Digest
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, Option
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, Option
 from netbpf.declare.owners import OWNER_OPTIONS, OWNER_PROBES
 from netbpf.declare.probes import Probe
 from netbpf.declare.record import Event, Record
@@ -131,6 +132,16 @@ class Tool:
         asked = not self.event_option or settings.get(self.event_option)
         refused = self.events_unless and settings.get(self.events_unless)
         return self.event is not None and bool(asked and not refused)
+
+    def shows_owners(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether filters or columns in use depend on who owns a socket."""
+        records: list[type[Record]] = [table.row for table in self.tables_of(settings)]
+        if self.event and self.has_events(settings):
+            records.append(self.event)
+        columns = [column for record in records for column in record.columns]
+        return any(isinstance(column, Pid) for column in columns) or any(
+            settings.get(option.name) for option in PROCESS
+        )
 
     def tables_of(self, settings: Mapping[str, Any]) -> list[Table]:
         """Return the tables that the tool makes with these settings."""

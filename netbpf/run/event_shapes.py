@@ -64,6 +64,7 @@ class EventShape(Shape):
             name, age = tool.pending
             self.pending = Pending(event, attached.loaded.maps[name], age)
         self._waiting: dict[bytes, tuple[Any, ...]] = {}
+        self._written = False
         self._stopped = 0
 
     @property
@@ -82,7 +83,7 @@ class EventShape(Shape):
         return min(self._due, self._held.due if self._held else self._due)
 
     def read(self) -> bool:
-        """Write the events of one batch."""
+        """Write the events of one batch; return whether any were read or written."""
         if time.monotonic() >= self._due:
             self._due += _PENDING_SECONDS
             self._write_gone()
@@ -95,7 +96,8 @@ class EventShape(Shape):
             self._write_all(rows)
         if self._strangers:
             self._learn()
-        return bool(rows)
+        written, self._written = self._written, False
+        return bool(rows) or written
 
     def _learn(self) -> None:
         # Sockets whose making shows nowhere: from the next packet on, their owner is known.
@@ -131,6 +133,7 @@ class EventShape(Shape):
             return
         self.namespaces.add(values.get("netns") or 0)
         self._show(raw[self._time], values)
+        self._written = True  # it may have waited for a moment in which nothing else comes
         self.seen += 1
         self.stop.room(self.seen)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 from netbpf.declare.network import KernelStack
+from netbpf.declare.owners import OWNER_PROBES
 from netbpf.declare.probes import Iterator, Probe
 from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, UsageError
@@ -96,8 +97,16 @@ class Attached:
 
 
 def probes_of(tool: Tool, settings: Mapping[str, Any]) -> list[Probe]:
-    """Return the probes that a tool needs with these settings."""
-    return [p for p in tool.all_probes if not p.option or settings.get(p.option)]
+    """Return the probes that a tool needs with these settings.
+
+    Those that find owners fill a map, which costs and can be full: only if an owner is asked for.
+    """
+    spare = () if tool.shows_owners(settings) else OWNER_PROBES
+    return [
+        probe
+        for probe in tool.all_probes
+        if probe not in spare and (not probe.option or settings.get(probe.option))
+    ]
 
 
 def start(

@@ -35,6 +35,9 @@ TIMEOUT = 10 * SLOW
 # takes long enough for an interrupt to come in the midst of it.
 ATTEMPTS = 3 if SLOW > 1 else 1
 
+# Where it is set, output that a tool forgets to flush comes all the same.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 Json = dict[str, Any]
 Condition = Callable[[list[Json]], Any]
 

@@ -116,7 +116,7 @@ def test_filter_of_ports_takes_the_second_of_two_and_no_later_fragment(
 ) -> None:
     left, right = receiving
     with netbpf(
-        "skbdrop", "--netns", right.inode, "--port", "1,4002", "--dev", f"none,{right.device}"
+        "skbdrop", "--netns", right.inode, "--port", "1,4002", "--dev", f"lo,{right.device}"
     ) as run:
         frames.send(left, [frame for frame, _ in cases()])
     # Two are of IPv4 and five of IPv6; one is too short for ports, which is counted.

@@ -6,6 +6,7 @@ import pytest
 
 from netbpf.declare.columns import Pid
 from netbpf.declare.histogram import Histogram
+from netbpf.declare.options import PROCESS
 from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
 from netbpf.declare.record import Event, Record
 from netbpf.declare.tool import Tool
@@ -36,6 +37,16 @@ def test_probe_of_an_option_is_used_only_with_it():
     assert probes_of(tool, {"open": False}) == [STATE]
     assert probes_of(tool, {"open": True}) == [STATE, OPEN]
     assert probes_of(tool, {}) == [STATE]
+
+
+def test_owners_are_followed_only_where_one_is_shown_or_asked_for():
+    tool = Tool(
+        "x - y", probes=(STATE,), event=Line, event_option="events", owners=True, options=PROCESS
+    )
+    assert probes_of(tool, {}) == [STATE]
+    names = {"state", "accept", "accept4", "snapshot"}
+    assert {probe.name for probe in probes_of(tool, {"events": True})} == names
+    assert {probe.name for probe in probes_of(tool, {"pid": [1]})} == names
 
 
 def test_maps_are_those_that_the_reader_needs():
