@@ -11,8 +11,11 @@
 #define AMENDMENT 1
 
 #ifdef FILTER_PROCESS
-/* Sessions that were shown with such a key: a RST of others is none of our business. */
-BPF_TABLE("lru_hash", u64, u8, shown, 1024);
+/*
+ * Sessions that were shown with such a key: a RST of others is none of our business. The RST follows
+ * in the same call or for the same packet, so that only the newest entries matter.
+ */
+BPF_TABLE("lru_hash", u64, u8, shown, 16384);
 #endif
 
 struct session {

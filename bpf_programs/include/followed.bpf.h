@@ -33,6 +33,7 @@ static inline void on_owner(struct sock *sk, bool pass)
 		life->bypassed = 1;
 }
 #define ON_OWNER(sk, pass) on_owner(sk, pass)
+#define SNAPSHOT_STATES ~(1 << TCP_LISTEN) /* a listener is no session: it takes no room */
 
 #include "owners.bpf.h"
 
