@@ -45,17 +45,20 @@ class Counters:
 
     _packets: Sequence[PacketSockets] = ()
 
-    def __init__(self, netns: int = 0) -> None:
+    def __init__(self, netns: int = 0, names: Sequence[str] = ()) -> None:
+        """Open them; those of packet sockets only if `names` has one."""
         self._files: list[int] = []
         own = namespace_of("/proc/self")
         where = network_namespaces().get(netns, "") if netns else "/proc/self"
         if where:
-            in_namespaces({netns or own: where}, lambda _: self._open())
+            packets = _PACKET in {_file_of(name) for name in names}
+            in_namespaces({netns or own: where}, lambda _: self._open(packets))
 
-    def _open(self) -> None:
+    def _open(self, packets: bool) -> None:
         self._files = _open_files(_HERE)
-        with suppress(OSError):
-            self._packets = (PacketSockets(),)
+        if packets:  # these calls are seen by who traces them
+            with suppress(OSError):
+                self._packets = (PacketSockets(),)
 
     def read(self) -> Mapping[str, int]:
         """Return {name: value} of all counters."""

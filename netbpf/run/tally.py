@@ -25,7 +25,7 @@ class Tally:
     def __init__(self, tool: Tool, settings: Mapping[str, Any]) -> None:
         self._names = tool.counters
         wanted = (*tool.counters, *tool.interval_counters)
-        self._one = Counters(netns_of(settings))
+        self._one = Counters(netns_of(settings), wanted)
         self._all = AllCounters(wanted) if wanted and not settings.get("netns") else None
         self.source: Source = self._all or self._one
         self._filters = [
