@@ -9,9 +9,10 @@
 
 /*
  * When a connection came into its listener's queue, until it is accepted or gone: with Fast Open that
- * is at the SYN, else at the handshake's last packet. Some are never accepted: the oldest go.
+ * is at the SYN, else at the handshake's last packet. One that finds no room is lost: the wait is not
+ * known.
  */
-BPF_TABLE("lru_hash", u64, u64, established, MAP_ENTRIES);
+BPF_HASH(established, u64, u64, MAP_ENTRIES);
 
 /* Is it known to wait? */
 static inline bool waits(struct sock *accepted)

@@ -12,6 +12,7 @@ KERNEL_OPTIONAL(inet_connection_sock, icsk_timeout) /* until 6.14 */
 KERNEL_OPTIONAL(inet_connection_sock, icsk_rto_max) /* since 6.15 */
 KERNEL_FIELDS(request_sock, num_timeout)
 KERNEL_OPTIONAL(request_sock, timeout) /* since 5.16 */
+KERNEL_OPTIONAL(request_sock_ops, syn_ack_timeout) /* until 6.18 */
 KERNEL_ENUM(tcp_ca_state, TCP_CA_Loss)
 
 #define ICSK_TIME_LOSS_PROBE 5 /* include/net/inet_connection_sock.h */
@@ -67,15 +68,29 @@ static inline u8 kind_of(struct sock *sk, struct tcp_skb_cb *cb, u8 ca_state)
 }
 
 #ifdef HAVE_request_sock_timeout
+/*
+ * The longest timeout. The listener's own limit counts since 1e9d3005e02c ("tcp: Apply max RTO to
+ * non-TFO SYN+ACK.", 6.19; the series has taken request_sock_ops.syn_ack_timeout away), that of a
+ * child of Fast Open since there is one (54a378f43425, 6.15).
+ */
+static inline u64 longest_timeout(struct sock *sk)
+{
+#ifdef HAVE_inet_connection_sock_icsk_rto_max
+#ifdef HAVE_request_sock_ops_syn_ack_timeout
+	if (READ(sk, __sk_common.skc_state) == TCP_LISTEN)
+		return TCP_RTO_MAX_US;
+#endif
+	return (u64)READ((struct inet_connection_sock *)sk, icsk_rto_max) * TICK_US;
+#else
+	return TCP_RTO_MAX_US;
+#endif
+}
+
 /* The time after which the SYN-ACK is sent again, as reqsk_timeout() has it: it doubles, up to a limit. */
 static inline u32 synack_timeout(struct sock *sk, struct request_sock *req)
 {
 	u64 us = ((u64)READ(req, timeout) << read_request_sock_num_timeout(req)) * TICK_US;
-#ifdef HAVE_inet_connection_sock_icsk_rto_max
-	u64 most = (u64)READ((struct inet_connection_sock *)sk, icsk_rto_max) * TICK_US;
-#else
-	u64 most = TCP_RTO_MAX_US;
-#endif
+	u64 most = longest_timeout(sk);
 
 	return us < most ? us : most;
 }

@@ -92,23 +92,5 @@ def test_one_column_of_one_kind_of_line_is_spoiled(tool, monkeypatch):
 
 # Not compared yet, as (tool, shape): columns. It may only shrink.
 _LATER: dict[tuple[str, str], str] = {
-    ("gethostlatency", "event"): "time",
-    ("gethostlatency", "histogram"): "percentiles",
-    ("soaccept", "event"): "time cgroup",
-    ("soaccept", "--summary"): "p99_us pid proto netns",
-    ("sockstat", "rows"): "would_block",
-    ("sockstat", "--top"): "top_error",
-    ("soconnect", "event"): "time laddr uid netns cgroup",
-    ("soconnect", "--summary"): "raddr proto retransmits netns",
-    ("soconnect", "summary"): "restarted dissolved",
-    ("tcplife", "event"): "srtt_us tx_unacked uid netns cgroup",
-    ("tcplife", "summary"): "open",
-    ("tcpnagle", "histogram"): "percentiles",
-    ("tcpnagle", "rows"): "small",
-    ("tcpnagle", "--top"): "netns",
-    ("tcpretrans", "event"): "time uid cgroup",
-    ("tcpretrans", "--flows"): "family raddr netns",
-    ("tcpsynbl", "histogram"): "percentiles",
-    ("tcpsynbl", "rows"): "syns cookies",
 }
 MISSING = {(*where, column) for where, columns in _LATER.items() for column in columns.split()}

@@ -5,12 +5,16 @@ The truth is what client and server saw: their own clocks around each call, and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
+from compared import compares
 from ends import End
 from harness import SLOW, accepting, wait_until
 from test_connects import cgroup_of
@@ -150,13 +154,27 @@ def test_a_call_that_a_signal_interrupts_is_no_error(netbpf, hosts, client, serv
         if how != "eintr":
             client.connect("ipv4", hosts[1].ipv4, port)
         seen = server.answer()
-        if how != "eintr":
+        if how == "eintr":  # the next call is none that begins again
+            server.ask("accept", id=1, listener=listener, wait=False)
+        else:
             run.wait_for(1)
     assert seen["errno"] == ("EINTR" if how == "eintr" else "")
     assert [e["errno"] for e in run.events] == ([] if how == "eintr" else [None])
     assert run.summary["totals"] == {
-        "would_block": 0, "interrupted": how == "eintr", "restarted": how != "eintr"
+        "would_block": how == "eintr", "interrupted": how == "eintr", "restarted": how != "eintr"
     }  # fmt: skip
+
+
+def test_a_program_that_is_killed_in_accept_was_not_interrupted(netbpf, hosts) -> None:
+    with netbpf("soaccept", "--comm", "nb-killed") as run:
+        with contextlib.suppress(AssertionError), End.start("nb-killed", hosts[1]) as killed:
+            listener, _ = killed.listen("ipv4")
+            killed.tell("accept", id=1, listener=listener)
+            wait_until(lambda: accepting(killed.pid), what="a call to accept")
+            os.kill(killed.pid, signal.SIGKILL)
+            killed.process.wait()
+    assert run.events == []
+    assert run.summary["totals"] == {"would_block": 0, "interrupted": 0, "restarted": 0}
 
 
 # --- filters and maps ---------------------------------------------------------------------------
@@ -176,6 +194,56 @@ def test_what_was_not_asked_for_takes_no_room(netbpf, hosts, client, server) -> 
     assert (taken["begin"] - made.over) * 1e6 <= event["wait_us"]
     assert event["wait_us"] <= (taken["end"] - made.begin) * 1e6
     assert run.summary["complete"] is True
+
+
+def test_connections_that_find_no_room_are_lost_and_those_accepted_give_it_back(
+    netbpf, hosts, client, server
+) -> None:
+    # Room for 64: of 100 in the queue the first ones have a wait, and accepted ones stay open.
+    right, room, number = hosts[1], 64, 100
+    listener, port = server.listen("ipv4", backlog=4096)
+    with netbpf("soaccept", "-L", port, "-p", server.pid, "--map-entries", room) as run:
+        client.ask("crowd", number=number, family="ipv4", addr=right.ipv4, port=port)
+        wait_until(lambda: queued(right, port) == number, what="all to be established")
+        for index in range(number):
+            server.ask("accept", id=f"first {index}", listener=listener)
+        for index in range(room):
+            client.connect("ipv4", right.ipv4, port)
+            server.ask("accept", id=f"second {index}", listener=listener)
+        run.wait_for(number + room)
+    known = [event["wait_us"] is not None for event in run.events]
+    assert known == [True] * room + [False] * (number - room) + [True] * room
+    assert run.summary["lost"]["map_full"] == number - room
+    assert run.summary["complete"] is False
+
+
+def test_what_an_address_excludes_takes_no_room(netbpf, hosts, client, server) -> None:
+    # The other end's address is there at the end of the handshake only.
+    right, number = hosts[1], 100
+    listener, port = server.listen("ipv4", backlog=4096)
+    words = ("-L", port, "--raddr", "192.0.2.0/24", "--map-entries", 64)
+    with netbpf("soaccept", *words) as run:
+        client.ask("crowd", number=number, family="ipv4", addr=right.ipv4, port=port)
+        wait_until(lambda: queued(right, port) == number, what="all to be established")
+        server.ask("accept", id=1, listener=listener)
+    assert run.events == []
+    assert run.summary["lost"]["map_full"] == 0 and run.summary["complete"] is True
+
+
+def test_calls_that_find_no_room_are_lost(netbpf, hosts, client, server) -> None:
+    # Five threads wait in accept; of two it is known on which listener.
+    right, threads = hosts[1], 5
+    listener, port = server.listen("ipv4", backlog=7)
+    with netbpf("soaccept", "-p", server.pid, "--map-entries", 2) as run:
+        server.tell("accept_many", listener=listener, number=1, threads=threads)
+        wait_until(lambda: accepting(server.pid) == threads, what="all to wait")
+        for index in range(threads):
+            client.connect("ipv4", right.ipv4, port)
+            run.wait_for(index + 1)
+        server.answer()
+    assert sorted(event["queue_max"] or 0 for event in run.events) == [0, 0, 0, 7, 7]
+    assert run.summary["lost"]["map_full"] == threads - 2
+    assert run.summary["complete"] is False
 
 
 def queued(host: Host, port: int) -> int:
@@ -222,6 +290,49 @@ def test_two_listeners_in_each_of_two_intervals(netbpf, hosts, client, server) -
         assert all(row["p50_us"] <= row["p99_us"] < 1e6 * SLOW for row in rows)
 
 
+def test_errors_in_the_summary_are_those_of_whole_rows(netbpf, hosts, client, server) -> None:
+    right = hosts[1]
+    (bad, bad_port), (good, good_port) = (server.listen("ipv4") for _ in range(2))
+    with netbpf("soaccept", "--summary", "--errors", "-p", server.pid) as run:
+        for listener, port in ((bad, bad_port), (good, good_port)):
+            for number in range(2):  # each stays open, so that no lower descriptor is free
+                client.connect("ipv4", right.ipv4, port)
+                server.ask("accept", id=f"{port} {number}", listener=listener)
+        client.connect("ipv4", right.ipv4, bad_port)
+        assert server.ask("accept", id=1, listener=bad, limit=True)["errno"] == "EMFILE"
+    (row,) = run.rows
+    assert (row["lport"], row["accepts"], row["errors"]) == (bad_port, 2, 1)
+    assert row["top_error"] == "EMFILE"
+
+
+def test_descriptor_0_is_no_error(netbpf, hosts, client) -> None:
+    right = hosts[1]
+    program = """
+import os, socket, sys
+listener = socket.socket()
+listener.bind((sys.argv[1], 0))
+listener.listen(1)
+os.close(0)
+print(listener.getsockname()[1], flush=True)
+accepted = listener.accept()[0]
+print(accepted.fileno(), flush=True)
+"""
+    line = right.inside(sys.executable, "-I", "-S", "-c", program, right.ipv4)
+    with (
+        netbpf("soaccept", "--netns", right.namespace) as run,
+        netbpf("soaccept", "--netns", right.namespace, "--errors") as errors,
+        subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as server,
+    ):
+        assert server.stdout
+        client.connect("ipv4", right.ipv4, int(server.stdout.readline()))
+        assert server.stdout.readline() == b"0\n"
+        run.wait_for(1)
+    (event,) = run.events
+    assert (event["pid"], event["fd"], event["result"]) == (server.pid, 0, "OK")
+    assert errors.events == []
+
+
+@compares("soaccept", "p99_us", "pid", "proto", "netns", shape="--summary")
 def test_percentiles_are_those_of_the_waits_that_were_imposed(
     netbpf, hosts, client, server
 ) -> None:

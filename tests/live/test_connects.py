@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import topology
+from compared import compares
 from ends import End
 from harness import SLOW, Json, wait_until
 from topology import Host
@@ -149,6 +150,7 @@ def test_a_socket_that_connects_to_itself_has_one_handshake(netbpf, hosts, clien
 # --- AF_UNSPEC, and a socket that is used again -------------------------------------------------
 
 
+@compares("soconnect", "dissolved", shape="summary")
 def test_a_call_that_dissolves_is_no_attempt(netbpf, hosts, client, server, tmp_path) -> None:
     right, path = hosts[1], str(tmp_path / "dgram")
     _, port = server.listen("ipv4")
@@ -266,6 +268,7 @@ RESTARTS = {
 }
 
 
+@compares("soconnect", "restarted", shape="summary")
 @pytest.mark.parametrize("how", RESTARTS)
 def test_a_unix_call_that_a_signal_interrupts_is_one_attempt(netbpf, client, tmp_path, how) -> None:
     restart, seen_error, shown = RESTARTS[how]
@@ -328,6 +331,45 @@ def test_a_process_that_is_killed_in_a_call_leaves_a_line(netbpf, client, tmp_pa
     assert run.summary["open"] == 0 and run.rows == []
 
 
+def test_failed_shows_what_was_given_up(netbpf, hosts, client, server) -> None:
+    # There is no error number: the program closed the socket before there was an answer.
+    right = hosts[1]
+    _, port = server.listen("ipv4")
+    with (
+        right.dropping(f"tcp dport {DROPPED}"),
+        netbpf("soconnect", "-p", client.pid, "--failed") as run,
+    ):
+        client.connect("ipv4", right.ipv4, port)
+        one = client.connect("ipv4", right.ipv4, DROPPED, wait=False, finish=False)
+        client.ask("close", id=one.id)
+        run.wait_for(1)
+    (event,) = run.events
+    assert (event["lport"], event["result"], event["errno"]) == (one.local[1], UNANSWERED, None)
+
+
+def test_an_answered_attempt_that_is_given_up(netbpf, hosts, client, server) -> None:
+    # Both ends connect to each other: the SYNs arrive, what completes the handshake does not.
+    left, right = hosts
+    ends = ((client, left.ipv4, 20), (server, right.ipv4, 21))
+    with contextlib.ExitStack() as stack:
+        answers = "tcp dport {20, 21} tcp flags & (syn | ack) == syn | ack"
+        lost = [stack.enter_context(host.dropping(answers)) for host in hosts]
+        syns = [stack.enter_context(host.dropping("tcp dport {20, 21}")) for host in hosts]
+        run = stack.enter_context(netbpf("soconnect", "-p", client.pid))
+        for (end, addr, port), (_, other, to) in zip(ends, ends[::-1]):
+            end.ask("open", id=1, family="ipv4", wait=False, bind=[addr, port])
+            assert end.ask("connect", id=1, family="ipv4", addr=other, port=to)["errno"]
+        wait_until(lambda: all(drops.count() for drops in syns), what="both SYNs")
+        for drops in syns:
+            drops.end()
+        wait_until(lambda: lost[0].count(), what="an answer")
+        client.ask("close", id=1)
+        run.wait_for(1)
+    (event,) = run.events
+    assert (event["lport"], event["rport"], event["errno"]) == (20, 21, None)
+    assert event["result"] == "Closed by the program"
+
+
 # --- filters and maps ---------------------------------------------------------------------------
 
 
@@ -351,6 +393,33 @@ def test_a_full_map_loses_sockets_once_each_and_only_those_asked_for(
     assert part.summary["lost"]["map_full"] == 0 and part.summary["complete"] is True
     assert [e["lport"] for e in part.events] == [one.local[1] for one in done]
     assert part.rows == []
+
+
+def test_calls_that_find_no_room_are_lost(netbpf, client, tmp_path) -> None:
+    # Calls have twice the room of attempts; those on a full backlog stay in theirs.
+    path = str(tmp_path / "full")
+    client.listen("unix", path, backlog=0)
+    client.connect("unix", path)
+    with netbpf("soconnect", "--unix", "-p", client.pid, "--map-entries", 1) as run:
+        client.ask("waits", family="unix", addr=path, threads=5)
+        time.sleep(0.3 * SLOW)  # for them to be in the call
+    assert run.summary["lost"]["map_full"] == 5 - 2 and run.summary["complete"] is False
+    assert len(run.rows) == 2
+
+
+def test_attempts_that_are_over_give_their_room_back(netbpf, hosts, client, server) -> None:
+    # The sockets stay, so that no other one gets the address of one of them.
+    right = hosts[1]
+    _, port = server.listen("ipv4")
+    with netbpf("soconnect", "-p", client.pid, "--map-entries", 2) as run:
+        for wait in (True, False):
+            for number in range(6):
+                client.connect("ipv4", right.ipv4, port, wait=wait)
+                run.wait_for(number + 1 + 6 * (not wait))
+    assert run.summary["lost"]["map_full"] == 0 and run.summary["complete"] is True
+    assert [event["result"] for event in run.events] == ["OK"] * 12
+    assert [event["async"] for event in run.events] == [False] * 6 + [True] * 6
+    assert all(event["syscall_us"] and event["handshake_us"] for event in run.events)
 
 
 # --- what else a line has -----------------------------------------------------------------------
@@ -402,12 +471,17 @@ def test_two_rows_in_each_of_two_intervals(netbpf, hosts, client, server) -> Non
     assert len(attempts[port]) >= 2 and len(attempts[DROPPED + 1]) >= 2
 
 
+@compares("soconnect", "raddr", "proto", "retransmits", "netns", shape="--summary")
 def test_a_row_has_repeats_and_a_time_that_was_imposed(netbpf, hosts, client, server) -> None:
     # Of three handshakes one is held up by a lost SYN: the median is a quick one, the p99 is not.
     left, right = hosts
     _, port = server.listen("ipv4")
     before = left.snmp()["TcpExtTCPSynRetrans"]
-    with netbpf("soconnect", "--summary", "-p", client.pid) as run:
+    with (
+        netbpf("soconnect", "--summary", "-p", client.pid) as run,
+        netbpf("soconnect", "--summary", "-p", client.pid, "--min-ms", 500) as slow_ones,
+        netbpf("soconnect", "--summary", "-p", client.pid, "--min-ms", 5000) as none,
+    ):
         client.connect("ipv4", right.ipv4, port)
         client.connect("ipv4", right.ipv4, port)
         with right.dropping(f"tcp dport {port}") as drops:
@@ -416,10 +490,25 @@ def test_a_row_has_repeats_and_a_time_that_was_imposed(netbpf, hosts, client, se
             wait_until(drops.count, what="a SYN to be dropped")
         slow = client.answer()
     (row,) = run.rows
+    assert [one["attempts"] for one in slow_ones.rows] == [3] and none.rows == []
     assert (row["raddr"], row["rport"], row["proto"]) == (right.ipv4, port, "tcp")
     assert (row["netns"], row["attempts"], row["pending"]) == (left.inode, 3, 0)
     assert row["retransmits"] == left.snmp()["TcpExtTCPSynRetrans"] - before == 1
     assert row["p50_us"] < 500_000 < 0.95 * took(slow) <= row["p99_us"] <= took(slow)
+
+
+def test_a_row_has_the_repeats_of_what_goes_on(netbpf, hosts, client) -> None:
+    right = hosts[1]
+    with right.dropping(f"tcp dport {DROPPED}") as drops:
+        with netbpf("soconnect", "--summary", "-p", client.pid) as run:
+            client.connect("ipv4", right.ipv4, DROPPED, wait=False, finish=False)
+            wait_until(lambda: drops.count() >= 2, what="a SYN to be repeated")
+            least = drops.count() - 1
+        most = drops.count() - 1
+    (row,) = run.rows
+    assert (row["attempts"], row["failures"], row["pending"]) == (0, 0, 1)
+    assert least <= row["retransmits"] <= most
+    assert (row["p50_us"], row["top_error"]) == (None, None)
 
 
 def test_an_error_in_the_way_is_the_kernels_own(netbpf) -> None:

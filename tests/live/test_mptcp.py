@@ -66,7 +66,10 @@ def test_accept_has_wait_queue_and_the_sockets_own_protocol(
     netbpf: Any, one_host: Host, protocol: str
 ) -> None:
     with listening(one_host, 5) as listener, contextlib.ExitStack() as stack:
-        with netbpf("soaccept", "-p", os.getpid()) as run:
+        with (
+            netbpf("soaccept", "-p", os.getpid()) as run,
+            netbpf("soaccept", "-p", os.getpid(), "--tcp") as tcp,
+        ):
             ports = []
             for _ in range(3):
                 client = stack.enter_context(connected(one_host, listener, protocol))
@@ -74,11 +77,13 @@ def test_accept_has_wait_queue_and_the_sockets_own_protocol(
             for _ in range(3):
                 stack.enter_context(listener.accept()[0])
             run.wait_for(3)
+            tcp.wait_for(3)
     assert [event["rport"] for event in run.events] == ports
     assert {event["proto"] for event in run.events} == {protocol}
     queues = [(event["queue"], event["queue_max"]) for event in run.events]
     assert queues == [(2, 5), (1, 5), (0, 5)]
     assert all(event["wait_us"] > 0 for event in run.events)
+    assert [event["rport"] for event in tcp.events] == ports
 
 
 @pytest.mark.parametrize("opened", ["before", "during"])

@@ -196,6 +196,7 @@ def test_wrong_calls_are_lines_too(netbpf, hosts, client, port) -> None:
         ("EINVAL", "tcp"), ("EAFNOSUPPORT", "tcp"), ("EBADF", None)
     ]  # fmt: skip
     assert found[2]["raddr"] == hosts[1].ipv4 and found[2]["rport"] == port
+    assert {e["netns"] for e in found} == {hosts[0].inode}
 
 
 @compares("soconnect", "family")

@@ -133,6 +133,11 @@ def check(run: Run, reason: str, arranged: list[float]) -> None:
             assert bucket["count"] <= len(near)
 
 
+def small_sends(run: Run) -> dict[str, int]:
+    """Sends of less than a segment by setting."""
+    return {r["setting"]: r["small"] for r in run.rows if "setting" in r}
+
+
 def settings(run: Run) -> dict[str, tuple[int, int]]:
     """Sends and held sends by setting."""
     return {r["setting"]: (r["sends"], r["held"]) for r in run.rows if "setting" in r}
@@ -268,6 +273,37 @@ def test_settings_are_named_by_their_bits(netbpf: Any, one_host: Host, pair: Pai
         run.stop()
     found = {name: sends for name, (sends, _) in settings(run).items()}
     assert found == {"ON": 2, "OFF": 3, "CORK": 5, "OFF+CORK": 7}
+
+
+@compares("tcpnagle", "small", shape="rows")
+def test_a_send_is_small_below_the_size_of_a_segment(
+    netbpf: Any, two_hosts: tuple[Host, Host], far: Pair
+) -> None:
+    (size,) = struct.unpack_from("=I", far.client.getsockopt(TCP, socket.TCP_INFO, 104), 16)
+    sizes = (size - 1, size, size + 1, 1, 2 * size)  # tcpi_snd_mss
+    with netbpf("tcpnagle", "--netns", two_hosts[0].inode) as run:
+        for number in sizes:
+            assert far.client.send(b"x" * number) == number
+            far.receive(number)
+        far.set(socket.TCP_NODELAY, 1)
+        far.client.sendall(SMALL)
+        run.stop()
+    assert small_sends(run) == {"ON": 2, "OFF": 1}
+    assert {name: sends for name, (sends, _) in settings(run).items()} == {"ON": 5, "OFF": 1}
+
+
+def test_option_that_was_just_set_is_there_as_push(netbpf: Any, one_host: Host) -> None:
+    """Behind a closed window: what is written after it joins what waits already."""
+    with contextlib.closing(Pair(one_host, one_host, room=8192)) as pair:
+        while room := pair.window():
+            pair.client.send(b"x" * min(room, 1024))
+            wait_until(lambda: not pair.unacknowledged(), what="acknowledgements")
+        with netbpf("tcpnagle", "--netns", one_host.inode) as run:
+            pair.client.sendall(SMALL)
+            pair.set(socket.TCP_NODELAY, 1)
+            pair.client.sendall(SMALL)
+            run.stop()
+    assert settings(run) == {"ON": (1, 1), "OFF+PUSH": (1, 1)}
 
 
 # --- windows, pacing, the device -----------------------------------------------------------------
@@ -449,6 +485,24 @@ def test_what_is_still_held_at_the_end_is_told(netbpf: Any, one_host: Host) -> N
     assert f"pid {os.getpid()}" in note and f"port {pair.port}" in note and "rwnd" in note
 
 
+def test_all_that_is_still_held_counts_and_five_are_named(netbpf: Any, one_host: Host) -> None:
+    with contextlib.ExitStack() as stack:
+        pairs = [
+            stack.enter_context(contextlib.closing(Pair(one_host, one_host))) for _ in "1234567"
+        ]
+        with netbpf("tcpnagle", "--netns", one_host.inode) as run:
+            for pair in pairs:
+                pair.set(socket.TCP_NODELAY, 1)
+                pair.set(socket.TCP_CORK, 1)
+            for pair in pairs:
+                pair.client.sendall(SMALL)
+            run.stop()
+    assert run.summary["still_held"] == len(pairs)
+    notes = [note for note in run.summary["notes"] if "still held" in note]
+    # Those that wait longest.
+    assert [f"port {pair.port}, " in note for pair, note in zip(pairs, notes)] == [True] * 5
+
+
 # --- filters, intervals, text --------------------------------------------------------------------
 
 
@@ -496,6 +550,27 @@ def test_each_filter_shows_its_sockets_and_no_other(
             assert run.summary["events"] == len(wanted)
 
 
+@compares("tcpnagle", "percentiles", shape="histogram")
+@compares("tcpnagle", "netns", "p99_us", shape="--top")
+def test_percentiles_are_the_bounds_of_what_was_arranged(
+    netbpf: Any, one_host: Host, pair: Pair
+) -> None:
+    """A hundred holds, the two longest far off: one of them is above the 99th percentile."""
+    with netbpf("tcpnagle", "--top", 2, "--netns", one_host.inode) as run:
+        short = [hold_by_cork(pair, 0.005) for _ in range(98)]
+        long = [hold_by_cork(pair, 0.15) for _ in range(2)]
+        run.stop()
+    assert max(short) < 0.12, "the test itself failed"
+    histogram = held(run, "cork")
+    assert histogram and histogram["count"] == 100
+    (row,) = holders(run)
+    assert (row["netns"], row["holds"]) == (one_host.inode, 100)
+    found = histogram["percentiles"]
+    assert sorted(short)[49] * 0.5e6 <= found["p50"] <= sorted(short)[49] * 2e6
+    assert min(long) * 0.6e6 <= found["p99"] <= max(long) * 2e6
+    assert min(long) * 0.9e6 <= row["p99_us"] <= max(long) * 2.2e6
+
+
 def test_holders_come_in_the_order_of_their_time(netbpf: Any, one_host: Host) -> None:
     spans = (0.03, 0.12, 0.06)
     with contextlib.ExitStack() as stack:
@@ -541,6 +616,38 @@ def test_a_socket_without_room_is_lost_once_and_only_if_it_was_asked_for(
             everything.stop()
     assert everything.summary["lost"]["map_full"] == more
     assert nothing.summary["lost"]["map_full"] == 0 and nothing.summary["complete"]
+
+
+def test_sockets_without_room_in_the_table_are_lost(netbpf: Any, one_host: Host) -> None:
+    """One holds after the other: what is held now always has room."""
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(contextlib.closing(Pair(one_host, one_host))) for _ in "12345"]
+        words = ("--top", 9, "--netns", one_host.inode, "--map-entries", 2)
+        with netbpf("tcpnagle", *words) as run:
+            for _ in range(2):
+                for pair in pairs:
+                    hold_by_cork(pair)
+            run.stop()
+    assert [row["holds"] for row in holders(run)] == [2, 2]
+    assert run.summary["lost"]["map_full"] == len(pairs) - 2
+    assert sum(h["count"] for h in run.histograms) == 2 * len(pairs)
+
+
+def test_refused_data_of_others_takes_no_room(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(contextlib.closing(Pair(left, right))) for _ in "12345"]
+        unused = max(pair.port for pair in pairs) + 1
+        words = ("--netns", left.inode, "--map-entries", 1)
+        run = stack.enter_context(netbpf("tcpnagle", *words, "-D", unused))
+        with refusing(left, "queue"):
+            for pair in pairs:
+                pair.client.sendall(SMALL)
+        for pair in pairs:
+            pair.receive(len(SMALL))
+        run.stop()
+    assert run.rows == run.histograms == []
+    assert run.summary["lost"]["map_full"] == 0 and run.summary["complete"] is True
 
 
 @compares("tcpnagle", "count", shape="histogram")

@@ -186,6 +186,39 @@ def test_each_repeat_of_a_synack_has_its_number_and_its_timeout(netbpf: Any, pai
     assert first["seq"] == second["seq"]
 
 
+@pytest.mark.parametrize("fast_open", [False, True])
+def test_timeout_of_a_synack_has_the_limit_that_the_kernel_keeps(
+    netbpf: Any, fast_open: bool
+) -> None:
+    # A limit of one second counts for Fast Open since 6.15 (54a378f43425), for others since 6.19
+    # (1e9d3005e02c). Truth: when the SYN-ACKs leave; without the limit the timeout doubles.
+    with topology.two_hosts() as (left, right), contextlib.ExitStack() as stack:
+        right.sysctl(net__ipv4__tcp_fastopen=0x603)  # data in a SYN needs no cookie
+        left.sysctl(net__ipv4__tcp_fastopen=0x5)
+        listener = stack.enter_context(right.socket(socket.AF_INET, socket.SOCK_STREAM))
+        if fast_open:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 8)
+        with contextlib.suppress(OSError):  # ENOPROTOOPT before 6.15
+            listener.setsockopt(socket.IPPROTO_TCP, 44, 1000)  # TCP_RTO_MAX_MS
+        listener.bind((right.ipv4, 0))
+        listener.listen(1)
+        port = listener.getsockname()[1]
+        run = stack.enter_context(netbpf("tcpretrans", "-L", port, "--netns", right.inode))
+        client = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_STREAM))
+        with left.dropping(f"tcp sport {port}"):
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.sendto(b"x", socket.MSG_FASTOPEN, listener.getsockname())
+            client.close()  # so that no SYN comes again, which would be answered as well
+            run.wait_for(3)
+    first, second, third = run.events[:3]
+    for before, event in ((first, second), (second, third)):
+        gap = seconds(event["time"]) - seconds(before["time"])
+        assert event["rto_us"] / 1e6 == pytest.approx(gap, abs=0.3 * SLOW)
+    assert first["rto_us"] == 1_000_000
+    assert [event["attempt"] for event in (first, second, third)] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("accepted", [True, False])
 def test_synack_of_a_fast_open_child_is_one_of_its_owner(netbpf: Any, accepted: bool) -> None:
     # The child exists with the SYN, and its own timer sends the SYN-ACK again. Truth: what is
@@ -221,6 +254,32 @@ def test_synack_of_a_fast_open_child_is_one_of_its_owner(netbpf: Any, accepted: 
         assert (event["raddr"], event["rport"]) == remote
 
 
+def test_answers_of_two_ends_that_connect_at_once_are_synacks(netbpf: Any, pair: Pair) -> None:
+    # Their SYNs cross. Truth: what is dropped in both hosts has SYN and ACK.
+    hosts, ports = (pair.left, pair.right), (20, 21)
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(netbpf("tcpretrans", "-L", "20,21"))
+        rule = "tcp dport {20, 21}"
+        syns = [stack.enter_context(host.dropping(rule)) for host in hosts]
+        clients = [
+            stack.enter_context(host.socket(socket.AF_INET, socket.SOCK_STREAM)) for host in hosts
+        ]
+        for client, host, port in zip(clients, hosts, ports):
+            client.bind((host.ipv4, port))
+        begin(clients[0], pair.right.ipv4, 21)
+        begin(clients[1], pair.left.ipv4, 20)
+        answers = f"{rule} tcp flags & (syn | ack) == syn | ack"
+        drops = [stack.enter_context(host.dropping(answers)) for host in hosts]
+        for dropped in syns:
+            dropped.end()
+        wait_until(lambda: min(dropped.count() for dropped in drops) >= 2, what="answers again")
+        run.wait_for(lambda events: {e["lport"] for e in events if e["kind"] != "SYN"} == {20, 21})
+    for event in ours(run.events, *hosts):
+        state = {"SYN": "SYN_SENT", "SYNACK": "SYN_RECV"}
+        assert event["state"] == state[event["kind"]]
+        assert (event["pid"], event["segs"]) == (os.getpid(), 1)
+
+
 def test_attempts_before_the_start_are_counted(netbpf: Any, pair: Pair) -> None:
     with pair.right.dropping(f"tcp dport {BLACK_HOLE}") as drops:
         idents = pair.sockets(1)
@@ -252,6 +311,7 @@ def test_sum_and_kinds_during_a_lossy_transfer_agree_with_the_kernels_counters(
         session.end()
     events = run.events
     assert segments(events) == rise["TcpRetransSegs"] == run.summary["totals"]["in_namespace"]
+    assert run.summary["totals"]["segs"] == rise["TcpRetransSegs"]
     assert segments(events, "FAST") == rise["TcpExtTCPFastRetrans"] > 0
     # The timer sends one segment, what was lost with it follows as the window opens again.
     timer = rise["TcpExtTCPTimeouts"] + rise["TcpExtTCPSlowStartRetrans"]
@@ -761,6 +821,30 @@ def test_a_session_without_room_is_lost_once_and_only_if_it_was_asked_for(netbpf
         (number, 2) for number in range(20500, 20505) if number in asking
     }
     assert few.summary["complete"]
+
+
+def sessions(rows: list[Json]) -> set[tuple[int, int]]:
+    return {(row["lport"], row["rport"]) for row in rows}
+
+
+@pytest.mark.parametrize("what", ["sockets", "requests"])
+def test_sessions_that_are_over_give_their_room_back(netbpf: Any, pair: Pair, what: str) -> None:
+    # Room for two: two retransmit, and when their rows are there, two others do.
+    port = BLACK_HOLE if what == "sockets" else pair.server.listeners["ipv4"][1]
+    host, way = (pair.left, "-D") if what == "sockets" else (pair.right, "-L")
+    # A request never gets its third packet; the reset that ends it passes.
+    rest = " tcp flags & (syn | ack | rst) == ack" if host is pair.right else ""
+    words = ("-c", "0.2", way, port, "--netns", host.inode, "--map-entries", 2)
+    with (
+        pair.right.dropping(f"tcp dport {port}{rest}"),
+        netbpf("tcpretrans", *words) as run,
+    ):
+        for number in (2, 4):
+            idents = pair.sockets(2, "ipv4", port)
+            wait_until(lambda n=number: len(sessions(run.rows)) == n, what="rows")
+            pair.close(idents)
+            time.sleep(0.5)  # two intervals: what is over goes at the end of one
+    assert run.summary["lost"]["map_full"] == 0 and run.summary["complete"]
 
 
 def test_text_is_that_of_bcc_and_fits_80_columns(netbpf: Any, pair: Pair) -> None:

@@ -115,6 +115,7 @@ def shape(histogram: Json) -> list[tuple[int, int, int]]:
 
 
 @compares("tcpsynbl", "laddr", "netns", "buckets", "count", "sum", shape="histogram")
+@compares("tcpsynbl", "percentiles", shape="histogram")
 @compares(
     "tcpsynbl",
     "laddr",
@@ -143,6 +144,9 @@ def test_nine_clients_of_listen_5_are_six_samples_and_three_drops(
     assert histogram["key"] == where
     assert shape(histogram) == [(0, 0, 1), (1, 1, 1), (2, 3, 2), (4, 7, 2)]
     assert (histogram["count"], histogram["sum"]) == (6, 0 + 1 + 2 + 3 + 4 + 5)
+    # Of 0, 1, 2, 3, 4, 5 the third is in the bucket of 2 and 3, the sixth in that of 4 to 7.
+    assert 2 <= histogram["percentiles"]["p50"] <= 3
+    assert 4 <= histogram["percentiles"]["p90"] <= histogram["percentiles"]["p99"] <= 7
     (row,) = rows_of(run, port)
     assert row["laddr"] == "127.0.0.1"
     assert (row["pid"], row["owner"]) == (os.getpid(), "exact")

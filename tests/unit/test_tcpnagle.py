@@ -1,0 +1,56 @@
+"""tcpnagle: rows of sockets, their percentile and advice, and the order of settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from netbpf.tools.tcpnagle import ADVICE, HolderRow, holder_rows, setting_rows
+
+EMPTY = {column.name: 0 for column in HolderRow.columns}
+
+
+def holder(slots, reason="nagle", rounds=0, held_us=0):
+    """A socket by {slot: holds}."""
+    sums = {f"slot{number}": slots.get(number, 0) for number in range(40)}
+    counted = {"holds": sum(slots.values()), "held_us": held_us, "rounds": rounds}
+    return {**EMPTY, "reason": reason}, {**sums, **counted}
+
+
+@pytest.mark.parametrize(
+    ("slots", "bound"),
+    [
+        ({3: 1}, 7),
+        ({3: 98, 10: 1}, 1023),  # of 99 the 99th: 98 are not 99 % of them
+        ({3: 99, 10: 1}, 7),
+        ({3: 98, 10: 2}, 1023),
+        ({0: 5}, 0),
+    ],
+)
+def test_p99_is_the_bound_that_99_of_100_do_not_exceed(slots, bound):
+    (row,) = holder_rows([holder(slots)], {"top": 5})
+    assert row["p99_us"] == bound
+
+
+@pytest.mark.parametrize(
+    ("holds", "rounds", "reason", "advice"),
+    [
+        (2, 1, "nagle", ADVICE),
+        (3, 1, "nagle", None),
+        (1, 1, "nagle", None),
+        (4, 4, "cork", None),
+        (9, 0, "nagle", None),
+    ],
+)
+def test_advice_is_for_writes_that_wait_for_each_other(holds, rounds, reason, advice):
+    (row,) = holder_rows([holder({16: holds}, reason, rounds)], {"top": 5})
+    assert row["advice"] == advice
+
+
+def test_settings_come_by_their_sends():
+    groups = [({"setting": name}, {"sends": n}) for name, n in (("ON", 2), ("OFF", 9), ("CORK", 3))]
+    assert [row["setting"] for row in setting_rows(groups, {})] == ["OFF", "CORK", "ON"]
+
+
+def test_holders_are_those_that_held_longest():
+    groups = [holder({3: holds}, held_us=us) for holds, us in ((9, 10), (1, 30), (2, 20))]
+    assert [row["held_us"] for row in holder_rows(groups, {"top": 2})] == [30, 20]
