@@ -91,6 +91,5 @@ def test_one_column_of_one_kind_of_line_is_spoiled(tool, monkeypatch):
 
 
 # Not compared yet, as (tool, shape): columns. It may only shrink.
-_LATER: dict[tuple[str, str], str] = {
-}
+_LATER: dict[tuple[str, str], str] = {}
 MISSING = {(*where, column) for where, columns in _LATER.items() for column in columns.split()}

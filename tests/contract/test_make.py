@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import netbpf
 from tests.contract.house import ROOT
 
 TREES = ("unit", "contract", "live", "packaging")
@@ -87,3 +88,7 @@ def test_command_of_the_wheel_is_there():
 
 def test_demonstration_installs_what_is_missing_first():
     assert re.search(r"^run: setup ##", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_version_of_the_package_is_the_one_that_it_shows():
+    assert f'\nversion = "{netbpf.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
