@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import netbpf
 from tests.contract.house import ROOT
 
 TREES = ("unit", "contract", "live", "packaging")
@@ -76,3 +78,17 @@ def test_continuous_integration_runs_make_test_and_lint():
 def test_target_installs_what_it_needs_first(target):
     level = {"test": "test", "live": "test"}.get(target, "dev")
     assert commands(target)[0] == f"scripts/setup.sh {level}"
+
+
+def test_command_of_the_wheel_is_there():
+    found = re.search(r'^netbpf = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert found, "pyproject.toml has no command"
+    assert callable(getattr(importlib.import_module(found[1]), found[2]))
+
+
+def test_demonstration_installs_what_is_missing_first():
+    assert re.search(r"^run: setup ##", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_version_of_the_package_is_the_one_that_it_shows():
+    assert f'\nversion = "{netbpf.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
