@@ -6,10 +6,16 @@
 #include "netbpf.bpf.h"
 #include "lookups.bpf.h"
 #include "golang.bpf.h"
+#include "libc_results.bpf.h"
 
-#define ERANGE 34
-/* netdb.h: the same numbers in glibc and musl. */
-enum { NETDB_INTERNAL = -1, HOST_NOT_FOUND = 1, TRY_AGAIN, NO_RECOVERY, NO_DATA };
+/* Did a function that is known end in a jump to this one, as musl's gethostbyname() does? */
+static inline bool is_jump(struct pt_regs *ctx, struct call *call, u8 func)
+{
+	bool by_name = (call->ev.func == BY_NAME && func == BY_NAME2) ||
+		       (call->ev.func == BY_NAME_R && func == BY_NAME2_R);
+
+	return came_by_jump(ctx) || (by_name && call->back == RETURN_ADDRESS(ctx));
+}
 
 static inline int on_entry(struct pt_regs *ctx, u8 func, u64 host, u8 family, u64 found, u64 error)
 {
@@ -23,7 +29,8 @@ static inline int on_entry(struct pt_regs *ctx, u8 func, u64 host, u8 family, u6
 	 * one function to the next (musl), or one file probed twice under two identities, both at
 	 * once; else the program has left the other by longjmp.
 	 */
-	if (call && (sp < call->sp || (sp == call->sp && (came_by_jump(ctx) || is_new(call))))) {
+	if (call &&
+	    (sp < call->sp || (sp == call->sp && (is_jump(ctx, call, func) || is_new(call))))) {
 		if (sp < call->sp && error) {
 			call->inner_sp = sp;
 			call->inner_error = error;
@@ -38,6 +45,7 @@ static inline int on_entry(struct pt_regs *ctx, u8 func, u64 host, u8 family, u6
 	if (!call)
 		return 0;
 	call->sp = sp;
+	call->back = RETURN_ADDRESS(ctx);
 	call->host = host;
 	call->ev.family = family;
 	call->found = found;
@@ -49,40 +57,8 @@ static inline int on_entry(struct pt_regs *ctx, u8 func, u64 host, u8 family, u6
 	return 0;
 }
 
-static inline s32 of_h_errno(s32 number)
+static inline int on_return(struct pt_regs *ctx, u64 sp)
 {
-	switch (number) {
-	case HOST_NOT_FOUND:
-		return EAI_NONAME;
-	case TRY_AGAIN:
-		return EAI_AGAIN;
-	case NO_DATA:
-		return EAI_NODATA;
-	case NETDB_INTERNAL:
-		return EAI_SYSTEM;
-	}
-	return EAI_FAIL;
-}
-
-static inline s32 result_of(struct call *call, u64 returned)
-{
-	if (call->ev.func == GETADDRINFO)
-		return returned;
-	if (!call->error)
-		return returned ? 0 : of_h_errno(call->inner_h_errno);
-	/* The _r functions of glibc return 0 also if there is no such name. */
-	if (read_user_word(call->found))
-		return 0;
-	/* The caller will try again with a larger buffer. */
-	if ((s32)returned == ERANGE)
-		return EAI_OVERFLOW;
-	return of_h_errno(read_user_word(call->error));
-}
-
-#ifdef USE_returned_uretprobe
-int returned_uretprobe(struct pt_regs *ctx)
-{
-	u64 sp = CALL_SP_AT_RETURN(ctx);
 	struct call_key key = {};
 	struct call *call;
 
@@ -94,6 +70,18 @@ int returned_uretprobe(struct pt_regs *ctx)
 	else if (sp == call->inner_sp)
 		call->inner_h_errno = read_user_word(call->inner_error);
 	return 0;
+}
+
+#ifdef USE_ret_uprobe
+int ret_uprobe(struct pt_regs *ctx)
+{
+	return on_return(ctx, CALL_SP(ctx));
+}
+#endif
+#ifdef USE_returned_uretprobe
+int returned_uretprobe(struct pt_regs *ctx)
+{
+	return on_return(ctx, CALL_SP_AT_RETURN(ctx));
 }
 #endif
 #ifdef USE_getaddrinfo_uprobe

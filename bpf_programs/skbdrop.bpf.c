@@ -8,6 +8,10 @@
 
 KERNEL_OPTIONAL(sock, __sk_common.skc_listener)
 
+#if defined(FILTER_PROCESS) || defined(RING_PAGES)
+#define NEEDS_OWNER 1
+#endif
+
 /* Those of one place, for one reason; a map entry each. */
 struct drop_key {
 	u64 location;
@@ -126,10 +130,6 @@ static inline void send_drop(struct drop_key *key, struct packet *packet, struct
 	__builtin_memcpy(ev->comm, owner->process.comm, TASK_COMM_LEN);
 	events.ringbuf_submit(ev, 0);
 }
-#else
-static inline void send_drop(struct drop_key *key, struct packet *packet, struct owner *owner)
-{
-}
 #endif
 
 static inline void count_total(int which)
@@ -142,27 +142,21 @@ static inline void count_total(int which)
 
 static inline bool pass_headers(struct packet *packet)
 {
+	bool unread = false;
+
 #ifdef FILTER_FAMILY
-	if (packet->family && packet->family != FILTER_FAMILY)
+	if (packet->family ? packet->family != FILTER_FAMILY : !packet->hidden)
 		return false;
-	if (!packet->family && !packet->hidden)
-		return false;
+	unread = !packet->family;
 #endif
 #ifdef FILTER_PORT
 	if (!packet->hidden && !FILTER_PORT(packet->sport) && !FILTER_PORT(packet->dport))
 		return false;
+	unread = packet->hidden;
 #endif
-#if defined(FILTER_FAMILY) || defined(FILTER_PORT)
-#ifndef FILTER_PORT
-	if (packet->family)
-		return true;
-#endif
-	if (packet->hidden) {
+	if (unread)
 		count_total(TOTAL_UNREAD);
-		return false;
-	}
-#endif
-	return true;
+	return !unread;
 }
 
 static inline bool pass_packet(struct packet *packet)
@@ -181,10 +175,6 @@ static inline bool pass_packet(struct packet *packet)
 /* Who owns the socket that the packet was for, or came from. */
 static inline void find_holder(struct sock *sk, struct owner *owner)
 {
-	struct net *net = READ(sk, __sk_common.skc_net.net);
-
-	if (!pass_netns(READ(net, ns.inum)))
-		return;
 #ifdef HAVE_sock___sk_common_skc_listener
 	if (READ(sk, __sk_common.skc_state) == TCP_NEW_SYN_RECV) /* a request's, too small a sock */
 		sk = READ(sk, __sk_common.skc_listener);
@@ -204,17 +194,20 @@ static inline int on_drop(void *ctx, struct sk_buff *skb, u64 location, u32 reas
 	if (!FILTER_REASON(reason))
 		return 0;
 #endif
-#if defined(FILTER_PROCESS) || defined(RING_PAGES)
-	/* Before the packet is read, in many ways: the verifier walks through this for each of them. */
+	read_packet(&packet, skb, sk);
+#ifdef NEEDS_OWNER
+	merge_ways(&packet, sizeof(packet));
+#endif
+	if (!pass_packet(&packet))
+		return 0;
+	key.harmless = is_harmless(skb, &packet, reason, location, sk, rx_sk);
+#ifdef NEEDS_OWNER
+	merge_ways(&key, sizeof(key));
 	if (sk)
 		find_holder(sk, &owner);
 	if (!pass_owner(&owner))
 		return 0;
 #endif
-	read_packet(&packet, skb, sk);
-	if (!pass_packet(&packet))
-		return 0;
-	key.harmless = is_harmless(skb, &packet, reason, location, sk, rx_sk);
 #ifndef SHOW_ALL
 	if (key.harmless) {
 		count_total(TOTAL_HIDDEN);
@@ -229,7 +222,9 @@ static inline int on_drop(void *ctx, struct sk_buff *skb, u64 location, u32 reas
 	__builtin_memcpy(key.dev, packet.dev, sizeof(key.dev));
 	key.stack = read_stack(ctx);
 	count_drop(&key, &packet);
+#ifdef RING_PAGES
 	send_drop(&key, &packet, &owner);
+#endif
 	return 0;
 }
 

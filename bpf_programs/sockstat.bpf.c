@@ -22,8 +22,8 @@ struct call_sums {
 #define CALL_KINDS 1024 /* more than there are operations, protocols and errors in use */
 BPF_F_TABLE("percpu_hash", struct call_key, struct call_sums, calls_by_protocol, CALL_KINDS, 0);
 #ifdef BY_PROCESS
-/* Without those that have been idle for the longest time. */
-BPF_F_TABLE("lru_percpu_hash", struct process_key, struct call_sums, calls_by_process, MAP_ENTRIES,
+/* A process makes calls of several kinds, which end in several ways. */
+BPF_F_TABLE("percpu_hash", struct process_key, struct call_sums, calls_by_process, MAP_ENTRIES * 4,
 	    0);
 #endif
 
@@ -71,10 +71,10 @@ static inline void count(struct counted *what, s32 error, u64 bytes)
 
 static inline int count_call(int op, int proto, s64 result, u64 bytes)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct counted what = {};
 
 #ifdef FILTER_PROCESS
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct process process = {};
 
 	read_process(&process, task);
@@ -84,14 +84,15 @@ static inline int count_call(int op, int proto, s64 result, u64 bytes)
 	what.key.op = op;
 	what.key.proto = proto;
 #ifdef BY_PROCESS
-	struct task_struct *leader = READ(task, group_leader);
+	struct task_struct *caller = (struct task_struct *)bpf_get_current_task();
+	struct task_struct *leader = READ(caller, group_leader);
 
 	what.who.pid = current_pid();
 	what.who.op = op;
 	READ_INTO(what.who.comm, leader, comm);
 #endif
 	if (is_interrupted(result)) {
-		count(&what, on_interrupted(task, result, &what), 0);
+		on_interrupted(result, &what);
 		return 0;
 	}
 	call_ended();

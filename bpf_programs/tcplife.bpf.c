@@ -11,8 +11,11 @@
 #define AMENDMENT 1
 
 #ifdef FILTER_PROCESS
-/* Sessions that were shown with such a key: a RST of others is none of our business. */
-BPF_TABLE("lru_hash", u64, u8, shown, 1024);
+/*
+ * Sessions that were shown with such a key: a RST of others is none of our business. The RST follows
+ * in the same call or for the same packet, so that only the newest entries matter.
+ */
+BPF_TABLE("lru_hash", u64, u8, shown, 16384);
 #endif
 
 struct session {
@@ -160,7 +163,7 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 		return 0;
 	}
 	/* At one place: the verifier tries each way through a filter by name. */
-	if (is_by_owner(oldstate, newstate))
+	if (is_by_owner(sk, oldstate, newstate))
 		own_current(&current);
 	if (newstate == TCP_SYN_SENT)
 		on_connect(sk, key, &current);

@@ -9,6 +9,8 @@
 #include "listener_of.bpf.h"
 #include "tcp_life.bpf.h"
 
+KERNEL_FIELDS(sock, sk_lock.owned)
+
 /* By the address of struct sock, until CLOSE. */
 BPF_HASH(lives, u64, struct life, MAP_ENTRIES);
 
@@ -31,6 +33,7 @@ static inline void on_owner(struct sock *sk, bool pass)
 		life->bypassed = 1;
 }
 #define ON_OWNER(sk, pass) on_owner(sk, pass)
+#define SNAPSHOT_STATES ~(1 << TCP_LISTEN) /* a listener is no session: it takes no room */
 
 #include "owners.bpf.h"
 
@@ -162,13 +165,14 @@ static inline void on_remote_fin(struct sock *sk, int oldstate, int newstate)
 
 /*
  * Is it the owner who changes the state: by connect(), close() or shutdown(), unless a packet or a
- * timer ends the session?
+ * timer ends the session? In the states that a packet leaves without an error, the lock of a process
+ * shows it: packets and timers wait while one has it.
  */
-static inline bool is_by_owner(int oldstate, int newstate)
+static inline bool is_by_owner(struct sock *sk, int oldstate, int newstate)
 {
 	if (newstate == TCP_CLOSE)
 		return oldstate == TCP_ESTABLISHED || oldstate == TCP_CLOSE_WAIT ||
-		       oldstate == TCP_SYN_RECV;
+		       oldstate == TCP_SYN_RECV || READ(sk, sk_lock.owned);
 	return newstate == TCP_SYN_SENT || newstate == TCP_FIN_WAIT1 || newstate == TCP_LAST_ACK;
 }
 

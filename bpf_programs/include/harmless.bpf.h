@@ -34,13 +34,17 @@ static inline void note_reset(struct sock *sk)
 	reset->rport = swap16(READ(sk, __sk_common.skc_dport));
 }
 
-/* Is it the reset that a session was just ended by? tcp_reset() also ends one on late data. */
-static inline bool was_accepted(const struct packet *packet, struct sock *rx_sk)
+/*
+ * Is it the reset that a session was just ended by? tcp_reset() also ends one on late data. Of an
+ * established session nothing is freed as dropped: what comes next may be another segment, with a
+ * reason of its own. A request's reset has none, and a Fast Open child's is TCP_FASTOPEN.
+ */
+static inline bool was_accepted(const struct packet *packet, u32 reason, struct sock *rx_sk)
 {
 	int zero = 0;
 	struct reset *reset = resets.lookup(&zero);
 
-	if (!reset || !reset->sk)
+	if (!reset || !reset->sk || (reason != NOT_SPECIFIED && reason != TCP_FASTOPEN))
 		return false;
 	/* The ports, as the memory of a socket is soon another one's. */
 	if (reset->lport != packet->dport || reset->rport != packet->sport)
@@ -62,7 +66,7 @@ static inline bool was_handled(const struct packet *packet, u32 reason, u64 loca
 {
 	bool bare = (packet->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK;
 
-	if (was_accepted(packet, rx_sk))
+	if (was_accepted(packet, reason, rx_sk))
 		return true;
 	if (REQUEST_PLACE(location) && reason == NOT_SPECIFIED && packet->tcp_flags & TCP_RST)
 		return true;

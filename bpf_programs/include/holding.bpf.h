@@ -45,6 +45,14 @@ static inline bool is_file(struct fdtable *table, s32 fd, struct file *file)
 	return found == file;
 }
 
+/* Has a child the file under this number, or under inetd's (0) or that of systemd's Accept=yes (3)? */
+static inline bool has_inherited(struct task_struct *child, s32 fd, struct file *file)
+{
+	struct fdtable *table = descriptors_of(child);
+
+	return is_file(table, fd, file) | is_file(table, 0, file) | is_file(table, 3, file);
+}
+
 /* The highest bit is 0 if these are the same, and 1 else. */
 static inline u64 differ(u64 a, const void *b)
 {
@@ -70,9 +78,6 @@ static inline enum holding holds_file(struct task_struct *leader, struct file *f
 		return HOLDS_NOT;
 	if (is_file(table, fd, file))
 		return HOLDS;
-#ifdef OWNERS_OF_ALL
-	return HOLDS_MAYBE; /* too many ways lead here for the verifier to go on */
-#endif
 	bpf_probe_read_kernel(row, sizeof(struct descriptors), NULL); /* fails, and leaves zeros */
 	size = size < sizeof(struct descriptors) ? size : sizeof(struct descriptors);
 	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */

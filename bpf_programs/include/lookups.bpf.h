@@ -62,6 +62,7 @@ struct call {
 	struct lookup ev;
 	u64 sp; /* at the entry: tells a call from those that libc makes inside of it; Go: see there */
 	u64 born; /* when its thread began: another one may have got its number */
+	u64 back; /* where it returns to */
 	u64 signalled; /* when the thread last took a signal with a handler, which may leave the call */
 	u64 host; /* addresses of arguments in the process */
 	u64 service;
@@ -225,6 +226,8 @@ static inline bool on_other_stack(u64 sp, u64 other)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
+	if (sp == other) /* nearly always, at the return */
+		return false;
 	return sp - other + STACK_SPAN > 2 * STACK_SPAN ||
 	       on_signal_stack(task, sp) != on_signal_stack(task, other);
 }

@@ -118,7 +118,7 @@ static inline void own_current(struct owner *owner)
 
 /*
  * The owner that was recorded has the socket no more: a server that forks a process for each
- * connection closes its own copy. Is it with one of its children, under the same number?
+ * connection closes its own copy. Is it with one of its children?
  */
 static inline bool find_heir(struct owner *owner, struct file *file)
 {
@@ -131,7 +131,7 @@ static inline bool find_heir(struct owner *owner, struct file *file)
 		struct task_struct *child =
 			(void *)node - (u64)FIELD_AT((struct task_struct *)0, sibling);
 
-		heir = is_file(descriptors_of(child), owner->fd, file) ? child : heir;
+		heir = has_inherited(child, owner->fd, file) ? child : heir;
 		node = READ(child, sibling.prev);
 	}
 	if (!heir || READ(heir, tgid) <= 0)
@@ -269,7 +269,9 @@ static inline int on_owner_state(struct sock *sk, int oldstate, int newstate)
 	if (READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	owner_on_state(sk, newstate);
-	if (newstate == TCP_CLOSE || oldstate == TCP_LISTEN)
+	/* At ESTABLISHED the local port is known, which connect() chooses after SYN_SENT. */
+	if (newstate == TCP_CLOSE || oldstate == TCP_LISTEN ||
+	    (newstate == TCP_ESTABLISHED && !may_pass_socket(sk)))
 		forget_owner(sk);
 	return 0;
 }

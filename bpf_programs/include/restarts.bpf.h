@@ -8,9 +8,9 @@
  *
  * A program that includes this has the probe `signal`, and defines before
  *   struct counted: what a call is counted by,
- *   count(what, error): count one.
- * An interrupted call is counted as RESTARTED at once; if it turns out that it was not, it is also
- * counted as NOT_RESTARTED, and as what it was.
+ *   count(what, error, bytes): count one.
+ * That a call is made again shows in nothing but the thread's next call or signal: until then it is
+ * counted as nothing, so that no interval counts what a later one would have to take back.
  */
 #ifndef NETBPF_RESTARTS_BPF_H
 #define NETBPF_RESTARTS_BPF_H
@@ -21,8 +21,7 @@ KERNEL_FIELDS(task_struct, flags, pending.signal.sig)
 
 #define EINTR 4
 
-/* Beside the errors of calls: see RESTARTED in netbpf/tools/sockstat.py. */
-enum { RESTARTED = 512, NOT_RESTARTED };
+#define RESTARTED 512 /* beside the errors of calls: netbpf/declare/calls.py */
 
 #define PF_IO_WORKER 0x00000010 /* include/linux/sched.h */
 #define PF_KTHREAD 0x00200000
@@ -55,40 +54,47 @@ static inline void forget_interruption(u64 thread)
 		count_interrupted(-1);
 }
 
-/* The current thread's call has ended: what interrupted it or one before is over. */
+/* The current thread's call has ended: one before that was interrupted has been made again. */
 static inline void call_ended(void)
 {
-	if (count_interrupted(0))
-		forget_interruption(bpf_get_current_pid_tgid());
+	u64 thread = bpf_get_current_pid_tgid();
+	struct interruption *interruption;
+	struct counted what;
+
+	if (!count_interrupted(0))
+		return;
+	interruption = interruptions.lookup(&thread);
+	if (!interruption)
+		return;
+	what = interruption->what;
+	count(&what, RESTARTED, 0);
+	forget_interruption(thread);
 }
 
-/* The current thread's call was interrupted: return the error to count it by. */
-static inline s32 on_interrupted(struct task_struct *task, s64 result, const struct counted *what)
+/* The current thread's call was interrupted: count it now if it is known what becomes of it. */
+static inline void on_interrupted(s64 result, struct counted *what)
 {
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct interruption interruption = {.what = *what, .restarts = result == -ERESTARTSYS};
 	u64 thread = bpf_get_current_pid_tgid();
 	u64 signals = 0;
 
 	/* No program is behind it that could make it again: io_uring makes EINTR of it. */
-	if (READ(task, flags) & (PF_IO_WORKER | PF_KTHREAD))
-		return EINTR;
+	if (READ(task, flags) & (PF_IO_WORKER | PF_KTHREAD)) {
+		count(what, EINTR, 0);
+		return;
+	}
+	call_ended();
 	/* Signals that end a process are made SIGKILL when they are sent: complete_signal(). */
 	bpf_probe_read_kernel(&signals, sizeof(signals), FIELD_AT(task, pending.signal.sig));
-	if (signals & SIGNAL_BIT(SIGKILL)) {
-		call_ended();
-		return 0;
-	}
-	if (result == -ERESTARTNOINTR) {
-		call_ended();
-		return RESTARTED;
-	}
-	if (count_interrupted(0) && interruptions.lookup(&thread))
-		interruptions.update(&thread, &interruption);
+	if (signals & SIGNAL_BIT(SIGKILL))
+		count(what, 0, 0);
+	else if (result == -ERESTARTNOINTR)
+		count(what, RESTARTED, 0);
 	else if (interruptions.update(&thread, &interruption))
 		count_loss(LOSS_MAP_FULL);
 	else
 		count_interrupted(1);
-	return RESTARTED;
 }
 
 /* The current thread takes a signal, on its way back to the program. */
@@ -106,10 +112,12 @@ static inline int on_signal(int sig, u64 handler, u64 flags)
 	if (!interruption || (!is_handler(handler) && !dies))
 		return 0;
 	what = interruption->what;
-	if (dies || !interruption->restarts || !(flags & SA_RESTART)) {
-		count(&what, NOT_RESTARTED, 0);
-		count(&what, dies ? 0 : EINTR, 0);
-	}
+	if (dies)
+		count(&what, 0, 0);
+	else if (interruption->restarts && flags & SA_RESTART)
+		count(&what, RESTARTED, 0);
+	else
+		count(&what, EINTR, 0);
 	forget_interruption(thread);
 	return 0;
 }

@@ -11,7 +11,7 @@
 KERNEL_FIELDS(sock, sk_err, sk_err_soft, sk_user_data, __sk_common.skc_flags)
 KERNEL_FIELDS(tcp_sock, bytes_acked, bytes_received, bytes_sent, bytes_retrans, total_retrans)
 KERNEL_FIELDS(tcp_sock, write_seq, snd_una, snd_nxt, srtt_us, segs_in, segs_out, retrans_stamp)
-KERNEL_FIELDS(tcp_sock, repair, syn_data_acked)
+KERNEL_FIELDS(tcp_sock, repair, syn_data_acked, rx_opt.rcv_tsecr)
 KERNEL_OPTIONAL(tcp_sock, tcp_usec_ts) /* since 6.7: what the unit of retrans_stamp is */
 KERNEL_FIELDS(inet_connection_sock, icsk_accept_queue.fastopenq.max_qlen)
 KERNEL_FIELDS(inet_connection_sock, icsk_accept_queue.rskq_defer_accept)
@@ -124,7 +124,9 @@ static inline u64 passive_handshake(struct tcp_sock *tp, const struct life *life
 
 	if (read_tcp_sock_syn_data_acked(tp))
 		return life->begin_ns ? now - life->begin_ns : 0;
-	if (life->deferred || READ(tp, total_retrans) || srtt_us % 1000 == 0)
+	if (life->deferred || READ(tp, total_retrans))
+		return 0;
+	if (srtt_us % 1000 == 0 && READ(tp, rx_opt.rcv_tsecr))
 		return 0;
 	return srtt_us * 1000ULL;
 }
@@ -248,8 +250,6 @@ static inline u8 end_of_session(struct sock *sk, const struct life *life, int st
 		return life->rst;
 	if (err == ECONNRESET || err == EPIPE) /* by tcp_reset(), and there was no room for it */
 		return RST_REMOTE;
-	if (!in_order(tp, state) && err == ECONNABORTED)
-		return ABORTED;
 	if (state == TCP_SYN_RECV && err)
 		return end_of_attempt(life, err);
 	return first_fin(tp, life, state);
@@ -257,15 +257,16 @@ static inline u8 end_of_session(struct sock *sk, const struct life *life, int st
 
 /*
  * May a RST of ours follow CLOSE? close() and disconnect() send it after the change of state, and so
- * does the answer to data that nobody can read any more (TCPAbortOnData), for which tcp_reset() is
- * called as if a RST had come. None follows a RST that came to a session that was whole.
+ * does the answer to data that nobody can read any more (TCPAbortOnData: our FIN or the peer's came
+ * before it), for which tcp_reset() is called as if a RST had come. None follows a RST that came to a
+ * session that was whole.
  */
 static inline bool may_reset(struct tcp_sock *tp, const struct life *life, int state)
 {
 	if (state == TCP_SYN_SENT || life->rst == RST_LOCAL)
 		return false;
 	if (life->rst == RST_REMOTE)
-		return has_own_fin(state);
+		return has_own_fin(state) || state == TCP_CLOSE_WAIT;
 	return state != TCP_LAST_ACK || !in_order(tp, state);
 }
 

@@ -5,7 +5,7 @@
 
 #include "netbpf.bpf.h"
 
-KERNEL_FIELDS(sk_buff, len, data_len, head, data, end, network_header, transport_header)
+KERNEL_FIELDS(sk_buff, head, data, tail, end, network_header, transport_header)
 KERNEL_FIELDS(sk_buff, inner_transport_header, protocol)
 KERNEL_FIELDS(skb_shared_info, gso_size, gso_segs, gso_type)
 
@@ -20,8 +20,7 @@ static inline u32 before_transport(struct sk_buff *skb, u8 *head, bool tunnel, u
 {
 	u16 network = READ(skb, network_header);
 	u16 offset = tunnel ? READ(skb, inner_transport_header) : READ(skb, transport_header);
-	u8 *data = READ(skb, data);
-	u8 first = 0;
+	u8 *data, first = 0;
 
 	*transport = head + offset;
 	if (offset != (u16)~0 && offset > network && offset - network <= 256)
@@ -29,6 +28,7 @@ static inline u32 before_transport(struct sk_buff *skb, u8 *head, bool tunnel, u
 	if (tunnel)
 		return 0;
 	/* A driver need not set it, as it has only just taken the link header off. */
+	data = READ(skb, data);
 	bpf_probe_read_kernel(&first, 1, data);
 	first = first >> 4 == 4 ? (first & 0xf) * 4 : 40;
 	*transport = data + first;
@@ -49,9 +49,7 @@ static inline void estimate_wire(struct sk_buff *skb, u32 len, u32 *packets, u32
 	type = READ(shared, gso_type);
 	headers = before_transport(skb, head, type & SKB_GSO_TUNNEL, &transport);
 	if (type & SKB_GSO_TCP) {
-		u8 *end = (u8 *)READ(skb, data) + READ(skb, len) - READ(skb, data_len);
-
-		if (headers && transport + 13 <= end)
+		if (headers && transport + 13 <= head + READ(skb, tail))
 			bpf_probe_read_kernel(&offset, 1, transport + 12);
 		headers += offset >> 4 << 2;
 	} else if (type & SKB_GSO_SCTP) {

@@ -26,7 +26,7 @@ from netbpf.declare.table import Group
 OPS = dict(enumerate("socket socketpair bind listen connect accept send recv close".split()))
 PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
 WAITS = ("EAGAIN", "EINPROGRESS")
-RESTARTED, NOT_RESTARTED = "512", "513"  # beside the errors of calls: include/restarts.bpf.h
+RESTARTED = "512"  # beside the errors of calls: include/restarts.bpf.h
 
 
 def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, ...]:
@@ -124,8 +124,8 @@ def tally(groups: Iterable[Group], *names: str) -> list[dict[str, Any]]:
         none = dict.fromkeys(("calls", "errors", "would_block", "restarted", "bytes"), 0)
         row = found.setdefault(which, {**dict(zip(names, which)), **none, "top_error": None})
         calls, error = sums["calls"], key["error"]
-        if error in (RESTARTED, NOT_RESTARTED):
-            row["restarted"] += calls if error == RESTARTED else -calls
+        if error == RESTARTED:
+            row["restarted"] += calls
             continue
         row["calls"] += calls
         row["bytes"] += sums["bytes"]
@@ -136,6 +136,4 @@ def tally(groups: Iterable[Group], *names: str) -> list[dict[str, Any]]:
             most = errors.setdefault(which, Counter())
             most[error] += calls
             row["top_error"] = most.most_common(1)[0][0]
-    for row in found.values():  # what an interval takes back was counted in the one before
-        row["restarted"] = max(row["restarted"], 0)
     return list(found.values())

@@ -23,7 +23,9 @@ MAX_LIST = 256  # items of a list option: each becomes one comparison in the BPF
 
 
 def words(text: str) -> str:
-    """Accept any text."""
+    """Accept any text that is not empty: that would match nothing."""
+    if not text.strip():
+        raise ValueError(f"'{text}' is empty")
     return text
 
 

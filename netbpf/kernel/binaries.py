@@ -6,10 +6,11 @@ Whatever a file is like, reading it gives a result with a reason, never an excep
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from netbpf.kernel import gobinary
+from netbpf.kernel.returns import returns
 from netbpf.kernel.symbols import Image, UnreadableBinary, open_regular
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ def identity_of(path: str) -> Identity | None:
     return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
+def _lookups(image: Image) -> dict[str, Function]:
+    found = image.functions(FUNCTIONS)
+    return {name: replace(f, returns=returns(image, f)) for name, f in found.items()}
+
+
 def _foreign(image: Image) -> str:
     if image.bits != 64:
         return "32-bit"
@@ -95,7 +101,7 @@ def read_libc(identity: Identity, path: str, kind: str) -> File:
     """Read a libc; `kind` is "glibc" or "musl"."""
     try:
         with Image(path) as image:
-            found, foreign = image.functions(FUNCTIONS), _foreign(image)
+            found, foreign = _lookups(image), _foreign(image)
     except UnreadableBinary as error:
         return File(reason=f"{kind}: {error.why}")
     if foreign or not found:
@@ -113,7 +119,7 @@ def read_program(identity: Identity, path: str, is_go: bool) -> File:
         with Image(paths[0]) as image:
             reason = _foreign(image)
             own = not image.interpreted and not reason
-            found = image.functions(FUNCTIONS) if own else {}
+            found = _lookups(image) if own else {}
             stripped = not any(s.kind == "SHT_SYMTAB" for s in image.sections)
     except UnreadableBinary as error:
         return File(reason=error.why)

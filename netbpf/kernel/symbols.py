@@ -53,6 +53,7 @@ class Function:
     `offset` is the offset in the file (bytes) that perf_event_open takes for a uprobe, `address`
     the virtual address that the file gives it, `size` its length in bytes, 0 if unknown. With
     `ifunc` the code there is a resolver that runs once and returns the real function's address.
+    `returns` are the offsets of all its returns, () if they are not known (kernel/returns.py).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Function:
     address: int
     size: int
     ifunc: bool = False
+    returns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

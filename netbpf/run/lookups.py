@@ -173,6 +173,8 @@ class Watch(Shape):
                     continue
                 self.attached.user_links.append(link)
                 self._links.setdefault(id(binary), []).append(link)
+                if at_return:
+                    self._say(f"{target} of {path} has a uretprobe: its returns are not known")
         reasons = ", ".join(sorted(set(refused.values())))
         return f"{_CANNOT} at {', '.join(refused)}: {reasons}" if refused else ""
 
@@ -185,14 +187,19 @@ class Watch(Shape):
 def places(binary: Binary) -> Iterator[tuple[str, int]]:
     """Yield (target of a declared probe, file offset) of every probe that belongs on a file.
 
-    A target that ends in "()" is the return of that function, by uretprobe in C. Go's returns are
-    places of their own, and "net.DNSError+N" are the lookups' entries where its flags are at N.
+    "F RET" is a return instruction of the function F. Where those of C are not known, "F()" is its
+    return by uretprobe. "net.DNSError+N" are the lookups' entries where its flags are at N.
     """
-    for name, function in binary.functions.items():
-        if not function.ifunc:
-            # The return first: a call whose entry alone is seen would wait for ever.
+    functions = {n: f for n, f in binary.functions.items() if not f.ifunc}
+    # The returns first: a call whose entry alone is seen would wait for ever. Functions that end in
+    # one another share some.
+    shared = {offset: name for name, f in functions.items() for offset in f.returns}
+    for offset, name in shared.items():
+        yield f"{name} RET", offset
+    for name, function in functions.items():
+        if not function.returns:
             yield f"{name}()", function.offset
-            yield name, function.offset
+        yield name, function.offset
     if not binary.go:
         return
     flags = binary.go.error.timeout if binary.go.error else 0

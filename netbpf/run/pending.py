@@ -22,7 +22,7 @@ from netbpf.kernel.processes import has_ended, ids_differ
 
 _KEY = struct.Struct("=QII")  # struct call_key in include/lookups.bpf.h: thread, pid, function
 _LIBC = (0, 255)  # of the functions: NO_FUNC and OTHER_STACK; the others are Go's
-_TAIL = struct.Struct("=QQQ")  # struct call behind its event: sp, born, signalled
+_TAIL = struct.Struct("=QQQQ")  # struct call behind its event: sp, born, back, signalled
 _STACK_SPAN = 1 << 20  # STACK_SPAN there
 _PROCESS_ENDED = 3  # there, among the results
 
@@ -62,11 +62,11 @@ class Pending:
         """Remove the calls that will never return from the map, and yield them as events."""
         for key, entry in list(self._map.items()):
             thread, pid, function = _KEY.unpack(key)
-            sp, _, signalled = _TAIL.unpack_from(entry, self._event.size)
+            sp, _, back, signalled = _TAIL.unpack_from(entry, self._event.size)
             raw = self._layout.unpack_from(entry)
             if has_ended(pid):
                 when = now
-            elif not ids_differ() and function in _LIBC and _has_left(pid, thread, sp):
+            elif not ids_differ() and function in _LIBC and _has_left(pid, thread, sp, back):
                 when = signalled or now
             else:
                 continue
@@ -90,27 +90,28 @@ class Pending:
         return tuple(members.get(index, value) for index, value in enumerate(raw))
 
 
-def _has_left(pid: int, thread: int, sp: int) -> bool:
+def _has_left(pid: int, thread: int, sp: int, back: int) -> bool:
     """Tell whether a thread that sleeps has left the call that it made with the stack at `sp`.
 
     Either it sleeps higher on the stack (further away is another one: nothing is known then), or
-    its return address has been overwritten: during the call that is the kernel's, for the probe at
-    the return, and is the first of a page. What is not overwritten yet cannot be told from a call.
+    its return address has been overwritten. During the call that is `back`; with a uretprobe it is
+    the kernel's, the first of a page. What is not overwritten yet cannot be told from a call.
     """
     with suppress(OSError, ValueError, IndexError):
         words = Path(f"/proc/{pid}/task/{thread}/syscall").read_text().split()
         if len(words) < 3:
             return False  # it runs
         above = int(words[-2], 16) - sp
-        return 0 < above < _STACK_SPAN or (above <= 0 and _is_overwritten(pid, sp))
+        return 0 < above < _STACK_SPAN or (above <= 0 and _is_overwritten(pid, sp, back))
     return False
 
 
-def _is_overwritten(pid: int, sp: int) -> bool:
+def _is_overwritten(pid: int, sp: int, back: int) -> bool:
     if platform.machine() != "x86_64":
         return False  # elsewhere the return address is in a register first
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return int.from_bytes(os.pread(memory, 8, sp), "little") & 0xFFF != 0
+        found = int.from_bytes(os.pread(memory, 8, sp), "little")
+        return found != back and found & 0xFFF != 0
     finally:
         os.close(memory)

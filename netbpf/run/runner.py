@@ -265,7 +265,7 @@ class Run:
             review({**summary, "own": self.tally.own}, self.settings) if review else []
         )
         summary["notes"] += self.names.notes()
-        if not self.shape.seen and self.narrowed:
+        if self.shape.empty and self.narrowed:
             words = "nothing was seen that passes"
             summary["notes"].append(f"{words} {' and '.join(self.narrowed)}")
         if ids_differ():

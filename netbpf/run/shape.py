@@ -40,6 +40,11 @@ class Shape:
         """How many records could not be read."""
         return 0
 
+    @property
+    def empty(self) -> bool:
+        """Has nothing been shown, not even what is open or pending at the end?"""
+        return not any((self.seen, self.more.get("open"), self.more.get("pending")))
+
     def note(self, text: str) -> None:
         """Remember a remark for the summary."""
         self.notes.append(text)

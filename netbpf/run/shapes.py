@@ -34,6 +34,11 @@ class Shapes(Shape):
         return sum(part.strange for part in self.parts)
 
     @property
+    def empty(self) -> bool:
+        """Has no part shown anything?"""
+        return all(part.empty for part in self.parts)
+
+    @property
     def heading(self) -> bool:  # type: ignore[override]
         """What the first part says."""
         return self.parts[0].heading

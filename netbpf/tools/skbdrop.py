@@ -264,7 +264,7 @@ def constants(settings):  # type: ignore[no-untyped-def]
 def named_constants(settings, names):  # type: ignore[no-untyped-def]
     """Ask the kernel for the numbers of reasons, and where to look if it names no sockets."""
     known = names.reasons
-    single = ("NOT_SPECIFIED", "SOCKET_CLOSE", "TCP_OLD_ACK")
+    single = ("NOT_SPECIFIED", "SOCKET_CLOSE", "TCP_OLD_ACK", "TCP_FASTOPEN")
     # Before TCP_LISTEN_OVERFLOW a full accept queue gave no reason at that place either.
     request = WAITING if "TCP_LISTEN_OVERFLOW" in known else ()
     found = {

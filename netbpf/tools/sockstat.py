@@ -47,7 +47,8 @@ LIMITS
   spliced out of a socket is not seen, nor is sendfile before 6.5. Calls of 32-bit programs on a
   64-bit kernel are not seen, but their messages are. Messages of sockets that the kernel itself
   uses (NFS and others) count, too. An IPv6 socket with an IPv4-mapped address is tcp4 or udp4, and
-  MPTCP counts as TCP. Of processes that come and go by the thousand, --top forgets the idlest.
+  MPTCP counts as TCP. --top has room for 4 rows per --map-entries: a call of a process beyond that
+  counts in the first table only, and as map_full; each INTERVAL makes room.
 """
 
 from netbpf.declare import (

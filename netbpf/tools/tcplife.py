@@ -30,14 +30,14 @@ HOW A SESSION ENDS
                   by its listener's end, or by data that came after the close
     rst-remote    a RST of the other end
     fin-local     no RST; the first FIN was this end's. Both ends show this if their FINs crossed
-    fin-remote    no RST; the first FIN was the other end's
+    fin-remote    no RST; the first FIN was the other end's. ss -K sends none after both FINs
     timeout       the kernel gave up waiting: retransmission, keepalive, TCP_USER_TIMEOUT. It may
                   have sent a RST then
     unreachable   it gave up, and an ICMP error or its own routing had given a reason
     refused       an attempt to connect that a RST, or ICMP's port unreachable, answered
     aborted       an attempt to connect that this end gave up
     silent        this end dropped the session without a FIN or a RST: closed in repair mode (as
-                  checkpoint tools do), or its network namespace was gone
+                  checkpoint tools do), its network namespace was gone, or memory was
 
   A socket that goes to TIME_WAIT is closed for the program, and its line is written: a RST that
   comes or goes later is not part of it.

@@ -92,14 +92,5 @@ def test_one_column_of_one_kind_of_line_is_spoiled(tool, monkeypatch):
 
 # Not compared yet, as (tool, shape): columns. It may only shrink.
 _LATER: dict[tuple[str, str], str] = {
-    ("gethostlatency", "event"): "time",
-    ("gethostlatency", "histogram"): "percentiles",
-    ("netsize", "histogram"): "netns",
-    ("skbdrop", "event"): "time location",
-    ("skbdrop", "rows"): "location meaning",
-    ("sockstat", "rows"): "would_block",
-    ("sockstat", "--top"): "top_error",
-    ("tcplife", "event"): "srtt_us tx_unacked uid netns cgroup",
-    ("tcplife", "summary"): "open",
 }
 MISSING = {(*where, column) for where, columns in _LATER.items() for column in columns.split()}

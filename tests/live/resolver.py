@@ -5,7 +5,8 @@ it; `ns.run([...])` and `ns.popen([...])` start programs that use it: a private 
 shows them a resolv.conf (one try of 2 s), hosts and nsswitch.conf of its own. Needs root and the
 programs `ip`, `unshare` and `mount`. Nothing outside of the namespace changes.
 
-Names: known ones (`KNOWN`), `slow-NNN.test` (answers after NNN ms), `fail.test` (SERVFAIL),
+Names: known ones (`KNOWN`), `slow-NNN.test` (answers after NNN ms), `tenth-NNN.test` (likewise, but
+every tenth lookup only, the others at once), `fail.test` (SERVFAIL),
 `never.test` (no answer), `empty.test` (exists, no address: NOERROR without answers), PTR of
 `REVERSE`; everything else is NXDOMAIN.
 """
@@ -34,7 +35,7 @@ KNOWN = {
     "local.test": ("127.0.0.1", None),
 }
 REVERSE = {"192.0.2.1": "one.test", "2001:db8::1": "one.test"}
-SLOW = re.compile(r"slow-(\d+)\.test")
+SLOW = re.compile(r"(slow|tenth)-(\d+)\.test")
 
 _CLONE_NEWNET = 0x40000000
 _A, _PTR, _AAAA = 1, 12, 28
@@ -81,7 +82,8 @@ class Server:
             name, kind = question(data)
             self._queries.append((name, kind))
             slow = SLOW.fullmatch(name)
-            delay = int(slow[1]) / 1000 if slow else 0.0
+            waits = slow and (slow[1] == "slow" or self.lookups(name) % 10 == 0)
+            delay = int(slow[2]) / 1000 if slow and waits else 0.0
             if name != "never.test":
                 threading.Timer(delay, self._send, (answer(data, name, kind), peer)).start()
 

@@ -169,6 +169,20 @@ def test_namespace_filter_shows_its_devices_and_no_other(
     assert devices(run) == {left.device}
 
 
+@compares("netsize", "netns", shape="histogram")
+def test_namespace_of_a_device_is_the_one_that_it_is_in(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    """The truth is the number that the directory of the namespace has, and `ls -i` shows."""
+    left, right = two_hosts
+    with netbpf("netsize", "-i", f"{left.device},{right.device}") as run:
+        with datagrams(left, right) as pair:
+            pair.send(SIZES)
+    where = {(h["key"]["dev"], h["key"]["netns"]) for h in run.histograms}
+    there = {host.device: int(host.run("stat", "-Lc%i", "/proc/self/ns/net")) for host in two_hosts}
+    assert where == set(there.items()) and len(set(there.values())) == 2
+
+
 # --- merging -------------------------------------------------------------------------------------
 
 

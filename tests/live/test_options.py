@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import harness
 import pytest
+from topology import Host
 
 from netbpf.declare.options import LIMITS, OUTPUT, Option
 from netbpf.declare.tool import all_tools
@@ -177,3 +180,20 @@ def test_options_that_a_tool_has_not_are_refused(tool: str) -> None:
         done = run(tool, option.flags[-1], *(["1"] if option.metavar else []))
         assert done.returncode == USAGE, (option.flags, done.stderr)
         assert "hint:" in done.stderr
+
+
+def test_a_second_table_with_rows_is_something_that_passes(netbpf: Any, one_host: Host) -> None:
+    """No data waited: the first table is empty, and this process's sends are in another one."""
+    with netbpf("tcpnagle", "--netns", one_host.namespace, "-p", os.getpid()) as run:
+        with contextlib.ExitStack() as stack:
+            listener, client = (
+                stack.enter_context(one_host.socket(socket.AF_INET, socket.SOCK_STREAM))
+                for _ in range(2)
+            )
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(1)
+            client.connect(listener.getsockname())
+            client.sendall(b"x")
+            run.stop()
+    assert sum(row.get("sends", 0) for row in run.rows) == 1
+    assert not [note for note in run.summary["notes"] if "nothing was seen" in note]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from typing import Any
 import pytest
 import traffic
 from compared import compares
-from harness import Json, attended, kill, netbpf_once, start, wait_until
+from harness import Json, attended, kill, netbpf_once, seconds, start, wait_until
 from topology import Host
 
 from netbpf.kernel.btf import Btf
+from netbpf.kernel.inspect import tracefs
 from netbpf.kernel.reasons import DropReasons
 
 CLOSED = 9  # nobody listens there
@@ -103,6 +106,7 @@ def test_datagrams_to_a_closed_port_are_so_many_times_no_socket(
         assert event["location"] == row["location"]
         # There is no socket: nobody owns it, whoever runs when the packet arrives.
         assert (event["pid"], event["comm"], event["owner"]) == (None, None, "unknown")
+        assert event["uid"] is None
     if not NO_SOCKET:
         assert {one["meaning"] for one in run.rows} == {None}
         (drop,) = [probe for probe in run.summary["probes"] if probe["name"] == "drop"]
@@ -267,6 +271,71 @@ def test_what_loses_nothing_is_hidden_counted_and_shown_on_demand(
     assert everything.summary["totals"]["hidden"] == 0
 
 
+# --- against the kernel's own trace ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def traced() -> Iterator[list[tuple[float, str, str]]]:
+    """Yield a list of (wall clock, location, reason) of all drops, as the kernel writes its trace.
+
+    The locations are printed by the kernel (%pS), the times are those of its trace clock.
+    """
+    found: list[tuple[float, str, str]] = []
+    place = Path(tracefs(), "instances", f"netbpf-{os.getpid()}")
+    place.mkdir()
+    switch = place / "events/skb/kfree_skb/enable"
+    try:
+        (place / "trace_clock").write_text("mono")
+        switch.write_text("1")
+        yield found
+        ahead = time.time() - time.monotonic()
+        switch.write_text("0")
+        for line in (place / "trace").read_text().splitlines():
+            words = re.search(r" ([0-9.]+): kfree_skb: .*location=([^/]+)/\S+ reason: (\S+)", line)
+            if words:
+                found.append((float(words[1]) + ahead, words[2], words[3]))
+    finally:
+        switch.write_text("0")
+        place.rmdir()
+
+
+@compares("skbdrop", "time", "location")
+@compares("skbdrop", "location", "meaning", shape="rows")
+def test_places_and_times_are_those_of_the_kernels_trace(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    left, right = two_hosts
+    with (
+        traced() as trace,
+        netbpf("skbdrop", "--netns", right.inode, "--events", "--explain") as run,
+    ):
+        with right.dropping(f"udp dport {CLOSED + 1}"):
+            for port in (CLOSED, CLOSED + 1, CLOSED):
+                send(left, right, 2, port)
+                time.sleep(0.1)
+    ours = {"NO_SOCKET": CLOSED, "NETFILTER_DROP": CLOSED + 1}
+    events = [event for event in run.events if event["reason"] in ours and event["proto"] == "udp"]
+    assert [ours[event["reason"]] for event in events] == [9, 9, 10, 10, 9, 9]
+    for event in events:
+        # Two clocks are set against each other, here and in the tool.
+        assert [
+            when
+            for when, location, reason in trace
+            if (location, reason) == (event["location"], event["reason"])
+            and abs(when - seconds(event["time"])) < 0.005
+        ], (event, trace)
+    rows = [row for row in run.rows if row["reason"] in ours and row["proto"] == "udp"]
+    assert {(row["reason"], row["count"]) for row in rows} == {
+        ("NO_SOCKET", 4), ("NETFILTER_DROP", 2),
+    }  # fmt: skip
+    for row in rows:
+        assert (row["location"], row["reason"]) in {place[1:] for place in trace}
+        # What the manual promises: a sentence about that reason.
+        words = {"NO_SOCKET": "nobody listens on that port", "NETFILTER_DROP": "firewall"}
+        assert words[row["reason"]] in row["meaning"]
+        assert not row["meaning"].endswith("?")
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 
@@ -385,7 +454,7 @@ def test_intervals_add_up_and_rank(netbpf: Any, two_hosts: tuple[Host, Host]) ->
     options = ("0.2", "--netns", right.inode, "-4")
     with netbpf("skbdrop", *options) as run, right.dropping(f"udp dport {CLOSED + 1}"):
         for wanted in (1, 2, 3):
-            send(left, right, 2)
+            send(left, right, 2, size=1400)  # fewer packets, more bytes
             send(left, right, NUMBER, CLOSED + 1)
             wait_until(lambda: len({row["time"] for row in run.rows}) >= wanted)  # noqa: B023
     assert total(run.rows, reason="NO_SOCKET") == 3 * 2

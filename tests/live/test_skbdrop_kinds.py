@@ -111,12 +111,13 @@ def test_each_header_is_read_where_it_is(netbpf: Any, receiving: tuple[Host, Hos
 
 
 @compares("skbdrop", "unread", shape="summary")
+@pytest.mark.parametrize("port", [4001, 4002])  # the source's and the destination's
 def test_filter_of_ports_takes_the_second_of_two_and_no_later_fragment(
-    netbpf: Any, receiving: tuple[Host, Host]
+    netbpf: Any, receiving: tuple[Host, Host], port: int
 ) -> None:
     left, right = receiving
     with netbpf(
-        "skbdrop", "--netns", right.inode, "--port", "1,4002", "--dev", f"lo,{right.device}"
+        "skbdrop", "--netns", right.inode, "--port", f"1,{port}", "--dev", f"lo,{right.device}"
     ) as run:
         frames.send(left, [frame for frame, _ in cases()])
     # Two are of IPv4 and five of IPv6; one is too short for ports, which is counted.
@@ -257,6 +258,48 @@ def test_keepalive_probes_are_hidden_as_often_as_they_were_sent(
     assert {event["harmless"] for event in everything.events} == {"yes"}
 
 
+REPAIR, REPAIR_QUEUE, QUEUE_SEQ, SEND_QUEUE = 19, 20, 21, 2  # linux/tcp.h
+
+
+def next_sequence(one: socket.socket) -> int:
+    """Return the sequence number of the next byte that the socket will send."""
+    one.setsockopt(socket.IPPROTO_TCP, REPAIR, 1)
+    one.setsockopt(socket.IPPROTO_TCP, REPAIR_QUEUE, SEND_QUEUE)
+    found = one.getsockopt(socket.IPPROTO_TCP, QUEUE_SEQ)
+    one.setsockopt(socket.IPPROTO_TCP, REPAIR, -1)  # without a window probe
+    return found & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(("size", "hidden"), [(1, True), (2, False)])
+def test_data_that_came_twice_is_shown_unless_it_is_a_probe(
+    netbpf: Any, one_host: Host, size: int, hidden: bool
+) -> None:
+    with (
+        one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
+        one_host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw,
+        netbpf("skbdrop", "--netns", one_host.inode) as run,
+    ):
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = one_host.socket(socket.AF_INET, socket.SOCK_STREAM)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        client.sendall(b"abcd")
+        assert server.recv(10) == b"abcd"
+        ends = client.getsockname()[1], server.getsockname()[1]
+        numbers = next_sequence(client) - size & 0xFFFFFFFF, next_sequence(server)
+        again = struct.pack("!HHIIBBHHH", *ends, *numbers, 0x50, 0x10, 512, 0, 0) + b"abcd"[-size:]
+        pseudo = socket.inet_aton("127.0.0.1") * 2 + struct.pack("!HH", 6, len(again))
+        total = frames.checksum(pseudo + again + bytes(len(again) % 2))
+        raw.sendto(again[:16] + struct.pack("!H", total) + again[18:], ("127.0.0.1", 0))
+        client.close()
+        assert server.recv(1) == b""
+        server.close()
+    shown = [(row["reason"], row["count"]) for row in run.rows]
+    assert shown == ([] if hidden else [("TCP_OLD_DATA", 1)])
+    assert run.summary["totals"]["hidden"] >= hidden
+
+
 def refused_third_packet(host: Host, port: int) -> contextlib.AbstractContextManager[Any]:
     """Drop bare ACKs to a port: a handshake stays unfinished, and a reset still comes through."""
     return host.dropping(f"tcp dport {port} tcp flags & (syn|fin|rst|ack) == ack")
@@ -311,6 +354,31 @@ def test_reset_that_was_accepted_is_hidden(
         assert run.summary["totals"]["hidden"] >= NUMBER
 
 
+def test_reset_behind_the_one_that_was_accepted_is_shown(netbpf: Any, one_host: Host) -> None:
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})  # what a reset ended is remembered by processor
+    try:
+        with (
+            one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
+            one_host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw,
+            netbpf("skbdrop", "--netns", one_host.inode) as run,
+        ):
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            client = one_host.socket(socket.AF_INET, socket.SOCK_STREAM)
+            client.connect(listener.getsockname())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            ends = client.getsockname()[1], listener.getsockname()[1]
+            client.close()
+            # The same once more, with a wrong checksum: TCP never looks at it.
+            late = struct.pack("!HHIIBBHHH", *ends, 1, 0, 0x50, 4, 0, 0xBAD, 0)
+            raw.sendto(late, ("127.0.0.1", 0))
+    finally:
+        os.sched_setaffinity(0, processors)
+    assert [(row["reason"], row["count"]) for row in run.rows] == [("TCP_CSUM", 1)]
+    assert run.summary["counters"]["Tcp.InCsumErrors"] == 1
+
+
 def reasons() -> str:
     return Path("/sys/kernel/btf/vmlinux").read_bytes().decode("latin-1")
 
@@ -319,15 +387,20 @@ def reasons() -> str:
     "TCP_LISTEN_OVERFLOW" not in reasons(),
     reason="needs a kernel that gives a full accept queue its own reason",
 )
-def test_ack_that_a_deferred_accept_waits_behind_is_hidden(netbpf: Any, one_host: Host) -> None:
-    with one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+def test_ack_that_a_deferred_accept_waits_behind_is_hidden(
+    netbpf: Any, one_host: Host, family: int, address: str
+) -> None:
+    with one_host.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((address, 0))
         listener.listen(NUMBER)
         with netbpf("skbdrop", "--netns", one_host.inode) as run:
             before = one_host.snmp()["TcpExtTCPDeferAcceptDrop"]
             for _ in range(5):
-                client = one_host.socket(socket.AF_INET, socket.SOCK_STREAM)
+                client = one_host.socket(family, socket.SOCK_STREAM)
                 client.connect(listener.getsockname())
                 client.sendall(b"x")
                 server, _ = listener.accept()

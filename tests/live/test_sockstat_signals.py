@@ -17,6 +17,7 @@ from typing import Any
 
 import calls
 import pytest
+from bpf_maps import keys_of
 from calls import by_process, difference, shown, totals
 from compared import compares
 from harness import Json, Run, accepting, wait_until
@@ -105,6 +106,7 @@ def test_a_call_in_which_the_process_dies_is_a_call_without_error(
         if stopped:
             os.kill(caller.pid, signal.SIGCONT)
         wait_until(lambda: states(caller.pid) <= {"Z"}, what="the end of the process")
+        assert keys_of(run, "interruptions") == [] == keys_of(run, "calls")
     row = row_of(run, "recv", "unix")
     assert (row["calls"], row["errors"], row["restarted"]) == (1, 0, 0), row
 
@@ -127,6 +129,58 @@ def test_a_restart_is_no_reason_to_take_a_later_signal_for_an_error(
     assert row_of(run, "accept", "tcp4")["errors"] == 0
     assert row_of(run, "accept", "tcp4")["restarted"] == 3
     assert shown(run.rows)["recv", "unix"] == told.rows["recv", "unix"]
+
+
+def test_a_call_with_a_time_limit_is_not_made_again(netbpf: Any, start: Any) -> None:
+    """SO_RCVTIMEO: the handler has SA_RESTART, and the call fails all the same (signal(7))."""
+    caller = start("nb-timed")
+    with netbpf("sockstat", "-p", caller.pid) as run:
+        told = caller.go("interrupted", 1, "timed", "restart", TIMES)
+    assert told.errors["recv", "unix"] == {"EINTR": TIMES}
+    assert not difference(shown(run.rows), told.rows)
+    assert restarted(run.rows) == {} and row_of(run, "recv", "unix")["top_error"] == "EINTR"
+
+
+def test_no_interval_takes_back_what_an_earlier_one_counted(netbpf: Any, start: Any) -> None:
+    """A stop interrupts a call; whether it is made again is decided some intervals later.
+
+    The truth is the program's: its one call of recv fails with EINTR, and none is made again.
+    """
+    caller = start("nb-decides")
+    with netbpf("sockstat", "-p", caller.pid, "0.1") as run:
+        caller.tell("fails_at_the_end")
+        fd = caller.answer()["fd"]
+        wait_until(lambda: in_call(caller.pid, fd), what="a process that waits in recv")
+        os.kill(caller.pid, signal.SIGSTOP)
+        wait_until(lambda: states(caller.pid) == {"T"}, what="a stopped process")
+        seen = intervals(run)
+        wait_until(lambda: intervals(run) >= seen + 2, what="two more intervals")
+        os.kill(caller.pid, signal.SIGUSR2)
+        os.kill(caller.pid, signal.SIGCONT)
+        caller.answer()
+    assert restarted(run.rows) == {}
+    (row,) = [row for row in run.rows if row["op"] == "recv"]
+    assert (row["calls"], row["errors"], row["top_error"]) == (1, 1, "EINTR")
+
+
+def test_interrupted_calls_without_room_are_counted(netbpf: Any, start: Any) -> None:
+    """Three threads are stopped in recv, one has room: the map is that of interrupted calls."""
+    caller = start("nb-crowd")
+    words = ("-p", caller.pid, "--map-entries", 1, "--fail-on-loss")
+    with netbpf("sockstat", *words, returncode=3) as run:
+        caller.tell("blocked_recvs")
+        assert caller.answer()["threads"] == 3
+        os.kill(caller.pid, signal.SIGSTOP)
+        wait_until(lambda: states(caller.pid) == {"T"}, what="a stopped process")
+        assert len(keys_of(run, "interruptions")) == 1
+        os.kill(caller.pid, signal.SIGKILL)
+        wait_until(lambda: states(caller.pid) <= {"Z"}, what="the end of the process")
+        assert keys_of(run, "interruptions") == [], "what is kept of threads that are gone"
+    assert run.summary["lost"]["map_full"] == 2
+
+
+def intervals(run: Run) -> int:
+    return len([line for line in run.lines if line["type"] == "counters"])
 
 
 def states(pid: int) -> set[str]:

@@ -359,6 +359,46 @@ def test_killed_process_ends_its_session_as_close_does(
     assert watch.between(remote, local)["close"] == "fin-remote"
 
 
+MPTCP = 262  # IPPROTO_MPTCP
+
+
+@pytest.mark.skipif(not Path("/proc/sys/net/mptcp").exists(), reason="needs CONFIG_MPTCP")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("end", ["fin", "reset", "unread"])
+def test_mptcp_shows_how_its_subflow_ended(
+    watch: Watch, two_hosts: tuple[Host, Host], end: str, family: str
+) -> None:
+    """One subflow carries all, so that it has the program's bytes; FASTCLOSE sends RSTs."""
+    left, right = two_hosts
+    with right.socket(FAMILIES[family], socket.SOCK_STREAM, MPTCP) as listener:
+        listener.bind((address(right, family), 0))
+        listener.listen(1)
+        client = left.socket(FAMILIES[family], socket.SOCK_STREAM, MPTCP)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        local, remote = client.getsockname()[:2], client.getpeername()[:2]
+        client.sendall(b"u" * 1234)
+        assert len(server.recv(1234, socket.MSG_WAITALL)) == 1234
+        server.sendall(b"d" * 70)
+        if end == "unread":
+            time.sleep(PAUSE)
+        else:
+            assert len(client.recv(70, socket.MSG_WAITALL)) == 70
+        if end == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        before = [host.snmp()["TcpOutRsts"] for host in two_hosts]
+        client.close()
+        error_of(server)
+        server.close()
+    events = watch.between(local, remote), watch.between(remote, local)
+    sent = [host.snmp()["TcpOutRsts"] - b for host, b in zip(two_hosts, before)]
+    kind = "rst" if sent[0] else "fin"
+    assert kind == ("fin" if end == "fin" else "rst"), sent
+    assert shown(events[0]) == (f"{kind}-local", 1234, 70)
+    assert shown(events[1]) == (f"{kind}-remote", 70, 1234)
+    assert [event["role"] for event in events] == ["active", "passive"]
+
+
 # --- beginnings ---------------------------------------------------------------------------------
 
 

@@ -92,7 +92,11 @@ LEVELS = {
 # dnf's guests lint as well: python3-pip is in the list of `dev`.
 DNF_GUEST = {dnf for _, dnf, _ in DEV}
 
+# It waits for another apt, asks nothing and has no service of this machine restarted.
 APT_GET = """
+wait=no
+case "$*" in *"-o DPkg::Lock::Timeout="[1-9]*) wait=yes ;; esac
+[ "$wait $DEBIAN_FRONTEND $NEEDRESTART_SUSPEND" = "yes noninteractive 1" ] || exit 100
 while [ $# -gt 0 ]; do
     case $1 in
     -o) shift ;;

@@ -118,6 +118,19 @@ def test_each_of_several_steps_counts_from_its_moment(hands):
         assert at(one, kernel) == pytest.approx(wall / 1e9, abs=2e-6)
 
 
+def test_distance_is_that_of_the_quickest_of_several_readings(hands, monkeypatch):
+    waits = iter([10**9, 10**6, 0, 10**6, 10**9])
+
+    def interrupted() -> int:
+        wall = hands.time_ns()
+        hands.pass_by(next(waits))
+        return wall
+
+    monkeypatch.setattr(time, "time_ns", interrupted)
+    one = Clock(hands.kernel_ns)
+    assert at(one, hands.kernel) == pytest.approx(hands.wall / 1e9, abs=2e-6)
+
+
 def test_a_reading_that_is_interrupted_is_no_step(hands, monkeypatch):
     one = Clock(hands.kernel_ns)
 

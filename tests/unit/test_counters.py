@@ -253,6 +253,30 @@ def test_namespace_that_ends_keeps_what_it_had_and_is_counted(machine):
     # Its inode number is free, and the next one gets it.
     machine.process("43", 2, RetransSegs=2, OutSegs=2)
     assert grown(counters) == 9
+    machine.end("43")
+    assert grown(counters) == 9
+    assert counters.ended == 2
+
+
+def test_counters_of_the_machine_count_once(machine):
+    for process in ("self", "42"):
+        (machine.proc / process / "net" / "softnet_stat").write_text("00000009 00000001 00000000\n")
+    counters = machine.counters("Softnet.dropped")
+    for process in ("self", "42"):
+        (machine.proc / process / "net" / "softnet_stat").write_text("00000009 00000004 00000000\n")
+    assert grown(counters, "Softnet.dropped") == 3
+
+
+def test_counter_that_goes_back_takes_nothing_off(machine):
+    counters = machine.counters("Device.*.rx_drop")
+    place = machine.proc / "42" / "net" / "dev"
+    place.write_text(DEV)
+    before = counters.read()
+    place.write_text(DEV.replace("9    1    7", "9    1    3"))  # its driver was reset
+    counters.look()
+    place.write_text(DEV.replace("9    1    7", "9    1    5"))
+    found = increase(before, counters.read(), ["Device.*.rx_drop"])
+    assert found == {"Device.eth0:1.rx_drop": 2}
 
 
 def test_namespace_whose_inode_another_one_got_between_two_looks_begins_at_zero(machine):

@@ -57,3 +57,18 @@ def test_amendment_of_what_was_not_shown_or_is_written_already_changes_nothing()
     assert hows(held.release()) == [1]
     held.add([row(17, 9), row(49, 9), row(0, 2)], now=6.0)
     assert hows(held.release()) == [2]
+
+
+def test_amendment_of_another_socket_changes_nothing_of_what_is_held():
+    held = Held(Ended)
+    held.add([row(16, 1), row(49, 9)], now=5.0)
+    assert hows(held.release()) == [1]
+
+
+def test_second_event_with_a_key_can_be_amended_when_the_first_is_written():
+    held = Held(Ended)
+    held.add([row(16, 1)], now=5.0)
+    held.add([row(16, 2)], now=5.015)
+    assert hows(held.release(5.021)) == [1]
+    held.add([row(17, 9)], now=5.022)
+    assert hows(held.release()) == [9]

@@ -132,6 +132,22 @@ def test_cpus_are_added_and_keys_are_decoded_and_ordered(reader):
     assert found[0]["unit"] == "bytes"
 
 
+def test_keys_that_differ_only_in_what_is_left_out_are_added(monkeypatch, reader):
+    class WideKey(Record):
+        """The same key, whose port is shown only when asked for."""
+
+        port = Count("port", ctype="u32", wide=True)
+        point = Choice("point", {0: "in", 1: "out"})
+
+    declared = Histogram("sizes", WideKey, "bytes", extra=Sums)
+    joined = HistogramReader(declared, 5, join=True)
+    for port, value in ((80, 5), (443, 6), (25, 700)):
+        joined._map.count(port, 0, 0, value)
+    joined._map.count(80, 1, 0, 9)
+    found = [(one["key"], one["count"], one["sum"], one["small"]) for one in joined.since_last()]
+    assert found == [({"point": "in"}, 3, 711, 2), ({"point": "out"}, 1, 9, 1)]
+
+
 def test_intervals_hold_what_came_since_and_add_up(reader):
     chance, total = random.Random(53), 0
     for _ in range(10):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from netbpf.declare.reasons import place_in
 from netbpf.kernel.kallsyms import KernelSymbols
 
 TEXT = """\
@@ -41,6 +42,26 @@ def test_names(symbols, address, name):
 def test_span_reaches_to_the_next_symbol(symbols):
     assert symbols.span("second") == (0xFFFFFFFF81000100, 0xFFFFFFFF81000200)
     assert symbols.span("missing") == (0, 0)
+    assert symbols.span("not_text") == (0, 0)
+
+
+def test_span_in_a_module_whose_symbols_are_in_any_order(tmp_path):
+    # IPv6 may be a module: its symbols are in the order of its table.
+    text = f"{TEXT}ffffffffc0000300 t last\t[module]\nffffffffc0000200 t middle\t[module]\n"
+    (tmp_path / "kallsyms").write_text(text)
+    symbols = KernelSymbols(str(tmp_path / "kallsyms"))
+    assert symbols.span("inside") == (0xFFFFFFFFC0000000, 0xFFFFFFFFC0000200)
+    assert symbols.span("middle") == (0xFFFFFFFFC0000200, 0xFFFFFFFFC0000300)
+
+
+def test_aliases_of_a_function_have_the_same_span(tmp_path):
+    (tmp_path / "kallsyms").write_text(
+        TEXT.replace("second\n", "second\nffffffff81000100 T alias\n")
+    )
+    symbols = KernelSymbols(str(tmp_path / "kallsyms"))
+    assert (
+        symbols.span("second") == symbols.span("alias") == (0xFFFFFFFF81000100, 0xFFFFFFFF81000200)
+    )
 
 
 def test_hidden_symbols_leave_the_address(tmp_path):
@@ -50,3 +71,13 @@ def test_hidden_symbols_leave_the_address(tmp_path):
     assert symbols.hidden
     assert symbols.name(0xFFFFFFFF81000104) == "0xffffffff81000104"
     assert symbols.span("a") == (0, 0)
+
+
+def test_place_in_a_function_is_one_that_a_call_in_it_returns_to(symbols):
+    test = place_in(symbols.span, ["second", "missing"])
+    places = (0xFFFFFFFF81000100, 0xFFFFFFFF81000101, 0xFFFFFFFF81000200, 0xFFFFFFFF81000201)
+    # What stands at its first instruction was called from the function before it.
+    words = {"x": 0, "AT_LOAD": int}
+    as_python = test.replace("||", "or").replace("&&", "and")
+    found = [eval(as_python, {**words, "x": place}) for place in places]
+    assert found == [False, True, True, False]

@@ -41,8 +41,8 @@ class Fakes:
         )
         run.cost = SimpleNamespace(missed=lambda *_: lost.get("probe_missed", 0))
         run.shape = SimpleNamespace(
-            strange=lost.get("reader", 0), summary=dict, seen=0, unit="events", notes=[],
-            namespaces=set(),
+            strange=lost.get("reader", 0), summary=dict, seen=0, empty=True, unit="events",
+            notes=[], namespaces=set(),
         )  # fmt: skip
         run.tally = SimpleNamespace(rise={}, own={}, scope=dict, notes=lambda _: [])
         run.names = SimpleNamespace(notes=list)
@@ -72,6 +72,6 @@ def test_run_that_shows_nothing_names_its_filters(monkeypatch):
     fakes.run.narrowed = ["--pid 41", "--ipv4"]
     fakes.end()
     assert fakes.summary["notes"] == ["nothing was seen that passes --pid 41 and --ipv4"]
-    fakes.run.shape.seen, fakes.run.shape.notes = 1, []
+    fakes.run.shape.empty, fakes.run.shape.notes = False, []
     fakes.end()
     assert fakes.summary["notes"] == []

@@ -77,6 +77,19 @@ def test_hangup_that_is_ignored_stays_ignored(pipe):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_interrupt_that_is_ignored_ends_it_all_the_same(pipe):
+    # A shell has it ignored in what it starts in the background.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop = stop_with(pipe[1])
+        signal.raise_signal(signal.SIGINT)
+        stop.close()
+        assert stop.reason == "SIGINT"
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_duration_counts_from_begin(pipe):
     stop = stop_with(pipe[1], duration=0.05)
     try:

@@ -59,6 +59,8 @@ def test_sums_are_added_over_cpus_and_gauges_are_the_greatest(monkeypatch):
     one = reader(monkeypatch, gauges=("deepest",))
     one._map.rows = {80: [(3, 7), (4, 5)]}
     assert one.since_last() == [({"port": 80}, {"calls": 7, "deepest": 7})]
+    one._map.rows = {80: [(3, 7), (5, 9)]}  # now it is another CPU's
+    assert one.since_last() == [({"port": 80}, {"calls": 1, "deepest": 9})]
 
 
 def test_only_entries_that_grew_are_rows_of_an_interval(monkeypatch):

@@ -2,7 +2,8 @@
 
 usage: fork_server.py ADDRESS HOW, with HOW
   fork   the parent forks a process that keeps the connection, closes its own copy, and stays
-  older  the same, and forks two more processes that have nothing
+  inetd  the same, and the connection is the process's standard input, as from inetd
+  older  as fork, and forks two more processes that have nothing
   exit   the parent ends after the fork
   pass   the parent sends the descriptor to a process that is no child of it (SCM_RIGHTS)
 
@@ -35,6 +36,14 @@ def serve(connection: socket.socket) -> None:
         except ConnectionError:
             select.select([sys.stdin], [], [])
             break
+
+
+def serve_as_inetd(connection: socket.socket) -> None:
+    """Serve the connection as descriptor 0 and no other one."""
+    sys.stdin = os.fdopen(os.dup(0))
+    os.dup2(connection.fileno(), 0)
+    connection.close()
+    serve(socket.socket(fileno=0))
 
 
 def idle() -> None:
@@ -78,7 +87,7 @@ def main() -> None:
         ours.sendmsg([b"x"], message)
         ours.recv(1)
     else:
-        server = forked(serve, connection)
+        server = forked(serve_as_inetd if HOW == "inetd" else serve, connection)
     connection.close()
     for _ in range(2 if HOW == "older" else 0):
         forked(idle)

@@ -152,6 +152,64 @@ static void switch_back(int number)
 		swapcontext(&main_context, &coroutine);
 }
 
+static char *high; /* 1 MiB of the first thread's stack, above that of all others */
+
+static void *ask_below_handler(void *unused)
+{
+	stack_t stack = {.ss_sp = high, .ss_size = 1 << 20};
+
+	sigaltstack(&stack, NULL);
+	handle(SIGALRM, look_up, SA_ONSTACK | SA_RESTART);
+	alarm_ms(100, 0);
+	ask("slow-400.test");
+	say();
+	return unused;
+}
+
+static void *ask_below_coroutine(void *unused)
+{
+	coroutine.uc_link = &main_context;
+	getcontext(&coroutine);
+	coroutine.uc_stack.ss_size = 1 << 20;
+	coroutine.uc_stack.ss_sp = high;
+	makecontext(&coroutine, ask_in_coroutine, 0);
+	handle(SIGALRM, switch_back, SA_RESTART);
+	alarm_ms(100, 0);
+	ask("slow-400.test");
+	say();
+	return unused;
+}
+
+static void clean_up(int *unused)
+{
+	(void)unused;
+	say();
+}
+
+/* As a destructor of C++: who unwinds the stack must find this function in it. */
+static void *ask_with_cleanup(void *unused)
+{
+	__attribute__((cleanup(clean_up))) int it = 0;
+
+	ask("never.test");
+	return unused;
+}
+
+/* Run a thread that takes the alarms, with a higher stack at hand. */
+static void run_below(void *(*function)(void *))
+{
+	char space[1 << 20];
+	sigset_t alarms;
+	pthread_t thread;
+
+	high = space;
+	thread = start(function);
+	sigemptyset(&alarms);
+	sigaddset(&alarms, SIGALRM);
+	pthread_sigmask(SIG_BLOCK, &alarms, NULL);
+	pthread_join(thread, NULL);
+}
+
 int main(int argc, char **argv)
 {
 	const char *way = argc > 1 ? argv[1] : "";
@@ -202,6 +260,12 @@ int main(int argc, char **argv)
 		pthread_join(thread, NULL);
 		say();
 		usleep(300000);
+	} else if (!strcmp(way, "cancel-cleanup")) {
+		pthread_t thread = start(ask_with_cleanup);
+
+		usleep(after_ms * 1000);
+		pthread_cancel(thread);
+		pthread_join(thread, NULL);
 	} else if (!strcmp(way, "exit")) { /* of the process, while a thread looks up */
 		start(ask_in_thread);
 		usleep(after_ms * 1000);
@@ -234,6 +298,10 @@ int main(int argc, char **argv)
 		alarm_ms(100, 0);
 		ask("slow-400.test");
 		say();
+	} else if (!strcmp(way, "higher-stack")) { /* a handler on a stack above looks up, too */
+		run_below(ask_below_handler);
+	} else if (!strcmp(way, "higher-coroutine")) {
+		run_below(ask_below_coroutine);
 	} else if (!strcmp(way, "fork")) { /* a child that begins and ends in the middle */
 		handle(SIGALRM, fork_here, SA_RESTART);
 		alarm_ms(100, 0);

@@ -2,8 +2,8 @@
  *
  * Usage: resolve [--wait] [--count N] FUNCTION HOST [SERVICE]
  * HOST "-" is NULL. --wait: print "ready", then wait for a line on stdin.
- * Prints: {"function","host","code","h_errno","errno","latency_ns","pid"}; code is the return value of
- * getaddrinfo and of the _r functions, and for the others 0 on success, -1 on failure.
+ * Prints: {"function","host","code","h_errno","errno","latency_ns","delay_ns","pid"}; code is what is
+ * returned by getaddrinfo and the _r functions, and for the others 0 on success, -1 on failure.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -77,21 +77,37 @@ static int look_up(const char *function, const char *host, const char *service)
 	return by_name(function, host);
 }
 
+/* How long this thread has waited for a CPU while it could have run (ns): no part of a call. */
+static long long run_delay(void)
+{
+	long long ran, waited = 0;
+	FILE *file = fopen("/proc/thread-self/schedstat", "r");
+
+	if (file && fscanf(file, "%lld %lld", &ran, &waited) != 2)
+		waited = 0;
+	if (file)
+		fclose(file);
+	return waited;
+}
+
 static void once(const char *function, const char *host, const char *service)
 {
 	struct timespec start, end;
+	long long delay;
 	int code, error;
 
 	herr = 0;
+	delay = run_delay();
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	code = look_up(function, host, service);
 	error = errno;
 	clock_gettime(CLOCK_MONOTONIC, &end);
+	delay = run_delay() - delay;
 	printf("{\"function\":\"%s\",\"host\":\"%s\",\"code\":%d,\"h_errno\":%d,\"errno\":%d,"
-	       "\"latency_ns\":%lld,\"pid\":%d}\n",
+	       "\"latency_ns\":%lld,\"delay_ns\":%lld,\"pid\":%d}\n",
 	       function, host ? host : "", code, herr, code ? error : 0,
 	       (end.tv_sec - start.tv_sec) * 1000000000LL + end.tv_nsec - start.tv_nsec,
-	       (int)getpid());
+	       delay, (int)getpid());
 	fflush(stdout);
 }
 

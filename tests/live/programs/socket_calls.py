@@ -188,8 +188,17 @@ def datagrams(book, family, host, proto):
     book.did("connect", proto, one.connect, addr)
     talk(book, proto, one, two)
     many(book, proto, one, two)
-    book.did("close", proto, one.close)
     book.did("close", proto, two.close)
+    refused(book, family, proto, one)
+    book.did("close", proto, one.close)
+
+
+def refused(book, family, proto, one):
+    """What comes back from a port where nobody listens any more is no message that came."""
+    level, option = (socket.IPPROTO_IPV6, 25) if family == AF_INET6 else (socket.IPPROTO_IP, 11)
+    one.setsockopt(level, option, 1)  # IPV6_RECVERR, IP_RECVERR: linux/in6.h, linux/in.h
+    book.did("send", proto, one.send, b"lost")
+    book.did("recv", proto, one.recv, 100, socket.MSG_ERRQUEUE, peek=True)
 
 
 def many(book, proto, one, two):
@@ -312,6 +321,68 @@ def asking(book):
     book.did("socket", "other", socket.socket, AF_INET, SOCK_STREAM, socket.IPPROTO_UDP)
     pair = (ctypes.c_int * 2)()
     book.did("socketpair", "tcp4", check, LIBC.socketpair, AF_INET, SOCK_STREAM, 0, pair)
+
+
+def failures(book):
+    """Each way in which sessions fail once they are there, and what is in use already."""
+    for family, host, proto in ((AF_INET, "127.0.0.1", "tcp4"), (AF_INET6, "::1", "tcp6")):
+        server, port = reset(book, family, host, proto)
+        stream_errors(book, family, host, proto, port)
+        book.did("close", proto, server.close)
+    for family, host, proto in ((AF_INET, "127.0.0.1", "udp4"), (AF_INET6, "::1", "udp6")):
+        sock = book.did("socket", proto, socket.socket, family, SOCK_DGRAM)
+        book.did("bind", proto, sock.bind, (host, 0))
+        book.did("connect", proto, sock.connect, sock.getsockname()[:1] + (9,))
+        book.did("recv", proto, sock.recv, 9, MSG_DONTWAIT)  # EAGAIN
+        book.did("send", proto, sock.send, b"x")
+        book.did("recv", proto, sock.recv, 9, MSG_DONTWAIT)  # ECONNREFUSED
+        book.did("close", proto, sock.close)
+    local_errors(book)
+
+
+def reset(book, family, host, proto):
+    """A session that its peer resets: ECONNRESET, then EPIPE."""
+    server = listener(book, family, (host, 0), proto)
+    port = server.getsockname()[1]
+    client = book.did("socket", proto, socket.socket, family, SOCK_STREAM)
+    book.did("connect", proto, client.connect, (host, port))
+    conn, _ = book.did("accept", proto, server.accept)
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    book.did("close", proto, conn.close)
+    book.did("recv", proto, client.recv, 9)  # ECONNRESET
+    book.did("send", proto, client.send, b"x", MSG_NOSIGNAL)  # EPIPE
+    book.did("close", proto, client.close)
+    return server, port
+
+
+def stream_errors(book, family, host, proto, port):
+    client = book.did("socket", proto, socket.socket, family, SOCK_STREAM)
+    book.did("accept", proto, client.accept)  # EINVAL
+    book.did("bind", proto, client.bind, (host, port))  # EADDRINUSE
+    nowhere = "192.0.2.99" if family == AF_INET else "2001:db8::99"
+    book.did("bind", proto, client.bind, (nowhere, 0))  # EADDRNOTAVAIL
+    book.did("connect", proto, client.connect, (host, port))
+    book.did("connect", proto, client.connect, (host, port))  # EISCONN
+    book.did("recv", proto, client.recv, 9, MSG_DONTWAIT)  # EAGAIN
+    while book.did("send", proto, client.send, bytes(1 << 16), MSG_DONTWAIT):
+        pass  # until EAGAIN
+    book.did("close", proto, client.close)
+
+
+def local_errors(book):
+    one, two = book.did("socketpair", "unix", socket.socketpair)
+    book.did("send", "unix", one.send, b"x")
+    book.did("close", "unix", two.close)  # with data that was not read
+    book.did("recv", "unix", one.recv, 9)  # ECONNRESET
+    book.did("close", "unix", one.close)
+    one, two = book.did("socketpair", "unix", socket.socketpair, AF_UNIX, SOCK_DGRAM)
+    while book.did("send", "unix", one.send, b"x", MSG_DONTWAIT):
+        pass  # until EAGAIN
+    book.did("close", "unix", one.close)
+    book.did("close", "unix", two.close)
+    sock = book.did("socket", "netlink", socket.socket, AF_NETLINK, SOCK_RAW, 0)
+    book.did("recv", "netlink", sock.recv, 9, MSG_DONTWAIT)  # EAGAIN
+    book.did("close", "netlink", sock.close)
 
 
 def check(function, *args):
@@ -573,12 +644,18 @@ def interrupted(book, op, kind, times):
     close()
 
 
-def waiting_recv(book):
+def waiting_recv(book, limit=0):
     one, two = book.did("socketpair", "unix", socket.socketpair)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", limit, 0))
     data = ctypes.create_string_buffer(10)
     call = functools.partial(book.did, "recv", "unix", check, LIBC.recv, one.fileno(), data, 10, 0)
     let_go = functools.partial(book.did, "send", "unix", two.send, b"hello")
     return one.fileno(), call, let_go, functools.partial(close_all, book, "unix", one, two)
+
+
+def waiting_timed(book):
+    """A call with a time limit fails with EINTR whatever the handler's flags: signal(7)."""
+    return waiting_recv(book, limit=600)
 
 
 def waiting_accept(book):
@@ -617,7 +694,8 @@ def waiting_connect(book):
     )
 
 
-WAITING = {"recv": waiting_recv, "accept": waiting_accept, "connect": waiting_connect}
+WAITING = {"recv": waiting_recv, "accept": waiting_accept, "connect": waiting_connect,
+           "timed": waiting_timed}  # fmt: skip
 
 
 def close_all(book, proto, *sockets):
@@ -630,6 +708,46 @@ def blocked_recv(book):
     one, _two = socket.socketpair()
     print(json.dumps({"fd": one.fileno()}), flush=True)
     check(LIBC.recv, one.fileno(), ctypes.create_string_buffer(1), 1, 0)
+
+
+def blocked_recvs(book):
+    """Three threads that wait for data which never comes."""
+    pairs = [socket.socketpair() for _ in range(3)]
+    data = ctypes.create_string_buffer(1)
+    for one, _ in pairs:
+        work = functools.partial(LIBC.recv, one.fileno(), data, 1, 0)
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        while not hangs(thread, one.fileno()):
+            time.sleep(0.001)
+    print(json.dumps({"threads": len(pairs)}), flush=True)
+    signal.pause()
+
+
+def fails_at_the_end(book):
+    """Wait in recv, be stopped, and get SIGUSR2 with a handler that lets it fail."""
+    one, two = socket.socketpair()
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+    signal.siginterrupt(signal.SIGUSR2, True)
+    print(json.dumps({"fd": one.fileno()}), flush=True)
+    data = ctypes.create_string_buffer(1)
+    book.did("recv", "unix", check, LIBC.recv, one.fileno(), data, 1, 0)
+    two.detach()
+    one.detach()
+
+
+def children_send(book, number):
+    """Processes that send once each."""
+    one, two = book.did("socketpair", "unix", socket.socketpair, AF_UNIX, SOCK_DGRAM)
+    for _ in range(int(number)):
+        child = os.fork()
+        if not child:
+            one.send(b"x")
+            os._exit(0)
+        os.waitpid(child, 0)
+        book.note("send", "unix", moved=1)
+        book.did("recv", "unix", two.recv, 1)
+    close_all(book, "unix", one, two)
 
 
 def switches(thread):
@@ -647,7 +765,7 @@ def hangs(thread, fd):
 PLAIN = (tcp4, tcp6, mapped, udp4, udp6, unix, netlink, other, errors)
 SCENES = {scene.__name__: scene for scene in
           (*PLAIN, ring, ring_accepts, sendfile, session, overflow, blocked, blocked_recv,
-           interrupted)}  # fmt: skip
+           interrupted, failures, blocked_recvs, fails_at_the_end, children_send)}  # fmt: skip
 
 
 def everything(book):
