@@ -15,7 +15,7 @@ KERNEL_FIELDS(net, ns.inum)
 /* Numbers of the column `point` in netbpf/tools/netsize.py. */
 enum point { NIC_RECV, STACK_RECV, STACK_SEND, NIC_SEND };
 /* How a device hands over what it received. */
-enum way { WAY_OTHER, WAY_GRO, WAY_NETIF_RX, WAY_DIRECT, WAY_DEVICE };
+enum way { WAY_OTHER, WAY_GRO, WAY_NETIF_RX, WAY_DIRECT };
 
 struct size_key {
 	u32 netns;
@@ -32,7 +32,6 @@ struct sizes {
 	u64 by_gro;
 	u64 by_netif_rx;
 	u64 by_direct;
-	u64 by_device;
 	u64 hardware;
 };
 BPF_F_TABLE("percpu_hash", struct size_key, struct sizes, sizes, MAP_ENTRIES, 0);
@@ -105,8 +104,6 @@ static inline int on_packet(struct sk_buff *skb, int point, int way, s64 times)
 		sizes->by_netif_rx += times;
 	else if (way == WAY_DIRECT)
 		sizes->by_direct += times;
-	else if (way == WAY_DEVICE)
-		sizes->by_device += times;
 	return 0;
 }
 
@@ -170,23 +167,6 @@ PACKET_TP(stack_send, STACK_SEND, WAY_OTHER)
 #endif
 #ifdef USE_nic_send_tp
 PACKET_TP(nic_send, NIC_SEND, WAY_OTHER)
-#endif
-
-#ifdef USE_behind_fexit
-/*
- * A function that may hand a packet to a device on top of the one that it came in on: it returns 1
- * (true, RX_HANDLER_ANOTHER) if it has, and no tracepoint follows for that device.
- */
-int behind_fexit(u64 *ctx)
-{
-	struct sk_buff *skb = NULL;
-
-	bpf_probe_read_kernel(&skb, sizeof(skb), (void *)ctx[0]);
-	if ((u8)ctx[1] != 1 || !skb)
-		return 0;
-	on_packet(skb, STACK_RECV, WAY_OTHER, 1);
-	return on_packet(skb, NIC_RECV, WAY_DEVICE, 1);
-}
 #endif
 
 /* The driver had no room: the packet comes again, so it was not sent this time. */

@@ -29,10 +29,9 @@ OVERHEAD
 
 LIMITS
   The kernel has no tracepoint for a packet that one device hands to another one on top of it
-  (macvlan, ipvlan, VLAN, bond, team): it is counted there only where fexit can follow it, for which
-  its driver must be built into the kernel. There is none for sends around the queueing discipline
-  (PACKET_QDISC_BYPASS, AF_XDP in copy mode, netpoll, pktgen), and XDP takes packets away before
-  the first point. What devices counted themselves is in the summary (`devices`), with how much of
+  (macvlan, ipvlan, VLAN, bond, team), and none for sends around the queueing discipline
+  (PACKET_QDISC_BYPASS, AF_XDP in copy mode, netpoll, pktgen); XDP takes packets away before the
+  first point. What devices counted themselves is in the summary (`devices`), with how much of
   it no point has seen at least, and a note for each device that has such packets. Devices that come
   while it runs are not compared.
   Wire packets are an estimate from the size and number of segments that the packet carries; the
@@ -44,7 +43,6 @@ from netbpf.declare import (
     NETNS,
     Choice,
     Count,
-    Fexit,
     Histogram,
     Netns,
     Option,
@@ -63,7 +61,6 @@ _WAYS = {
     "by_gro": "napi_gro_receive",
     "by_netif_rx": "netif_rx",
     "by_direct": "netif_receive_skb",
-    "by_device": "another device",
 }
 
 
@@ -86,7 +83,6 @@ class SizeSums(Record):
     by_gro = Count("packets that came in through GRO")
     by_netif_rx = Count("packets that came in through netif_rx")
     by_direct = Count("packets that came in through netif_receive_skb")
-    by_device = Count("packets that another device handed over")
     hardware = Count("not 0 for a device with hardware of its own")
 
 
@@ -201,18 +197,6 @@ TOOL = Tool(
         _point("netif_rx", "netif_rx", optional=True),
         _point("direct", "netif_receive_skb_entry", optional=True),
         _point("direct_list", "netif_receive_skb_list_entry", optional=True),
-        Probe(
-            "behind",
-            Fexit(
-                "vlan_do_receive",
-                "macvlan_handle_frame",
-                "ipvlan_handle_frame",
-                "bond_handle_frame",
-                "team_handle_frame",
-                every=True,
-            ),
-            optional=True,
-        ),
         _point("stack_recv", "netif_receive_skb"),
         _point("stack_send", "net_dev_queue"),
         _point("nic_send", "net_dev_start_xmit"),
