@@ -95,7 +95,7 @@ def test_what_another_device_hands_over_is_counted_or_named(
     netbpf: Any, kind: str, filtered: bool
 ) -> None:
     with stacked(kind) as (lower, left, right):
-        options = ("-i", f"none,{right.device}") if filtered else ()
+        options = ("-i", f"lo,{right.device}") if filtered else ()
         before = right.device_counters(), lower.device_counters()
         with netbpf("netsize", "--netns", right.inode, *options) as run:
             with datagrams(left, right) as pair:

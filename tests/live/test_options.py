@@ -86,6 +86,7 @@ REFUSED = {
     "reason": ["NETBPF_NO_SUCH"],
     "min_ms": ["-1"],
     "top": ["0"],
+    "sort": ["comm", ""],
     "map_entries": ["0"],
     "max_events": ["0"],
 }
