@@ -10,17 +10,17 @@
  */
 #define AMENDMENT 1
 
-#ifdef FILTER_PROCESS
 /*
- * Sessions that were shown with such a key: a RST of others is none of our business. The RST follows
- * in the same call or for the same packet, so that only the newest entries matter.
+ * By the address of struct sock: the key of the event that was sent last, if it may be amended. The
+ * RST follows in the same call or for the same packet, so that only the newest entries matter.
  */
-BPF_TABLE("lru_hash", u64, u8, shown, 16384);
-#endif
+BPF_TABLE("lru_hash", u64, u64, shown, 16384);
+/* By key: amendments that found no room in the ring. No event is lost by that: the reader looks here. */
+BPF_TABLE("lru_hash", u64, u8, late, 1024);
 
 struct session {
 	u64 time;
-	u64 key; /* see UNSETTLED */
+	u64 key; /* see AMENDMENT */
 	u64 tx_bytes;
 	u64 rx_bytes;
 	u64 handshake_us; /* in ns, as all durations here */
@@ -101,9 +101,10 @@ static inline void fill(struct session *ev, struct sock *sk, struct life *life, 
 static inline void finish(struct sock *sk, struct life *life, struct owner *current, int state)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
-	u64 now = bpf_ktime_get_ns(), left;
+	u64 now = bpf_ktime_get_ns(), key = (u64)sk, left;
 	struct session ev = {};
 
+	shown.delete(&key); /* an earlier session's at this address */
 	if (sent_nothing(tp, state))
 		return; /* no port was free, or Fast Open waited for data: there was no session */
 	/* No packet and no timer: its owner closes it, or the listener that it waited at. */
@@ -120,12 +121,9 @@ static inline void finish(struct sock *sk, struct life *life, struct owner *curr
 	fill(&ev, sk, life, current, state);
 	ev.close = end_of_session(sk, life, state);
 	ev.state = TCP_CLOSE;
-	ev.key = may_reset(tp, life, state) ? (u64)sk : 0;
-#ifdef FILTER_PROCESS
-	if (ev.key)
-		shown.update(&ev.key, &ev.close);
-#endif
-	emit(&ev, sizeof(ev));
+	ev.key = may_reset(tp, life, state) ? ev.time & ~(u64)AMENDMENT : 0;
+	if (emit(&ev, sizeof(ev)) && ev.key)
+		shown.update(&key, &ev.key);
 }
 
 static inline void on_close(struct sock *sk, u64 key, struct owner *current, int oldstate)
@@ -183,17 +181,18 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 /* The session has ended by a RST of ours, which left after the change to CLOSE. */
 static inline void amend(struct sock *sk)
 {
-	struct session ev = {.key = (u64)sk, .close = RST_LOCAL};
+	struct session ev = {.close = RST_LOCAL};
+	u64 key = (u64)sk, *amended = pass_ends(sk) ? shown.lookup(&key) : NULL;
 
-	if (!pass_ends(sk))
+	if (!amended)
 		return;
-#ifdef FILTER_PROCESS
-	if (shown.delete(&ev.key))
-		return;
-#endif
 	ev.time = bpf_ktime_get_ns();
-	ev.key |= AMENDMENT;
-	emit(&ev, sizeof(ev));
+	ev.key = *amended | AMENDMENT;
+	shown.delete(&key);
+	if (events.ringbuf_output(&ev, sizeof(ev), 0)) {
+		ev.key ^= AMENDMENT;
+		late.update(&ev.key, &ev.close);
+	}
 }
 
 #include "reset_entries.bpf.h"

@@ -67,11 +67,13 @@ static inline void count_loss(int cause)
 #ifdef RING_PAGES
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 
-/* Send an event to the reader; count it as lost if the ring is full. */
-static inline void emit(void *event, u64 size)
+/* Send an event to the reader; count it as lost, and return false, if the ring is full. */
+static inline bool emit(void *event, u64 size)
 {
-	if (events.ringbuf_output(event, size, 0))
-		count_loss(LOSS_RING_FULL);
+	if (!events.ringbuf_output(event, size, 0))
+		return true;
+	count_loss(LOSS_RING_FULL);
+	return false;
 }
 #endif
 

@@ -88,7 +88,8 @@ class AmendedEvent(Event):
 
     The member `key` of its C struct is even, and 0 where nothing can follow. A record with the same
     key plus 1 is no event: its value of that column replaces the one in the latest event with the
-    key. The reader holds events back that long.
+    key. The reader holds events back that long. Where the ring has no room for such a record, the
+    value is in the BPF map `late` (u8), by key.
     """
 
     head = (*Event.head, _key())

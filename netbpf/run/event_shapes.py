@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -14,6 +15,7 @@ from netbpf.declare.record import AmendedEvent, Event
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.kernel.clock import kernel_ns
+from netbpf.kernel.maps import Map
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.digests import DigestReader
@@ -52,7 +54,7 @@ class EventShape(Shape):
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
         self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
-        self._held = Held(event) if issubclass(event, AmendedEvent) else None
+        self._held = Held(event, self._late) if issubclass(event, AmendedEvent) else None
         self._until = (1 << 64) - 1
         self._enrich = tool.hooks.get("enrich")
         self._strangers, self._learnt = False, 0.0
@@ -98,6 +100,11 @@ class EventShape(Shape):
             self._learn()
         written, self._written = self._written, False
         return bool(rows) or written
+
+    def _late(self) -> dict[int, int]:
+        """Return {key: value} of the amendments that found no room in the ring."""
+        found = Map.opened(self.attached.loaded.maps["late"]).items()
+        return {int.from_bytes(key, sys.byteorder): value[0] for key, value in found}
 
     def _learn(self) -> None:
         # Sockets whose making shows nowhere: from the next packet on, their owner is known.

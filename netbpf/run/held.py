@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable
 
 from netbpf.declare.record import AmendedEvent
 
@@ -15,7 +15,11 @@ _AMENDMENT = 1
 class Held:
     """Keeps events in order, and each that has a key for 20 ms; see AmendedEvent."""
 
-    def __init__(self, event: type[AmendedEvent]) -> None:
+    def __init__(
+        self, event: type[AmendedEvent], late: Callable[[], Mapping[int, int]] = dict
+    ) -> None:
+        """Take the declaration, and what returns {key: value} of amendments that are elsewhere."""
+        self._late = late
         names = [column.name for column in event.members]
         self._key, self._value = names.index("key"), names.index(event.amended)
         self._queue: deque[tuple[float, list[Any]]] = deque()
@@ -42,9 +46,13 @@ class Held:
     def release(self, now: float = float("inf")) -> list[list[Any]]:
         """Return the events that are settled at the monotonic time `now`, or all."""
         settled = []
+        late: Mapping[int, int] = {}
+        if self._latest and self._queue[0][0] <= now:
+            late = self._late()
         while self._queue and self._queue[0][0] <= now:
             event = self._queue.popleft()[1]
             if self._latest.get(event[self._key]) is event:
                 del self._latest[event[self._key]]
+                event[self._value] = late.get(event[self._key], event[self._value])
             settled.append(event)
         return settled

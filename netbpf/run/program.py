@@ -9,6 +9,7 @@ from typing import Any, Callable
 from netbpf.declare.network import KernelStack
 from netbpf.declare.owners import OWNER_PROBES
 from netbpf.declare.probes import Iterator, Probe
+from netbpf.declare.record import AmendedEvent
 from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, UsageError
 from netbpf.kernel import layout
@@ -147,8 +148,8 @@ def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
     ways = [way for probe in probes_of(tool, settings) for way in probe.alternatives]
     names = ["losses", *tool.maps]
     names += [way.over for way in ways if isinstance(way, Iterator) and way.over]
-    if tool.has_events(settings):
-        names.append("events")
+    if tool.event and tool.has_events(settings):
+        names += ["events", *(["late"] if issubclass(tool.event, AmendedEvent) else [])]
     if tool.pending:
         names.append(tool.pending[0])
     if tool.totals:
