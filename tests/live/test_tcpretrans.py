@@ -254,10 +254,12 @@ def test_synack_of_a_fast_open_child_is_one_of_its_owner(netbpf: Any, accepted: 
         assert (event["raddr"], event["rport"]) == remote
 
 
-def test_answers_of_two_ends_that_connect_at_once_are_synacks(netbpf: Any, pair: Pair) -> None:
+def test_answers_of_two_ends_that_connect_at_once_are_synacks(netbpf: Any) -> None:
     # Their SYNs cross. Truth: what is dropped in both hosts has SYN and ACK.
-    hosts, ports = (pair.left, pair.right), (20, 21)
+    # Hosts of their own: what these two have begun goes on after the test.
+    ports = (20, 21)
     with contextlib.ExitStack() as stack:
+        hosts = stack.enter_context(topology.two_hosts())
         run = stack.enter_context(netbpf("tcpretrans", "-L", "20,21"))
         rule = "tcp dport {20, 21}"
         syns = [stack.enter_context(host.dropping(rule)) for host in hosts]
@@ -266,15 +268,16 @@ def test_answers_of_two_ends_that_connect_at_once_are_synacks(netbpf: Any, pair:
         ]
         for client, host, port in zip(clients, hosts, ports):
             client.bind((host.ipv4, port))
-        begin(clients[0], pair.right.ipv4, 21)
-        begin(clients[1], pair.left.ipv4, 20)
+        begin(clients[0], hosts[1].ipv4, 21)
+        begin(clients[1], hosts[0].ipv4, 20)
         answers = f"{rule} tcp flags & (syn | ack) == syn | ack"
         drops = [stack.enter_context(host.dropping(answers)) for host in hosts]
         for dropped in syns:
             dropped.end()
         wait_until(lambda: min(dropped.count() for dropped in drops) >= 2, what="answers again")
         run.wait_for(lambda events: {e["lport"] for e in events if e["kind"] != "SYN"} == {20, 21})
-    for event in ours(run.events, *hosts):
+        found = ours(run.events, *hosts)
+    for event in found:
         state = {"SYN": "SYN_SENT", "SYNACK": "SYN_RECV"}
         assert event["state"] == state[event["kind"]]
         assert (event["pid"], event["segs"]) == (os.getpid(), 1)
