@@ -43,7 +43,7 @@ class Served:
         self.parent, self.server = found["parent"], found["server"]
         if how == "exit":
             process.wait(TIMEOUT)
-        assert self.holders() == {self.server}
+        wait_until(lambda: self.holders() == {self.server}, what="the holder, by /proc")
 
     def _line(self) -> bytes:
         assert self.process.stdout
