@@ -64,7 +64,7 @@ static inline void count_holder(struct hold *hold, u64 us, s64 times)
 		count_unfollowed(hold->holder.sk);
 		return;
 	}
-	/* A socket's holds end one after the other: nobody else counts here. */
+	/* A socket's holds end one after the other: no other CPU counts here. */
 	record_value(&sums->holds, us, times);
 	sums->small_writes += hold->small_writes * times;
 	/* A write waited for the acknowledgement of another one, then an answer was read. */

@@ -95,7 +95,7 @@ int dropped_tp(struct dropped_args *ctx)
 }
 #endif
 
-/* What this CPU is in the midst of; all of it runs with bottom halves off. */
+/* What this CPU is processing; all of it runs with bottom halves off. */
 struct at_work {
 	u64 listener; /* whose tcp_conn_request() runs */
 	u64 answered; /* did it make a SYN-ACK? */

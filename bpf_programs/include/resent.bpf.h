@@ -20,7 +20,7 @@ struct connection {
 };
 
 /*
- * How often each segment was sent again; of those that nobody asks for any more, the oldest go.
+ * How often each segment was sent again; the least recently used entries are evicted.
  * A segment is named by its distance from the first one: sequence numbers come again after 4 GB.
  */
 struct segment {
