@@ -20,10 +20,11 @@ from netbpf.kernel import cache, layout, machine
 from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.machine import ABSENT, BAD, OK, Check
-from netbpf.kernel.privileges import missing_privileges
+from netbpf.kernel.privileges import Denied, missing_privileges
 from netbpf.kernel.select import Choice, select
 from netbpf.kernel.survey import survey
 from netbpf.pages import fill
+from netbpf.run.confinement import lacking as lacking_of
 
 _MARKS = {OK: "ok", ABSENT: "--", BAD: "!!"}
 _USER_SPACE = ("uprobe", "uretprobe")
@@ -42,7 +43,7 @@ def examine(btf: str = "") -> dict[str, Any]:
     checks = [*machine.machine_checks(), types, _cache(lacking)]
     if kernel:
         checks += machine.kernel_checks(kernel, lacking)
-    tools = [examine_tool(tool, kernel, lacking) for tool in all_tools()]
+    tools = [_with_privileges(tool, examine_tool(tool, kernel, lacking)) for tool in all_tools()]
     hints = dict.fromkeys(_hints(checks, tools))
     unfit = [check.name for check in checks if check.state == BAD and check.name != "privileges"]
     return {
@@ -102,6 +103,23 @@ def examine_tool(
         "probes": probes,
         "lost_columns": lost,
     }
+
+
+def _with_privileges(tool: Tool, report: dict[str, Any]) -> dict[str, Any]:
+    """Add what this process lacks: "it takes" a privilege, "without" it the result lacks that.
+
+    Where "without" is null, the tool cannot do its work.
+    """
+    found = [{"it_takes": n.words, "without": n.without or None} for n in lacking_of(tool, {})]
+    for probe in report["probes"]:
+        denied = [over["why"] for over in probe["passed_over"] if isinstance(over["why"], Denied)]
+        if denied and (not probe["kind"] or probe["lost_columns"]):
+            needed = not probe["kind"] and not probe["optional"] and not probe["option"]
+            without = None if needed else f"probe {probe['name']} is not used"
+            found.append({"it_takes": denied[0].partition("it takes ")[2], "without": without})
+    unfit = [one for one in found if one["without"] is None]
+    usable = False if unfit and report["usable"] is not None else report["usable"]
+    return {**report, "usable": usable, "privileges": found}
 
 
 def choices_of(tool: Tool, kernel: Kernel) -> list[Choice]:
@@ -183,7 +201,8 @@ def _hints(checks: Sequence[Check], tools: Sequence[Mapping[str, Any]]) -> Itera
 
 def exit_code(report: Mapping[str, Any]) -> int:
     """Return 0 if every tool can be used, 77 if privileges are missing, else 69."""
-    if report["missing_privileges"]:
+    each = [one for tool in report["tools"] for one in tool.get("privileges", ())]
+    if report["missing_privileges"] or any(one["without"] is None for one in each):
         return EXIT_PRIVILEGE
     return 0 if all(tool["usable"] for tool in report["tools"]) else EXIT_UNSUPPORTED
 
@@ -213,6 +232,9 @@ def _tool_lines(tool: Mapping[str, Any]) -> Iterator[str]:
     yield from fill(tool["summary"], f"{mark}  {tool['name']}: ", 4)
     for problem in tool["problems"]:
         yield from fill(problem, "    ", 6)
+    for one in tool.get("privileges", ()):
+        lost = f"without it, {one['without']}" if one["without"] else "without it, it cannot run"
+        yield from fill(f"it takes {one['it_takes']}: {lost}", "    ", 6)
     width = max([14, *(len(probe["name"]) for probe in tool["probes"])])
     indent = width + 5
     for probe in tool["probes"]:

@@ -1,10 +1,11 @@
-"""The generated parts of the README: tables of tools, of kernel needs and of common options."""
+"""The generated parts of the README: tables of tools, kernel needs, privileges and options."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 
+from netbpf.declare.needs import TRACEFS, Need, needs_of
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT
 from netbpf.declare.probes import Probe
 from netbpf.declare.tool import Tool, all_tools
@@ -26,6 +27,7 @@ def renew(text: str) -> str:
         "choices": choices_table,
         "tested": tested_table,
         "options": options_table,
+        "privileges": privileges_table,
     }
 
     def fill(match: re.Match[str]) -> str:
@@ -110,6 +112,27 @@ def options_table(tools: Sequence[Tool]) -> str:
         refusing = [f"`{tool.name}`" for tool in tools if option in tool.refused]
         rows.append((f"`{spelling}`", meaning, ", ".join(refusing)))
     return _table(("option", "meaning", "not in"), rows)
+
+
+def privileges_table(tools: Sequence[Tool]) -> str:
+    """Return a row for each capability and purpose, with the tools that need it."""
+    found: dict[Need, list[str]] = {}
+    for tool in tools:
+        kinds = {way.kind for probe in tool.all_probes for way in probe.alternatives}
+        for need in [*needs_of(tool, {}), *([TRACEFS] if "tp" in kinds else [])]:
+            found.setdefault(need, []).append(f"`{tool.name}`")
+    rows = []
+    for need, names in found.items():
+        without = need.without or ("the probe is missing" if need == TRACEFS else "it cannot run")
+        who = "all" if len(names) == len(tools) else ", ".join(names)
+        rows.append((f"`{need.name}`", need.to, who, without, _kept(need)))
+    return _table(("capability", "to", "tools", "without it", "while it runs"), rows)
+
+
+def _kept(need: Need) -> str:
+    if need.helper:
+        return "kept by a helper process"
+    return "kept" if need.running else "given up"
 
 
 def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:

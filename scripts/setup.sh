@@ -77,7 +77,8 @@ show_log() {
 packages_apt() {
     case $1 in
     # libbpf comes with python3-bpfcc: libbpf1 on Debian 12 and Ubuntu 24.04, libbpf0 before.
-    run) echo python3 python3-bpfcc python3-click python3-numpy python3-pyelftools ;;
+    run) echo python3 python3-bpfcc python3-click python3-numpy python3-pyelftools \
+        python3-seccomp ;;
     dev) echo python3-venv ca-certificates make clang-format shellcheck ;;
     test) echo gcc libc6-dev musl-tools golang-go libbpf-tools iproute2 nftables iptables strace \
         curl jq wrk nginx-light redis-server iperf3 bind9-dnsutils ;;
@@ -103,7 +104,8 @@ headers_apt() {
 
 packages_dnf() {
     case $1 in
-    run) echo python3 python3-bcc python3-click python3-numpy python3-pyelftools libbpf ;;
+    run) echo python3 python3-bcc python3-click python3-numpy python3-pyelftools \
+        python3-libseccomp libbpf ;;
     dev) echo python3-pip ca-certificates make clang-tools-extra ShellCheck ;;
     test) echo gcc glibc-devel musl-gcc golang libbpf-tools iproute iproute-tc nftables iptables-nft \
         strace curl jq wrk nginx redis iperf3 bind-utils ;;

@@ -138,9 +138,15 @@ class Apart:
     """The other end: starts the process that does `work`, receives from it, and ends it.
 
     `keep` are the descriptors that it needs; all others, and our output, are closed there.
+    `confine` gives up what it does not need, for good.
     """
 
-    def __init__(self, work: Callable[[Desk], None], keep: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        work: Callable[[Desk], None],
+        keep: Iterable[int] = (),
+        confine: Callable[[], None] = lambda: None,
+    ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._note = Note()
         self.channel = ours
@@ -151,6 +157,7 @@ class Apart:
         if self._pid == 0:
             try:
                 _prepare(us, {*keep, theirs.fileno()})
+                confine()
                 _supervise(work, theirs, self._note)
             finally:
                 os._exit(0)

@@ -106,6 +106,17 @@ def enable_statistics() -> int:
     return bpf(ENABLE_STATS, struct.pack("=I", 0))  # BPF_STATS_RUN_TIME
 
 
+def probing_denied() -> bool:
+    """Return whether the kernel forbids this process to probe programs in user space."""
+    try:
+        _probe_event(-1, "uprobe", False, "", 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        pass  # there is no such file, and it is this that the kernel says
+    return False
+
+
 def _iterator(program: int, over: Optional[int]) -> int:
     attributes = struct.pack("=IIII", program, 0, _BPF_TRACE_ITER, 0)
     if over is None:

@@ -11,23 +11,16 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Union
 
+from netbpf.kernel.counter_files import HERE, PACKET, file_of, open_files, read_once, values_of
+from netbpf.kernel.helper import Helper
 from netbpf.kernel.namespaces import in_namespaces, namespace_of, network_namespaces
 from netbpf.kernel.packet_sockets import PacketSockets
 
-_HERE = "/proc/thread-self/net"
-_PACKET = "packet"  # no file: asked for by sock_diag
-_FILES = ("snmp", "netstat", "snmp6", "dev", "softnet_stat", "netlink", "raw", "raw6")
-_GROUPS = {
-    "TcpExt": "netstat", "IpExt": "netstat", "MPTcpExt": "netstat", "Device": "dev",
-    "Softnet": "softnet_stat", "Netlink": "netlink", "Raw": "raw", "Raw6": "raw6",
-    "Packet": _PACKET,
-}  # fmt: skip
 _FROM_ZERO = ("Netlink.", "Raw.", "Raw6.", "Packet.")  # whose owners come and go, and begin at zero
 _MOST_NAMESPACES = 2048  # that are read; more are counted as unread
 _PAUSE = 1.0  # seconds between two looks at all namespaces, at least
@@ -51,18 +44,18 @@ class Counters:
         own = namespace_of("/proc/self")
         where = network_namespaces().get(netns, "") if netns else "/proc/self"
         if where:
-            packets = _PACKET in {_file_of(name) for name in names}
+            packets = PACKET in {file_of(name) for name in names}
             in_namespaces({netns or own: where}, lambda _: self._open(packets))
 
     def _open(self, packets: bool) -> None:
-        self._files = _open_files(_HERE)
+        self._files = open_files(HERE)
         if packets:  # these calls are seen by who traces them
             with suppress(OSError):
                 self._packets = (PacketSockets(),)
 
     def read(self) -> Mapping[str, int]:
         """Return {name: value} of all counters."""
-        found = _values(self._files)
+        found = values_of(self._files)
         for sockets in self._packets:
             found.update(sockets.read())
         return found
@@ -91,17 +84,25 @@ class AllCounters:
     """
 
     def __init__(
-        self, names: Sequence[str], proc: str = "/proc", named: str = "/run/netns"
+        self,
+        names: Sequence[str],
+        proc: str = "/proc",
+        named: str = "/run/netns",
+        apart: Collection[str] = (),
     ) -> None:
-        """Look at all namespaces for the first time, for counters with these names."""
+        """Look at all namespaces for the first time, for counters with these names.
+
+        With the capabilities `apart`, a process of its own looks, which alone keeps these.
+        """
         self.known: set[int] = set()
         self.ended = self.unread = 0
         self.due = 0.0
-        self._files = sorted({_file_of(name) for name in names})
-        self._where = (proc, named)
         self._last: dict[int, Mapping[str, int]] = {}
         self._sum: dict[str, int] = {}
         self._begun = False
+        look = _Look(names, proc, named)
+        self._helper = Helper(look, apart) if apart else None
+        self._look = self._helper.ask if self._helper else look
         self.look()
         self._begun = True
 
@@ -113,42 +114,19 @@ class AllCounters:
     def look(self) -> None:
         """Add what was counted since the last look."""
         began = time.monotonic()
-        found = network_namespaces(*self._where)
-        now = self._read_all(found)
+        try:
+            found, values = self._look()
+        except OSError:  # the helper is gone: what there is now is not known
+            found, values = [*self._last, 0], []
+        now = {int(inode): counters for inode, counters in values}
         self.unread = len(found) - len(now)
-        self.ended += len(self._last.keys() - found.keys())
-        for inode, values in now.items():
-            self._add(values, self._last.get(inode))
+        self.ended += len(self._last.keys() - set(found))
+        for inode, counters in now.items():
+            self._add(counters, self._last.get(inode))
         self._last = now
         self.known.update(now)
         end = time.monotonic()
         self.due = end + max(_PAUSE, (end - began) * _SHARE)
-
-    def _read_all(self, found: Mapping[int, str]) -> dict[int, Mapping[str, int]]:
-        proc = self._where[0]
-        own = namespace_of(f"{proc}/self")
-        now: dict[int, Mapping[str, int]] = {}
-        mounted: dict[int, str] = {}
-        for inode in sorted(found, key=lambda one: one not in self._last)[:_MOST_NAMESPACES]:
-            where = found[inode]
-            # Softnet is the whole machine's: it is taken from one namespace.
-            names = [name for name in self._files if inode == own or name != "softnet_stat"]
-            if where.startswith(f"{proc}/") and _PACKET not in names:
-                values = _read_once(f"{where}/net", names)
-                if values and namespace_of(where) == inode:
-                    now[inode] = values
-            else:
-                mounted[inode] = where
-        names = [name for name in self._files if name != "softnet_stat"]
-
-        def visit(inode: int) -> None:
-            values = _read_once(_HERE, names)
-            if values:
-                now[inode] = values
-
-        if mounted:
-            in_namespaces(mounted, visit)
-        return now
 
     def _add(self, values: Mapping[str, int], before: Mapping[str, int] | None) -> None:
         if before and any(values.get(name, 0) < before.get(name, 0) for name in _GROWING):
@@ -163,99 +141,61 @@ class AllCounters:
             self._sum[name] = self._sum.get(name, 0) + max(value - old, 0)
 
     def close(self) -> None:
-        """Let go of nothing: it holds nothing."""
+        """End the process that looks, if there is one."""
+        if self._helper:
+            self._helper.close()
+
+
+class _Look:
+    """A look at all network namespaces: what there is, and what their counters have now."""
+
+    def __init__(self, names: Sequence[str], proc: str, named: str) -> None:
+        self._files = sorted({file_of(name) for name in names})
+        self._where = (proc, named)
+        self._wanted = [*names, *_GROWING]
+        self._known: set[int] = set()
+
+    def __call__(self) -> tuple[list[int], list[tuple[int, dict[str, int]]]]:
+        """Return the inodes of all that was found, and (inode, {name: value}) of what was read."""
+        found = network_namespaces(*self._where)
+        now = self._read_all(found)
+        self._known = set(now)
+        return list(found), [(inode, self._chosen(values)) for inode, values in now.items()]
+
+    def _chosen(self, values: Mapping[str, int]) -> dict[str, int]:
+        plain = {name: values[name] for name in self._wanted if name in values}
+        patterns = (name for name in self._wanted if "*" in name)
+        fit = (name for pattern in patterns for name in fnmatch.filter(values, pattern))
+        return {**plain, **{name: values[name] for name in fit}}
+
+    def _read_all(self, found: Mapping[int, str]) -> dict[int, Mapping[str, int]]:
+        proc = self._where[0]
+        own = namespace_of(f"{proc}/self")
+        now: dict[int, Mapping[str, int]] = {}
+        mounted: dict[int, str] = {}
+        for inode in sorted(found, key=lambda one: one not in self._known)[:_MOST_NAMESPACES]:
+            where = found[inode]
+            # Softnet is the whole machine's: it is taken from one namespace.
+            names = [name for name in self._files if inode == own or name != "softnet_stat"]
+            if where.startswith(f"{proc}/") and PACKET not in names:
+                values = read_once(f"{where}/net", names)
+                if values and namespace_of(where) == inode:
+                    now[inode] = values
+            else:
+                mounted[inode] = where
+        names = [name for name in self._files if name != "softnet_stat"]
+
+        def visit(inode: int) -> None:
+            values = read_once(HERE, names)
+            if values:
+                now[inode] = values
+
+        if mounted:
+            in_namespaces(mounted, visit)
+        return now
 
 
 Source = Union[Counters, AllCounters]
-
-
-def _file_of(name: str) -> str:
-    group = name.partition(".")[0]
-    if group in _GROUPS:
-        return _GROUPS[group]
-    return "snmp6" if group.endswith("6") else "snmp"
-
-
-def _open_files(directory: str, names: Sequence[str] = _FILES) -> list[int]:
-    files = []
-    for name in names:
-        with suppress(OSError):
-            files.append(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC))
-    return files
-
-
-def _read_once(directory: str, names: Sequence[str]) -> dict[str, int]:
-    files = _open_files(directory, [name for name in names if name != _PACKET])
-    try:
-        found = _values(files)
-        if _PACKET in names:
-            sockets = PacketSockets()
-            found.update(sockets.read())
-            sockets.close()
-        return found
-    except OSError:
-        return {}
-    finally:
-        for file in files:
-            os.close(file)
-
-
-def _values(files: Sequence[int]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for lines in map(_lines, files):
-        if lines and lines[0].startswith("Ip6"):
-            found.update(_single(lines))
-        elif lines and lines[0].startswith("Inter-"):
-            found.update(_devices(lines))
-        elif lines and "inode" in lines[0].lower():
-            found.update(_sockets(lines))
-        elif lines and re.match(r"[0-9a-f]{8} ", lines[0]):
-            found.update(_softnet(lines))
-        else:
-            found.update(_paired(lines))
-    return found
-
-
-def _paired(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
-    for head, values in zip(lines[::2], lines[1::2]):
-        group, _, names = head.partition(":")
-        numbers = values.partition(":")[2].split()
-        yield from ((f"{group}.{key}", int(value)) for key, value in zip(names.split(), numbers))
-
-
-def _single(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
-    for line in lines:
-        match = re.match(r"(Ip6|Icmp6|Udp6|UdpLite6)(\w+)\s+(\d+)", line)
-        if match:
-            yield f"{match[1]}.{match[2]}", int(match[3])
-
-
-def _devices(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
-    # "Inter-| Receive | Transmit", " face |bytes packets ...|bytes packets ...", "  lo: 1 2 ...".
-    receive, send = (part.split() for part in lines[1].split("|")[1:])
-    names = [f"rx_{name}" for name in receive] + [f"tx_{name}" for name in send]
-    for line in lines[2:]:
-        device, _, values = line.rpartition(":")
-        for name, value in zip(names, values.split()):
-            yield f"Device.{device.strip()}.{name}", int(value)
-
-
-def _softnet(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
-    # A line per CPU, hexadecimal: processed, dropped, time_squeeze ... flow_limit_count (3.11).
-    rows = [[int(word, 16) for word in line.split()] for line in lines]
-    yield "Softnet.dropped", sum(row[1] for row in rows)
-    yield "Softnet.flow_limit", sum(row[10] for row in rows if len(row) > 10)
-
-
-def _sockets(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
-    # Numbers stand under their names from the right, but for "tx_queue rx_queue tr tm->when" of raw
-    # sockets: two words. Only raw6 has room for IPv6 addresses.
-    heads = lines[0].lower().split()
-    kind = "Netlink" if "groups" in heads else "Raw6" if lines[0].index(" st") > 40 else "Raw"
-    for line in lines[1:]:
-        values = line.split()
-        inode, drops = (values[heads.index(name) - len(heads)] for name in ("inode", "drops"))
-        yield f"{kind}.{inode}.drops", int(drops)
 
 
 def increase(
@@ -275,11 +215,3 @@ def increase(
             if old is not None and new is not None and (fit == name or new != old):
                 found[fit] = new - old
     return found
-
-
-def _lines(file: int) -> list[str]:
-    os.lseek(file, 0, os.SEEK_SET)
-    text = b""
-    while part := os.read(file, 1 << 16):
-        text += part
-    return text.decode().splitlines()

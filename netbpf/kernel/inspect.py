@@ -7,13 +7,17 @@ probes for kernels that are not booted.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Optional, Protocol
 
+from netbpf.declare.needs import MOUNT, TRACEFS, Need
 from netbpf.kernel.btf import FUNC, VAR, VMLINUX, Btf, Field
+from netbpf.kernel.privileges import lacks
 from netbpf.kernel.recorded import RecordedKernel as RecordedKernel
 from netbpf.kernel.syscalls import accepts_fentry, detached_mount
 
@@ -29,7 +33,7 @@ class Kernel(Protocol):
         """The kernel's own name for itself, only for messages."""
 
     def tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
-        """Return the field names of trace event "system:name"."""
+        """Return the field names of trace event "system:name"; PermissionError if it is hidden."""
 
     def raw_tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
         """Return the C parameter names of the tracepoint `name`."""
@@ -137,7 +141,8 @@ def tracefs() -> str:
     Debian and most servers mount it; containers and small VMs often do not.
     """
     for path in _TRACEFS:
-        if os.access(f"{path}/events", os.X_OK):
+        # Not access(2): of a user other than root it leaves the capabilities out.
+        if os.path.isdir(f"{path}/events/."):
             return path
     try:
         return detached_mount("tracefs")
@@ -145,12 +150,32 @@ def tracefs() -> str:
         return ""
 
 
+def tracefs_lacking() -> Optional[Need]:
+    """Return the privilege without which this process cannot read the tracefs that there is."""
+    if tracefs():
+        return None
+    with suppress(OSError):
+        if "tracefs" in Path("/proc/filesystems").read_text().split():
+            mounted = re.search(r"^\S+ \S+ tracefs ", Path("/proc/mounts").read_text(), re.M)
+            return TRACEFS if mounted else MOUNT
+    return None
+
+
 @cache
 def tracepoint_format(name: str) -> Optional[dict[str, Field]]:
-    """Return {field: where it is in the record} of trace event "system:name", or None."""
+    """Return {field: where it is in the record} of trace event "system:name", or None.
+
+    Raises PermissionError, which names the privilege, if this process must not read it.
+    """
     system, _, event = name.partition(":")
+    lacking = tracefs_lacking()
+    if lacking:
+        also = f", and {TRACEFS.words}" if lacking == MOUNT and lacks(TRACEFS) else ""
+        raise PermissionError(errno.EACCES, lacking.words + also)
     try:
         text = Path(tracefs(), "events", system, event, "format").read_text()
+    except PermissionError as error:
+        raise PermissionError(error.errno, TRACEFS.words) from error
     except OSError:
         return None
     return parse_format(text)

@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_right
+from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
+from typing import BinaryIO, Optional
 
 _LINE = re.compile(rb"^([0-9a-f]+) [tTwW] (\S+)", re.M)
+
+
+def shown(path: str = "/proc/kallsyms") -> bool:
+    """Return whether the kernel shows this process the addresses of its functions."""
+    with suppress(OSError), open(path, "rb") as file:
+        return any(line.split()[0].strip(b"0") for line in file.read(4096).splitlines()[:-1])
+    return False
 
 
 class KernelSymbols:
@@ -16,11 +24,20 @@ class KernelSymbols:
 
     def __init__(self, path: str = "/proc/kallsyms") -> None:
         """Read from `path`, when it comes to that."""
-        self._path = Path(path)
+        self._path = path
+        self._file: Optional[BinaryIO] = None
+
+    def open(self) -> None:
+        """Open the file: who opens it (with CAP_SYSLOG or not) decides what it shows later."""
+        if self._file is None and "_text" not in self.__dict__:
+            self._file = open(self._path, "rb")
 
     @cached_property
     def _text(self) -> bytes:
-        return self._path.read_bytes()
+        self.open()
+        assert self._file
+        with self._file as file:
+            return file.read()
 
     @cached_property
     def _table(self) -> tuple[array[int], list[str]]:

@@ -17,11 +17,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Callable, NamedTuple, Optional
 
+from netbpf.declare.needs import MEMORY
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel.attach import BPF_TRACE_KPROBE_MULTI
 from netbpf.kernel.image import Image, MapShape, map_references, with_maps
 from netbpf.kernel.numbers import with_numbers
 from netbpf.kernel.preemption import Switches, find_switches, without_preemption
+from netbpf.kernel.privileges import lack, memory_is_limited, refusal
 from netbpf.kernel.select import Choice
 from netbpf.kernel.syscalls import bpf, load_program
 
@@ -128,6 +130,8 @@ def _make_map(shape: MapShape) -> int:
     try:
         return _unlimited(lambda: bpf(_MAP_CREATE, attributes))
     except OSError as error:
+        if error.errno == errno.EPERM and memory_is_limited():
+            raise lack([MEMORY]) from error
         raise NetbpfError(
             f"the kernel refused the map '{shape.name}' ({error.strerror})",
             "smaller ones take less memory: --map-entries, --buffer",
@@ -152,7 +156,8 @@ def _load(entry: Entry, code: bytes, target: int, switches: Optional[Switches]) 
     try:
         return _unlimited(lambda: _patiently(call))
     except OSError as error:
-        words = f"the kernel refused to load it ({error.strerror})"
+        # EACCES is the verifier's word for most of what it refuses.
+        words = refusal("the kernel refused to load it", error, (errno.EPERM,))
         raise AttachRefused(entry.probe, words, "", _verifier_log(call)) from error
 
 

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
+from netbpf.declare.needs import TRACEFS
 from netbpf.errors import NetbpfError
+from netbpf.kernel import syscall_filter
 from netbpf.kernel.attach import enable_statistics
 from netbpf.kernel.btf import VMLINUX, library
 from netbpf.kernel.cgroups import cgroup_root
-from netbpf.kernel.inspect import Kernel, tracefs
+from netbpf.kernel.inspect import Kernel, tracefs, tracefs_lacking
 from netbpf.kernel.loader import BCC_HINT
 from netbpf.kernel.privileges import (
     held_capabilities,
@@ -103,11 +105,9 @@ def check_privileges() -> Check:
             words += ": those of a user namespace do not count"
             hint = "run it as root of the machine, outside of the user namespace"
         return Check("privileges", BAD, words, hint)
-    held = held_capabilities()
-    if "CAP_SYS_PTRACE" not in held:
-        hint = "without CAP_SYS_PTRACE programs of other users and containers are not seen into"
-        return Check("privileges", OK, ", ".join(held), hint)
-    return Check("privileges", OK, ", ".join(held))
+    filtered = "" if syscall_filter.available() else "; no filter of system calls while running"
+    hint = "" if not filtered else "for the filter: the distribution's python3-seccomp"
+    return Check("privileges", OK, ", ".join(held_capabilities()) + filtered, hint)
 
 
 def check_lockdown(path: Path = _LOCKDOWN) -> Check:
@@ -137,8 +137,11 @@ def check_tracefs() -> Check:
         return Check("tracefs", ABSENT, "not in this kernel", hint)
     if missing_privileges():
         return Check("tracefs", ABSENT, ROOT_TELLS)
+    lacking = tracefs_lacking()
+    if lacking == TRACEFS:
+        return Check("tracefs", ABSENT, f"not for this user: it takes {TRACEFS.words}")
     hint = "mount -t tracefs none /sys/kernel/tracing"
-    return Check("tracefs", BAD, "not mounted, and cannot be mounted by this process", hint)
+    return Check("tracefs", ABSENT, "not mounted, and cannot be mounted by this process", hint)
 
 
 def check_cgroups() -> Check:

@@ -14,9 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from netbpf.declare.needs import HIDDEN
 from netbpf.errors import UsageError
 from netbpf.kernel.attach import attach, open_iterator
 from netbpf.kernel.btf import FUNC, Btf
+from netbpf.kernel.privileges import lack
 from netbpf.kernel.syscalls import load_program
 
 _FIRST_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
@@ -32,6 +34,8 @@ def kernel_pid(pid: int, proc: str = "/proc") -> int:
     UsageError if it is none that can do anything: absent, ended, or a thread of a process.
     """
     if not Path(proc, str(pid)).is_dir():
+        if proc == "/proc" and _is_hidden(pid):
+            raise lack([HIDDEN])
         raise UsageError(f"--pid: there is no process {pid}", "processes: ps -e")
     status = _status(pid, proc)
     process = int(status.get("Tgid", pid))
@@ -48,6 +52,15 @@ def kernel_pid(pid: int, proc: str = "/proc") -> int:
     if pid not in found:
         raise UsageError(f"--pid: there is no process {pid}", "processes: ps -e")
     return found[pid]
+
+
+def _is_hidden(pid: int) -> bool:
+    # /proc can be mounted (hidepid=) so that it does not show processes of other users.
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError) as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def proc_pid(kernel: int) -> Optional[int]:

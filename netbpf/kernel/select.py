@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 from netbpf.declare.probes import Alternative, Probe
-from netbpf.errors import Unsupported, UsageError
+from netbpf.errors import PrivilegeError, Unsupported, UsageError
 from netbpf.kernel.inspect import Kernel
+from netbpf.kernel.privileges import Denied
 
 _COVERED = "covered by"
 _PREEMPTED = "other tasks may interrupt its programs here, and what they do then is not seen"
@@ -51,6 +52,13 @@ class Choice(NamedTuple):
         return not self.alternative and any(why.startswith(_COVERED) for why in reasons)
 
     @property
+    def denied(self) -> str:
+        """Why something is not seen for a lack of privileges, "" if nothing is."""
+        if self.covered or (self.alternative and not self.alternative.loses):
+            return ""
+        return next((why for _, why in self.passed_over if isinstance(why, Denied)), "")
+
+    @property
     def lost_columns(self) -> tuple[str, ...]:
         """Columns that stay empty with this choice."""
         return self.alternative.loses if self.alternative else self.probe.loses
@@ -63,6 +71,8 @@ def select(
     forced: Optional[Mapping[str, str]] = None,
 ) -> list[Choice]:
     """Return the choice for every probe; raise Unsupported if one that is needed has none.
+
+    That is a PrivilegeError if this process must not see one, or must not attach it.
 
     `refused` are alternatives that turned out not to work at run time, `forced` maps a probe's
     name to the one kind that may be used.
@@ -129,6 +139,12 @@ def _choose(
             passed_over.append((words, reason))
     if probe.optional:
         return Choice(probe, None, (), tuple(passed_over))
+    denied = [why for _, why in passed_over if isinstance(why, Denied)]
+    if denied:
+        raise PrivilegeError(
+            f"probe '{probe.name}' cannot be attached: {'; '.join(dict.fromkeys(denied))}",
+            "run it as root, or give it what is named; 'netbpf doctor' lists what each tool needs",
+        )
     tried = "; ".join(f"{words}: {why}" for words, why in passed_over)
     raise Unsupported(
         f"kernel {kernel.release} has nothing for probe '{probe.name}' ({tried})",
@@ -177,7 +193,10 @@ def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:
     if kind in ("kprobe", "kretprobe") and not kernel.dynamic("kprobe"):
         return "this kernel has no kprobes"
     ask: Any = {"rawtp": kernel.raw_tracepoint, "tp": kernel.tracepoint}.get(kind, kernel.function)
-    offered = ask(name)
+    try:
+        offered = ask(name)
+    except PermissionError as error:
+        return Denied(f"it takes {error.strerror}")
     if offered is None:
         return f"this kernel has no such {'tracepoint' if 'tp' in kind else 'function'}"
     if kind in ("fentry", "fexit") and not kernel.typed(name):

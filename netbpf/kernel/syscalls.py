@@ -44,6 +44,27 @@ def enter_network(namespace: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def prctl(operation: int, *arguments: int) -> int:
+    """Make a prctl(2) call; an error becomes OSError."""
+    words = [*arguments, 0, 0, 0, 0][:4]
+    result = int(_libc.prctl(ctypes.c_int(operation), *map(ctypes.c_ulong, words)))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def capset(effective: int, permitted: int, inheritable: int = 0) -> None:
+    """Set the capabilities of the calling thread, as bit masks; an error becomes OSError."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)  # version 3
+    masks = [mask >> shift & 0xFFFFFFFF for shift in (0, 32) for mask in
+             (effective, permitted, inheritable)]  # fmt: skip
+    data = ctypes.create_string_buffer(struct.pack("=6I", *masks), 24)
+    if _libc.capset(header, data):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 def open_inside(root: int, path: str, flags: int) -> int:
     """Open `path` as a process does whose root directory is `root` (a descriptor); OSError.
 

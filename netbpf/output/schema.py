@@ -16,6 +16,13 @@ _COUNTED = {  # of what the counters are
     "filtered": {"type": "boolean", "description": "filters leave rows out, but not counters"},
 }
 _CAUSES = ("map_full", "probe_missed", "reader", "unwritten")
+_NAMES = {"type": "array", "items": {"type": "string"}}
+_PRIVILEGES = {
+    "kept": {**_NAMES, "description": "capabilities that were kept while it ran"},
+    "helper": {**_NAMES, "description": "those of the process that reads the kernel's counters"},
+    "no_new_privs": {"type": "boolean"},
+    "seccomp": {"type": "boolean", "description": "system calls were filtered"},
+}
 _LOST = {**_COUNT, "description": "events lost in the time of this row; only where there are any"}
 _OVERHEAD = {"type": "object", "required": ["measured", "runs", "run_ns", "cpu_percent"]}
 
@@ -88,7 +95,8 @@ def _lost(tool: Tool, *own: str) -> dict[str, Any]:
     causes = (*(("ring_full",) if tool.event else ()), *_CAUSES, *own)
     causes += ("not_covered",) if tool.watch else ()
     optional = tool.event_option or tool.events_unless
-    return _object(dict.fromkeys(causes, _COUNT), ["ring_full"] if optional else [])
+    absent = ["not_covered", *(["ring_full"] if optional else [])]
+    return _object(dict.fromkeys(causes, _COUNT), absent)
 
 
 def _progress(tool: Tool) -> dict[str, Any]:
@@ -125,9 +133,10 @@ def _summary(tool: Tool) -> dict[str, Any]:
         "events": _COUNT,
         "unit": word,
         "stopped_by": word,
-        "lost": _lost(tool, *own),
+        "lost": _lost(tool, "not_covered", *own),
         "complete": {"type": "boolean"},
         "probes": {"type": "array", "items": _object(probe)},
+        "privileges": _object(_PRIVILEGES),
         "counters": {"type": "object", "additionalProperties": {"type": "integer"}},
         **({"counted": _object(_COUNTED)} if tool.counters else {}),
         "after_end": {**_COUNT, "description": "events that came after the end, before detaching"},
@@ -136,4 +145,4 @@ def _summary(tool: Tool) -> dict[str, Any]:
         **({"totals": _object(_columns(tool.totals.columns))} if tool.totals else {}),
         "notes": words,
     }
-    return _object(properties, optional=("counted", *tool.summary_fields))
+    return _object(properties, optional=("counted", "privileges", *tool.summary_fields))

@@ -76,7 +76,7 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
         f"{cost['cpu_percent']:.2g} % of one CPU "
         f"({cost['runs']} runs, {cost['ns_per_run'] or 0} ns each)"
         if cost.get("measured")
-        else "not measured: this kernel cannot count it"
+        else "not measured: the kernel does not count it here"
     )
     reader = cost.get("reader_cpu_seconds") or 0
     reading = f"{100 * reader / max(summary['seconds'], 1e-3):.2g} %"

@@ -17,6 +17,7 @@ from contextlib import suppress
 from stat import S_ISREG
 from typing import Any
 
+from netbpf.declare.needs import OF_DEVICES, OF_PROCESS
 from netbpf.declare.numbers import at_load, in_ranges, one_of
 from netbpf.declare.options import COMM_TOKEN, FILTERS, Network, Option, devices
 from netbpf.declare.tool import Tool
@@ -24,7 +25,7 @@ from netbpf.errors import UsageError
 from netbpf.kernel.cgroups import cgroup_id, container_cgroups, level_of
 from netbpf.kernel.devices import all_devices, device_names
 from netbpf.kernel.namespaces import NAMED, is_namespace, namespace_of
-from netbpf.kernel.privileges import missing_privileges
+from netbpf.kernel.privileges import lack, lacks, missing_privileges
 from netbpf.kernel.processes import kernel_pid
 from netbpf.kernel.strangers import read_text
 
@@ -172,6 +173,8 @@ def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings as with_devices() does; UsageError also for a namespace that is gone."""
     netns = netns_of(settings)
     if netns and not missing_privileges() and not is_namespace(netns):
+        if lacks(OF_PROCESS):
+            raise lack([OF_PROCESS])
         raise _no_namespace(settings["netns"])
     return with_devices(tool, settings)
 
@@ -213,6 +216,8 @@ def _devices(option: Option, settings: Mapping[str, Any]) -> list[str]:
     for word in settings[option.name]:
         known = device_names(word, netns_of(settings))
         if not known:
+            if any(map(lacks, (OF_DEVICES, OF_PROCESS))):
+                raise lack([need for need in (OF_DEVICES, OF_PROCESS) if lacks(need)])
             there = ", ".join(all_devices(netns_of(settings))[:_MOST_NAMES])
             raise UsageError(
                 f"{option.flags[-1]}: there is no network device '{word}'", f"devices: {there}"
@@ -263,6 +268,8 @@ def network_namespace(word: str, proc: str = "/proc") -> int:
         return named or of_process
     if _FIRST_NAMESPACE <= number < 2**32:
         return number
+    if os.path.isdir(f"{proc}/{word}/ns") and lacks(OF_PROCESS):
+        raise lack([OF_PROCESS])
     raise _no_namespace(word)
 
 

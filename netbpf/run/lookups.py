@@ -19,6 +19,7 @@ from netbpf.kernel.attach import release
 from netbpf.kernel.stacks import Stack
 from netbpf.kernel.strangers import read_text
 from netbpf.output.writers import TextWriter, Writer
+from netbpf.run.confinement import confine_finder
 from netbpf.run.filters import may_pass
 from netbpf.run.finder import Finder, Task
 from netbpf.run.program import Attached
@@ -57,7 +58,7 @@ class Watch(Shape):
         task = Task(targets, maps["execs"], maps["programs_seen"], self.settings)
         programs = {program for program, _ in targets.values()}
         keep = {task.execs, task.seen, *programs}
-        self._apart = Apart(lambda desk: Finder(desk, task).run(), keep)
+        self._apart = Apart(lambda desk: Finder(desk, task).run(), keep, confine_finder)
         self.attached.closers.append(self._apart.close)
         self.attached.left = self.left
         self._wait_for_first_look(stop)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 from netbpf.kernel.attach import enable_statistics
+from netbpf.kernel.helper import cpu_seconds
 from netbpf.kernel.maps import Map
 from netbpf.run.program import Attached
 from netbpf.run.shape import Shape
@@ -44,7 +45,7 @@ class Cost:
         self._programs = dict(programs)
         self._start = time.monotonic()
         self.apart: Callable[[], float] = lambda: 0.0  # CPU seconds of processes apart
-        self._cpu = time.process_time()
+        self._cpu = cpu_seconds()
         self._statistics = -1
         with suppress(OSError):
             self._statistics = enable_statistics()
@@ -77,7 +78,7 @@ class Cost:
         return programs + int(self._reader() * 1e9)
 
     def _reader(self) -> float:
-        return time.process_time() - self._cpu + self.apart()
+        return cpu_seconds() - self._cpu + self.apart()
 
     def missed(self, besides: Collection[str] = (), covered: int = 0) -> int:
         """Return how often a program was skipped as another one ran on that CPU (since 5.12).

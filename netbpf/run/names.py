@@ -40,6 +40,8 @@ class Names:
             for column in record.columns:
                 if isinstance(column, Resolved):
                     column.bind(getattr(self, column.source))
+                    if column.source in ("symbol", "stack"):
+                        self._symbols.open()  # that may be forbidden later
         if KernelStack.map in maps:
             self._map = Map.opened(maps[KernelStack.map])
 

@@ -19,6 +19,7 @@ from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.load import Loaded
 from netbpf.kernel.loader import compile_and_load
+from netbpf.kernel.privileges import refusal
 from netbpf.kernel.select import Choice, select
 
 Say = Callable[[str], None]
@@ -39,6 +40,8 @@ class Attached:
         self.loaded = loaded
         self.links: dict[str, list[int]] = {}
         self.user_links: list[int] = []
+        # Optional probes that this process must not attach: what they would see is lost.
+        self.not_covered = sum(bool(choice.denied) for choice in choices)
         self.left = stacks.left
         self.closers: list[Callable[[], None]] = []
 
@@ -58,7 +61,7 @@ class Attached:
                     link = attach(choice.kind, self.loaded.programs[name], target, over)
                 except OSError as error:
                     raise AttachRefused(
-                        choice.probe.name, f"the kernel refused to attach it ({error.strerror})"
+                        choice.probe.name, refusal("the kernel refused to attach it", error)
                     ) from error
                 self.links.setdefault(choice.probe.name, []).append(link)
 

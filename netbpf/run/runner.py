@@ -12,14 +12,14 @@ from typing import Any, Optional, TextIO
 
 from netbpf.declare.numbers import at_load
 from netbpf.declare.tool import Tool
-from netbpf.errors import EXIT_LOST, NetbpfError, PrivilegeError
+from netbpf.errors import EXIT_LOST, NetbpfError
 from netbpf.kernel.clock import StepAlarm, kernel_ns
 from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import LiveKernel
-from netbpf.kernel.privileges import in_first_user_namespace, missing_privileges
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
 from netbpf.output.writers import TextWriter, make_writer
+from netbpf.run.confinement import Confinement
 from netbpf.run.filters import checked, filter_defines, narrowing, netns_of
 from netbpf.run.losses import Budget, Cost, Ledger
 from netbpf.run.names import Names
@@ -40,14 +40,16 @@ _LAST_SECONDS = 0.1  # for the summary, when the time to write results is up
 
 
 def run(tool: Tool, settings: Mapping[str, Any], out: Optional[TextIO] = None) -> int:
-    """Run `tool` until it is told to stop; return the exit code."""
-    return Run(tool, settings, out or sys.stdout).execute()
+    """Run `tool` until it is told to stop, giving up what it needs no more; return its status."""
+    return Run(tool, settings, out or sys.stdout, confined=True).execute()
 
 
 class Run:
-    """One run of one tool."""
+    """One run of one tool; only if it is `confined` does it change what this process may do."""
 
-    def __init__(self, tool: Tool, settings: Mapping[str, Any], out: TextIO) -> None:
+    def __init__(
+        self, tool: Tool, settings: Mapping[str, Any], out: TextIO, confined: bool = False
+    ) -> None:
         """Check the options and privileges; nothing touches the kernel yet."""
         self.tool = tool
         stamped = settings.get("time") or tool.stamped
@@ -60,12 +62,7 @@ class Run:
         self._longer = 0  # intervals that nobody read
         self.defines = self._defines()
         allow_many_files()
-        lacking = missing_privileges()
-        if lacking:
-            hint = f"run it as root: sudo netbpf {tool.name}"
-            if not in_first_user_namespace():
-                hint = "those of a user namespace do not count: run it as root of the machine"
-            raise PrivilegeError(f"tracing needs {', '.join(lacking)}", hint)
+        self.confinement = Confinement(tool, self.settings, confined)
 
     def execute(self) -> int:
         """Do the whole sequence."""
@@ -93,7 +90,7 @@ class Run:
         keep(self.stop.close)
         self.steps = StepAlarm()
         keep(self.steps.close)
-        self.tally = Tally(self.tool, self.settings)
+        self.tally = Tally(self.tool, self.settings, self.confinement.helper)
         keep(self.tally.close)
         self.attached.counters = self.tally.source
         self.shape = make_shape(self.tool, self.settings, self.attached, self.clock)
@@ -119,7 +116,9 @@ class Run:
         self.tally.begin()
         take_snapshot(self.attached)
         self.shape.begin(self.stop, self.writer)
+        self.confinement.enter(self.attached.loaded.maps, self._say)
         self._ready()
+        self.confinement.seal()
         self.writer.begin()
         if isinstance(self.writer, TextWriter) and self.shape.heading:
             self.writer.heading_now()
@@ -226,7 +225,7 @@ class Run:
             **lost,
             "reader": self.shape.strange,
             "unwritten": self.shape.unread + self.out.drop(),
-            **self.shape.lost,
+            "not_covered": self.confinement.not_covered(self.attached, self.shape),
             **self._unseen(totals),
         }
         return self._summarise(end, cost, lost)
@@ -282,12 +281,13 @@ class Run:
             end=end,
             stopped_by=self.stop.reason,
             probes=self.attached.described(),
+            privileges=self.confinement.described(),
             overhead=cost,
         )  # fmt: skip
         if self._longer:
             what = f"{self._longer} intervals became part of the next one"
             self.shape.note(f"{what}: nobody read the output when they ended")
-        summary["notes"] = self.shape.notes
+        summary["notes"] = self.shape.notes + self.confinement.notes(self.attached)
         add_notes(summary, self.tool, self.settings, self.shape, self.tally, self.narrowed)
         summary["notes"] += self.names.notes()
         self.writer.summary(summary)

@@ -22,11 +22,15 @@ class Tally:
     that of this process.
     """
 
-    def __init__(self, tool: Tool, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tool: Tool, settings: Mapping[str, Any], apart: Collection[str] = ()
+    ) -> None:
+        """Look for the first time; with capabilities `apart`, a process of its own looks."""
         self._names = tool.counters
         wanted = (*tool.counters, *tool.interval_counters)
         self._one = Counters(netns_of(settings), wanted)
-        self._all = AllCounters(wanted) if wanted and not settings.get("netns") else None
+        everywhere = bool(wanted) and not settings.get("netns")
+        self._all = AllCounters(wanted, apart=apart) if everywhere else None
         self.source: Source = self._all or self._one
         self._filters = [
             option.flags[-1]
@@ -96,3 +100,5 @@ class Tally:
     def close(self) -> None:
         """Let go of the namespaces."""
         self._one.close()
+        if self._all:
+            self._all.close()

@@ -139,12 +139,14 @@ def list_steps(place: Path, words: tuple[str, ...]) -> list[str]:
 
     def prepare() -> None:
         steps, me = Steps(), os.getpid()
+        found = listing.open("w")  # now: a tool that runs may not write to other files any more
         sys.setprofile(steps.hook)
         leave = os._exit
 
         def note(status: int) -> None:
             if os.getpid() == me:
-                listing.write_text("\n".join(steps.found))
+                found.write("\n".join(steps.found))
+                found.flush()
             leave(status)
 
         os._exit = note  # type: ignore[assignment]

@@ -29,6 +29,7 @@ RUN = [
     ("python3-click", "python3-click", "import click"),
     ("python3-numpy", "python3-numpy", "import numpy"),
     ("python3-pyelftools", "python3-pyelftools", "from elftools"),
+    ("python3-seccomp", "python3-libseccomp", "import seccomp"),
     (None, "libbpf", "libbpf.so.1"),
 ]
 DEV = [

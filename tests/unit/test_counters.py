@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from netbpf.kernel.counters import _FILES, AllCounters, Counters, increase
+from netbpf.kernel.counter_files import FILES as _FILES
+from netbpf.kernel.counters import AllCounters, Counters, increase
 
 SNMP = """\
 Ip: Forwarding DefaultTTL InReceives

@@ -91,7 +91,7 @@ def refuse(fstype: str) -> str:
     raise PermissionError(fstype)
 
 
-def test_no_tracefs_and_no_right_to_mount_one_gives_no_tracepoints(tmp_path, monkeypatch):
+def test_no_tracefs_and_no_right_to_mount_one_is_a_lack_of_privileges(tmp_path, monkeypatch):
     monkeypatch.setattr(inspect, "_TRACEFS", ())
     monkeypatch.setattr(inspect, "detached_mount", refuse)
     monkeypatch.chdir(tmp_path)
@@ -99,7 +99,8 @@ def test_no_tracefs_and_no_right_to_mount_one_gives_no_tracepoints(tmp_path, mon
     inspect.tracepoint_format.cache_clear()
     try:
         assert inspect.tracefs() == ""
-        assert inspect.tracepoint_format("sock:inet_sock_set_state") is None
+        with pytest.raises(PermissionError, match=r"CAP_\w+ to \w+ .*tracefs"):
+            inspect.tracepoint_format("sock:inet_sock_set_state")
     finally:
         inspect.tracefs.cache_clear()
         inspect.tracepoint_format.cache_clear()

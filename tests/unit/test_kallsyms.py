@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from netbpf.declare.reasons import place_in
-from netbpf.kernel.kallsyms import KernelSymbols
+from netbpf.kernel.kallsyms import KernelSymbols, shown
 
 TEXT = """\
 0000000000000010 D not_text
@@ -81,3 +81,22 @@ def test_place_in_a_function_is_one_that_a_call_in_it_returns_to(symbols):
     as_python = test.replace("||", "or").replace("&&", "and")
     found = [eval(as_python, {**words, "x": place}) for place in places]
     assert found == [False, True, True, False]
+
+
+def test_what_it_shows_is_decided_when_it_is_opened(tmp_path):
+    path = tmp_path / "kallsyms"
+    path.write_text("ffffffff81000000 T first\nffffffff81000010 T second\n")
+    symbols = KernelSymbols(str(path))
+    symbols.open()
+    path.unlink()
+    path.write_text("0000000000000000 T first\n")  # as it is shown later, with less privileges
+    assert symbols.name(0xFFFFFFFF81000004) == "first+0x4"
+    assert not symbols.hidden
+
+
+@pytest.mark.parametrize(("address", "seen"), [("ffffffff81000000", True), ("0" * 16, False)])
+def test_whether_addresses_are_shown_is_asked_of_the_first_lines(tmp_path, address, seen):
+    path = tmp_path / "kallsyms"
+    path.write_text(f"{'0' * 16} A fixed_percpu_data\n{address} T _stext\n{'0' * 16} T last\n")
+    assert shown(str(path)) is seen
+    assert not shown(str(tmp_path / "absent"))

@@ -11,9 +11,10 @@ from netbpf.declare.tool import find_tool
 from netbpf.errors import EXIT_LOST
 from netbpf.output.clock import Clock
 from netbpf.run import summary
+from netbpf.run.confinement import Confinement
 from netbpf.run.runner import Run
 
-CAUSES = ("ring_full", "map_full", "probe_missed", "reader", "unwritten", "unseen")
+CAUSES = ("ring_full", "map_full", "probe_missed", "reader", "unwritten", "not_covered", "unseen")
 
 
 class Fakes:
@@ -29,12 +30,12 @@ class Fakes:
         run.out = SimpleNamespace(error=None, blocked=False)
         run.clock, run.narrowed, run._longer = Clock(), [], 0
         run.stop = SimpleNamespace(reason="SIGINT", finish=lambda _: None)
-        run.attached = SimpleNamespace(described=list)
+        run.attached = SimpleNamespace(described=list, choices=(), not_covered=0)
         run.shape = SimpleNamespace(
             summary=dict, seen=0, empty=True, unit="events", notes=[], namespaces=set(), after_end=0
         )
         run.tally = SimpleNamespace(rise={}, own={}, scope=dict, notes=lambda _: [])
-        run.names = SimpleNamespace(notes=list)
+        run.names, run.confinement = SimpleNamespace(notes=list), Confinement()
         run.writer = SimpleNamespace(summary=self.summary.update)
         self.run = run
 

@@ -1,0 +1,129 @@
+"""A process that answers one question again and again, with rights that the tool has given up.
+
+What a tool reads of the network is made by strangers; what needs a right that is good for more than
+reading counters is therefore not done in the same process. The helper holds nothing of the tool's:
+no program, no map, no output. It ends when the tool does, however that ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import Any
+
+from netbpf.kernel import syscall_filter
+from netbpf.kernel.privileges import give_up
+from netbpf.kernel.syscalls import prctl
+
+_PATIENCE = 5.0  # seconds that an answer may take
+_LENGTH = 8  # bytes of the number before an answer
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+# Of the terminal's process group: the tool ends in order, and has a last question then.
+_NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+
+
+_helpers: set[Helper] = set()
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time that this process and its helpers have used."""
+    return time.process_time() + sum(helper.cpu for helper in _helpers)
+
+
+class Helper:
+    """A child process that calls `work` whenever it is asked, keeping the capabilities `kept`.
+
+    `work` returns what JSON can hold. `cpu` are the seconds of CPU time until its last answer.
+    """
+
+    cpu = 0.0
+
+    def __init__(self, work: Callable[[], Any], kept: Collection[str]) -> None:
+        """Start it. Raises OSError."""
+        theirs, self._questions = os.pipe()
+        self._answers, answers = os.pipe()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _child(work, kept, parent, theirs, answers)
+        os.close(theirs)
+        os.close(answers)
+        os.set_blocking(self._answers, False)
+        _helpers.add(self)
+
+    def ask(self) -> Any:
+        """Return what `work` returns now; raises OSError if it is gone or does not answer."""
+        end = time.monotonic() + _PATIENCE
+        os.write(self._questions, b"?")
+        try:
+            length = int.from_bytes(self._receive(_LENGTH, end), "little")
+            self.cpu, answer = json.loads(self._receive(length, end))
+            return answer
+        except TimeoutError:
+            self._end()  # or the next question would get this answer
+            raise
+
+    def _receive(self, size: int, end: float) -> bytes:
+        data = b""
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
+        while len(data) < size:
+            if not poll.poll(max(end - time.monotonic(), 0) * 1000):
+                raise TimeoutError(errno.ETIMEDOUT, "no answer")
+            part = os.read(self._answers, size - len(data))
+            if not part:
+                raise OSError(errno.EPIPE, "the helper is gone")
+            data += part
+        return data
+
+    def _end(self) -> None:
+        if self._questions >= 0:
+            os.close(self._questions)
+            self._questions = -1
+
+    def close(self) -> None:
+        """Let it end."""
+        self._end()
+        if self._answers >= 0:
+            os.close(self._answers)
+            self._answers = -1
+            with suppress(OSError):
+                os.waitpid(self.pid, 0)
+
+
+def _child(
+    work: Callable[[], Any], kept: Collection[str], parent: int, questions: int, answers: int
+) -> None:
+    status = 1
+    try:
+        _become_helper(kept, parent, {questions, answers})
+        while os.read(questions, 1):
+            data = json.dumps((time.process_time(), work()), separators=(",", ":")).encode()
+            data = len(data).to_bytes(_LENGTH, "little") + data
+            while data:
+                data = data[os.write(answers, data) :]
+        status = 0
+    finally:
+        os._exit(status)  # no atexit, no buffers of the parent flushed twice
+
+
+def _become_helper(kept: Collection[str], parent: int, pipes: set[int]) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in _NOT_OURS:
+        signal.signal(number, signal.SIG_IGN)
+    prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)  # it ended before
+    for descriptor in {int(name) for name in os.listdir("/proc/self/fd")} - pipes:
+        with suppress(OSError):  # that of the listing itself
+            os.close(descriptor)
+    give_up(kept)
+    if syscall_filter.available():
+        with suppress(OSError):  # a kernel without filters
+            syscall_filter.prepared(syscall_filter.Allowed(namespaces=True))()

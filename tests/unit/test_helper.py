@@ -1,0 +1,109 @@
+"""The process that answers with rights that the tool has given up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netbpf.kernel import helper as helpers
+from netbpf.kernel.helper import Helper
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_answers_come_from_another_process_each_time_anew():
+    numbers = iter(range(9))
+    helper = Helper(lambda: [os.getpid(), next(numbers)], ())
+    try:
+        assert [helper.ask() for _ in range(2)] == [[helper.pid, 0], [helper.pid, 1]]
+        assert helper.pid != os.getpid()
+        assert next(numbers) == 0  # ours were not asked
+    finally:
+        helper.close()
+    assert not Path(f"/proc/{helper.pid}").exists()
+
+
+def test_long_answers_arrive_whole():
+    helper = Helper(lambda: "x" * (1 << 20), ())
+    assert helper.ask() == "x" * (1 << 20)
+    helper.close()
+
+
+def test_it_holds_nothing_but_its_two_pipes():
+    file = os.open("/dev/null", os.O_RDONLY)
+    helper = Helper(lambda: sorted(os.listdir("/proc/self/fd")), ())
+    try:
+        assert len(helper.ask()) == 3  # and the listing itself
+        assert str(file) not in helper.ask()
+    finally:
+        helper.close()
+        os.close(file)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_of_the_group_are_not_its_own(number):
+    helper = Helper(lambda: 5, ())
+    assert helper.ask() == 5
+    os.kill(helper.pid, number)
+    assert helper.ask() == 5
+    helper.close()
+
+
+def test_one_that_is_gone_is_an_error_and_not_waited_for():
+    helper = Helper(lambda: 5, ())
+    os.kill(helper.pid, signal.SIGKILL)
+    wait_until(lambda: state(helper.pid) == "Z")
+    with pytest.raises(OSError):
+        helper.ask()
+    helper.close()
+
+
+def test_one_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(helpers, "_PATIENCE", 0.2)
+    helper = Helper(lambda: time.sleep(1), ())
+    with pytest.raises(TimeoutError):
+        helper.ask()
+    with pytest.raises(OSError):
+        helper.ask()
+    helper.close()
+
+
+def test_work_that_fails_is_an_error(capfd):
+    helper = Helper(lambda: 1 // 0, ())
+    with pytest.raises(OSError):
+        helper.ask()
+    helper.close()
+
+
+def test_its_cpu_time_is_told():
+    helper = Helper(lambda: sum(range(1 << 20)), ())
+    before = helpers.cpu_seconds() - time.process_time()
+    helper.ask()
+    assert helpers.cpu_seconds() - time.process_time() > before
+    assert helper.cpu > 0
+    helper.close()
+
+
+def test_it_keeps_what_it_is_given_and_no_more():
+    status = Path("/proc/self/status")
+    helper = Helper(lambda: status.read_text(), ["CAP_SYS_PTRACE"])
+    lines = dict(line.split(":\t") for line in helper.ask().splitlines() if ":\t" in line)
+    helper.close()
+    assert int(lines["CapEff"], 16) in (0, 1 << 19)  # root's or another user's
+    assert lines["CapPrm"] == lines["CapEff"] and int(lines["CapInh"], 16) == 0
+    assert lines["NoNewPrivs"] == "1"

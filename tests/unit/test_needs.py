@@ -1,0 +1,235 @@
+"""What each tool needs, the errors made from it, and what makes a run incomplete."""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from netbpf.declare import Probe, RawTracepoint, Tracepoint, needs
+from netbpf.declare.needs import Need, needs_of
+from netbpf.declare.tool import all_tools, find_tool
+from netbpf.errors import AttachRefused, PrivilegeError, Unsupported, UsageError
+from netbpf.kernel import load, privileges, processes
+from netbpf.kernel.image import MapShape
+from netbpf.kernel.privileges import CAPABILITIES, Denied, lack, refusal
+from netbpf.kernel.processes import kernel_pid
+from netbpf.kernel.select import select
+from netbpf.run import confinement
+from netbpf.run.confinement import Confinement
+from tests.unit.fakes import FakeKernel
+
+
+def all_needs() -> list[Need]:
+    values = list(vars(needs).values())
+    several = [one for value in values if type(value) is tuple for one in value]
+    return [value for value in (*values, *several) if isinstance(value, Need)]
+
+
+def lacking(tool: str, held: set[str], monkeypatch: Any, **settings: Any) -> set[str]:
+    monkeypatch.setattr(privileges, "lacks", lambda need: not held & set(need.any_of))
+    monkeypatch.setattr(confinement, "probing_denied", lambda: True)
+    monkeypatch.setattr(confinement, "shown", lambda: False)
+    found = confinement.lacking(find_tool(tool), settings)
+    return {need.name for need in found if not need.without}
+
+
+@pytest.mark.parametrize("need", all_needs(), ids=lambda need: need.words)
+def test_need_names_capabilities_that_there_are(need):
+    assert need.any_of and set(need.any_of) <= set(CAPABILITIES)
+    assert need.to and not need.to.endswith(".")
+    assert not (need.hides and not need.without)
+    assert need.running or not need.helper
+
+
+@pytest.mark.parametrize("tool", all_tools(), ids=lambda tool: tool.name)
+def test_every_tool_needs_programs_and_attaching(tool):
+    assert {needs.PROGRAMS, needs.ATTACH} <= set(needs_of(tool, {}))
+
+
+def test_numbers_of_capabilities_are_those_of_the_kernel():
+    numbers = {"CAP_CHOWN": 0, "CAP_SETPCAP": 8, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+    numbers |= {"CAP_SYSLOG": 34, "CAP_PERFMON": 38, "CAP_BPF": 39, "CAP_CHECKPOINT_RESTORE": 40}
+    assert {name: CAPABILITIES.index(name) for name in numbers} == numbers
+
+
+@pytest.mark.parametrize(
+    ("tool", "held", "missing", "settings"),
+    [
+        ("tcplife", set(), {"CAP_BPF", "CAP_PERFMON"}, {}),
+        ("tcplife", {"CAP_BPF", "CAP_PERFMON"}, set(), {}),
+        ("tcplife", {"CAP_SYS_ADMIN"}, set(), {}),
+        ("tcplife", {"CAP_BPF", "CAP_PERFMON"}, {"CAP_SYS_ADMIN"}, {"max_overhead": 5.0}),
+        ("skbdrop", {"CAP_SYS_ADMIN"}, {"CAP_SYSLOG"}, {}),
+        ("gethostlatency", {"CAP_BPF", "CAP_PERFMON"}, {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE"}, {}),
+        ("gethostlatency", {"CAP_SYS_ADMIN"}, {"CAP_SYS_PTRACE"}, {}),
+        ("gethostlatency", {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE"}, set(), {}),
+    ],
+)
+def test_what_a_tool_cannot_do_without(monkeypatch, tool, held, missing, settings):
+    assert lacking(tool, held, monkeypatch, **settings) == missing
+
+
+def test_kernel_is_asked_where_it_may_take_less(monkeypatch):
+    monkeypatch.setattr(privileges, "lacks", lambda need: True)
+    for probing, symbols in ((True, False), (False, True)):
+        monkeypatch.setattr(confinement, "probing_denied", lambda it=probing: it)
+        monkeypatch.setattr(confinement, "shown", lambda it=symbols: it)
+        lookups = confinement.lacking(find_tool("gethostlatency"), {})
+        drops = confinement.lacking(find_tool("skbdrop"), {})
+        assert (needs.UPROBES in lookups) is probing
+        assert (needs.PLACES in drops) is not symbols
+
+
+def test_error_says_what_is_missing_what_for_and_how_to_give_it():
+    error = lack([needs.PROCESSES], "gethostlatency", [needs.UPROBES, needs.PROCESSES])
+    assert error.exit_code == 77
+    assert error.message == "tracing needs CAP_SYS_PTRACE to look into processes of other users"
+    assert "sudo netbpf gethostlatency" in error.hint or "user namespace" in error.hint
+    if "user namespace" not in error.hint:
+        assert "--ambient-caps +sys_admin,+sys_ptrace" in error.hint
+
+
+# --- probes --------------------------------------------------------------------------------------
+
+
+class HiddenTracefs(FakeKernel):
+    """A kernel whose trace events this process must not look at."""
+
+    def tracepoint(self, name: str) -> Any:
+        raise PermissionError(errno.EACCES, needs.TRACEFS.words)
+
+
+EXITS = Tracepoint("syscalls:sys_exit_x")
+
+
+def test_hidden_tracepoint_is_a_lack_of_privileges_and_not_of_the_kernel():
+    with pytest.raises(PrivilegeError) as raised:
+        select([Probe("leave", EXITS)], HiddenTracefs())
+    assert "CAP_DAC_READ_SEARCH to read /sys/kernel/tracing" in raised.value.message
+    assert "no such" not in raised.value.message
+    with pytest.raises(Unsupported):
+        select([Probe("leave", EXITS)], FakeKernel())
+
+
+def test_way_that_needs_no_tracefs_is_taken_without_a_word():
+    probe = Probe("leave", EXITS, RawTracepoint("sys_exit"))
+    (choice,) = select([probe], HiddenTracefs(raw={"sys_exit": ()}))
+    assert choice.kind == "rawtp" and choice.denied == ""
+
+
+def test_way_that_loses_columns_for_lack_of_a_privilege_is_named():
+    probe = Probe("leave", EXITS, RawTracepoint("sys_exit", loses=("pid",)))
+    (choice,) = select([probe], HiddenTracefs(raw={"sys_exit": ()}))
+    assert choice.kind == "rawtp" and "CAP_DAC_READ_SEARCH" in choice.denied
+
+
+def test_optional_probe_that_is_hidden_is_named():
+    (choice,) = select([Probe("leave", EXITS, optional=True)], HiddenTracefs())
+    assert choice.kind == "" and "CAP_DAC_READ_SEARCH" in choice.denied
+    (choice,) = select([Probe("leave", EXITS, optional=True)], FakeKernel())
+    assert choice.denied == ""
+
+
+def test_refusal_of_a_needed_probe_is_one_of_privileges_only_if_one_is_missing(monkeypatch):
+    error = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF", "CAP_PERFMON"])
+    words = refusal("the kernel refused to attach it", error)
+    assert isinstance(words, Denied) and "it takes CAP_SYS_ADMIN" in words
+    assert not isinstance(refusal("x", error, (errno.EPERM,)), Denied)
+    assert not isinstance(refusal("x", OSError(errno.EINVAL, "Invalid argument")), Denied)
+    monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_SYS_ADMIN"])
+    assert not isinstance(refusal("x", error), Denied)
+    with pytest.raises(PrivilegeError):
+        select([Probe("leave", RawTracepoint("x"))], FakeKernel(raw={"x": ()}),
+               {("leave", "rawtp"): words})  # fmt: skip
+
+
+def test_process_that_proc_hides_is_a_lack_of_privileges(monkeypatch):
+    absent = 2**22 + 1  # above the most that the kernel gives
+    with pytest.raises(UsageError):
+        kernel_pid(absent)
+    monkeypatch.setattr(processes.os, "kill", refuse)
+    with pytest.raises(PrivilegeError, match="hides from this user"):
+        kernel_pid(absent)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def refuse(*_: object) -> int:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("limit", [65536, -1])
+def test_map_that_takes_more_than_may_be_locked_is_a_lack_of_privileges(monkeypatch, limit):
+    monkeypatch.setattr(load, "bpf", refuse)
+    monkeypatch.setattr(load, "_raise_limit", lambda: False)
+    monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF"])
+    monkeypatch.setattr(privileges.resource, "getrlimit", lambda _: (limit, limit))
+    shape = MapShape("events", 27, 0, 0, 1 << 20, 0)
+    with pytest.raises((PrivilegeError, Exception)) as raised:
+        load._make_map(shape)
+    assert isinstance(raised.value, PrivilegeError) is (limit == 65536)
+    if limit == 65536:
+        assert "CAP_SYS_RESOURCE to lock more memory" in raised.value.message
+    assert not isinstance(raised.value, AttachRefused)
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+
+def confined(monkeypatch: Any, tool: str, *without: Need) -> Confinement:
+    monkeypatch.setattr(confinement, "lacking", lambda *_: list(without))
+    return Confinement(find_tool(tool), {})
+
+
+def attached(*denied: str) -> Any:
+    choices = [SimpleNamespace(denied=why, probe=SimpleNamespace(name="x")) for why in denied]
+    return SimpleNamespace(choices=choices, not_covered=sum(map(bool, denied)))
+
+
+SHAPE: Any = SimpleNamespace(lost={})
+
+
+def test_what_is_missing_is_counted_if_it_hides_rows_and_noted_in_any_case(monkeypatch):
+    found = confined(monkeypatch, "tcpsynbl", *needs.FIRST, needs.STATISTICS)
+    assert found.not_covered(attached(), SHAPE) == 1
+    notes = found.notes(attached())
+    assert len(notes) == 2
+    assert notes[0].endswith("may be missing: it takes CAP_SYS_ADMIN, CAP_SYS_PTRACE")
+
+
+def test_denied_probes_and_what_a_shape_lost_count_each(monkeypatch):
+    found = confined(monkeypatch, "tcplife")
+    shape: Any = SimpleNamespace(lost={"not_covered": 5})
+    assert found.not_covered(attached("it takes CAP_X", "", "it takes CAP_X"), shape) == 7
+    assert found.notes(attached("it takes CAP_X")) == ["probe x is not used: it takes CAP_X"]
+
+
+def test_needed_privilege_ends_the_start(monkeypatch):
+    with pytest.raises(PrivilegeError, match="CAP_SYS_PTRACE to look into"):
+        confined(monkeypatch, "gethostlatency", needs.PROCESSES, needs.FILES)
+
+
+def test_run_in_a_process_of_somebody_else_gives_up_nothing(monkeypatch):
+    monkeypatch.setattr(privileges, "give_up", lambda _: pytest.fail("gave up"))
+    found = confined(monkeypatch, "tcplife")
+    found.enter({"losses": -1}, print)
+    found.seal()
+    assert found.described()["seccomp"] is False and found.helper == []
+
+
+def test_directory_is_ours_by_its_mode_alone(tmp_path):
+    assert confinement._may_write(str(tmp_path))
+    tmp_path.chmod(0o555)
+    assert not confinement._may_write(str(tmp_path))  # even for root, who may do all the same
+    tmp_path.chmod(0o755)
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 65534, 65534)
+        assert not confinement._may_write(str(tmp_path))
+        tmp_path.chmod(0o777)
+        assert confinement._may_write(str(tmp_path))
