@@ -77,10 +77,13 @@ static inline void start_life(u64 key, struct life *life)
 /* Return what is remembered of a session, a new entry if nothing is; NULL if there is no room. */
 static inline struct life *life_of(struct sock *sk)
 {
-	struct life none = {};
+	struct life none = {}, *life;
 	u64 key = (u64)sk;
 
-	return lives.lookup_or_try_init(&key, &none);
+	life = lives.lookup_or_try_init(&key, &none);
+	if (!life)
+		count_unfollowed(key);
+	return life;
 }
 
 /* connect() begins, nothing has been sent yet. */

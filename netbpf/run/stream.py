@@ -11,12 +11,9 @@ import mmap
 import struct
 from typing import Any
 
+from netbpf.declare.memory import ring_size as ring_size
+
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
-
-
-def ring_size(wanted: int) -> int:
-    """Return the ring's size in bytes for `wanted`: the next power of two, at least a page."""
-    return max(1 << (wanted - 1).bit_length(), mmap.PAGESIZE)
 
 
 class RingBuffer:
