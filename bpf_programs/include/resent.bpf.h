@@ -151,12 +151,12 @@ static inline u32 count_attempt(struct connection *connection, struct sock *sk, 
 
 	segment.distance = acked + (s32)(seq - una);
 	before = attempts.lookup(&segment);
-	if (!known)
-		count_loss(LOSS_MAP_FULL);
-	else if (before)
+	if (before)
 		count = before->count + 1;
-	else
+	else if (known)
 		meet(&segment, known, acked);
+	else if (READ(sk, __sk_common.skc_state) != TCP_SYN_SENT) /* then it is by timer */
+		count_loss(LOSS_MAP_FULL);
 	/* The timer sends the first segment, and counts from 0 after each acknowledgement. */
 	if (seq == una)
 		by_timer = READ((struct inet_connection_sock *)sk, icsk_retransmits);

@@ -114,6 +114,7 @@ class EventShape(Shape):
         self._strangers, now = False, time.monotonic()
         if now - self._learnt > _LEARN_SECONDS:
             self._learnt = now
+            run_iterators(self.attached, "stale")  # they may take the room
             run_iterators(self.attached, "snapshot")
 
     def drain(self) -> None:
