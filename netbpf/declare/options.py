@@ -185,7 +185,7 @@ LIMITS = (
     Option(
         "-d", "--duration", metavar="SECONDS", parse=seconds, help="stop after this many seconds"
     ),
-    Option("--buffer", metavar="SIZE", parse=size, default="16m",
+    Option("--buffer", metavar="SIZE", parse=size, default="32m",
            help="ring buffer size, rounded up to a power of two (such as 256k or 4m)"),
     Option("--map-entries", metavar="N", parse=count, default="16384",
            help="how many sockets, sessions or keys can be followed at once"),
