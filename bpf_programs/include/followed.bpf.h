@@ -113,7 +113,8 @@ static inline void on_child(struct sock *sk, u64 key)
 	if (!life.deferred && !READ(listener, icsk_accept_queue.fastopenq.max_qlen))
 		return;
 	life.begin_ns = bpf_ktime_get_ns();
-	lives.update(&key, &life); /* if it finds no room, that is counted at ESTABLISHED */
+	if (lives.update(&key, &life)) /* its address is not known yet: a filter may exclude it */
+		count_unfollowed(key);
 }
 
 static inline void on_established(struct sock *sk, u64 key, int oldstate)

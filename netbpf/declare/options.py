@@ -198,7 +198,8 @@ LIMITS = (
            help="read kernel types from this file, for a kernel without BTF of its own"),
     Option("--probe", metavar="NAME=KIND,...", parse=words,
            help="use only this kind (tp, rawtp, fentry, kprobe ...) for a probe"),
-    Option("-v", "--verbose", help="say what is compiled, chosen, refused and attached"),
+    Option("-v", "--verbose",
+           help="say what is compiled, chosen, refused and attached, and how much memory it takes"),
 )  # fmt: skip
 EVENT_LIMITS = (
     Option("-n", "--max-events", metavar="N", parse=count, help="stop after this many events"),

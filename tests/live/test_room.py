@@ -109,6 +109,24 @@ def test_every_event_is_delivered_or_lost_while_the_reader_is_stopped(
     assert run.summary["complete"] is False
 
 
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_reset_that_finds_no_room_still_changes_its_event(
+    netbpf: Any, host: Host, before: int
+) -> None:
+    # Of each connection the client's event, the reset that changes it, and the server's event: of
+    # three beginnings, one leaves room for the first of them alone.
+    own = ("--netns", host.inode, "--buffer", "4k")
+    with netbpf("tcplife", *own) as run:
+        with stopped(run):
+            generated = 2 * (connections(host, before) if before else 0)
+            generated += 2 * storm(host, "resets", 31)
+        lines = wait_until(lambda: run.stdout.count("\n"), what="events")
+        wait_until(lambda: not maps_of(run)["late"].entries, what="the reader")
+    ends = [event["close"] for event in run.events if event["lport"] != 4711]
+    assert lines and ends == ["fin-local"] * before + ["rst-local"] * (len(ends) - before)
+    assert len(run.events) + run.summary["lost"]["ring_full"] == generated
+
+
 @pytest.mark.parametrize("tool", ["tcplife", "soaccept"])
 def test_the_default_buffer_holds_two_seconds_of_a_storm(
     netbpf: Any, host: Host, tool: str
@@ -139,28 +157,32 @@ _CALLER = "import os\nos.sched_setaffinity(0, [1])\nwhile True: os.getppid()"
 
 
 @contextlib.contextmanager
-def busy_with_a_program(host: Host) -> Iterator[None]:
+def busy_with_a_program(host: Host) -> Iterator[Callable[[], int]]:
     """Let CPU 1 run a BPF program nearly all the time, and receive what CPU 0 sends.
 
     Packets come by interrupts into that program. Where trace events have programs, the kernel runs
-    none of them inside another one.
+    none of them inside another one, and counts that since dd8657894c11 ("bpf: Count missed stats in
+    trace_call_bpf", 6.7): yields what returns how often it did so for a program of the test's.
     """
-    image = Image((), {"spin": _SPIN})
-    loaded = load(image, [Entry("spin", "spin", "spin", _TRACEPOINT, 0, "")], [], lambda _: 0)
-    program = loaded.programs["spin"]
-    link = attach("tp", program, "syscalls:sys_enter_getppid")
+    image = Image((), {"spin": _SPIN, "witness": _SPIN[-16:]})
+    entries = [Entry(name, name, name, _TRACEPOINT, 0, "") for name in image.programs]
+    programs = load(image, entries, [], lambda _: 0).programs
+    events = {"syscalls:sys_enter_getppid": "spin"}
+    events.update(dict.fromkeys(("sock:inet_sock_set_state", "skb:kfree_skb"), "witness"))
+    links = [attach("tp", programs[name], event) for event, name in events.items()]
+    info = Path(f"/proc/self/fdinfo/{programs['witness']}")
     caller = subprocess.Popen([sys.executable, "-c", _CALLER])
     everywhere = os.sched_getaffinity(0)
     script = "mount -t sysfs none /sys && echo 2 > /sys/class/net/lo/queues/rx-0/rps_cpus"
     try:
         host.run("unshare", "-m", "sh", "-c", script)
         os.sched_setaffinity(0, [0])
-        yield
+        yield lambda: int((re.findall(r"recursion_misses:\s*(\d+)", info.read_text()) or [0])[0])
     finally:
         os.sched_setaffinity(0, everywhere)
         kill(caller)
-        os.close(link)
-        os.close(program)
+        for descriptor in (*links, *programs.values()):
+            os.close(descriptor)
 
 
 INSIDE: dict[str, tuple[Callable[[Host, int], int], tuple[str, ...]]] = {
@@ -177,9 +199,15 @@ def test_runs_that_are_skipped_inside_of_another_program_are_lost(
 ) -> None:
     load, words = INSIDE[tool]
     with netbpf(tool, "--netns", host.inode, *words) as run:
-        with busy_with_a_program(host):
-            generated = load(host, 300)
+        with busy_with_a_program(host) as skipped:
+            generated, rounds = load(host, 300), 1
+            while not skipped() and rounds < 30:  # CPU 1 may have had something else to do
+                generated, rounds = generated + load(host, 300), rounds + 1
+            counted = skipped()
     delivered, missed = len(run.events), run.summary["lost"]["probe_missed"]
+    if not counted and delivered < generated:
+        pytest.skip("this kernel counts no such runs: it is older than 6.7")
+    assert counted > 0, "nothing was skipped: the test itself failed"
     assert missed > 0 and run.summary["complete"] is False
     assert delivered + missed >= generated
 
@@ -192,7 +220,7 @@ GOING_ON = {
     "tcpretrans": {"attempts", "resends", "owners"},
     "soconnect": {"attempts", "halves", "calls", "owners"},
     "soaccept": {"calls", "established"},
-    "tcpnagle": {"holds", "refusals"},
+    "tcpnagle": {"holds", "refusals", "calls"},
     "tcpsynbl": {"known"},
     "sockstat": {"calls", "interruptions"},
     "gethostlatency": {"calls"},

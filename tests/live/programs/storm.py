@@ -1,6 +1,7 @@
 """Make a known number of things happen: storm.py WHAT NUMBER [ADDRESS PORT]; prints how many did.
 
 connections  over loopback, each closed by the client, then by the server
+resets       the same, but the client resets them
 connects     begun and left open for SECONDS (the port), to where nothing answers
 datagrams    sent
 lookups      of names that are in /etc/hosts
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import socket
+import struct
 import sys
 import time
 
@@ -18,7 +20,7 @@ PR_SET_NAME = 15
 PORTS = 10_000  # of each address of the server, far below what there are
 
 
-def connections(number: int) -> int:
+def connections(number: int, reset: bool = False) -> int:
     listeners = []
     for last in range(1, 2 + number // PORTS):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -30,10 +32,17 @@ def connections(number: int) -> int:
         client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         client.connect(listener.getsockname())
         server = listener.accept()[0]
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
         client.close()
-        server.recv(1)
+        with contextlib.suppress(ConnectionResetError):
+            server.recv(1)
         server.close()
     return number
+
+
+def resets(number: int) -> int:
+    return connections(number, reset=True)
 
 
 def connects(number: int, address: str, port: int) -> int:
