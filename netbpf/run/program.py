@@ -20,6 +20,7 @@ from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.load import Loaded
 from netbpf.kernel.loader import compile_and_load
+from netbpf.kernel.maps import possible_cpus
 from netbpf.kernel.select import Choice, select
 
 Say = Callable[[str], None]
@@ -126,7 +127,8 @@ def start(
 
     while True:
         choices = select(probes, kernel, refused, forced)
-        header = "\n".join([*defines, layout.header(kernel, manifests, choices)])
+        cpus = f"#define CPUS {possible_cpus()}"  # see LRU_ENTRIES
+        header = "\n".join([*defines, cpus, layout.header(kernel, manifests, choices)])
         try:
             maps = maps_of(tool, settings)
             loaded = compile_and_load(text, header, choices, maps, find_target, say)
@@ -148,7 +150,9 @@ def memory_words(sizes: Mapping[str, int]) -> str:
     """Return what all maps and buffers take in the kernel, and which take most of it."""
     largest = sorted(sizes.items(), key=lambda pair: -pair[1])[:_MOST_MAPS]
     named = ", ".join(f"{name} {in_words(size)}" for name, size in largest)
-    return f"maps and buffers take {in_words(sum(sizes.values()))} of kernel memory: {named} ..."
+    rest = f", and {len(sizes) - len(largest)} more" if len(sizes) > len(largest) else ""
+    total = in_words(sum(sizes.values()))
+    return f"maps and buffers take {total} of kernel memory: {named}{rest}"
 
 
 def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,6 @@ from netbpf.errors import EXIT_LOST, NetbpfError, PrivilegeError
 from netbpf.kernel.clock import StepAlarm, kernel_ns
 from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import LiveKernel
-from netbpf.kernel.maps import possible_cpus
 from netbpf.kernel.privileges import in_first_user_namespace, missing_privileges
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
@@ -238,7 +237,6 @@ class Run:
 
     def _defines(self) -> list[str]:
         lines = [f"#define MAP_ENTRIES {self.settings['map_entries']}"]
-        lines.append(f"#define CPUS {possible_cpus()}")
         if self.tool.has_events(self.settings):
             lines.append(f"#define RING_PAGES {ring_size(self.settings['buffer']) // 4096}")
         lines += filter_defines(self.settings)

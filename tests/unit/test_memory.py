@@ -79,4 +79,5 @@ def test_largest_maps_are_named():
     sizes = {"a": 5 << 20, "b": 1 << 20, "c": 3 << 20, "d": 100, "e": 2 << 20}
     words = memory_words(sizes)
     assert "11.0 MiB" in words
+    assert words.endswith(", and 1 more") and "more" not in memory_words({"a": 1 << 20})
     assert words.index("a 5.0") < words.index("c 3.0") < words.index("e 2.0") < words.index("b 1.0")
