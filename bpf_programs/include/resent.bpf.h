@@ -67,10 +67,10 @@ static inline void forget_oldest(u64 object, struct resends *resends)
 	attempts.delete(&segment);
 }
 
-static inline void forget_all(u64 object, struct resends *known)
+static inline void forget(u64 object, struct resends *known, int most)
 {
 #pragma nounroll
-	for (int i = 0; i < SEGMENTS && known->number; i++)
+	for (int i = 0; i < most && known->number; i++)
 		forget_oldest(object, known);
 }
 
@@ -82,7 +82,7 @@ static inline void forget_segments(struct sock *sk)
 
 	if (!known)
 		return;
-	forget_all(object, known);
+	forget(object, known, SEGMENTS);
 	resends.delete(&object);
 }
 
@@ -94,7 +94,8 @@ static inline struct resends *segments_of(struct connection *connection)
 
 	known = resends.lookup_or_try_init(&object, &none);
 	if (known && known->first_seq != connection->first_seq) {
-		forget_all(object, known); /* another connection's, whose end was missed */
+		/* Another connection's, whose end was missed: what is left of it keeps its room. */
+		forget(object, known, 8 * AT_ONCE);
 		*known = none;
 	}
 	return known;
