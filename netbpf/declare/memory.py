@@ -29,7 +29,7 @@ class Memory(NamedTuple):
 
 
 MAPS = {
-    "gethostlatency": Memory(2_600_000, cpu=51_000, entry=520),
+    "gethostlatency": Memory(2_700_000, cpu=51_000, entry=520),
     "netsize": Memory(5_000, cpu=202_000, entry=96, entry_cpu=392),
     "skbdrop": Memory(5_900_000, cpu=55_000, entry=145, entry_cpu=7),
     "soaccept": Memory(450_000, cpu=30_000, entry=168),

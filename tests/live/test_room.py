@@ -105,7 +105,8 @@ def test_every_event_is_delivered_or_lost_while_the_reader_is_stopped(
         generated = load(host, 101)
     lost = run.summary["lost"]
     assert generated >= 101 and lost["ring_full"] > 0
-    assert len(run.events) + lost["ring_full"] == generated
+    # On a busy machine the half second at the end may be too short for what is in the ring.
+    assert len(run.events) + lost["ring_full"] + lost["unwritten"] == generated
     assert run.summary["complete"] is False
 
 
@@ -124,7 +125,8 @@ def test_a_reset_that_finds_no_room_still_changes_its_event(
         wait_until(lambda: not maps_of(run)["late"].entries, what="the reader")
     ends = [event["close"] for event in run.events if event["lport"] != 4711]
     assert lines and ends == ["fin-local"] * before + ["rst-local"] * (len(ends) - before)
-    assert len(run.events) + run.summary["lost"]["ring_full"] == generated
+    lost = run.summary["lost"]
+    assert len(run.events) + lost["ring_full"] + lost["unwritten"] == generated
 
 
 @pytest.mark.parametrize("tool", ["tcplife", "soaccept"])
@@ -250,7 +252,8 @@ def test_maps_are_empty_when_all_is_over(netbpf: Any, host: Host, tool: str) -> 
 
         wait_until(lambda: not any(left().values()), what=f"empty maps: {left()}")
         plain = {name for name, one in maps_of(run).items() if one.kind == 1}
-    assert not any(run.summary["lost"].values())
+    lost = run.summary["lost"]
+    assert not lost["map_full"] and not lost.get("ring_full")
     results = {"listeners", "holders", "flows"}
     assert plain - results <= GOING_ON[tool], "a map that this test does not look at"
 
