@@ -5,6 +5,7 @@
 #include "harmless.bpf.h"
 #define OWNERS_OF_ALL 1
 #include "owners.bpf.h"
+#include "stale_owners.bpf.h"
 
 KERNEL_OPTIONAL(sock, __sk_common.skc_listener)
 

@@ -14,9 +14,12 @@
  * By the address of struct sock: the key of the event that was sent last, if it may be amended. The
  * RST follows in the same call or for the same packet, so that only the newest entries matter.
  */
-BPF_TABLE("lru_hash", u64, u64, shown, 16384);
-/* By key: amendments that found no room in the ring. No event is lost by that: the reader looks here. */
-BPF_TABLE("lru_hash", u64, u8, late, 1024);
+BPF_TABLE("lru_hash", u64, u64, shown, LRU_ENTRIES(16384));
+/*
+ * By key: amendments that found no room in the ring. No event is lost by that: the reader looks here,
+ * and removes what it has read.
+ */
+BPF_HASH(late, u64, u8, 4096);
 
 struct session {
 	u64 time;
@@ -191,7 +194,8 @@ static inline void amend(struct sock *sk)
 	shown.delete(&key);
 	if (events.ringbuf_output(&ev, sizeof(ev), 0)) {
 		ev.key ^= AMENDMENT;
-		late.update(&ev.key, &ev.close);
+		if (late.update(&ev.key, &ev.close))
+			count_loss(LOSS_RING_FULL);
 	}
 }
 

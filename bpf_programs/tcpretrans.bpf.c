@@ -134,9 +134,7 @@ static inline void show(struct retransmission *ev, struct connection *connection
 	emit(ev, sizeof(*ev));
 }
 
-static inline void end_flow(struct sock *sk)
-{
-}
+#define end_flow forget_segments
 #endif
 
 static inline void fill_ends(struct retransmission *ev, struct endpoints *ends)
@@ -204,7 +202,9 @@ static inline int on_retransmit(struct sock *sk, struct sk_buff *skb, int err)
 	ev.rto_us = READ(icsk, icsk_rto) * TICK_US;
 	ev.srtt_us = READ((struct tcp_sock *)sk, srtt_us) >> 3;
 	identify(&connection, sk);
+#ifndef COUNT_FLOWS
 	ev.attempt = count_attempt(&connection, sk, ev.seq);
+#endif
 	ev.err = err;
 	finish(&ev, &connection, sk);
 	return 0;

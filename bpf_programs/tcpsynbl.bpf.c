@@ -54,8 +54,16 @@ struct queue_key {
 	u8 laddr[16];
 	u8 pad[2];
 };
-BPF_F_TABLE("percpu_hash", struct queue_key, struct histogram, queues, MAP_ENTRIES, 0);
+/* Each takes room on every CPU. */
+#define QUEUES (MAP_ENTRIES < 1024 ? MAP_ENTRIES : 1024 + (MAP_ENTRIES - 1024) / 16)
+BPF_F_TABLE("percpu_hash", struct queue_key, struct histogram, queues, QUEUES, 0);
 BPF_PERCPU_ARRAY(empty, struct histogram, 1);
+
+/* What is counted as lost once: by its address, or by what is known of one that is not found. */
+static inline u64 name_of(const struct listener *listener)
+{
+	return listener->sk ?: (u64)listener->netns << 32 | listener->lport << 1 | 1;
+}
 
 static inline u32 syn_queue(struct sock *sk)
 {
@@ -100,7 +108,7 @@ static inline struct listener_sums *sums_of(struct listener *listener, struct so
 		sums = listeners.lookup(listener);
 	}
 	if (!sums) {
-		count_unfollowed(listener->sk);
+		count_unfollowed(name_of(listener));
 		return NULL;
 	}
 	if (found) {
@@ -146,7 +154,7 @@ static inline void count_handshake(struct sock *child, struct listener *listener
 	if (queue)
 		record_value(queue, waiting, 1);
 	else
-		count_unfollowed(listener->sk);
+		count_unfollowed(name_of(listener));
 }
 
 /* A handshake is complete: `child` is new, and a copy of its listener. */

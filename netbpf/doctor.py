@@ -14,12 +14,14 @@ from contextlib import suppress
 from typing import Any, Optional
 
 from netbpf import __version__
+from netbpf.declare import memory
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.errors import EXIT_PRIVILEGE, EXIT_UNSUPPORTED, NetbpfError, Unsupported
 from netbpf.kernel import cache, layout, machine
 from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.machine import ABSENT, BAD, OK, Check
+from netbpf.kernel.maps import possible_cpus
 from netbpf.kernel.privileges import Denied, missing_privileges
 from netbpf.kernel.select import Choice, select
 from netbpf.kernel.survey import survey
@@ -102,6 +104,7 @@ def examine_tool(
         "problems": problems,
         "probes": probes,
         "lost_columns": lost,
+        "memory": memory.by_default(tool, possible_cpus()),
     }
 
 
@@ -243,6 +246,7 @@ def _tool_lines(tool: Mapping[str, Any]) -> Iterator[str]:
             words = f"{better['alternative']}: {better['why']}"
             if better["why"] != machine.ROOT_TELLS:
                 yield from fill(words, " " * indent + "not ", indent + 4)
+    yield from fill(memory.in_sentence(tool["memory"]), "    ", 6)
     if tool["lost_columns"]:
         yield from fill(f"may stay unknown: {', '.join(tool['lost_columns'])}", "    ", 6)
 

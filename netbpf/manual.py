@@ -15,6 +15,7 @@ from typing import Any, Optional
 from netbpf import __version__
 from netbpf.declare.columns import Choice, Column
 from netbpf.declare.histogram import Histogram
+from netbpf.declare.memory import in_manual
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, Option
 from netbpf.declare.probes import Alternative, Probe
 from netbpf.declare.tool import Tool, all_tools
@@ -103,6 +104,7 @@ def _options(tool: Tool) -> Iterator[Block]:
             group.append(("-h, --help", "show this manual"))
         if group:
             yield from (Heading(title), Terms(tuple(group)))
+    yield Paragraph(in_manual(tool))
     if tool.refused:
         flags = ", ".join(option.flags[-1] for option in tool.refused)
         yield Paragraph(f"Refused as a usage error, since {tool.refusal}: {flags}.")

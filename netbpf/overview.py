@@ -37,8 +37,10 @@ SUMMARY
   together; no other filter applies to them. Causes of loss:
 
   ring_full     events that found no room in the ring buffer; --buffer makes it larger
-  map_full      sockets or keys that could not be followed; --map-entries allows more
-  probe_missed  runs that the kernel skipped, as a BPF program was active on that CPU already
+  map_full      sockets, calls or keys that found no room, and values that may be wrong for that
+                reason; --map-entries allows more
+  probe_missed  runs that the kernel skipped, as a BPF program was active on that CPU already; it
+                counts them since 5.12, those at trace events, kprobes and uprobes since 6.7
   reader        records that could not be read
   unseen        what the kernel counted and showed to no program (tcpretrans)
 

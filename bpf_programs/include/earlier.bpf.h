@@ -11,8 +11,11 @@
 
 #if defined(USE_earlier_tp) || defined(USE_earlier_accept_tp) || defined(USE_earlier_accept4_tp)
 #define EARLIER 1
-/* Threads whose call has been told, until its system call ends; of 32-bit ones no event tells. */
-BPF_TABLE("lru_hash", u64, u8, told, MAP_ENTRIES);
+/*
+ * Threads whose call has been told, until its system call ends a moment later; the end of 32-bit ones
+ * shows nowhere.
+ */
+BPF_TABLE("lru_hash", u64, u8, told, LRU_ENTRIES(4096));
 #endif
 
 #ifdef EARLIER

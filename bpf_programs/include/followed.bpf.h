@@ -77,10 +77,13 @@ static inline void start_life(u64 key, struct life *life)
 /* Return what is remembered of a session, a new entry if nothing is; NULL if there is no room. */
 static inline struct life *life_of(struct sock *sk)
 {
-	struct life none = {};
+	struct life none = {}, *life;
 	u64 key = (u64)sk;
 
-	return lives.lookup_or_try_init(&key, &none);
+	life = lives.lookup_or_try_init(&key, &none);
+	if (!life)
+		count_unfollowed(key);
+	return life;
 }
 
 /* connect() begins, nothing has been sent yet. */
@@ -110,7 +113,8 @@ static inline void on_child(struct sock *sk, u64 key)
 	if (!life.deferred && !READ(listener, icsk_accept_queue.fastopenq.max_qlen))
 		return;
 	life.begin_ns = bpf_ktime_get_ns();
-	lives.update(&key, &life); /* if it finds no room, that is counted at ESTABLISHED */
+	if (lives.update(&key, &life)) /* its address is not known yet: a filter may exclude it */
+		count_unfollowed(key);
 }
 
 static inline void on_established(struct sock *sk, u64 key, int oldstate)

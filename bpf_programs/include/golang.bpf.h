@@ -25,9 +25,9 @@ struct cgo_call {
 	u64 argument;
 	u64 pid;
 };
-BPF_TABLE("lru_hash", struct cgo_call, u8, cgo_calls, 4096);
+BPF_TABLE("lru_hash", struct cgo_call, u8, cgo_calls, LRU_ENTRIES(16384));
 /* By process: where net.DNSError has its flags. Its programs run at the lookups' entries, too. */
-BPF_TABLE("lru_hash", u32, u64, go_errors, 4096);
+BPF_TABLE("lru_hash", u32, u64, go_errors, LRU_ENTRIES(4096));
 
 static inline int set_go_errors(u64 offset)
 {
@@ -64,7 +64,9 @@ static inline void read_go_error(bool flags[3], u64 error)
 	u32 pid = current_pid();
 	u64 *place = go_errors.lookup(&pid);
 
-	if (place && *place)
+	if (!place) /* since the entry, more processes than there is room for have begun a lookup */
+		count_loss(LOSS_MAP_FULL);
+	else if (*place)
 		read_user(flags, 3, (void *)(error + *place));
 }
 

@@ -64,6 +64,14 @@ static inline void count_loss(int cause)
 		*count += 1;
 }
 
+/*
+ * Entries of an LRU map that must keep the `needed` newest. The kernel hands each CPU 128 free ones at
+ * a time and takes them for new entries, the newest included, as long as others lie idle on another
+ * CPU (bpf_lru_pop_free): what all CPUs may hold back comes on top. Only for entries that lose their
+ * meaning without a sign; whatever has an end is in a plain hash, where what finds no room counts.
+ */
+#define LRU_ENTRIES(needed) ((needed) + 256 * CPUS)
+
 #ifdef RING_PAGES
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 

@@ -59,7 +59,10 @@ static inline bool is_owned_still(struct sock *sk, struct owner *owner)
 {
 	return owner->inode == inode_of_socket(sk);
 }
+/* What it is counted by if it finds no room: another one gets its address, and shows no end. */
+#define COUNTED_BY(key, owner) ((owner)->inode ?: (key))
 #else
+#define COUNTED_BY(key, owner) (key)
 static inline bool is_owned_still(struct sock *sk, struct owner *owner)
 {
 	return true;
@@ -94,7 +97,7 @@ static inline void set_owner(struct sock *sk, struct owner *owner)
 	owner->inode = inode_of_socket(sk);
 #endif
 	if (owners.update(&key, owner))
-		count_unfollowed(key);
+		count_unfollowed(COUNTED_BY(key, owner));
 }
 
 /* `task` proved by `how` that it owns a socket. */

@@ -5,15 +5,20 @@
 
 #include "netbpf.bpf.h"
 
-/* Those that were counted, by address; those that ended unseen are the oldest, and go first. */
-BPF_TABLE("lru_hash", u64, u8, unfollowed, 16384);
+/*
+ * Those that were counted, by address; those that ended unseen are the oldest, and go first. One that
+ * is forgotten too early, or finds no room, counts once more: never too few.
+ */
+BPF_TABLE("lru_hash", u64, u8, unfollowed, LRU_ENTRIES(16384));
+
+#define EEXIST 17
 
 /* A map has no room for what is at the address `object`. */
 static inline void count_unfollowed(u64 object)
 {
 	u8 yes = 1;
 
-	if (!unfollowed.insert(&object, &yes))
+	if (unfollowed.insert(&object, &yes) != -EEXIST)
 		count_loss(LOSS_MAP_FULL);
 }
 

@@ -68,7 +68,8 @@ struct program_start {
 	u64 pid;
 };
 BPF_RINGBUF_OUTPUT(execs, EXEC_RING_PAGES);
-BPF_TABLE("lru_hash", struct program_file, u64, programs_seen, 4096);
+/* One that is forgotten is reported once more. */
+BPF_TABLE("lru_hash", struct program_file, u64, programs_seen, LRU_ENTRIES(4096));
 
 /* The current process begins to run another program. */
 static inline void report_program(void)

@@ -185,7 +185,7 @@ LIMITS = (
     Option(
         "-d", "--duration", metavar="SECONDS", parse=seconds, help="stop after this many seconds"
     ),
-    Option("--buffer", metavar="SIZE", parse=size, default="1m",
+    Option("--buffer", metavar="SIZE", parse=size, default="32m",
            help="ring buffer size, rounded up to a power of two (such as 256k or 4m)"),
     Option("--map-entries", metavar="N", parse=count, default="16384",
            help="how many sockets, sessions or keys can be followed at once"),
@@ -198,7 +198,8 @@ LIMITS = (
            help="read kernel types from this file, for a kernel without BTF of its own"),
     Option("--probe", metavar="NAME=KIND,...", parse=words,
            help="use only this kind (tp, rawtp, fentry, kprobe ...) for a probe"),
-    Option("-v", "--verbose", help="say what is compiled, chosen, refused and attached"),
+    Option("-v", "--verbose",
+           help="say what is compiled, chosen, refused and attached, and how much memory it takes"),
 )  # fmt: skip
 EVENT_LIMITS = (
     Option("-n", "--max-events", metavar="N", parse=count, help="stop after this many events"),

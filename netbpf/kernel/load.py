@@ -12,7 +12,7 @@ import mmap
 import os
 import resource
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Callable, NamedTuple, Optional
@@ -21,6 +21,8 @@ from netbpf.declare.needs import MEMORY
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel.attach import BPF_TRACE_KPROBE_MULTI
 from netbpf.kernel.image import Image, MapShape, map_references, with_maps
+from netbpf.kernel.maps import possible_cpus
+from netbpf.kernel.memory import bytes_of
 from netbpf.kernel.numbers import with_numbers
 from netbpf.kernel.preemption import Switches, find_switches, without_preemption
 from netbpf.kernel.privileges import lack, memory_is_limited, refusal
@@ -62,10 +64,14 @@ class Entry(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Descriptors of what is in the kernel now: programs (see Choice.programs), maps by name."""
+    """Descriptors of what is in the kernel now: programs (see Choice.programs), maps by name.
+
+    `memory` has the bytes of each map, also of those that only programs use.
+    """
 
     programs: dict[str, int]
     maps: dict[str, int]
+    memory: Mapping[str, int] = {}
 
 
 def entries_of(choices: Sequence[Choice]) -> list[Entry]:
@@ -95,11 +101,13 @@ def load(
     user_space = any(_is_uprobe(entry) for entry in entries)
     switches = find_switches(find_target) if user_space else None
     used = {place for code in codes for _, place in map_references(code)}
+    used |= {place for place, shape in enumerate(image.maps) if shape.name in maps}
     made: dict[int, int] = {}
-    loaded = Loaded({}, {})
+    sizes = {image.maps[p].name: bytes_of(image.maps[p], possible_cpus()) for p in used}
+    loaded = Loaded({}, {}, sizes)
     try:
         for place, shape in enumerate(image.maps):
-            if place in used or shape.name in maps:
+            if place in used:
                 made[place] = _make_map(shape)
         for entry, code in zip(entries, codes):
             target = _target_id(entry, find_target)

@@ -110,15 +110,19 @@ class EventShape(Shape):
         return bool(rows) or written
 
     def _late(self) -> dict[int, int]:
-        """Return {key: value} of the amendments that found no room in the ring."""
-        found = Map.opened(self.attached.loaded.maps["late"]).items()
-        return {int.from_bytes(key, sys.byteorder): value[0] for key, value in found}
+        """Return {key: value} of the amendments that found no room in the ring, once each."""
+        late = Map.opened(self.attached.loaded.maps["late"])
+        found = dict(late.items())
+        for key in found:
+            late.delete(key)
+        return {int.from_bytes(key, sys.byteorder): value[0] for key, value in found.items()}
 
     def _learn(self) -> None:
         # Sockets whose making shows nowhere: from the next packet on, their owner is known.
         self._strangers, now = False, time.monotonic()
         if now - self._learnt > _LEARN_SECONDS:
             self._learnt = now
+            run_iterators(self.attached, "stale")  # they may take the room
             run_iterators(self.attached, "snapshot")
 
     def _read_to(self, position: int) -> None:

@@ -18,12 +18,13 @@ class Held:
     def __init__(
         self, event: type[AmendedEvent], late: Callable[[], Mapping[int, int]] = dict
     ) -> None:
-        """Take the declaration, and what returns {key: value} of amendments that are elsewhere."""
+        """Take the declaration, and what returns {key: value} of new amendments elsewhere."""
         self._late = late
         names = [column.name for column in event.members]
         self._key, self._value = names.index("key"), names.index(event.amended)
         self._queue: deque[tuple[float, list[Any]]] = deque()
         self._latest: dict[int, list[Any]] = {}
+        self._elsewhere: dict[int, int] = {}
 
     @property
     def due(self) -> float:
@@ -46,13 +47,12 @@ class Held:
     def release(self, now: float = float("inf")) -> list[list[Any]]:
         """Return the events that are settled at the monotonic time `now`, or all."""
         settled = []
-        late: Mapping[int, int] = {}
         if self._latest and self._queue[0][0] <= now:
-            late = self._late()
+            self._elsewhere.update(self._late())
         while self._queue and self._queue[0][0] <= now:
             event = self._queue.popleft()[1]
             if self._latest.get(event[self._key]) is event:
                 del self._latest[event[self._key]]
-                event[self._value] = late.get(event[self._key], event[self._value])
+                event[self._value] = self._elsewhere.pop(event[self._key], event[self._value])
             settled.append(event)
         return settled

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
+from netbpf.declare.memory import in_words
 from netbpf.declare.network import KernelStack
 from netbpf.declare.owners import OWNER_PROBES
 from netbpf.declare.probes import Iterator, Probe
@@ -19,10 +20,12 @@ from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.load import Loaded
 from netbpf.kernel.loader import compile_and_load
+from netbpf.kernel.maps import possible_cpus
 from netbpf.kernel.privileges import refusal
 from netbpf.kernel.select import Choice, select
 
 Say = Callable[[str], None]
+_MOST_MAPS = 4  # that are named
 
 
 class Attached:
@@ -132,10 +135,12 @@ def start(
 
     while True:
         choices = select(probes, kernel, refused, forced)
-        header = "\n".join([*defines, layout.header(kernel, manifests, choices)])
+        cpus = f"#define CPUS {possible_cpus()}"  # see LRU_ENTRIES
+        header = "\n".join([*defines, cpus, layout.header(kernel, manifests, choices)])
         try:
             maps = maps_of(tool, settings)
             loaded = compile_and_load(text, header, choices, maps, find_target, say)
+            say(memory_words(loaded.memory))
             attached = Attached(choices, loaded)
             try:
                 attached.attach_targets()
@@ -147,6 +152,15 @@ def start(
             kind = next(choice.kind for choice in choices if choice.probe.name == error.probe)
             say(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
             refused[error.probe, kind] = error.message
+
+
+def memory_words(sizes: Mapping[str, int]) -> str:
+    """Return what all maps and buffers take in the kernel, and which take most of it."""
+    largest = sorted(sizes.items(), key=lambda pair: -pair[1])[:_MOST_MAPS]
+    named = ", ".join(f"{name} {in_words(size)}" for name, size in largest)
+    rest = f", and {len(sizes) - len(largest)} more" if len(sizes) > len(largest) else ""
+    total = in_words(sum(sizes.values()))
+    return f"maps and buffers take {total} of kernel memory: {named}{rest}"
 
 
 def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,8 @@
 
 The layout is kernel/bpf/ringbuf.c's (since 5.8): one page with the consumer's position, one page
 with the producer's, then the data, mapped twice in a row so that a record never wraps. All records
-of a tool have one size, so a batch is one pass of struct.iter_unpack.
+of a tool have one size, so a batch is one pass of struct.iter_unpack. Of a large ring only a window
+is mapped, which moves along: pages that are mapped count as the reader's memory, read or not.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import mmap
 import struct
 from typing import Any
 
+from netbpf.declare.memory import ring_size as ring_size
+
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
-
-
-def ring_size(wanted: int) -> int:
-    """Return the ring's size in bytes for `wanted`: the next power of two, at least a page."""
-    return max(1 << (wanted - 1).bit_length(), mmap.PAGESIZE)
+_WINDOW = 1 << 21  # bytes of data
 
 
 class RingBuffer:
@@ -28,6 +27,7 @@ class RingBuffer:
     def __init__(self, fd: int, size: int, record: struct.Struct) -> None:
         """Map the ring `fd` of `size` bytes (a power of two)."""
         page = mmap.PAGESIZE
+        self._whole, self._window = 2 * size, min(2 * size, _WINDOW)
         self.fd = fd
         self.strange = 0
         self._mask = size - 1
@@ -37,10 +37,13 @@ class RingBuffer:
         padding = self._step - 8 - record.size
         self._record = struct.Struct(f"=I4x{record.format.lstrip('=')}{padding}x")
         self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        # The first window comes with the page in front of it.
         self._producer = mmap.mmap(
-            fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
+            fd, page + self._window, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
         )
+        self._moved, self._base = self._producer, 0
         self._data = memoryview(self._producer)[page:]
+        self._most = (self._window - page) // self._step
         # Positions are read and written whole, in one access: struct.Struct goes byte by byte, and
         # the kernel moves the one and looks at the other meanwhile.
         self._done = memoryview(self._consumer).cast("Q")
@@ -62,27 +65,46 @@ class RingBuffer:
 
     def peek(self, limit: int) -> list[tuple[Any, ...]]:
         """Return up to `limit` records as take() does, and leave them where they are."""
-        done = self.done
-        count = min(self.count(done, self.written), limit)
-        start = done & self._mask
-        rows = self._record.iter_unpack(self._data[start : start + count * self._step])
-        return [row for row in rows if row[0] == self._length]
+        at, found = self.done, []
+        left = min(self.count(at, self.written), limit)
+        while left:
+            rows = self._rows(at, min(left, self._most))
+            found += [row for row in rows if row[0] == self._length]
+            at, left = at + len(rows) * self._step, left - len(rows)
+        return found
 
     def take(self, limit: int = 4096) -> list[tuple[Any, ...]]:
         """Return up to `limit` records as (length, member, ...) and give their room back."""
         done = self.done
-        count = min(self.count(done, self.written), limit)
+        count = min(self.count(done, self.written), limit, self._most)
         if not count:
             return []
-        start = done & self._mask
-        view = self._data[start : start + count * self._step]
-        rows = list(self._record.iter_unpack(view))
+        rows = self._rows(done, count)
         good = [row for row in rows if row[0] == self._length]
         if len(good) != len(rows):
             good, rows = self._sort_out(rows)
         # A plain store: the kernel reads the position with smp_load_acquire().
         self._done[0] = done + len(rows) * self._step
         return good
+
+    def _rows(self, position: int, count: int) -> list[tuple[Any, ...]]:
+        start, length = position & self._mask, count * self._step
+        if not self._base <= start <= self._base + self._window - length:
+            self._move(start)
+        start -= self._base
+        return list(self._record.iter_unpack(self._data[start : start + length]))
+
+    def _move(self, start: int) -> None:
+        """Map the window that begins with the page of `start`."""
+        page = mmap.PAGESIZE
+        self._data.release()
+        if self._moved is not self._producer:
+            self._moved.close()
+        self._base = min(start & -page, self._whole - self._window)
+        self._moved = mmap.mmap(
+            self.fd, self._window, mmap.MAP_SHARED, mmap.PROT_READ, offset=2 * page + self._base
+        )
+        self._data = memoryview(self._moved)
 
     def _sort_out(
         self, rows: list[tuple[Any, ...]]
@@ -98,5 +120,6 @@ class RingBuffer:
         """Unmap the ring."""
         for view in (self._data, self._done, self._written):
             view.release()
+        self._moved.close()
         self._producer.close()
         self._consumer.close()

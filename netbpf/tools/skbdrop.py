@@ -59,6 +59,7 @@ from netbpf.declare import (
     Count,
     Event,
     Family,
+    Iterator,
     Netns,
     Option,
     Owner,
@@ -74,14 +75,7 @@ from netbpf.declare import (
     Tracepoint,
     Uid,
 )
-from netbpf.declare.network import (
-    DropReason,
-    Endpoint,
-    KernelStack,
-    KernelSymbol,
-    Protocol,
-    end,
-)
+from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol, end
 from netbpf.declare.numbers import in_ranges, one_of, one_of_names
 from netbpf.declare.options import by_name, count, devices, ports, words
 from netbpf.declare.reasons import (
@@ -287,7 +281,7 @@ TOOL = Tool(
     __doc__,
     event=Drop,
     event_option="events",
-    table=Table("drops", DropKey, DropSums, DropRow, rows, alarm=explain),
+    table=Table("drops", DropKey, DropSums, DropRow, rows, alarm=explain, refresh=("stale",)),
     totals=Totals,
     probes=(
         Probe(
@@ -305,6 +299,7 @@ TOOL = Tool(
             Tracepoint("tcp:tcp_receive_reset", args=("skaddr",)),
             optional=True,
         ),
+        Probe("stale", Iterator("bpf_map_elem", over="owners"), optional=True),
     ),
     owners=True,
     relearn="socket",

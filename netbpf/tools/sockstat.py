@@ -183,7 +183,9 @@ TOOL = Tool(
     __doc__,
     table=(
         Table("calls_by_protocol", CallKey, CallSums, CallRow, by_protocol),
-        Table("calls_by_process", ProcessKey, CallSums, ProcessRow, busiest, option="top"),
+        Table(
+            "calls_by_process", ProcessKey, CallSums, ProcessRow, busiest, option="top", forget=True
+        ),
     ),
     probes=(*CALL_PROBES, *MESSAGE_PROBES, *RING_PROBES, SIGNAL),
     options=(

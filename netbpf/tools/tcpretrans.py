@@ -36,7 +36,8 @@ LIMITS
   netbpf's own, while lines come from all of them. What is sent again after an ICMP 'packet too
   big', or as a SYN-ACK took no data of the SYN, counts as RTO, as the kernel declares those
   segments lost; the latter as FAST before 6.10. ATTEMPT counts from the start of netbpf on, unless
-  the timer's own count is higher, and is that of the most recent --map-entries segments. Before
+  the timer's own count is higher. It needs room for each segment until that is acknowledged, 4 per
+  --map-entries; one that may be too low, as there was none, counts as map_full. Before
   6.17 failures are not seen, only counted (TcpExt.TCPRetransFail). A SYN-ACK has the listener's
   owner. Probes of -l that send new data are no retransmissions and have no SEGS; they take fentry
   or kprobes to see.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from pathlib import Path
+from typing import NamedTuple
 
 from harness import Run, programs_of
 
@@ -17,6 +19,7 @@ _PROG_BY_ID, _MAP_BY_ID, _INFO = 13, 14, 15
 _MAP_IDS_NUMBER, _MAP_IDS = 52, 56
 _MAP_NAME = slice(24, 40)
 _MOST = 64
+_HASHES = {1, 5, 9, 10}  # enum bpf_map_type: hash, percpu_hash, lru_hash, lru_percpu_hash
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -60,3 +63,25 @@ def _is_named(fd: int, name: str) -> bool:
     if told != name[:15]:
         os.close(fd)
     return told == name[:15]
+
+
+class Held(NamedTuple):
+    """A map of a running tool."""
+
+    kind: int
+    entries: int
+    bytes: int
+
+
+def maps_of(run: Run) -> dict[str, Held]:
+    """Return all maps of a tool by name: bpf_map_type, entries of a hash, bytes that it takes."""
+    found = {}
+    for one in {one for program in programs_of(run.process.pid) for one in _maps(program)}:
+        fd = _call(_MAP_BY_ID, one, 0)
+        told = dict(line.split(":") for line in Path(f"/proc/self/fdinfo/{fd}").open())
+        name = _info(fd, ctypes.create_string_buffer(80))[_MAP_NAME].rstrip(b"\0").decode()
+        kind = int(told["map_type"])
+        entries = len(list(Map.opened(fd).keys())) if kind in _HASHES else 0
+        found[name] = Held(kind, entries, int(told["memlock"]))
+        os.close(fd)
+    return found

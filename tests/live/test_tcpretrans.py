@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import topology
 import traffic
+from bpf_maps import keys_of
 from compared import compares
 from harness import SLOW, Json, Run, attended, kill, seconds, start, wait_until
 from topology import Host
@@ -912,3 +913,56 @@ def test_loss_probes_are_shown_or_it_is_said_why_not(netbpf: Any, pair: Pair) ->
     assert [event["kind"] for event in run.events] == ["TLP"]
     said = any(note.startswith("-l: this kernel") for note in run.summary["notes"])
     assert said is (probes_used(run)["loss_probe"] is None)
+
+
+def ordinals(events: list[Json]) -> list[int]:
+    """Return how often each event's segment had been sent again by then."""
+    seen: dict[tuple[int, int], int] = {}
+    found = []
+    for event in events:
+        key = (event["lport"], event["seq"])
+        seen[key] = seen.get(key, 0) + 1
+        found.append(seen[key])
+    return found
+
+
+def attempts(events: list[Json]) -> list[int]:
+    return [event["attempt"] for event in events]
+
+
+def test_segments_without_room_are_lost_where_an_attempt_may_be_wrong(
+    netbpf: Any, pair: Pair
+) -> None:
+    # Room for one connection and four segments: of the others the attempts are not known.
+    words = ("--netns", pair.left.inode, "--fail-on-loss")
+    opened = [traffic.connect(pair.client, pair.server) for _ in range(3)]
+    with netbpf("tcpretrans", *words) as whole:
+        with netbpf("tcpretrans", *words, "--map-entries", 1, returncode=3) as part:
+            for session in opened:
+                with pair.lossy(session, 2):
+                    session.transfer(up=100_003)
+            for session in opened:
+                session.end()
+            wait_until(lambda: len(part.events) == len(whole.events) > 20, what="the same events")
+    assert attempts(whole.events) == ordinals(whole.events)
+    assert not any(whole.summary["lost"].values())
+    right = ordinals(part.events)
+    wrong = sum(mine != true for mine, true in zip(attempts(part.events), right))
+    # Two owners find no room either.
+    assert 0 < wrong <= part.summary["lost"]["map_full"] - 2
+    assert part.summary["lost"]["map_full"] - 2 <= len(part.events)
+
+
+def test_connections_that_are_over_forget_their_segments(netbpf: Any, pair: Pair) -> None:
+    # One after the other they find room, which they would not have together.
+    with netbpf("tcpretrans", "--netns", pair.left.inode, "--map-entries", 8) as run:
+        for _ in range(4):
+            session = traffic.connect(pair.client, pair.server)
+            with pair.lossy(session, 3):
+                session.transfer(up=60_003)
+            session.end()
+        wait_until(lambda: not keys_of(run, "attempts"), what="an empty map")
+        assert not keys_of(run, "resends")
+    assert attempts(run.events) == ordinals(run.events)
+    assert len(run.events) > 20
+    assert not any(run.summary["lost"].values())

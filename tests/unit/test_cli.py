@@ -36,7 +36,7 @@ def test_words_become_settings(monkeypatch):
     assert asked["tool"] == "tcplife"
     assert (asked["pid"], asked["lport"], asked["duration"]) == ([1, 2], [(80, 90)], 1.5)
     assert (asked["wide"], asked["time"], asked["output"]) == (True, False, "text")
-    assert asked["buffer"] == 1 << 20
+    assert asked["buffer"] == 1 << 25
 
 
 @pytest.mark.parametrize("words", [["--json"], ["-o", "json"]])

@@ -18,7 +18,7 @@ from netbpf.declare import (
     Tool,
     Tracepoint,
 )
-from netbpf.declare.tool import all_tools
+from netbpf.declare.tool import all_tools, find_tool
 from netbpf.errors import Unsupported
 from netbpf.kernel import layout, machine
 from netbpf.kernel.btf import Field
@@ -272,3 +272,11 @@ def test_ways_in_are_told():
         "ring buffer": "ok", "kprobes": "absent", "uprobes": "ok", "fentry": "absent",
         "iterators": "absent", "memlock": "ok",
     }  # fmt: skip
+
+
+def test_memory_is_stated_for_each_tool():
+    found = doctor.examine_tool(find_tool("tcplife"), None)["memory"]
+    assert found["maps"] > 1 << 20 and found["buffer"] == 32 << 20
+    assert found["buffer_events"] > 120_000
+    words = doctor.describe({**doctor.examine(), "tools": [doctor.examine_tool(TOOL, None)]})
+    assert "of kernel memory for maps" in words

@@ -72,3 +72,14 @@ def test_second_event_with_a_key_can_be_amended_when_the_first_is_written():
     assert hows(held.release(5.021)) == [1]
     held.add([row(17, 9)], now=5.022)
     assert hows(held.release()) == [9]
+
+
+def test_amendment_that_is_elsewhere_waits_for_its_event_and_is_used_once():
+    elsewhere = [{16: 7}, {}, {}]
+    held = Held(Ended, lambda: elsewhere.pop(0))
+    held.add([row(32, 1)], now=5.0)
+    assert hows(held.release()) == [1]
+    held.add([row(16, 2)], now=6.0)
+    assert hows(held.release()) == [7]
+    held.add([row(16, 3)], now=7.0)
+    assert hows(held.release()) == [3]

@@ -107,7 +107,7 @@ def test_own_options_come_first_and_refused_ones_with_the_reason():
 
 
 def test_a_default_is_told():
-    assert "(default 1m)" in section(manual_text(TOOL), "OPTIONS")
+    assert "(default 32m)" in section(manual_text(TOOL), "OPTIONS")
 
 
 def test_fields_tell_type_unit_and_place_in_text():

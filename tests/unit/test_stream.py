@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -164,3 +165,82 @@ def test_close_lets_go_of_the_memory(ring):
     reader = RingBuffer(7, SIZE, RECORD)
     reader.close()
     ring.producer.append(0)  # would raise BufferError if something still looked at it
+
+
+# --- a ring that is larger than the window --------------------------------------------------------
+
+
+class Large(Ring):
+    """A ring of which a window of its data is mapped at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mapped: list[tuple[int, int]] = []
+        self.open = 0
+
+    def mmap(self, fd: int, length: int, *_: int, offset: int = 0) -> Window:
+        self.mapped.append((offset, length))
+        self.open += 1
+        return Window(self, offset, length)
+
+
+class Window:
+    """Memory of the ring as a part of it is mapped."""
+
+    def __new__(cls, ring: Large, offset: int, length: int) -> Any:
+        memory = ring.consumer if not offset else ring.producer
+        start = max(offset - PAGE, 0)
+        assert offset % PAGE == 0 and start + length <= len(memory)
+        return Mapped(memory, start, length, ring)
+
+
+class Mapped:
+    """A view of memory that counts as open until it is closed."""
+
+    def __init__(self, memory: Memory, start: int, length: int, ring: Large) -> None:
+        self.view = memoryview(memory)[start : start + length]
+        self.ring = ring
+
+    def close(self) -> None:
+        self.ring.open -= 1
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> Large:
+    ring = Large()
+    fake = SimpleNamespace(mmap=ring.mmap, PAGESIZE=PAGE, MAP_SHARED=1, PROT_READ=1, PROT_WRITE=2)
+    monkeypatch.setattr(stream, "mmap", fake)
+    monkeypatch.setattr(stream, "_WINDOW", 2 * PAGE)
+    monkeypatch.setattr(
+        stream, "memoryview", lambda one: getattr(one, "view", one)[:], raising=False
+    )
+    return ring
+
+
+def test_a_window_moves_along_a_large_ring(large):
+    reader = RingBuffer(7, SIZE, RECORD)
+    chance, sent, got = random.Random(43), 0, []
+    while sent < 3000:
+        for _ in range(chance.randint(0, SIZE // 24)):
+            if large.position - large.consumed + 24 > SIZE:
+                break
+            write(large, sent)
+            sent += 1
+        assert values(reader.peek(10_000)) == list(range(len(got), sent))
+        got += values(reader.take(limit=chance.randint(1, 400)))
+    while rows := reader.take():
+        got += values(rows)
+    assert got == list(range(sent))
+    # The consumer's page, the producer's with the first window, and later windows of data.
+    assert large.mapped[:2] == [(0, PAGE), (PAGE, 3 * PAGE)]
+    assert len(large.mapped) > 3 and {length for _, length in large.mapped[2:]} == {2 * PAGE}
+    assert large.open == 3
+
+
+def test_a_batch_is_at_most_what_the_window_holds(large):
+    reader = RingBuffer(7, SIZE, RECORD)
+    for number in range(SIZE // 24):
+        write(large, number)
+    first = reader.take(10_000)
+    assert 0 < len(first) < SIZE // 24
+    assert values(first + reader.take(10_000) + reader.take(10_000)) == list(range(SIZE // 24))

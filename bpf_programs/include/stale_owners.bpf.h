@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The probe `stale`: owners of sockets that are gone, whose end showed nowhere. */
+#ifndef NETBPF_STALE_OWNERS_BPF_H
+#define NETBPF_STALE_OWNERS_BPF_H
+
+#include "owners.bpf.h"
+
+#ifdef USE_stale_iter
+int stale_iter(struct map_element_context *ctx)
+{
+	u64 *key = ctx->key;
+	struct owner *owner;
+	u64 address;
+
+	if (!key)
+		return 0;
+	address = *key;
+	owner = owners.lookup(&address);
+	if (owner && owner->inode && !is_owned_still((struct sock *)address, owner))
+		owners.delete(&address);
+	return 0;
+}
+#endif
+
+#endif
