@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Callable
 
 from netbpf.declare.network import KernelStack
@@ -11,7 +12,7 @@ from netbpf.declare.owners import OWNER_PROBES
 from netbpf.declare.probes import Iterator, Probe
 from netbpf.declare.record import AmendedEvent
 from netbpf.declare.tool import Tool
-from netbpf.errors import AttachRefused, UsageError
+from netbpf.errors import AttachRefused, NetbpfError, UsageError
 from netbpf.kernel import layout
 from netbpf.kernel.attach import attach, release
 from netbpf.kernel.btf import FUNC, Btf
@@ -124,23 +125,38 @@ def start(
         # The kernel goes by the ids of its own types, those of a file may be others.
         return (Btf() if settings.get("btf") else kernel.btf).find(function, FUNC)
 
-    while True:
-        choices = select(probes, kernel, refused, forced)
-        header = "\n".join([*defines, layout.header(kernel, manifests, choices)])
-        try:
-            maps = maps_of(tool, settings)
-            loaded = compile_and_load(text, header, choices, maps, find_target, say)
-            attached = Attached(choices, loaded)
+    with types_from(settings.get("btf")):
+        while True:
+            choices = select(probes, kernel, refused, forced)
+            header = "\n".join([*defines, layout.header(kernel, manifests, choices)])
             try:
-                attached.attach_targets()
-            except BaseException:
-                attached.close()
-                raise
-            return attached
-        except AttachRefused as error:
-            kind = next(choice.kind for choice in choices if choice.probe.name == error.probe)
-            say(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
-            refused[error.probe, kind] = error.message
+                maps = maps_of(tool, settings)
+                loaded = compile_and_load(text, header, choices, maps, find_target, say)
+                attached = Attached(choices, loaded)
+                try:
+                    attached.attach_targets()
+                except BaseException:
+                    attached.close()
+                    raise
+                return attached
+            except AttachRefused as error:
+                kind = next(choice.kind for choice in choices if choice.probe.name == error.probe)
+                say(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
+                refused[error.probe, kind] = error.message
+
+
+@contextmanager
+def types_from(path: Any) -> Generator[None, None, None]:
+    """Name the file `path`, if there is one, in errors that its types may be the cause of."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except NetbpfError as error:
+        if path:
+            error.message = f"with the types of '{path}': {error.message}"
+            error.hint = "--btf is for a file that was made from this very kernel: is this one?"
+        raise
 
 
 def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
