@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Union
 
+from netbpf.kernel.lines import lines_of
 from netbpf.kernel.namespaces import in_namespaces, namespace_of, network_namespaces
 from netbpf.kernel.packet_sockets import PacketSockets
 
@@ -236,8 +237,9 @@ def _devices(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
     names = [f"rx_{name}" for name in receive] + [f"tx_{name}" for name in send]
     for line in lines[2:]:
         device, _, values = line.rpartition(":")
+        device = device.strip(" ")
         for name, value in zip(names, values.split()):
-            yield f"Device.{device.strip()}.{name}", int(value)
+            yield f"Device.{device}.{name}", int(value)
 
 
 def _softnet(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -282,4 +284,4 @@ def _lines(file: int) -> list[str]:
     text = b""
     while part := os.read(file, 1 << 16):
         text += part
-    return text.decode().splitlines()
+    return lines_of(text)

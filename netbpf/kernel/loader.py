@@ -28,6 +28,7 @@ from netbpf.errors import NetbpfError, Unsupported
 from netbpf.kernel import cache
 from netbpf.kernel.image import MAGIC, Image, pack, unpack, with_maps
 from netbpf.kernel.layout import program_directory
+from netbpf.kernel.lines import lines_of
 from netbpf.kernel.load import FindTarget, Loaded, entries_of, load, shape_of
 from netbpf.kernel.numbers import take_numbers
 from netbpf.kernel.select import Choice
@@ -207,7 +208,7 @@ def drop_code_pages() -> None:
 
     Linking LLVM and clang touches some 60 MB that compiling a small program never comes back to.
     """
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in lines_of(Path("/proc/self/maps").read_bytes()):
         span, mode, _, _, _, *path = line.split(maxsplit=5)
         if mode == "r-xp" and path and "/lib" in path[0]:
             start, end = (int(word, 16) for word in span.split("-"))

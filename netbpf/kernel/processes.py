@@ -17,6 +17,7 @@ from typing import NamedTuple, Optional
 from netbpf.errors import UsageError
 from netbpf.kernel.attach import attach, open_iterator
 from netbpf.kernel.btf import FUNC, Btf
+from netbpf.kernel.lines import lines_of
 from netbpf.kernel.syscalls import load_program
 
 _FIRST_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
@@ -199,7 +200,7 @@ def _code(places: Mapping[str, int]) -> Sequence[tuple[int, int, int, int, int]]
 
 def _status(pid: object, proc: str) -> dict[str, str]:
     with suppress(OSError):
-        lines = Path(proc, str(pid), "status").read_text(errors="replace").splitlines()
+        lines = lines_of(Path(proc, str(pid), "status").read_bytes())
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return {}
 
