@@ -106,8 +106,8 @@ def _whole(root: str) -> bool:
 
 
 def _is_whole(mounts: bytes, root: str) -> bool:
-    lines = (line.split(" ") for line in lines_of(mounts, "surrogateescape"))
-    return any(words[3:4] == ["/"] and plain_path(words[4]) == root for words in lines)
+    places = (line.split(" ")[3:5] for line in lines_of(mounts, "surrogateescape"))
+    return any([plain_path(word) for word in place] == ["/", root] for place in places)
 
 
 def container_of(path: str) -> str:

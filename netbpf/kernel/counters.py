@@ -204,17 +204,20 @@ def _read_once(directory: str, names: Sequence[str]) -> dict[str, int]:
 def _values(files: Sequence[int]) -> dict[str, int]:
     found: dict[str, int] = {}
     for lines in map(_lines, files):
-        if lines and lines[0].startswith("Ip6"):
-            found.update(_single(lines))
-        elif lines and lines[0].startswith("Inter-"):
-            found.update(_devices(lines))
-        elif lines and "inode" in lines[0].lower():
-            found.update(_sockets(lines))
-        elif lines and re.match(r"[0-9a-f]{8} ", lines[0]):
-            found.update(_softnet(lines))
-        else:
-            found.update(_paired(lines))
+        with suppress(ValueError, IndexError):  # a file of another form has no counters
+            found.update(dict(_counted(lines)))
     return found
+
+
+def _counted(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
+    first = lines[0]
+    if first.startswith("Ip6"):
+        return _single(lines)
+    if first.startswith("Inter-"):
+        return _devices(lines)
+    if "inode" in first.lower():
+        return _sockets(lines)
+    return _softnet(lines) if re.match(r"[0-9a-f]{8} ", first) else _paired(lines)
 
 
 def _paired(lines: Sequence[str]) -> Iterator[tuple[str, int]]:

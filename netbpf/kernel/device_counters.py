@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 
 from netbpf.kernel.lines import lines_of
 from netbpf.kernel.namespaces import in_namespaces, network_namespaces
 
+# The second of eight numbers on what was received, and of those on what was sent.
+_COUNTS = re.compile(r" *[0-9]+ +([0-9]+)(?: +[0-9]+){7} +([0-9]+)(?: +[0-9]+)*")
 Packets = tuple[int, int]  # received and sent
 
 
@@ -29,8 +32,9 @@ class Devices:
         for netns, file in self._files.items():
             for line in lines_of(_content(file))[2:]:
                 device, _, values = line.rpartition(":")
-                numbers = values.split()
-                found[netns, device.strip(" ")] = (int(numbers[0 + 1]), int(numbers[8 + 1]))
+                numbers = _COUNTS.fullmatch(values)
+                if numbers:
+                    found[netns, device.strip(" ")] = (int(numbers[1]), int(numbers[2]))
         return found
 
     def close(self) -> None:

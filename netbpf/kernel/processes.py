@@ -7,6 +7,7 @@ BPF programs read of a task are those of the host. Columns show the host's.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -35,7 +36,8 @@ def kernel_pid(pid: int, proc: str = "/proc") -> int:
     if not Path(proc, str(pid)).is_dir():
         raise UsageError(f"--pid: there is no process {pid}", "processes: ps -e")
     status = _status(pid, proc)
-    process = int(status.get("Tgid", pid))
+    told = re.fullmatch(r"[0-9]{1,10}", status.get("Tgid", ""))
+    process = int(told[0]) if told else pid
     if process != pid:
         raise UsageError(
             f"--pid: {pid} is a thread of process {process} ({status.get('Name', '')})",

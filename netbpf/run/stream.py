@@ -49,7 +49,9 @@ class RingBuffer:
     def take(self, limit: int = 4096) -> list[tuple[Any, ...]]:
         """Return up to `limit` records as (length, member, ...) and give their room back."""
         done = self._done[0]
-        count = min((self._written[0] - done) // self._step, limit)
+        # However far apart the positions are, what is read is in the ring.
+        count = min(max(self._written[0] - done, 0), self._mask + 1) // self._step
+        count = min(count, limit)
         if not count:
             return []
         start = done & self._mask

@@ -138,9 +138,8 @@ def test_level_is_that_below_the_root(tree, monkeypatch):
 
 def test_root_is_found_whatever_else_is_mounted():
     # Each user may mount a file system of his own (FUSE) at a directory of any name.
-    mounts = "".join(
-        f"x {path} fuse rw 0 0\n" for path in ("/a\x1cb\\040cgroup2", "/a\udcff", "/\u2028", "/\x85")
-    )
+    places = ("/a\x1cb\\040cgroup2", "/a\udcff", "/\u2028", "/\x85")
+    mounts = "".join(f"x {path} fuse rw 0 0\n" for path in places)
     data = mounts.encode("utf-8", "surrogateescape") + b"none /sys/fs\\040of/x cgroup2 rw 0 0\n"
     assert cgroups._mounted_at(data) == "/sys/fs of/x"
     assert cgroups._mounted_at(b"none\n\n") == ""

@@ -81,3 +81,10 @@ def test_place_in_a_function_is_one_that_a_call_in_it_returns_to(symbols):
     as_python = test.replace("||", "or").replace("&&", "and")
     found = [eval(as_python, {**words, "x": place}) for place in places]
     assert found == [False, True, True, False]
+
+
+def test_address_that_is_too_long_is_none(tmp_path):
+    path = tmp_path / "kallsyms"
+    path.write_bytes(b"f" * 17 + b" T far\nffffffff81000000 T near\xff\n")
+    found = KernelSymbols(str(path))
+    assert found.name(0xFFFFFFFF81000010) == "near\ufffd+0x10" and found.span("far") == (0, 0)

@@ -164,3 +164,13 @@ def test_close_lets_go_of_the_memory(ring):
     reader = RingBuffer(7, SIZE, RECORD)
     reader.close()
     ring.producer.append(0)  # would raise BufferError if something still looked at it
+
+
+@pytest.mark.parametrize(("done", "written"), [(0, SIZE * 3 + 8), (64, 0), (8, 2**64 - 8)])
+def test_positions_that_cannot_be_lead_to_nothing_outside(
+    ring: Ring, done: int, written: int
+) -> None:
+    reader = RingBuffer(3, SIZE, RECORD)
+    struct.pack_into("=Q", ring.consumer, 0, done)
+    struct.pack_into("=Q", ring.producer, 0, written)
+    assert reader.take() == []
