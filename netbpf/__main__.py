@@ -1,6 +1,17 @@
-"""Run netbpf as a module: `python3 -m netbpf`."""
+"""Run netbpf: the command `netbpf`, and `python3 -m netbpf`."""
 
-from netbpf.cli import main
+import sys
+
+from netbpf.run.ready import remove_stale_sign
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    remove_stale_sign(sys.argv[1:])
+    from netbpf.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -63,9 +63,14 @@ def cli() -> None:
 
 def _tool_command(tool: Tool) -> click.Command:
     def start(**given: Any) -> None:
+        from netbpf.output.outlet import Outlet
         from netbpf.run.runner import run
 
-        sys.exit(run(tool, settings_of(tool, given)))
+        settings = settings_of(tool, given)
+        if sys.stderr is sys.__stderr__:
+            # Whoever should read the messages may not: nothing waits for that.
+            sys.stderr = Outlet(2, sys.stderr.encoding, messages=True)
+        sys.exit(run(tool, settings))
 
     parameters: list[click.Parameter] = [_parameter(option) for option in tool.options]
     parameters += [_refused(tool, option) for option in tool.refused]

@@ -42,12 +42,12 @@ class Running(NamedTuple):
     process: subprocess.Popen[bytes]
     out: IO[bytes]
     err: IO[bytes]
-    ready: IO[bytes]
+    ready: Path
 
     @property
     def started(self) -> bool:
         """Whether it is attached, or has ended."""
-        return self.process.poll() is not None or os.fstat(self.ready.fileno()).st_size > 0
+        return self.process.poll() is not None or self.ready.exists()
 
 
 def show(tools: Sequence[Tool]) -> int:
@@ -106,17 +106,17 @@ def _start(tool: Tool, files: contextlib.ExitStack) -> Running:
     place = str(Path(netbpf.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
     # Files without names: nothing is left of them, however this ends.
-    out, err, ready = (files.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-    sign = f"/proc/{os.getpid()}/fd/{ready.fileno()}"
+    out, err = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+    sign = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="netbpf-demo-"))) / "ready"
     process = subprocess.Popen(
-        [sys.executable, "-m", "netbpf", tool.name, *_words(tool), "--ready-file", sign],
+        [sys.executable, "-m", "netbpf", tool.name, *_words(tool), "--ready-file", str(sign)],
         cwd="/",
         env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=err,
     )
-    return Running(tool, process, out, err, ready)
+    return Running(tool, process, out, err, sign)
 
 
 def _wait(running: Sequence[Running], fulfilled: Callable[[], bool]) -> None:

@@ -15,7 +15,9 @@ _COUNTED = {  # of what the counters are
     "namespaces": {**_COUNT, "description": "network namespaces that the counters are the sum of"},
     "filtered": {"type": "boolean", "description": "filters leave rows out, but not counters"},
 }
-_CAUSES = ("map_full", "probe_missed", "reader")
+_CAUSES = ("map_full", "probe_missed", "reader", "unwritten")
+_LOST = {**_COUNT, "description": "events lost in the time of this row; only where there are any"}
+_OVERHEAD = {"type": "object", "required": ["measured", "runs", "run_ns", "cpu_percent"]}
 
 
 def schema_of(tool: Tool) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def schema_of(tool: Tool) -> dict[str, Any]:
     if tool.interval_counters:
         numbers = {"type": "object", "additionalProperties": {"type": "integer"}}
         shapes.append(_line(tool, "counters", {"counters": numbers}))
-    shapes.append(_summary(tool))
+    shapes += [_progress(tool), _summary(tool)]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"netbpf {tool.name}",
@@ -44,7 +46,9 @@ def schema_of(tool: Tool) -> dict[str, Any]:
 
 def _line(tool: Tool, kind: str, properties: dict[str, Any]) -> dict[str, Any]:
     head = {"tool": {"const": tool.name}, "type": {"const": kind}, "time": _TIME}
-    return _object({**head, **properties})
+    if kind == "event":
+        return _object({**head, **properties})
+    return _object({**head, **properties, "lost": _LOST}, ["lost"])
 
 
 def _object(properties: dict[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:
@@ -79,12 +83,32 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
     }
 
 
+def _lost(tool: Tool, *own: str) -> dict[str, Any]:
+    # A tool whose events are an option has no ring buffer without it.
+    causes = (*(("ring_full",) if tool.event else ()), *_CAUSES, *own)
+    optional = tool.event_option or tool.events_unless
+    return _object(dict.fromkeys(causes, _COUNT), ["ring_full"] if optional else [])
+
+
+def _progress(tool: Tool) -> dict[str, Any]:
+    head = {"tool": {"const": tool.name}, "type": {"const": "progress"}, "time": _TIME}
+    properties = {
+        **head,
+        "seconds": {"type": "number"},
+        "events": _COUNT,
+        "unit": {"type": "string"},
+        "lost": _lost(tool),
+        "complete": {"type": "boolean"},
+        "overhead": _OVERHEAD,
+        "coverage": {"type": "object"},
+    }
+    return _object(properties, ["coverage"])
+
+
 def _summary(tool: Tool) -> dict[str, Any]:
     own = ("unseen",) if "unseen" in tool.hooks else ()
-    causes = (*(("ring_full",) if tool.event else ()), *_CAUSES, *own)
     word = {"type": "string"}
     words = {"type": "array", "items": word}
-    optional = tool.event_option or tool.events_unless
     probe = {
         "name": word,
         "kind": {"type": ["string", "null"]},
@@ -100,13 +124,13 @@ def _summary(tool: Tool) -> dict[str, Any]:
         "events": _COUNT,
         "unit": word,
         "stopped_by": word,
-        # A tool whose events are an option has no ring buffer without it.
-        "lost": _object(dict.fromkeys(causes, _COUNT), ["ring_full"] if optional else []),
+        "lost": _lost(tool, *own),
         "complete": {"type": "boolean"},
         "probes": {"type": "array", "items": _object(probe)},
         "counters": {"type": "object", "additionalProperties": {"type": "integer"}},
         **({"counted": _object(_COUNTED)} if tool.counters else {}),
-        "overhead": {"type": "object", "required": ["measured", "runs", "run_ns", "cpu_percent"]},
+        "after_end": {**_COUNT, "description": "events that came after the end, before detaching"},
+        "overhead": _OVERHEAD,
         **tool.summary_fields,
         **({"totals": _object(_columns(tool.totals.columns))} if tool.totals else {}),
         "notes": words,

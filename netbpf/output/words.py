@@ -59,6 +59,12 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
 
 
+def describe_loss(lost: Mapping[str, int]) -> str:
+    """Return "LOST DATA: 1234 (ring_full 1200, map_full 34)"."""
+    causes = ", ".join(f"{cause} {number}" for cause, number in lost.items())
+    return f"LOST DATA: {sum(lost.values())} ({causes})"
+
+
 def describe_summary(summary: Mapping[str, Any]) -> str:
     """Return two to four lines: what was seen and lost, by which probes and at what cost."""
     tool, lost = summary["tool"], summary["lost"]
@@ -72,10 +78,12 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
         if cost.get("measured")
         else "not measured: this kernel cannot count it"
     )
+    reader = cost.get("reader_cpu_seconds") or 0
+    reading = f"{100 * reader / max(summary['seconds'], 1e-3):.2g} %"
     lines = [
         f"{tool}: {summary['events']} {summary['unit']} in {summary['seconds']:.1f} s; "
         f"{verdict} ({causes})",
-        f"{tool}: probes {probes}; they cost {price}",
+        f"{tool}: probes {probes}; they cost {price}, the reader {reading}",
     ]
     if summary["counters"]:
         scope = _scope(summary.get("counted"))

@@ -7,22 +7,28 @@ as JSON, and to `err` in words otherwise.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional, TextIO
+from typing import Any, Optional, TextIO, Union
 
 from netbpf.declare.columns import Column
 from netbpf.declare.record import text_columns
 from netbpf.declare.values import escape
 from netbpf.output.clock import Clock
-from netbpf.output.words import describe_histogram, describe_summary
+from netbpf.output.outlet import Outlet
+from netbpf.output.words import describe_histogram, describe_loss, describe_summary
 
+Stream = Union[TextIO, Outlet]
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class Style:
-    """How output should look: `wide`, `time` (wall clock), `timestamp` (seconds since start)."""
+    """How output should look: `wide`, `time` (wall clock), `timestamp` (seconds since start).
+
+    With `interval` there are rows per interval, which CSV marks in a column of their own.
+    """
 
     def __init__(self, settings: Mapping[str, Any], terminal: bool) -> None:
         """Take the options; on a terminal, over-long words are cut unless wide is asked for."""
@@ -31,15 +37,25 @@ class Style:
         self.seconds = settings.get("time") == "seconds"
         self.given = {name for name, value in settings.items() if value}
         self.timestamp = bool(settings.get("timestamp"))
+        self.interval = bool(settings.get("interval"))
         self.terminal = terminal
         self.cut = terminal and not self.wide
 
 
+class Interval:
+    """What the rows of one interval have in common: `lost`, what went missing in its time."""
+
+    lost: Mapping[str, int] = {}
+
+
 class Writer:
-    """Base of the three: what the runner calls."""
+    """Base of the three: what the runner calls.
+
+    `interval` is shared with the siblings.
+    """
 
     def __init__(
-        self, tool: str, columns: Sequence[Column], clock: Clock, out: TextIO, style: Style
+        self, tool: str, columns: Sequence[Column], clock: Clock, out: Stream, style: Style
     ) -> None:
         """Write records of `columns` for `tool`."""
         self.tool = tool
@@ -47,6 +63,7 @@ class Writer:
         self.clock = clock
         self.out = out
         self.style = style
+        self.interval = Interval()
 
     def begin(self) -> None:
         """Write what stands above the data."""
@@ -65,15 +82,32 @@ class Writer:
     def sibling(self, columns: Sequence[Column]) -> Writer:
         """Return a writer of other columns to the same stream."""
         other = type(self)(self.tool, columns, self.clock, self.out, self.style)
+        other.interval = self.interval
         other.begin()
         return other
 
     def new_table(self) -> None:
         """Begin the rows of another interval."""
 
+    def end_interval(self) -> None:
+        """Mark the interval that was just written if something of its time was lost."""
+
+    def progress(self, ns: int, progress: Mapping[str, Any], since: Mapping[str, int]) -> None:
+        """Report how it goes at the time `ns`: `since` is what was lost since the last report."""
+        if since:
+            print(f"{self.tool}: {describe_loss(since)}", file=sys.stderr, flush=True)
+
     def summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the last word."""
-        print(describe_summary(summary), file=sys.stderr)
+        """Write the summary."""
+        self.explain(summary)
+
+    def explain(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary in words on stderr."""
+        print(describe_summary(summary), file=sys.stderr, flush=True)
+
+    def _aside(self, text: str) -> None:
+        # What is no record does not count as one if nobody reads it.
+        getattr(self.out, "aside", self.out.write)(text)
 
 
 class JsonWriter(Writer):
@@ -82,6 +116,8 @@ class JsonWriter(Writer):
     def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
         """Write one object."""
         head = {"tool": self.tool, "type": kind, "time": self.clock.rfc3339(ns)}
+        if self.interval.lost and kind != "event":
+            values = {**values, "lost": sum(self.interval.lost.values())}
         self.out.write(_encode({**head, **values}) + "\n")
 
     def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
@@ -92,9 +128,14 @@ class JsonWriter(Writer):
         """Write one object."""
         self.event(ns, {"counters": counters}, "counters")
 
+    def progress(self, ns: int, progress: Mapping[str, Any], since: Mapping[str, int]) -> None:
+        """Write one object."""
+        head = {"tool": self.tool, "type": "progress", "time": self.clock.rfc3339(ns)}
+        self._aside(_encode({**head, **progress}) + "\n")
+
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary as the last object."""
-        self.out.write(_encode({"tool": self.tool, "type": "summary", **summary}) + "\n")
+        self._aside(_encode({"tool": self.tool, "type": "summary", **summary}) + "\n")
 
 
 class _Nothing(Writer):
@@ -117,8 +158,11 @@ class CsvWriter(Writer):
     def begin(self) -> None:
         """Write the header."""
         self._csv = csv.writer(self.out)
+        self._marked = bool(self.style.interval)
         names = [column.name for column in self.columns]
-        self._csv.writerow(["time", "type", *names])
+        header = io.StringIO()
+        csv.writer(header).writerow(["time", "type", *names, *["lost"] * self._marked])
+        self._aside(header.getvalue())
 
     def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
         """Write one row; what is not known is empty."""
@@ -136,6 +180,9 @@ class CsvWriter(Writer):
         cells = [str(cell).lower() if isinstance(cell, bool) else cell for cell in cells]
         if self.style.terminal:
             cells = [escape(cell) if isinstance(cell, str) else cell for cell in cells]
+        if self._marked:
+            lost = sum(self.interval.lost.values())
+            cells.append(lost if kind != "event" else None)
         self._csv.writerow([self.clock.rfc3339(ns), kind, *cells])
 
 
@@ -158,7 +205,7 @@ class TextWriter(Writer):
     def new_table(self) -> None:
         """Write the heading again with the next row."""
         if self._headed and not self._apart:
-            self.out.write("\n")
+            self._aside("\n")
         self._headed = False
 
     def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
@@ -177,8 +224,14 @@ class TextWriter(Writer):
         """Write one line with those that grew; a blank line parts the intervals."""
         grown = [f"{name} +{number}" for name, number in counters.items() if number]
         end = "" if self._apart else "\n"
-        self.out.write(f"kernel: {', '.join(grown) or 'no counter grew'}\n{end}")
+        self._aside(f"kernel: {', '.join(grown) or 'no counter grew'}\n{end}")
         self._headed = False
+
+    def end_interval(self) -> None:
+        """Write a line below what is incomplete."""
+        if self.interval.lost:
+            self._aside(f"{describe_loss(self.interval.lost)} in this interval\n")
+            self._headed = False
 
     def heading_now(self) -> None:
         """Write the heading before the first event, so that a reader sees that it works."""
@@ -188,12 +241,12 @@ class TextWriter(Writer):
     def _heading(self) -> None:
         self._headed = True
         if self._apart:
-            self.out.write("\n")
+            self._aside("\n")
         width = 8 if self.style.seconds else 15
         stamps = [f"{'TIME':<{width}}"] * self.style.time
         stamps += [f"{'TIME(s)':<10}"] * self.style.timestamp
         cells = [self._cell(column, column.title) for column in self._shown]
-        self.out.write(" ".join([*stamps, *cells]).rstrip() + "\n")
+        self._aside(" ".join([*stamps, *cells]).rstrip() + "\n")
 
     def _stamps(self, ns: int) -> list[str]:
         wall = [self.clock.local(ns)[: 8 if self.style.seconds else 15]] if self.style.time else []
@@ -213,7 +266,7 @@ def make_writer(
     tool: str,
     columns: Sequence[Column],
     clock: Clock,
-    out: Optional[TextIO] = None,
+    out: Optional[Stream] = None,
     settings: Optional[Mapping[str, Any]] = None,
 ) -> Writer:
     """Return the writer for `output`: text, json or csv."""

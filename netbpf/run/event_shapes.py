@@ -1,4 +1,4 @@
-"""Results made of events: a line each, distributions, or digests of them."""
+"""Results made of events: a line each."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from itertools import chain
 from typing import Any, Optional
 
 from netbpf.declare.columns import Container
-from netbpf.declare.digest import Digest
-from netbpf.declare.histogram import Histogram
 from netbpf.declare.record import AmendedEvent, Event
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
@@ -18,18 +16,19 @@ from netbpf.kernel.clock import kernel_ns
 from netbpf.kernel.maps import Map
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
-from netbpf.run.digests import DigestReader
-from netbpf.run.held import Held
-from netbpf.run.histograms import HistogramCounter
+from netbpf.run.held import AMENDMENT, Held
 from netbpf.run.pending import Pending
 from netbpf.run.program import Attached
-from netbpf.run.shape import Shape, bucket_columns
+from netbpf.run.shape import Shape
 from netbpf.run.snapshot import read_records, run_iterators
 from netbpf.run.stop import Stop
 from netbpf.run.stream import RingBuffer, ring_size
 
 _LEARN_SECONDS = 1.0  # between two looks at all processes' sockets
 _PENDING_SECONDS = 10.0  # between two looks at what has not ended
+_BATCH = 1024  # records: some 20 ms of work, after which signals and other descriptors have a turn
+_MOST_LOOKED_AT = 1 << 18  # records that are counted one by one at the end
+_STRAGGLERS = 256  # records behind the mark that may have begun before it
 
 
 class EventShape(Shape):
@@ -56,6 +55,8 @@ class EventShape(Shape):
         self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
         self._held = Held(event, self._late) if issubclass(event, AmendedEvent) else None
         self._until = (1 << 64) - 1
+        self._mark = self._late_events = 0
+        self._open: list[tuple[Any, ...]] = []
         self._enrich = tool.hooks.get("enrich")
         self._strangers, self._learnt = False, 0.0
         # A column that the probes in use cannot tell holds zeros.
@@ -77,19 +78,26 @@ class EventShape(Shape):
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Watch the ring."""
         super().begin(stop, writer)
-        stop.watch(self.ring.fd)
+        stop.watch(self.ring.fd, data=True)
         self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
 
     def next_due(self) -> float:
         """Return when to look at what has not ended, or to write an event that is held back."""
+        if self.stop.blocked:
+            return float("inf")
         return min(self._due, self._held.due if self._held else self._due)
 
     def read(self) -> bool:
         """Write the events of one batch; return whether any were read or written."""
+        if self.stop.blocked:
+            return False
         if time.monotonic() >= self._due:
             self._due += _PENDING_SECONDS
             self._write_gone()
-        rows = [row[1:] for row in self.ring.take()]
+        return self._read_batch(_BATCH)
+
+    def _read_batch(self, limit: int) -> bool:
+        rows = [row[1:] for row in self.ring.take(limit)]
         if self._held:
             now = time.monotonic()
             self._held.add(rows, now)
@@ -113,19 +121,45 @@ class EventShape(Shape):
             self._learnt = now
             run_iterators(self.attached, "snapshot")
 
+    def _read_to(self, position: int) -> None:
+        """Write the records before a position of the ring, as long as there is time and room."""
+        while self.ring.done < position and self.stop.may_write():
+            before = self.ring.done
+            self._read_batch(min(self.ring.count(before, position), _BATCH))
+            if self.ring.done == before:  # a program is writing that record
+                if not self.stop.reason:
+                    break
+                time.sleep(0.001)
+        if self._held:
+            self._write_all(self._held.release())
+
+    @property
+    def unread(self) -> int:
+        """How many events of the time before the end are still in the ring."""
+        count = self.ring.count(self.ring.done, self._mark)
+        if not count or count > _MOST_LOOKED_AT or not self.stop.room(self.seen):
+            return count if self.stop.room(self.seen) else 0
+        # To the event: one whose program ran before the end may stand behind the mark.
+        rows = [row[1:] for row in self.ring.peek(count + _STRAGGLERS)]
+        amends = issubclass(self.event, AmendedEvent)
+        key = [column.name for column in self.event.members].index("key") if amends else 0
+        rows = [row for row in rows if row[self._time] <= self._until]
+        return sum(not (amends and row[key] & AMENDMENT) for row in rows)
+
+    @property
+    def after_end(self) -> int:
+        """How many events came after the end."""
+        return self._late_events + self.ring.count(
+            max(self.ring.done, self._mark), self.ring.written
+        )
+
     def drain(self) -> None:
-        """Write all that is left in the ring, then what will never end in there."""
-        self._read_all()
+        """Write what came before the end and is left in the ring, then what has not ended."""
+        self._read_to(self.ring.written)
         if self.pending:
             # User-space probes are detached in the background: what ended just now was just read.
             still = self.pending.waiting()
             self._show_pending({k: raw for k, raw in self._waiting.items() if k in still})
-
-    def _read_all(self) -> None:
-        while self.read():
-            pass
-        if self._held:
-            self._write_all(self._held.release())
 
     def _write_all(self, rows: Iterable[Sequence[Any]]) -> None:
         for row in rows:
@@ -133,7 +167,10 @@ class EventShape(Shape):
                 self._write(event)
 
     def _write(self, raw: Sequence[Any]) -> None:
-        if not self.stop.room(self.seen) or raw[self._time] > self._until:
+        if raw[self._time] > self._until:
+            self._late_events += 1
+            return
+        if not self.stop.room(self.seen):
             return
         values = self._values(raw)
         if values is None:
@@ -155,18 +192,24 @@ class EventShape(Shape):
             self._strangers = self._strangers or values[self.tool.relearn] == "yes"
         return self._enrich(values, self.settings) if self._enrich else values
 
+    def collect(self, final: bool) -> None:
+        """Take what the iterator `open` sees, and mark in the ring where the interval ends."""
+        if "open" in self.attached.links:
+            self._open = self._open_now()
+        if final and not self.pending:
+            # Probes are detached one after the other: what comes meanwhile is seen by half of them.
+            self._until = kernel_ns()
+        self._mark = self.ring.written
+
     def close_interval(self, final: bool) -> None:
-        """Write what has not ended: the map of pending events, what the iterator `open` sees."""
+        """Write what has not ended: the map of pending events, what the iterator `open` saw."""
         if self.pending:
             self._look_at_pending()
             if not final:
                 self._show_pending(self._waiting)
+        self._read_to(self._mark)  # a table that follows stands behind the events of its time
         if "open" in self.attached.links:
             self._list_open()
-        self._read_all()  # a table that follows stands behind the events of its time
-        if final and not self.pending:
-            # Probes are detached one after the other: what comes meanwhile is seen by half of them.
-            self._until = kernel_ns()
 
     def _look_at_pending(self) -> None:
         assert self.pending
@@ -176,7 +219,7 @@ class EventShape(Shape):
 
     def _write_gone(self) -> None:
         assert self.pending
-        self._read_all()
+        self._read_to(self.ring.written)
         for raw in self.pending.gone(kernel_ns()):
             self._write(raw)
 
@@ -194,13 +237,15 @@ class EventShape(Shape):
     def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
         self.writer.event(ns, values, "interval")
 
-    def _list_open(self) -> None:
-        self._read_all()
-        seen = set()
-        key = self.tool.hooks["same"]
+    def _open_now(self) -> list[tuple[Any, ...]]:
         layout = self.event.layout()
         probes = ("open", "open_calls")
-        for raw in chain.from_iterable(read_records(self.attached, p, layout) for p in probes):
+        return list(chain.from_iterable(read_records(self.attached, p, layout) for p in probes))
+
+    def _list_open(self) -> None:
+        seen = set()
+        key = self.tool.hooks["same"]
+        for raw in self._open:
             values = self._decode(raw)
             if key(values) not in seen:
                 seen.add(key(values))
@@ -209,84 +254,3 @@ class EventShape(Shape):
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
         self.writer.event(ns, values, "interval")
-
-
-class DistributionShape(EventShape):
-    """Distributions of a column of the events, counted while they are read."""
-
-    unit = "values"
-    heading = False
-
-    def __init__(self, declared: Histogram, *more: Any) -> None:
-        super().__init__(*more)
-        self.declared = declared
-        self.columns = (*declared.key.columns, *bucket_columns())
-        self.counter = HistogramCounter(declared, self.settings["map_entries"])
-
-    def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.counter.add(values)
-
-    def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
-        pass
-
-    def close_interval(self, final: bool) -> None:
-        """Write the distributions of the interval; those of the last one come with drain()."""
-        if self.pending:
-            self._look_at_pending()
-        if not final:
-            self._read_all()
-            self._write_histograms()
-
-    def drain(self) -> None:
-        """Write the last distributions."""
-        super().drain()
-        self._write_histograms()
-        if self.more.get("pending"):
-            self.note(f"{self.more['pending']} had not ended and are not counted")
-        if self.more.get("abandoned"):
-            number = self.more["abandoned"]
-            self.note(f"{number} never returned: they count with the time until they were left")
-        if self.counter.crowded:
-            self.note("the key null holds what found no room among --map-entries keys")
-
-    def _write_histograms(self) -> None:
-        now = kernel_ns()
-        for histogram in self.counter.since_last():
-            self.writer.histogram(now, histogram)
-
-
-class DigestShape(EventShape):
-    """Rows made of the events while they are read."""
-
-    def __init__(self, declared: Digest, *more: Any) -> None:
-        super().__init__(*more)
-        self.columns = declared.row.columns
-        self._intervals = 0
-        self.reader = DigestReader(declared, self.settings)
-
-    def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, True)
-
-    def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, False)
-
-    def close_interval(self, final: bool) -> None:
-        """Write the rows of the interval; those of the last one come with drain()."""
-        super().close_interval(final)
-        if not final:
-            self._write_rows()
-
-    def drain(self) -> None:
-        """Write the last rows."""
-        self._read_all()
-        self._write_rows()
-        if self.reader.crowded:
-            self.note("the row without a key holds what found no room among --map-entries rows")
-
-    def _write_rows(self) -> None:
-        now, rows = self.reader.since_last()
-        if self._intervals:
-            self.writer.new_table()
-        self._intervals += 1
-        for row in rows:
-            self.writer.event(now, row, "interval")

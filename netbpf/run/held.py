@@ -9,7 +9,7 @@ from typing import Any, Callable
 from netbpf.declare.record import AmendedEvent
 
 _SECONDS = 0.02  # an amendment follows its event within microseconds
-_AMENDMENT = 1
+AMENDMENT = 1
 
 
 class Held:
@@ -34,9 +34,9 @@ class Held:
         """Take unpacked records at the monotonic time `now`; amendments change what is held."""
         for row in rows:
             key = row[self._key]
-            if key & _AMENDMENT:
-                if key ^ _AMENDMENT in self._latest:
-                    self._latest[key ^ _AMENDMENT][self._value] = row[self._value]
+            if key & AMENDMENT:
+                if key ^ AMENDMENT in self._latest:
+                    self._latest[key ^ AMENDMENT][self._value] = row[self._value]
                 continue
             event = list(row)
             if key:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Optional
 
 from netbpf.kernel.attach import enable_statistics
 from netbpf.kernel.maps import Map
+from netbpf.run.program import Attached
+from netbpf.run.shape import Shape
 
 # The causes that the C side counts, in the order of enum loss in include/netbpf.bpf.h.
 CAUSES = ("ring_full", "map_full")
@@ -66,6 +70,11 @@ class Cost:
             },
         }
 
+    def spent(self) -> int:
+        """Return what programs and reader have used together, in ns of CPU time."""
+        programs = sum(_program(fd).get("run_time_ns", 0) for fd in self._programs.values())
+        return programs + int((time.process_time() - self._cpu) * 1e9)
+
     def missed(self, besides: Collection[str] = (), covered: int = 0) -> int:
         """Return how often a program was skipped as another one ran on that CPU (since 5.12).
 
@@ -89,3 +98,57 @@ def _program(fd: int) -> dict[str, int]:
     lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
     pairs: Sequence[tuple[str, str, str]] = [line.partition(":") for line in lines]
     return {key: int(value) for key, _, value in pairs if value.strip().isdigit()}
+
+
+class Budget:
+    """What probes and reader may cost together, as a share of one CPU over the last seconds."""
+
+    SPAN = 3.0  # seconds
+
+    def __init__(self, cost: Cost, percent: float) -> None:
+        """Allow `percent` of one CPU to what `cost` measures, from now on."""
+        self._cost, self._percent = cost, percent
+        self._samples = deque([(time.monotonic(), cost.spent())])
+
+    def overrun(self) -> Optional[str]:
+        """Return in words what was spent since the last looks, if it is more than allowed."""
+        now, spent = time.monotonic(), self._cost.spent()
+        while len(self._samples) > 1 and self._samples[1][0] <= now - self.SPAN:
+            self._samples.popleft()
+        then, before = self._samples[0]
+        self._samples.append((now, spent))
+        percent = (spent - before) / max(now - then, 1e-9) / 1e7
+        if percent <= self._percent:
+            return None
+        return f"{percent:.2g} % of one CPU over the last {now - then:.0f} s"
+
+
+class Ledger:
+    """What a run has lost so far, by cause: events that happened and will not be shown."""
+
+    def __init__(self, attached: Attached, cost: Cost, shape: Shape) -> None:
+        """Read the losses of what is `attached` and shown by `shape`."""
+        maps = attached.loaded.maps
+        self._losses = Map(maps["losses"], 4, 8, per_cpu=True)
+        self._ring = "events" in maps
+        self._besides = [c.entry for c in attached.choices if c.alternative and c.probe.besides]
+        self._cost, self._shape = cost, shape
+        self.total: dict[str, int] = {}  # as last read
+
+    def read(self) -> dict[str, int]:
+        """Return {cause: number} since the start."""
+        missed = self._cost.missed(self._besides, read_covered(self._losses))
+        lost = {
+            **read_losses(self._losses),
+            "probe_missed": missed,
+            "reader": self._shape.strange,
+        }
+        if not self._ring:
+            del lost["ring_full"]
+        return lost
+
+    def since_last(self) -> dict[str, int]:
+        """Return {cause: number} of what was lost since this was asked last, without zeros."""
+        now, last = self.read(), self.total
+        self.total = now
+        return {c: n - last.get(c, 0) for c, n in now.items() if n > last.get(c, 0)}

@@ -71,12 +71,17 @@ class HistogramShape(Shape):
         self.more.update(more)
         self.notes += notes
 
-    def close_interval(self, final: bool) -> None:
-        """Write the histograms of the interval."""
+    def collect(self, final: bool) -> None:
+        """Read the histograms of the interval."""
         if final and self._devices:
             self._compare(self._devices)
-        now = kernel_ns()
-        found = self.reader.since_last()
+        self._taken = (kernel_ns(), self.reader.since_last())
+        if final and "left" in self.tool.hooks:
+            self._tell_what_is_left()
+
+    def close_interval(self, final: bool) -> None:
+        """Write the histograms of the interval."""
+        now, found = self._taken
         for histogram in found:
             self.namespaces.add(histogram["key"].get("netns") or 0)
             self.seen += histogram["count"]
@@ -85,8 +90,6 @@ class HistogramShape(Shape):
         for note in conclude(found) if conclude else ():
             if note not in self.notes:
                 self.note(note)
-        if final and "left" in self.tool.hooks:
-            self._tell_what_is_left()
 
     def _tell_what_is_left(self) -> None:
         fds = {name: self.attached.loaded.maps[name] for name in self.tool.maps}
@@ -132,22 +135,25 @@ class TableShape(Shape):
         for probe in self.table.refresh:
             run_iterators(self.attached, probe)
 
-    def close_interval(self, final: bool) -> None:
-        """Write the rows of the interval, then the kernel's own counters of the same time."""
+    def collect(self, final: bool) -> None:
+        """Read the rows of the interval, then the kernel's own counters of the same time."""
         self._refresh()
-        now = kernel_ns()
+        self._taken = (kernel_ns(), self.reader.since_last())
+        if self._names:
+            before, self._counters = self._counters, self.attached.counters.read()
+            self._grown = increase(before, self._counters, self._names)
+
+    def close_interval(self, final: bool) -> None:
+        """Write the rows, and what the counters grew by."""
+        now, found = self._taken
         self.writer.new_table()
-        rows = [
-            {**row, **self._lost}
-            for row in self.table.build(self.reader.since_last(), self.settings)
-        ]
+        rows = [{**row, **self._lost} for row in self.table.build(found, self.settings)]
         for row in rows:
             self.namespaces.add(row.get("netns") or 0)
             self.writer.event(now, row, "interval")
         self.seen += len(rows)
         if self._names:
-            before, self._counters = self._counters, self.attached.counters.read()
-            self.writer.counters(now, increase(before, self._counters, self._names))
+            self.writer.counters(now, self._grown)
         self._sound(rows, final)
 
     def _sound(self, rows: Sequence[dict[str, Any]], final: bool) -> None:

@@ -63,14 +63,12 @@ class Attached:
     def detach(self) -> None:
         """Detach everything; maps stay readable.
 
-        User-space probes follow in a moment, and so do trace events, 80 ms each, where they could
-        add nothing to what is read after this.
+        User-space probes follow in a moment, and so do trace events, 80 ms each and more on a busy
+        machine: results were read before this, and events that come now are after the end.
         """
         later, self.user_links = self.user_links, []
-        if "events" not in self.loaded.maps:
-            names = [choice.probe.name for choice in self.choices if choice.kind == "tp"]
-            later = [*later, *(link for name in names for link in self.links.pop(name, ()))]
-        release(later)
+        names = [choice.probe.name for choice in self.choices if choice.kind == "tp"]
+        release([*later, *(link for name in names for link in self.links.pop(name, ()))])
         for links in self.links.values():
             for link in links:
                 os.close(link)

@@ -5,33 +5,37 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any, Optional, TextIO
 
 from netbpf.declare.numbers import at_load
 from netbpf.declare.tool import Tool
-from netbpf.errors import EXIT_LOST, PrivilegeError, UsageError
+from netbpf.errors import EXIT_LOST, NetbpfError, PrivilegeError
 from netbpf.kernel.clock import StepAlarm, kernel_ns
 from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import LiveKernel
-from netbpf.kernel.maps import Map
 from netbpf.kernel.privileges import in_first_user_namespace, missing_privileges
-from netbpf.kernel.processes import ids_differ
 from netbpf.output.clock import Clock
+from netbpf.output.outlet import Outlet
 from netbpf.output.writers import TextWriter, make_writer
 from netbpf.run.filters import checked, filter_defines, narrowing, netns_of
-from netbpf.run.losses import Cost, read_covered, read_losses
+from netbpf.run.losses import Budget, Cost, Ledger
 from netbpf.run.names import Names
 from netbpf.run.program import start
+from netbpf.run.ready import ReadyFile
 from netbpf.run.shapes import left_out_of_csv, make_shape
 from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
 from netbpf.run.stream import ring_size
+from netbpf.run.summary import add_notes, progress_of, summary_of
 from netbpf.run.tables import read_totals
 from netbpf.run.tally import Tally
 
-_CHECK_SECONDS = 1.0  # how often --max-overhead is looked at
+_LOOK_SECONDS = 1.0  # how often losses and --max-overhead are looked at
+_REPORT_SECONDS = 10.0  # between two reports
+_LAST_SECONDS = 0.1  # for the summary, when the time to write results is up
 
 
 def run(tool: Tool, settings: Mapping[str, Any], out: Optional[TextIO] = None) -> int:
@@ -49,8 +53,10 @@ class Run:
         stamps = {"time": stamped} if stamped else {}
         self.settings = checked(tool, {**settings, **stamps})
         self.narrowed = narrowing(tool, settings)
-        self.out = out
-        self._check_ready_file()
+        path = self.settings.get("ready_file")
+        self.sign = ReadyFile(path) if path else None
+        self.out = Outlet(out.fileno(), out.encoding)
+        self._longer = 0  # intervals that nobody read
         self.defines = self._defines()
         allow_many_files()
         lacking = missing_privileges()
@@ -65,28 +71,36 @@ class Run:
         kernel = LiveKernel(self.settings.get("btf") or "")
         self.names = Names(kernel)
         self.defines += self._named_constants()
-        self.attached = start(self.tool, self.settings, kernel, self.defines, self._say)
-        self.names.bind(self.tool, self.attached.loaded.maps)
-        self.cost = Cost(self.attached.loaded.programs)
-        self.clock = Clock(kernel_ns)
-        self.stop = Stop(self.settings, self.out.fileno())
-        self.steps = StepAlarm()
-        try:
-            self.tally = Tally(self.tool, self.settings)
-            self.attached.counters = self.tally.source
-            self.shape = make_shape(self.tool, self.settings, self.attached, self.clock)
-            self.writer = make_writer(
-                self.settings["output"], self.tool.name, self.shape.columns, self.clock,
-                self.out, self.settings,
-            )  # fmt: skip
+        with ExitStack() as self.opened:
+            self._open(kernel)
             self._announce()
             return self._trace()
-        finally:
-            self.attached.close()
-            self.cost.close()
-            self.stop.close()
-            self.steps.close()
-            self.tally.close()
+
+    def _open(self, kernel: LiveKernel) -> None:
+        # What was opened last is closed first.
+        keep = self.opened.callback
+        keep(self.out.close)
+        if self.sign:
+            keep(self.sign.close)
+        self.attached = start(self.tool, self.settings, kernel, self.defines, self._say)
+        keep(self.attached.close)
+        self.names.bind(self.tool, self.attached.loaded.maps)
+        self.cost = Cost(self.attached.loaded.programs)
+        keep(self.cost.close)
+        self.clock = Clock(kernel_ns)
+        self.stop = Stop(self.settings, self.out)
+        keep(self.stop.close)
+        self.steps = StepAlarm()
+        keep(self.steps.close)
+        self.tally = Tally(self.tool, self.settings)
+        keep(self.tally.close)
+        self.attached.counters = self.tally.source
+        self.shape = make_shape(self.tool, self.settings, self.attached, self.clock)
+        self.ledger = Ledger(self.attached, self.cost, self.shape)
+        self.writer = make_writer(
+            self.settings["output"], self.tool.name, self.shape.columns, self.clock,
+            self.out, self.settings,
+        )  # fmt: skip
 
     def _announce(self) -> None:
         rest = left_out_of_csv(self.shape) if self.settings["output"] == "csv" else ""
@@ -100,52 +114,37 @@ class Run:
             print(f"{self.tool.name}: {what}: {self.tool.summary}", file=sys.stderr, flush=True)
 
     def _trace(self) -> int:
-        counted = self._totals()  # before the kernel's, and after them at the end: never fewer
+        self._counted = self._totals()  # before the kernel's, at the end after them: never fewer
         self.tally.begin()
         take_snapshot(self.attached)
         self.shape.begin(self.stop, self.writer)
         self._ready()
-        try:
-            self.writer.begin()
-            if isinstance(self.writer, TextWriter) and self.shape.heading:
-                self.writer.heading_now()
-            self.out.flush()
-            self._loop()
-            self._look_at_clock()
-            self.shape.close_interval(final=True)
-            self.out.flush()  # detaching can take a while
-            end = kernel_ns()
-            cost = self.cost.read()
-            self.tally.end()
-            totals = self._totals()
-            self.attached.detach()
-            self.shape.drain()
-            self.out.flush()
-        except BrokenPipeError:
-            self._mute()
-            end = kernel_ns()
-            self.tally.end()
-            cost, totals = self.cost.read(), self._totals()
-            self.attached.detach()
-        if totals:
-            totals = {name: n - counted[name] for name, n in totals.items()}
-            self.shape.more["totals"] = totals
-        return self._summarise(end, cost, self._unseen(totals))
+        self.writer.begin()
+        if isinstance(self.writer, TextWriter) and self.shape.heading:
+            self.writer.heading_now()
+        self.out.flush()
+        self._loop()
+        return self._finish()
 
     def _loop(self) -> None:
         self.stop.begin()
         if self.steps.fd >= 0:
             self.stop.watch(self.steps.fd)
-        check = time.monotonic() + _CHECK_SECONDS
+        percent = self.settings.get("max_overhead")
+        self._budget = Budget(self.cost, percent) if percent else None
+        self._look = time.monotonic() + _LOOK_SECONDS
+        self._report, self._reported = time.monotonic() + _REPORT_SECONDS, False
+        self._unreported: Counter[str] = Counter()
+        self._unmarked: Counter[str] = Counter()
         interval = self.settings.get("interval") or 0.0
         due = time.monotonic() + interval if interval else float("inf")
         left = self.settings.get("count") or 0
         while not self.stop.reason:
-            watching = check if self.settings.get("max_overhead") else float("inf")
-            self.stop.wait(min(due, watching, self.shape.next_due(), self.tally.due))
+            self.stop.wait(min(due, self._look, self.shape.next_due(), self.tally.due))
             self._look_at_clock()
-            if self.shape.read():
-                self.out.flush()
+            self.out.flush()
+            self.shape.read()
+            self.out.flush()
             self.tally.look(self.shape.namespaces)
             if time.monotonic() >= due and not self.stop.reason:
                 due += interval
@@ -153,22 +152,84 @@ class Run:
                 if left == 0:  # what closes now is the last interval: there is none after it
                     self.stop.now("count")
                     break
-                self.shape.close_interval(final=False)
-                self.out.flush()
-            if time.monotonic() >= watching:
-                check += _CHECK_SECONDS
-                self._check_overhead()
+                self._close_interval()
+            if time.monotonic() >= self._look:
+                self._look_at_losses()
+            if self.out.error:
+                closed = isinstance(self.out.error, BrokenPipeError)
+                self.stop.now("closed pipe" if closed else "output error")
+
+    def _close_interval(self) -> None:
+        if self.out.blocked:  # nothing is lost: the next one covers its time as well
+            self._longer += 1
+            return
+        self.shape.collect(final=False)
+        self._count_losses()
+        self.writer.interval.lost, self._unmarked = self._unmarked, Counter()
+        self.shape.close_interval(final=False)
+        self.writer.end_interval()
+        self.out.flush()
+
+    def _count_losses(self) -> None:
+        fresh = self.ledger.since_last()
+        self._unreported.update(fresh)
+        self._unmarked.update(fresh)
+
+    def _look_at_losses(self) -> None:
+        """Report losses as soon as they are seen, and every ten seconds how it goes."""
+        now = time.monotonic()
+        self._look = now + _LOOK_SECONDS
+        self._count_losses()
+        if now >= self._report or (self._unreported and not self._reported):
+            self._report, self._reported = now + _REPORT_SECONDS, bool(self._unreported)
+            if not self.out.blocked or self.settings["output"] != "json":
+                self._write_progress()
+        over = self._budget.overrun() if self._budget else None
+        if over:
+            self.shape.note(f"stopped: probes and reader cost {over} (--max-overhead)")
+            self.stop.now("max-overhead")
+
+    def _write_progress(self) -> None:
+        ns = kernel_ns()
+        lost = {**self.ledger.total, "unwritten": 0}
+        report = progress_of(self.shape, self.clock, ns, lost, self.cost.read())
+        self.writer.progress(ns, report, self._unreported)
+        self._unreported = Counter()
+        self.out.flush()
+
+    def _finish(self) -> int:
+        """Write what belongs to the time before the stop, detach, and write the summary."""
+        self._look_at_clock()
+        self.shape.collect(final=True)
+        end = kernel_ns()
+        self._count_losses()
+        self.writer.interval.lost = self._unmarked
+        lost = self.ledger.total
+        self.shape.close_interval(final=True)
+        self.out.flush()  # detaching can take a while
+        cost = self.cost.read()
+        self.tally.end()
+        totals = self._totals()
+        with self.stop.apart():
+            self.attached.detach()
+        self.shape.drain()
+        self.writer.end_interval()
+        self.stop.finish()
+        if totals:
+            totals = {name: n - self._counted[name] for name, n in totals.items()}
+            self.shape.more["totals"] = totals
+        lost = {
+            **lost,
+            "reader": self.shape.strange,
+            "unwritten": self.shape.unread + self.out.drop(),
+            **self._unseen(totals),
+        }
+        return self._summarise(end, cost, lost)
 
     def _look_at_clock(self) -> None:
         self.steps.clear()
         if self.clock.look():
             self.shape.note("the wall clock was set meanwhile: times before and after differ")
-
-    def _check_overhead(self) -> None:
-        spent = float(str(self.cost.read()["cpu_percent"]))
-        if spent > self.settings["max_overhead"]:
-            self.shape.note(f"stopped: the probes cost {spent:.2g} % of one CPU (--max-overhead)")
-            self.stop.now("max-overhead")
 
     def _defines(self) -> list[str]:
         lines = [f"#define MAP_ENTRIES {self.settings['map_entries']}"]
@@ -197,76 +258,38 @@ class Run:
             self._say(f"probe {choice.probe.name}: {choice.kind or 'none'} {found}".rstrip())
             for words, why in choice.passed_over:
                 self._say(f"  not {words}: {why}")
-        if self.settings.get("ready_file"):
-            Path(self.settings["ready_file"]).write_text(f"{os.getpid()}\n")
+        if self.sign:
+            self.sign.create()
         self._say("ready")
-
-    def _check_ready_file(self) -> None:
-        path = self.settings.get("ready_file")
-        if path and not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
-            raise UsageError(
-                f"--ready-file: cannot create '{path}'", "its directory must exist and be writable"
-            )
 
     def _say(self, message: str) -> None:
         if self.settings.get("verbose"):
             print(f"netbpf: {message}", file=sys.stderr)
-
-    def _mute(self) -> None:
-        # Nobody reads any more: let neither the summary nor the interpreter's last flush complain.
-        self.stop.now("closed pipe")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
     def _unseen(self, totals: dict[str, int]) -> dict[str, int]:
         unseen = self.tool.hooks.get("unseen")
         counters = self.tally.own
         return {"unseen": unseen(totals, counters, self.attached.lacking)} if unseen else {}
 
-    def _summarise(self, end: int, cost: dict[str, Any], unseen: dict[str, int]) -> int:
-        if self.stop.reason == "closed pipe":
-            self._mute()
-        losses = Map(self.attached.loaded.maps["losses"], 4, 8, per_cpu=True)
-        besides = [c.entry for c in self.attached.choices if c.alternative and c.probe.besides]
-        lost = {
-            **read_losses(losses),
-            "probe_missed": self.cost.missed(besides, read_covered(losses)),
-            "reader": self.shape.strange,
-            **unseen,
-        }
-        if not self.tool.has_events(self.settings):
-            del lost["ring_full"]
-        more = self.shape.summary()
-        summary = {
-            "tool": self.tool.name,
-            "start": self.clock.rfc3339(self.clock.start),
-            "end": self.clock.rfc3339(end),
-            "seconds": round((end - self.clock.start) / 1e9, 3),
-            "events": self.shape.seen,
-            "unit": self.shape.unit,
-            "stopped_by": self.stop.reason,
-            "lost": lost,
-            "complete": not any(lost.values()),
-            "probes": self.attached.described(),
-            "counters": self.tally.rise,
-            **self.tally.scope(),
-            "overhead": cost,
-            **more,
-            "notes": self.shape.notes,
-        }
-        self._add_notes(summary)
-        self.writer.summary(summary)
-        self.out.flush()
-        return EXIT_LOST if any(lost.values()) and self.settings.get("fail_on_loss") else 0
-
-    def _add_notes(self, summary: dict[str, Any]) -> None:
-        summary["notes"] += self.tally.notes(self.shape.namespaces)
-        review = self.tool.hooks.get("review")
-        summary["notes"] += (
-            review({**summary, "own": self.tally.own}, self.settings) if review else []
-        )
+    def _summarise(self, end: int, cost: dict[str, Any], lost: dict[str, int]) -> int:
+        summary = summary_of(
+            self.tool, self.shape, self.tally, self.clock, lost,
+            end=end,
+            stopped_by=self.stop.reason,
+            probes=self.attached.described(),
+            overhead=cost,
+        )  # fmt: skip
+        if self._longer:
+            what = f"{self._longer} intervals became part of the next one"
+            self.shape.note(f"{what}: nobody read the output when they ended")
+        summary["notes"] = self.shape.notes
+        add_notes(summary, self.tool, self.settings, self.shape, self.tally, self.narrowed)
         summary["notes"] += self.names.notes()
-        if self.shape.empty and self.narrowed:
-            words = "nothing was seen that passes"
-            summary["notes"].append(f"{words} {' and '.join(self.narrowed)}")
-        if ids_differ():
-            summary["notes"].append("process ids are those of the host, not of this PID namespace")
+        self.writer.summary(summary)
+        self.stop.finish(_LAST_SECONDS)
+        failure = None if isinstance(self.out.error, BrokenPipeError) else self.out.error
+        if self.settings["output"] == "json" and (failure or self.out.blocked):
+            self.writer.explain(summary)
+        if failure:
+            raise NetbpfError(f"standard output: {failure.strerror}")
+        return EXIT_LOST if any(lost.values()) and self.settings.get("fail_on_loss") else 0

@@ -61,11 +61,28 @@ class Shape:
         """Write what has come; tell whether there was anything."""
         return False
 
+    def collect(self, final: bool) -> None:
+        """Take from the kernel what belongs to the interval that ends now."""
+
     def close_interval(self, final: bool) -> None:
-        """Write what belongs to the interval that ends now."""
+        """Write what collect() took."""
 
     def drain(self) -> None:
-        """Write what came before the probes were detached."""
+        """Write what came before the end and was on its way; probes are detached."""
+
+    @property
+    def unread(self) -> int:
+        """How many events of the time before the end were not read."""
+        return 0
+
+    @property
+    def after_end(self) -> int:
+        """How many events came after the end."""
+        return 0
+
+    def progress(self) -> dict[str, Any]:
+        """Return fields to add to a report while the tool runs."""
+        return {}
 
     def summary(self) -> dict[str, Any]:
         """Return fields to add to the summary."""

@@ -9,7 +9,8 @@ from typing import Any
 from netbpf.declare.tool import Tool
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
-from netbpf.run.event_shapes import DigestShape, DistributionShape, EventShape
+from netbpf.run.counted_shapes import DigestShape, DistributionShape
+from netbpf.run.event_shapes import EventShape
 from netbpf.run.map_shapes import HistogramShape, TableShape
 from netbpf.run.program import Attached
 from netbpf.run.shape import Shape
@@ -55,6 +56,26 @@ class Shapes(Shape):
     def read(self) -> bool:
         """Read all parts."""
         return True in [part.read() for part in self.parts]
+
+    def collect(self, final: bool) -> None:
+        """Collect for all parts."""
+        for part in self.parts:
+            part.collect(final)
+
+    @property
+    def unread(self) -> int:
+        """What all parts did not read."""
+        return sum(part.unread for part in self.parts)
+
+    @property
+    def after_end(self) -> int:
+        """What came after the end, in all parts."""
+        return sum(part.after_end for part in self.parts)
+
+    def progress(self) -> dict[str, Any]:
+        """Return what all parts add."""
+        self.seen = self.parts[0].seen
+        return {name: value for part in self.parts for name, value in part.progress().items()}
 
     def close_interval(self, final: bool) -> None:
         """Close the interval of all parts."""

@@ -6,12 +6,15 @@ import os
 import select
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Optional
 
+from netbpf.output.outlet import Outlet
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 0.4  # seconds after the stop in which what came before it is read and written
 
 
 class Stop:
@@ -20,19 +23,22 @@ class Stop:
     `reason` is empty as long as it goes on.
     """
 
-    def __init__(self, settings: Mapping[str, Any], out_fd: int = 1) -> None:
-        """Watch for signals and for the reader of `out_fd` going away."""
+    def __init__(self, settings: Mapping[str, Any], out: Outlet) -> None:
+        """Watch for signals and for the reader of `out` going away."""
         self.reason = ""
         self._most = settings.get("max_events") or 0
         self._duration = settings.get("duration") or 0.0
         self._deadline = float("inf")
-        self._out_fd = out_fd
+        self._grace_end = float("inf")
+        self._out = out
+        self._data: set[int] = set()  # descriptors that are left alone while nobody reads
+        self._asked_for_room = False
         self._poll = select.epoll()
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_write = wake_write
         self._poll.register(self._wake, select.EPOLLIN)
         with suppress(OSError):  # a file cannot be polled, and never closes
-            self._poll.register(out_fd, 0)
+            self._poll.register(out.fileno(), 0)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         # nohup has SIGHUP ignored: that stays. A shell that starts something in the background has
         # SIGINT ignored, too, but who sends it means it.
@@ -44,13 +50,51 @@ class Stop:
         if self._duration:
             self._deadline = time.monotonic() + self._duration
 
-    def watch(self, fd: int) -> None:
-        """Wake up when `fd` is readable."""
+    def watch(self, fd: int, data: bool = False) -> None:
+        """Wake up when `fd` is readable; `data` waits while nobody reads the output."""
         self._poll.register(fd, select.EPOLLIN)
+        if data:
+            self._data.add(fd)
 
     def now(self, reason: str) -> None:
         """Stop for `reason`; the first reason counts."""
-        self.reason = self.reason or reason
+        if not self.reason:
+            self._grace_end = time.monotonic() + GRACE
+            self.reason = reason
+
+    @property
+    def blocked(self) -> bool:
+        """Does the reader of the output not take what is there?"""
+        return self._out.blocked
+
+    @property
+    def overdue(self) -> bool:
+        """Is the time up in which the end can be written?"""
+        return time.monotonic() >= self._grace_end
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Take the time of a block off the time that the end may take."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._grace_end += (time.monotonic() - began) * (self._grace_end > 0)
+
+    def may_write(self) -> bool:
+        """Return whether the output takes more; after the stop, wait for that as long as time is.
+
+        Before the stop nothing waits: what is not read stays in the ring buffer.
+        """
+        self._out.flush()
+        while self._out.blocked and self.reason and not self.overdue:
+            self._out.wait_for_room(self._grace_end)
+            self._out.flush()
+        return not self._out.blocked and not self.overdue
+
+    def finish(self, more: float = 0.0) -> None:
+        """Write what the output takes in the time that is left, and in `more` seconds."""
+        self._out.finish(self._grace_end + more)
 
     def room(self, seen: int) -> int:
         """Return how many more events may be shown, stopping when it is none."""
@@ -61,22 +105,35 @@ class Stop:
         return max(self._most - seen, 0)
 
     def wait(self, until: Optional[float] = None) -> None:
-        """Sleep until something is readable, a signal comes, or the monotonic time `until`."""
+        """Sleep until something is readable, a signal comes, or the monotonic time `until`.
+
+        While the output is blocked, room in it takes the place of data to be read.
+        """
         end = min(self._deadline, until if until is not None else float("inf"))
         timeout = -1.0 if end == float("inf") else max(end - time.monotonic(), 0.0)
+        self._ask_for_room(self._out.blocked)
         for fd, mask in self._poll.poll(timeout):
             if fd == self._wake:
                 with suppress(BlockingIOError):
                     os.read(self._wake, 64)
-            elif fd == self._out_fd and mask & (select.EPOLLERR | select.EPOLLHUP):
+            elif fd == self._out.fileno() and mask & (select.EPOLLERR | select.EPOLLHUP):
                 self.now("closed pipe")
         if time.monotonic() >= self._deadline:
             self.now("duration")
 
+    def _ask_for_room(self, blocked: bool) -> None:
+        if blocked == self._asked_for_room:
+            return
+        self._asked_for_room = blocked
+        with suppress(OSError):  # a file
+            self._poll.modify(self._out.fileno(), select.EPOLLOUT if blocked else 0)
+        for fd in self._data:
+            self._poll.modify(fd, 0 if blocked else select.EPOLLIN)
+
     def _on_signal(self, number: int, _: Optional[FrameType]) -> None:
-        # A second Ctrl-C, while finishing, is obeyed at once.
-        if self.reason and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        # A second one, while finishing: what is left is counted and no longer written.
+        if self.reason:
+            self._grace_end = 0.0
         self.now(signal.Signals(number).name)
 
     def close(self) -> None:

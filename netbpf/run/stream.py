@@ -46,12 +46,36 @@ class RingBuffer:
         self._done = memoryview(self._consumer).cast("Q")
         self._written = memoryview(self._producer)[:8].cast("Q")
 
+    @property
+    def done(self) -> int:
+        """The position up to which records were taken."""
+        return int(self._done[0])
+
+    @property
+    def written(self) -> int:
+        """The position up to which the kernel has written, or is writing."""
+        return int(self._written[0])
+
+    def count(self, start: int, end: int) -> int:
+        """Return how many records are between two positions."""
+        return max(end - start, 0) // self._step
+
+    def _ready(self, done: int) -> int:
+        # However far apart the positions are, what is read is in the ring.
+        return min(self.count(done, self.written), (self._mask + 1) // self._step)
+
+    def peek(self, limit: int) -> list[tuple[Any, ...]]:
+        """Return up to `limit` records as take() does, and leave them where they are."""
+        done = self.done
+        count = min(self._ready(done), limit)
+        start = done & self._mask
+        rows = self._record.iter_unpack(self._data[start : start + count * self._step])
+        return [row for row in rows if row[0] == self._length]
+
     def take(self, limit: int = 4096) -> list[tuple[Any, ...]]:
         """Return up to `limit` records as (length, member, ...) and give their room back."""
-        done = self._done[0]
-        # However far apart the positions are, what is read is in the ring.
-        count = min(max(self._written[0] - done, 0), self._mask + 1) // self._step
-        count = min(count, limit)
+        done = self.done
+        count = min(self._ready(done), limit)
         if not count:
             return []
         start = done & self._mask

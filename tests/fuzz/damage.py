@@ -21,30 +21,26 @@ WORDS = (
     b"(deleted)", b"'", b'"', b"{", b"}", b"*", b"?", b"!", b"a" * 300,
 )  # fmt: skip
 
-Edit = tuple[int, int, int]
-# What is done, where, and a number for it.
-EDITS: SearchStrategy[list[Edit]] = st.lists(
-    st.tuples(st.integers(0, 9), st.integers(0, (1 << 24) - 1), st.integers(0, (1 << 32) - 1)),
-    max_size=4,
-)
+# A script: which seed, then for each edit what is done, where, and a number for it. Hypothesis makes
+# bytes three times as fast as lists of numbers.
+_EDIT = struct.Struct("=BHBI")
+SCRIPT = st.binary(max_size=1 + 4 * _EDIT.size)
 
 
 def mutated(seeds: Sequence[bytes], spots: Sequence[int] = ()) -> SearchStrategy[bytes]:
     """Return a strategy: one of `seeds`, or damage done to it, half of it at `spots` (offsets)."""
-    return st.builds(lambda which, edits: damaged(seeds, which, edits, spots),
-                     st.integers(0, len(seeds) - 1), EDITS)  # fmt: skip
+    return SCRIPT.map(lambda script: damaged(seeds, script, spots))
 
 
-def damaged(
-    seeds: Sequence[bytes], which: int, edits: Sequence[Edit], spots: Sequence[int]
-) -> bytes:
-    """Return the seed number `which` after `edits`."""
-    data = bytearray(seeds[which])
-    for kind, place, value in edits:
+def damaged(seeds: Sequence[bytes], script: bytes, spots: Sequence[int] = ()) -> bytes:
+    """Return the seed that the `script` begins with after its edits."""
+    data = bytearray(seeds[script[0] % len(seeds) if script else 0])
+    edits = script[1 : 1 + len(script[1:]) // _EDIT.size * _EDIT.size]
+    for kind, place, chosen, value in _EDIT.iter_unpack(edits):
         if not data:
             break
-        at = (spots[(place >> 1) % len(spots)] if spots and place & 1 else place >> 1) % len(data)
-        _edit(data, kind, at, value, seeds)
+        at = (spots[place % len(spots)] if spots and chosen & 1 else place) % len(data)
+        _edit(data, kind % 10, at, value, seeds)
     return bytes(data)
 
 

@@ -14,8 +14,15 @@ from netbpf.kernel.numbers import with_numbers
 from netbpf.kernel.recorded import AT, SIZE, NotRecorded, RecordedKernel
 from tests.fuzz.damage import mutated
 from tests.fuzz.target import Target
-from tests.unit.test_image import CODE, EXIT, IMAGE, MOVE
 
+MOVE = bytes.fromhex("b700000003000000")  # r0 = 3
+EXIT = bytes.fromhex("9500000000000000")
+LOAD = bytes.fromhex("1811000007000000") + bytes(8)  # r1 = map 7
+CODE = MOVE + LOAD + bytes.fromhex("1801000066706e62") + bytes(8) + EXIT
+IMAGE = Image(
+    (MapShape("events", 27, 0, 0, 4096, 0), MapShape("lives", 1, 8, 96, 8192, 1)),
+    {"state_tp": CODE, "empty": b"", "accept_tp": MOVE + EXIT},
+)
 KEY = "0" * 64
 PACKED = [pack(IMAGE, KEY), pack(IMAGE), pack(Image((), {"f": MOVE + EXIT}), KEY)]
 
@@ -65,8 +72,9 @@ def codes(data: bytes) -> None:
 
 
 RECORDING: dict[str, Any] = {
-    "release": "6.1.0", "covers": {"struct": ["sock*"], "tracepoint": ["tcp"], "function": ["tcp_*"]},
-    "common_fields": "common_type common_pid", "tracepoints": {"tcp": {"tcp_probe": "sport dport"}},
+    "release": "6.1.0",
+    "covers": {"struct": ["sock*"], "tracepoint": ["tcp"], "function": ["tcp_*"]},
+    "common_fields": "common_type common_pid", "tracepoint": {"tcp": {"tcp_probe": "sport dport"}},
     "raw_tracepoint": {"tcp_probe": "sk skb"}, "function": {"tcp_close": "sk timeout"},
     "untyped": ["tcp_x"], "iterator": ["tcp"], "dynamic": {"kprobe": True, "fentry": False},
     "preempts": {"rawtp": False, "syscalls": True},
@@ -77,7 +85,6 @@ RECORDING: dict[str, Any] = {
     },
     "enum": {"mode": {"ON": 1}},
 }  # fmt: skip
-RECORDING["tracepoint"] = RECORDING.pop("tracepoints")
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
 ODD = (
     LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(st.text(max_size=4), LEAVES, max_size=2)
@@ -115,8 +122,8 @@ def recorded(changes: list[tuple[int, Any]]) -> None:
         lambda: kernel.preempts("rawtp"), lambda: kernel.size("sock"),
         lambda: kernel.enumerator("mode", "ON"),
     ]  # fmt: skip
-    for path in ("x", "bits", "common", "common.z", "inner", "inner.y", "x.y", "absent"):
-        questions.append(lambda path=path: kernel.field("sock", path))
+    paths = ("x", "bits", "common", "common.z", "inner", "inner.y", "x.y", "absent")
+    questions += [lambda path=path: kernel.field("sock", path) for path in paths]
     for question in questions:
         answered(question)
 

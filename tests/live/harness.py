@@ -172,12 +172,10 @@ class Run:
         """Wait until the tool says that its probes are attached."""
 
         def ready() -> bool:
-            # Asked in this order: a tool that ends soon after its sign was ready all the same.
-            ended = self.returncode is not None
-            if self.ready_file.exists():
-                return True
-            assert not ended, f"{self.tool} did not start ({self.returncode}):\n{self.stderr}"
-            return False
+            # A tool that ended in order was ready, and took its sign away.
+            ended = self.returncode
+            assert ended in (None, 0, 3), f"{self.tool} did not start ({ended}):\n{self.stderr}"
+            return self.ready_file.exists() or ended is not None
 
         wait_until(ready, START_TIMEOUT, f"{self.tool}'s ready file")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
@@ -16,20 +15,19 @@ from netbpf.declare.tool import find_tool
 
 
 @pytest.fixture
-def running():
+def running(tmp_path):
     """A tool that says nothing, for ever."""
-    with tempfile.TemporaryFile() as ready:
-        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-        yield demo.Running(find_tool("tcplife"), process, io.BytesIO(), io.BytesIO(), ready)
-        process.communicate()
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ready = tmp_path / "ready"
+    yield demo.Running(find_tool("tcplife"), process, io.BytesIO(), io.BytesIO(), ready)
+    process.communicate()
 
 
 def test_a_tool_has_started_when_it_says_so_or_has_ended(running):
     assert not running.started
-    running.ready.write(b"1\n")
-    running.ready.flush()
+    running.ready.touch()
     assert running.started
-    running.ready.truncate(0)
+    running.ready.unlink()
     assert not running.started
     running.process.kill()
     running.process.wait()
@@ -41,7 +39,7 @@ def test_patience_is_that_with_the_next_and_not_with_all(running, monkeypatch):
     start = time.monotonic()
     demo._wait([running], lambda: False)
     assert 0.3 <= time.monotonic() - start
-    sign = threading.Timer(0.2, lambda: running.ready.write(b"1") and running.ready.flush())
+    sign = threading.Timer(0.2, running.ready.touch)
     sign.start()
     start = time.monotonic()
     demo._wait([running], lambda: False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,46 +10,36 @@ import pytest
 from netbpf.declare.tool import find_tool
 from netbpf.errors import EXIT_LOST
 from netbpf.output.clock import Clock
-from netbpf.run import runner
+from netbpf.run import summary
 from netbpf.run.runner import Run
 
-CAUSES = ("ring_full", "map_full", "probe_missed", "reader", "unseen")
+CAUSES = ("ring_full", "map_full", "probe_missed", "reader", "unwritten", "unseen")
 
 
 class Fakes:
     """A run that has ended with these losses, and its summary."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **lost: int) -> None:
-        found = {cause: lost.get(cause, 0) for cause in ("ring_full", "map_full")}
-        monkeypatch.setattr(runner, "read_losses", lambda _: found)
-        monkeypatch.setattr(runner, "read_covered", lambda _: 0)
-        monkeypatch.setattr(runner, "Map", lambda *_, **__: None)
-        monkeypatch.setattr(runner, "ids_differ", lambda: False)
+        monkeypatch.setattr(summary, "ids_differ", lambda: False)
         self.summary: dict[str, Any] = {}
-        self.unseen = {"unseen": lost.get("unseen", 0)}
+        self.lost = {**dict.fromkeys(CAUSES, 0), **lost}
         run: Any = Run.__new__(Run)
-        run.tool, run.settings, run.out = (
-            find_tool("tcplife"),
-            {"fail_on_loss": True},
-            io.StringIO(),
-        )
-        run.clock, run.narrowed = Clock(), []
-        run.stop = SimpleNamespace(reason="SIGINT")
-        run.attached = SimpleNamespace(
-            loaded=SimpleNamespace(maps={"losses": 0}), choices=(), described=list
-        )
-        run.cost = SimpleNamespace(missed=lambda *_: lost.get("probe_missed", 0))
+        run.tool = find_tool("tcplife")
+        run.settings = {"fail_on_loss": True, "output": "json"}
+        run.out = SimpleNamespace(error=None, blocked=False)
+        run.clock, run.narrowed, run._longer = Clock(), [], 0
+        run.stop = SimpleNamespace(reason="SIGINT", finish=lambda _: None)
+        run.attached = SimpleNamespace(described=list)
         run.shape = SimpleNamespace(
-            strange=lost.get("reader", 0), summary=dict, seen=0, empty=True, unit="events",
-            notes=[], namespaces=set(),
-        )  # fmt: skip
+            summary=dict, seen=0, empty=True, unit="events", notes=[], namespaces=set(), after_end=0
+        )
         run.tally = SimpleNamespace(rise={}, own={}, scope=dict, notes=lambda _: [])
         run.names = SimpleNamespace(notes=list)
         run.writer = SimpleNamespace(summary=self.summary.update)
         self.run = run
 
     def end(self) -> int:
-        return int(self.run._summarise(Clock().start, {}, self.unseen))
+        return int(self.run._summarise(Clock().start, {}, self.lost))
 
 
 @pytest.mark.parametrize("cause", CAUSES)

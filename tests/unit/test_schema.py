@@ -71,7 +71,8 @@ TOOL = Tool(
 SUMMARY = {
     "start": "2026-01-31T23:59:59.123456Z", "end": "2026-01-31T23:59:59.123456Z", "seconds": 1.5,
     "events": 23, "unit": "events", "stopped_by": "duration",
-    "lost": {"ring_full": 0, "map_full": 0, "probe_missed": 0, "reader": 0}, "complete": True,
+    "lost": {"ring_full": 0, "map_full": 0, "probe_missed": 0, "reader": 0, "unwritten": 0},
+    "complete": True, "after_end": 0,
     "probes": [{"name": "state", "kind": None, "targets": ["t"], "passed_over": []}],
     "counters": {"Tcp.OutRsts": 1},
     "overhead": {"measured": True, "runs": 1, "run_ns": 1, "cpu_percent": 0.1, "more": 1},
@@ -137,11 +138,32 @@ def test_summaries_validate_with_and_without_the_tools_own_fields(validator, mor
 
 
 def test_summary_without_a_ring_validates_only_where_events_are_an_option():
-    lost = dict.fromkeys(("map_full", "probe_missed", "reader"), 0)
+    lost = dict.fromkeys(("map_full", "probe_missed", "reader", "unwritten"), 0)
     line = {"tool": "demo", "type": "summary", **SUMMARY, "lost": lost}
     for option, good in (("events", True), ("", False)):
         tool = Tool("demo - x", probes=(), event=Everything, event_option=option)
         assert jsonschema.Draft202012Validator(schema_of(tool)).is_valid(line) is good
+
+
+def test_report_while_running_validates(validator):
+    line = {
+        "tool": "demo", "type": "progress", "time": SUMMARY["start"], "seconds": 10.0, "events": 2,
+        "unit": "events", "lost": SUMMARY["lost"], "complete": True,
+        "overhead": SUMMARY["overhead"],
+    }  # fmt: skip
+    validator.validate(line)
+    assert not validator.is_valid({**line, "surprise": 1})
+
+
+def test_row_says_how_much_of_its_interval_was_lost(validator):
+    raw = Everything.layout().unpack(bytes(Everything.size))
+    for kind, lost in (("event", 0), ("interval", 0), ("interval", 7)):
+        output = Output()
+        output.writer.interval.lost = {"ring_full": 3, "map_full": lost - 3} if lost else {}
+        output.writer.event(10**9, Everything.decoder()(raw), kind)
+        line = output.lines()[0]
+        assert line.get("lost", 0) == lost
+        validator.validate(line)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from contextlib import suppress
 
 import pytest
 
-from netbpf.run.stop import Stop
+from netbpf.output.outlet import Outlet
+from netbpf.run.stop import GRACE, Stop
 
 SOON = 5.0  # seconds that a test would wait at most if it failed
 
@@ -25,7 +26,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def stop_with(fd: int, **settings: object) -> Stop:
-    return Stop(settings, fd)
+    return Stop(settings, Outlet(fd))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -44,16 +45,85 @@ def test_signal_ends_a_wait_at_once_and_is_the_reason(pipe, number):
         signal.signal(number, before)
 
 
-def test_second_interrupt_while_finishing_is_obeyed(pipe):
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_the_time_to_finish_and_nothing_else(pipe, second):
     stop = stop_with(pipe[1])
     try:
+        assert not stop.overdue
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
+        assert not stop.overdue
+        signal.raise_signal(second)
+        assert stop.overdue
+        with stop.apart():
+            time.sleep(0.01)
+        assert stop.overdue
         assert stop.reason == "SIGINT"
     finally:
         stop.close()
+
+
+def test_time_to_finish_is_up_soon_after_the_stop(pipe, monkeypatch):
+    stop = stop_with(pipe[1])
+    try:
+        stop.now("duration")
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 0.1)
+        assert stop.overdue
+        with stop.apart():  # detaching does not count
+            monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 7.1)
+        monkeypatch.setattr(time, "monotonic", lambda: now + 7)
+        assert not stop.overdue
+    finally:
+        stop.close()
+
+
+def fill(stop: Stop, out: Outlet) -> None:
+    while not out.blocked:
+        out.write("x" * 4000 + "\n")
+        out.flush()
+
+
+def test_blocked_output_pauses_data_and_room_in_it_wakes(pipe):
+    # The pipe's other end is the reader; the ring buffer is another pipe with something in it.
+    out = Outlet(pipe[1])
+    stop = Stop({}, out)
+    data = os.pipe()
+    try:
+        stop.watch(data[0], data=True)
+        os.write(data[1], b"x")
+        fill(stop, out)
+        started = time.monotonic()
+        stop.wait(started + 0.05)
+        assert time.monotonic() - started >= 0.05
+        os.read(pipe[0], 1 << 16)
+        started = time.monotonic()
+        stop.wait(started + SOON)
+        assert time.monotonic() - started < SOON / 2
+        assert stop.may_write()
+        started = time.monotonic()
+        stop.wait(started + SOON)  # the data are back
+        assert time.monotonic() - started < SOON / 2
+    finally:
+        stop.close()
+        out.close()
+        for fd in data:
+            os.close(fd)
+
+
+def test_blocked_output_is_waited_for_only_after_the_stop(pipe):
+    out = Outlet(pipe[1])
+    stop = Stop({}, out)
+    try:
+        fill(stop, out)
+        started = time.monotonic()
+        assert not stop.may_write()
+        assert time.monotonic() - started < GRACE / 2
+        stop.now("duration")
+        assert not stop.may_write()
+        assert GRACE * 0.9 <= time.monotonic() - started < SOON
+    finally:
+        stop.close()
+        out.close()
 
 
 def test_signals_do_again_what_they_did_after_closing(pipe):

@@ -247,7 +247,8 @@ SUMMARY = {
     "lost": {"ring_full": 0, "map_full": 0},
     "probes": [{"name": "state", "kind": "rawtp"}, {"name": "accept", "kind": None}],
     "counters": {"Tcp.OutRsts": 2},
-    "overhead": {"measured": True, "cpu_percent": 0.1234, "runs": 46, "ns_per_run": 980.5},
+    "overhead": {"measured": True, "cpu_percent": 0.1234, "runs": 46, "ns_per_run": 980.5,
+                 "reader_cpu_seconds": 0.042},
     "notes": ["eth0\x1b[1m does not pass GRO"],
 }  # fmt: skip
 
@@ -268,7 +269,7 @@ def test_summary_is_words_on_stderr_and_an_object_in_json(capsys):
             assert words.splitlines() == [
                 "demo: 23 events in 1.0 s; nothing lost (ring_full 0, map_full 0)",
                 "demo: probes state=rawtp, accept=none; they cost 0.12 % of one CPU"
-                " (46 runs, 980.5 ns each)",
+                " (46 runs, 980.5 ns each), the reader 4 %",
                 "demo: kernel counters meanwhile: Tcp.OutRsts +2",
                 "demo: note: eth0\\x1b[1m does not pass GRO",
             ]

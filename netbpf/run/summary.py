@@ -1,0 +1,82 @@
+"""The last line of a run: what was seen, what was lost, what it cost, and what to think of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netbpf.declare.tool import Tool
+from netbpf.kernel.processes import ids_differ
+from netbpf.output.clock import Clock
+from netbpf.run.shape import Shape
+from netbpf.run.tally import Tally
+
+_SHOWN_WHILE_RUNNING = ("measured", "runs", "run_ns", "ns_per_run", "cpu_percent",
+                        "reader_cpu_seconds")  # fmt: skip
+
+
+def progress_of(
+    shape: Shape, clock: Clock, now: int, lost: Mapping[str, int], cost: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a report at the time `now` (ns) has while the tool runs."""
+    more = shape.progress()
+    return {
+        "seconds": round((now - clock.start) / 1e9, 3),
+        "events": shape.seen,
+        "unit": shape.unit,
+        "lost": dict(lost),
+        "complete": not any(lost.values()),
+        "overhead": {name: cost[name] for name in _SHOWN_WHILE_RUNNING},
+        **more,
+    }
+
+
+def summary_of(
+    tool: Tool,
+    shape: Shape,
+    tally: Tally,
+    clock: Clock,
+    lost: Mapping[str, int],
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the summary, without its notes; `more` are fields that the runner has.
+
+    `end` among them is in ns.
+    """
+    end = more.pop("end")
+    added = shape.summary()
+    return {
+        "tool": tool.name,
+        "start": clock.rfc3339(clock.start),
+        "end": clock.rfc3339(end),
+        "seconds": round((end - clock.start) / 1e9, 3),
+        "events": shape.seen,
+        "unit": shape.unit,
+        "lost": dict(lost),
+        "complete": not any(lost.values()),
+        "after_end": shape.after_end,
+        "counters": tally.rise,
+        **tally.scope(),
+        **more,
+        **added,
+        "notes": shape.notes,
+    }
+
+
+def add_notes(
+    summary: dict[str, Any],
+    tool: Tool,
+    settings: Mapping[str, Any],
+    shape: Shape,
+    tally: Tally,
+    narrowed: Sequence[str],
+) -> None:
+    """Add the remarks on a result that follow from what it is."""
+    notes = summary["notes"]
+    notes += tally.notes(shape.namespaces)
+    review = tool.hooks.get("review")
+    notes += review({**summary, "own": tally.own}, settings) if review else []
+    if shape.empty and narrowed:
+        notes.append(f"nothing was seen that passes {' and '.join(narrowed)}")
+    if ids_differ():
+        notes.append("process ids are those of the host, not of this PID namespace")
