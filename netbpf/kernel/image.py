@@ -57,7 +57,7 @@ def constant_loads(code: bytes) -> Iterator[int]:
 
 def _loads(code: bytes, wanted: int) -> Iterator[int]:
     for offset, operation, source in instructions(code):
-        if operation == _LOAD_64 and source == wanted:
+        if operation == _LOAD_64 and source == wanted and offset + 16 <= len(code):
             yield offset + 4
 
 
@@ -128,7 +128,9 @@ def _described(described: Any, codes: bytes) -> Optional[Image]:
     right = all(isinstance(one, list) and len(one) == len(MapShape._fields) for one in maps)
     if not right or not all(type(one[0]) is str and all(map(_fits, one[1:])) for one in maps):
         return None
-    if not all(map(_fits, sizes.values())) or sum(sizes.values()) != len(codes):
+    if not all(_fits(size) and size % 8 == 0 for size in sizes.values()):
+        return None
+    if sum(sizes.values()) != len(codes):
         return None
     programs, offset = {}, 0
     for name, size in sizes.items():

@@ -21,8 +21,8 @@ WORDS = (
     b"(deleted)", b"'", b'"', b"{", b"}", b"*", b"?", b"!", b"a" * 300,
 )  # fmt: skip
 
-# A script: which seed, then for each edit what is done, where, and a number for it. Hypothesis makes
-# bytes three times as fast as lists of numbers.
+# A script: which seed, then for each edit what is done, where, and a number for it. Hypothesis
+# makes bytes three times as fast as lists of numbers.
 _EDIT = struct.Struct("=BHBI")
 SCRIPT = st.binary(max_size=1 + 4 * _EDIT.size)
 

@@ -139,3 +139,10 @@ def test_what_was_changed_and_summed_up_again_is_recognised():
     for other, code in ((described, codes[:-1] + b"x"), (renamed, codes), (larger, codes)):
         assert unpack(summed_up(other, code)) is not None
         assert unpack(summed_up(other, code), "one") is None
+
+
+def test_code_that_ends_within_an_instruction_is_looked_at_up_to_there():
+    for length in range(len(CODE)):
+        for offset, _ in map_references(CODE[:length]):
+            assert offset + 12 <= length
+    assert unpack(summed_up(saying(programs={"f": 7}), MOVE[:7])) is None
