@@ -134,17 +134,22 @@ class EventShape(Shape):
             self._write_all(self._held.release())
 
     @property
+    def waiting(self) -> int:
+        """How many records wait in the ring."""
+        return self.ring.count(self.ring.done, self.ring.written)
+
+    @property
     def unread(self) -> int:
         """How many events of the time before the end are still in the ring."""
-        count = self.ring.count(self.ring.done, self._mark)
-        if not count or count > _MOST_LOOKED_AT or not self.stop.room(self.seen):
-            return count if self.stop.room(self.seen) else 0
+        count, wanted = self.ring.count(self.ring.done, self._mark), self.stop.room(self.seen)
+        if not min(count, wanted) or count > _MOST_LOOKED_AT:
+            return min(count, wanted)
         # To the event: one whose program ran before the end may stand behind the mark.
         rows = [row[1:] for row in self.ring.peek(count + _STRAGGLERS)]
         amends = issubclass(self.event, AmendedEvent)
         key = [column.name for column in self.event.members].index("key") if amends else 0
         rows = [row for row in rows if row[self._time] <= self._until]
-        return sum(not (amends and row[key] & AMENDMENT) for row in rows)
+        return min(sum(not (amends and row[key] & AMENDMENT) for row in rows), wanted)
 
     @property
     def after_end(self) -> int:

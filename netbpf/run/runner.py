@@ -35,6 +35,7 @@ from netbpf.run.tally import Tally
 
 _LOOK_SECONDS = 1.0  # how often losses and --max-overhead are looked at
 _REPORT_SECONDS = 10.0  # between two reports
+_SOON = 0.3  # the same while nobody reads the output
 _LAST_SECONDS = 0.1  # for the summary, when the time to write results is up
 
 
@@ -155,6 +156,9 @@ class Run:
                 self._close_interval()
             if time.monotonic() >= self._look:
                 self._look_at_losses()
+                if self.out.blocked:  # -n counts what happened, also if nobody reads it
+                    missed = self.ledger.total.get("ring_full", 0)
+                    self.stop.room(self.shape.seen + self.shape.waiting + missed)
             if self.out.error:
                 closed = isinstance(self.out.error, BrokenPipeError)
                 self.stop.now("closed pipe" if closed else "output error")
@@ -178,7 +182,7 @@ class Run:
     def _look_at_losses(self) -> None:
         """Report losses as soon as they are seen, and every ten seconds how it goes."""
         now = time.monotonic()
-        self._look = now + _LOOK_SECONDS
+        self._look = now + (_SOON if self.out.blocked else _LOOK_SECONDS)
         self._count_losses()
         if now >= self._report or (self._unreported and not self._reported):
             self._report, self._reported = now + _REPORT_SECONDS, bool(self._unreported)

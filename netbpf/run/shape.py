@@ -71,6 +71,11 @@ class Shape:
         """Write what came before the end and was on its way; probes are detached."""
 
     @property
+    def waiting(self) -> int:
+        """How many events wait to be read."""
+        return 0
+
+    @property
     def unread(self) -> int:
         """How many events of the time before the end were not read."""
         return 0

@@ -63,6 +63,11 @@ class Shapes(Shape):
             part.collect(final)
 
     @property
+    def waiting(self) -> int:
+        """What all parts have to read."""
+        return sum(part.waiting for part in self.parts)
+
+    @property
     def unread(self) -> int:
         """What all parts did not read."""
         return sum(part.unread for part in self.parts)

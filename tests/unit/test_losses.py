@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from netbpf.run import losses
-from netbpf.run.losses import CAUSES, Cost, read_covered, read_losses
+from netbpf.run.losses import CAUSES, Budget, Cost, read_covered, read_losses
 
 FDINFO = """\
 pos:\t0
@@ -91,3 +91,44 @@ def test_kernel_without_statistics_is_said_and_not_an_error(programs, monkeypatc
     assert (found["measured"], found["runs"], found["ns_per_run"]) == (False, 0, None)
     assert cost.missed() == 0
     cost.close()
+
+
+class Spending:
+    """A cost that has spent so much of one CPU."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def spent(self) -> int:
+        return self.ns
+
+
+def test_budget_is_for_the_last_seconds_and_not_for_the_average(monkeypatch):
+    now, cost = [1000.0], Spending()
+    monkeypatch.setattr(losses.time, "monotonic", lambda: now[0])
+    budget = Budget(cost, 1.0)
+    for _ in range(3600):  # an hour of quiet
+        now[0] += 1
+        assert budget.overrun() is None
+    now[0] += 1
+    cost.ns += int(0.02e9)  # 2 % of this second are 0.7 % of the last three
+    assert budget.overrun() is None
+    now[0] += 1
+    cost.ns += int(0.02e9)
+    assert budget.overrun() == "1.3 % of one CPU over the last 3 s"
+
+
+def test_budget_of_less_than_a_window_is_that_of_its_time(monkeypatch):
+    now, cost = [1000.0], Spending()
+    monkeypatch.setattr(losses.time, "monotonic", lambda: now[0])
+    budget = Budget(cost, 10)
+    now[0] += 1
+    cost.ns += int(0.2e9)
+    assert budget.overrun() == "20 % of one CPU over the last 1 s"
+
+
+@pytest.mark.usefixtures("programs")
+def test_what_is_spent_is_that_of_programs_and_reader(monkeypatch):
+    cpu = iter([1.0, 1.5])
+    monkeypatch.setattr(losses.time, "process_time", lambda: next(cpu))
+    assert Cost({"a_tp": 11, "b_tp": 12}).spent() == 4000 + 500_000_000
