@@ -113,34 +113,8 @@ def start(
     tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], say: Say
 ) -> Attached:
     """Return `tool`'s programs, attached; alternatives that the kernel refuses are passed over."""
-    probes = probes_of(tool, settings)
-    forced = parse_forced(settings.get("probe"))
-    text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")
-    manifests = layout.manifests(text)
-    refused: dict[tuple[str, str], str] = {}
-
-    def find_target(function: str) -> int:
-        # The kernel goes by the ids of its own types, those of a file may be others.
-        return (Btf() if settings.get("btf") else kernel.btf).find(function, FUNC)
-
     with types_from(settings.get("btf")):
-        while True:
-            choices = select(probes, kernel, refused, forced)
-            header = "\n".join([*defines, layout.header(kernel, manifests, choices)])
-            try:
-                maps = maps_of(tool, settings)
-                loaded = compile_and_load(text, header, choices, maps, find_target, say)
-                attached = Attached(choices, loaded)
-                try:
-                    attached.attach_targets()
-                except BaseException:
-                    attached.close()
-                    raise
-                return attached
-            except AttachRefused as error:
-                kind = next(choice.kind for choice in choices if choice.probe.name == error.probe)
-                say(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
-                refused[error.probe, kind] = error.message
+        return _start(tool, settings, kernel, defines, say)
 
 
 @contextmanager
@@ -155,6 +129,38 @@ def types_from(path: Any) -> Generator[None, None, None]:
             error.message = f"with the types of '{path}': {error.message}"
             error.hint = "--btf is for a file that was made from this very kernel: is this one?"
         raise
+
+
+def _start(
+    tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], say: Say
+) -> Attached:
+    probes = probes_of(tool, settings)
+    forced = parse_forced(settings.get("probe"))
+    text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")
+    manifests = layout.manifests(text)
+    refused: dict[tuple[str, str], str] = {}
+
+    def find_target(function: str) -> int:
+        # The kernel goes by the ids of its own types, those of a file may be others.
+        return (Btf() if settings.get("btf") else kernel.btf).find(function, FUNC)
+
+    while True:
+        choices = select(probes, kernel, refused, forced)
+        header = "\n".join([*defines, layout.header(kernel, manifests, choices)])
+        try:
+            maps = maps_of(tool, settings)
+            loaded = compile_and_load(text, header, choices, maps, find_target, say)
+            attached = Attached(choices, loaded)
+            try:
+                attached.attach_targets()
+            except BaseException:
+                attached.close()
+                raise
+            return attached
+        except AttachRefused as error:
+            kind = next(choice.kind for choice in choices if choice.probe.name == error.probe)
+            say(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
+            refused[error.probe, kind] = error.message
 
 
 def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:

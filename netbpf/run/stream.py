@@ -57,17 +57,13 @@ class RingBuffer:
         return int(self._written[0])
 
     def count(self, start: int, end: int) -> int:
-        """Return how many records are between two positions."""
-        return max(end - start, 0) // self._step
-
-    def _ready(self, done: int) -> int:
-        # However far apart the positions are, what is read is in the ring.
-        return min(self.count(done, self.written), (self._mask + 1) // self._step)
+        """Return how many records are between two positions, at most as many as have room."""
+        return min(max(end - start, 0), self._mask + 1) // self._step
 
     def peek(self, limit: int) -> list[tuple[Any, ...]]:
         """Return up to `limit` records as take() does, and leave them where they are."""
         done = self.done
-        count = min(self._ready(done), limit)
+        count = min(self.count(done, self.written), limit)
         start = done & self._mask
         rows = self._record.iter_unpack(self._data[start : start + count * self._step])
         return [row for row in rows if row[0] == self._length]
@@ -75,7 +71,7 @@ class RingBuffer:
     def take(self, limit: int = 4096) -> list[tuple[Any, ...]]:
         """Return up to `limit` records as (length, member, ...) and give their room back."""
         done = self.done
-        count = min(self._ready(done), limit)
+        count = min(self.count(done, self.written), limit)
         if not count:
             return []
         start = done & self._mask
