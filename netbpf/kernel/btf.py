@@ -72,7 +72,8 @@ class Btf(Types):
         super().__init__(lib, path, found)
         if not self._btf:
             raise _no_types() if own else self.damaged("libbpf refuses it")
-        self._check_pointers()
+        if not own:
+            self._check_pointers()
 
     def _check_pointers(self) -> None:
         # In C of Linux, long has the size of a pointer.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple, Optional
@@ -27,7 +26,6 @@ _SIZED = (INT, STRUCT, UNION, ENUM, FLOAT, ENUM64)
 # Kernels have at most 12 types behind each other, 9 structs within each other, 6,000 members in a
 # struct and all that it holds, and 360 KB in a struct.
 _DEEPEST, _MOST_MEMBERS, _LARGEST = 64, 1 << 17, 1 << 26
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Type(NamedTuple):
@@ -49,6 +47,7 @@ class Types:
         self._lib = lib
         self._path = path
         self._ids: dict[tuple[str, int], int] = {}  # by name and kind, see Btf.names()
+        self._read: dict[int, Type] = {}
         self._walked = 0  # members, for the answer to one question
         # libbpf 0.x returns an error as a pointer near the top of the address space, 1.x as NULL.
         self._btf = found if found and found <= 2**64 - 4096 else 0
@@ -75,6 +74,12 @@ class Types:
         return 0
 
     def _type(self, type_id: int) -> Type:
+        found = self._read.get(type_id)
+        if not found:
+            found = self._read[type_id] = self._fetch(type_id)
+        return found
+
+    def _fetch(self, type_id: int) -> Type:
         # struct btf_type: name_off, info (vlen 0-15, kind 24-28, kind_flag 31), size or type.
         address = self._lib.btf__type_by_id(self._btf, type_id)
         if not address:
@@ -95,7 +100,7 @@ class Types:
         return self._checked(self._name(offset))
 
     def _checked(self, name: str) -> str:
-        if name and not _IDENTIFIER.fullmatch(name):
+        if name and not (name.isascii() and name.isidentifier()):
             raise self.damaged(f"C has no names such as '{name[:60]}'")
         return name
 
