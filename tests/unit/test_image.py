@@ -114,6 +114,12 @@ def test_right_checksum_over_something_else_is_recognised(described):
     assert unpack(summed_up(described, MOVE)) is None
 
 
+def test_description_that_is_too_long_is_not_read():
+    text = json.dumps(saying()).encode()
+    assert unpack(summed_up(text + b" " * 1000, MOVE)) is not None
+    assert unpack(summed_up(text + b" " * (1 << 16), MOVE)) is None
+
+
 def test_length_that_lies_is_recognised():
     for length in (0, 5, 1 << 16, 0xFFFFFFFF):
         body = struct.pack("=I", length) + b"{}"
