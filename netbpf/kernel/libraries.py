@@ -41,7 +41,7 @@ MAX_PATHS = 8
 MAX_NAMES = 12
 
 _MAPPING = re.compile(
-    rb"([0-9a-f]+-[0-9a-f]+) \S+ \S+ ([0-9a-f]+:[0-9a-f]+) (\d+) +"
+    rb"([0-9a-f]+-[0-9a-f]+) \S+ \S+ ([0-9a-f]{1,5}:[0-9a-f]{1,5}) (\d+) +"
     rb"(/(?:.*/)?(?:libc\.so\.6|libc-2\.\d+\.so|ld-musl-[^/]*\.so\.1|libc\.musl-[^/]*\.so[^/]*"
     rb"|libc\.so))( \(deleted\))?"
 )

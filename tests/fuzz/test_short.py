@@ -1,4 +1,4 @@
-"""Every parser of outside data stands 150 cases, the same ones each time."""
+"""Every parser of outside data stands a hundred cases, the same ones each time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz.target import run
 from tests.fuzz.targets import TARGETS
 
-CASES = 150
+CASES = 100
 
 
 @pytest.mark.parametrize("name", TARGETS)

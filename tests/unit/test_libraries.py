@@ -294,3 +294,12 @@ def test_go_is_not_seen_where_there_is_none(proc, program):
     assert not looks_like_go(str(program))
     assert not looks_like_go("/nonexistent")
     assert not looks_like_go("/dev/zero")
+
+
+def test_mapping_of_a_device_that_cannot_be_is_none(tmp_path):
+    proc = Proc(tmp_path)
+    libc = proc.file("/lib/libc.so.6", LIBC)
+    proc.process(1, libc, [("/lib/libc.so.6 (deleted)", libc)])
+    maps = proc.path / "1" / "maps"
+    maps.write_text(maps.read_text().replace(" 3f:01 ", f" {'f' * 9}:01 "))
+    proc.scan()
