@@ -74,6 +74,11 @@ def harmless(tool: Tool, settings: dict[str, Any]) -> None:
     """What the settings become in C are numbers."""
     quick = {name: value for name, value in settings.items() if name not in SLOW}
     lines = filter_defines(quick)
+    for option in tool.options:
+        if option.parse is options.devices and quick.get(option.name):
+            # By now these are names of devices that are there.
+            raw = (name.encode(errors="surrogateescape")[:15] for name in quick[option.name])
+            quick[option.name] = [name.decode(errors="surrogateescape") for name in raw]
     if tool.constants and not settings.get("reason"):
         lines += [f"#define {name} {value}" for name, value in tool.constants(quick).items()]
     for text in lines:
