@@ -1,7 +1,7 @@
 """A file with BTF that a user named: read within bounds, and checked before libbpf gets it.
 
 libbpf walks from type to type by the counts that it finds there; versions before 1.4 believe them.
-What a single type says of others is looked at where it is used, by `netbpf.kernel.btf`.
+How a single type refers to others is checked where it is used, by `netbpf.kernel.btf`.
 """
 
 from __future__ import annotations

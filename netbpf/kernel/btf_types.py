@@ -1,7 +1,7 @@
-"""The types of a kernel one by one, as libbpf hands them out, and what each says checked.
+"""The types of a kernel one by one, as libbpf hands them out, with each reference checked.
 
-A file may say anything. What contradicts itself is an error that names the file; and a name counts
-only if C has such names, as it becomes a part of a program.
+A file may hold anything. What contradicts itself is an error that names the file, and a name counts
+only if it is a C identifier, as it becomes a part of a program.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Types:
 
     def _checked(self, name: str) -> str:
         if name and not (name.isascii() and name.isidentifier()):
-            raise self.damaged(f"C has no names such as '{name[:60]}'")
+            raise self.damaged(f"no C identifier: '{name[:60]}'")
         return name
 
     def _check_depth(self, depth: int) -> None:

@@ -54,7 +54,7 @@ def place() -> str:
 def take(key: str, say: Callable[[str], None] = lambda words: None) -> Optional[bytes]:
     """Return what was kept under `key`, None if nothing was; raise NoCache.
 
-    Why what is there does not count is said.
+    `say` gets the reason why a file that is there does not count.
     """
     with _directory(place(), make=False) as directory:
         if directory is None:

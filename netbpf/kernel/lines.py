@@ -8,9 +8,9 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def lines_of(data: bytes, errors: str = "backslashreplace") -> list[str]:
-    """Return the lines of `data`; bytes that are not UTF-8 become what `errors` says.
+    """Return the lines of `data`; `errors` is that of bytes.decode() for what is not UTF-8.
 
-    Only a line feed ends a line. str.splitlines() also knows ten other characters for that, and a
+    Only a line feed ends a line. str.splitlines() takes ten other characters for that, and a
     network device, a process or a directory may have each of them in its name.
     """
     lines = data.decode(errors=errors).split("\n")

@@ -122,7 +122,7 @@ def _fresh(text: str, files: Files, functions: Sequence[str], key: str, say: Say
 
 
 def _is_right(image: Image, say: Say) -> bool:
-    """Return whether an image that the kernel refused is known to be what is compiled."""
+    """Return whether an earlier start compiled the same image, which the kernel refused."""
     with _cache_at_best("no cache", say):
         return cache.take(cache.key_of("refused", pack(image).hex()), say) == b"right"
     return False

@@ -36,8 +36,8 @@ def kernel_pid(pid: int, proc: str = "/proc") -> int:
     if not Path(proc, str(pid)).is_dir():
         raise UsageError(f"--pid: there is no process {pid}", "processes: ps -e")
     status = _status(pid, proc)
-    told = re.fullmatch(r"[0-9]{1,10}", status.get("Tgid", ""))
-    process = int(told[0]) if told else pid
+    group = re.fullmatch(r"[0-9]{1,10}", status.get("Tgid", ""))
+    process = int(group[0]) if group else pid
     if process != pid:
         raise UsageError(
             f"--pid: {pid} is a thread of process {process} ({status.get('Name', '')})",

@@ -154,7 +154,7 @@ def _is_of(value: Any, form: Any) -> bool:
 
 
 def _is_struct(value: Any, inner: bool = False) -> bool:
-    """Return whether these are members; those of a struct within another one say where it is."""
+    """Return whether these are members; those of an inner struct have its offset."""
     if not isinstance(value, Mapping):
         return False
     members = {name: one for name, one in value.items() if name not in (SIZE, AT)}

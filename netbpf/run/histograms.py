@@ -94,7 +94,7 @@ class HistogramCounter:
         self.crowded = False
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Count one event, unless its value is not known."""
+        """Count one event, unless it has no value."""
         if values[self._declared.of] is None:
             return
         key = tuple(values[name] for name in self._names)

@@ -62,7 +62,7 @@ TABLES += range(0x20D0, len(GO[2]))
 
 
 def look(data: bytes) -> None:
-    """Whatever the tables say: what is probed as a return is one."""
+    """Whatever is in the tables, what is probed as a return is one."""
     for found in gobinary.lookups(FILE.of(data)).lookups:
         assert found.name in gobinary.HOST_REGISTER and 0 < found.size < 1 << 20
         assert data[found.offset : found.offset + 4] in gobinary._STACK_CHECK["EM_X86_64"]

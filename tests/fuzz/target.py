@@ -26,7 +26,7 @@ class Target:
     """A parser of outside data.
 
     `inputs` makes what it reads: valid input with damage as well as valid input of which a model
-    knows the answer. `check` hands one input to it and raises if the answer is wrong; of exceptions
+    has the answer. `check` hands one input to it and raises if the answer is wrong; of exceptions
     only those in `allowed` may come out.
     """
 

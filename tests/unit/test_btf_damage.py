@@ -1,4 +1,4 @@
-"""A file of kernel types may say anything: each damage is an error in words that names the file."""
+"""A file of kernel types may hold anything: each damage is an error that names the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_member(type_id: int, offset: int = 0, *bits: int, size: int = 64) -> Bt
 
 
 def refused(path: Path, made: BtfBlob, struct_name: str = "sock", field: str = "x") -> str:
-    """Ask for a field, and for all members; return what is said of the field."""
+    """Ask for a field, and for all members; return the error of the field."""
     types = types_of(path, made.bytes())
     with pytest.raises(UsageError) as caught:
         types.field(struct_name, field)
@@ -197,7 +197,7 @@ def test_name_that_is_none_of_c_gets_into_no_program(tmp_path, name):
         lambda: types.parameters("tcp_close"),
         lambda: types.enumerators("mode"),
     ):
-        with pytest.raises(UsageError, match="C has no names such as"):
+        with pytest.raises(UsageError, match="no C identifier"):
             ask()
 
 

@@ -77,7 +77,7 @@ def test_another_format_is_not_read():
 
 
 def summed_up(described: object, codes: bytes = b"") -> bytes:
-    """Return a file with a right checksum, whatever it says."""
+    """Return a file with a right checksum, whatever is in it."""
     text = described if isinstance(described, bytes) else json.dumps(described).encode()
     body = struct.pack("=I", len(text)) + text + codes
     return MAGIC + hashlib.sha256(body).digest() + body
