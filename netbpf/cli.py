@@ -183,11 +183,11 @@ def _fail(error: NetbpfError, verbose: bool) -> NoReturn:
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run the command line and exit with the exit code of DESIGN: 0, 1, 2, 3, 69 or 77."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _occupy_streams()
     verbose = "-v" in words or "--verbose" in words
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what the locale cannot write
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _occupy_streams()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what the locale cannot write
+            sys.stdout.reconfigure(errors="backslashreplace")
         cli.main(words, prog_name="netbpf", standalone_mode=False)
     except NetbpfError as error:
         _fail(error, verbose)

@@ -14,7 +14,8 @@ RESULTS=build/results
 PYTHON=.venv/bin/python
 
 NETBPF_TEST_SLOW=${1:-10}
-export NETBPF_TEST_SLOW
+NETBPF_TEST_OWN_MACHINE=1
+export NETBPF_TEST_SLOW NETBPF_TEST_OWN_MACHINE
 if [ $# -gt 0 ]; then shift; fi
 MINUTES=${1:-0}
 if [ $# -gt 0 ]; then shift; fi

@@ -163,8 +163,10 @@ def _build(text: str, directory: str, functions: Sequence[str]) -> bytes:
         import bcc
 
         bcc.BPF.dump_func  # noqa: B018 - PyPI's bcc, which is something else, has none
-    except (ImportError, OSError, AttributeError) as error:  # OSError: libbcc is missing
+    except (ModuleNotFoundError, AttributeError) as error:
         return _failure("no-bcc", error)
+    except Exception as error:  # libbcc is missing, there is not enough memory for it
+        return _failure("bad-bcc", error)
     drop_code_pages()
     try:
         # Load nothing: that is done by `netbpf.kernel.load`, which can say what went wrong.
@@ -257,6 +259,9 @@ def _error(answer: Mapping[str, Any], noise: str) -> NetbpfError:
             BCC_HINT,
             detail,
         )
+    if answer["error"] == "bad-bcc":
+        reason = detail or "out of memory"
+        return Unsupported(f"bcc's Python bindings cannot be loaded: {reason}", BCC_HINT)
     first = next((line for line in noise.splitlines() if "error:" in line), detail)
     everything = "\n".join(part for part in (detail, noise.strip()) if part)
     return NetbpfError(
