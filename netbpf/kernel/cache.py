@@ -108,6 +108,15 @@ def keep(key: str, data: bytes) -> None:
         _shrink(directory)
 
 
+@contextmanager
+def attempt(words: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Go on without the cache if it cannot be used; `say` gets `words` and the reason."""
+    try:
+        yield
+    except (NoCache, OSError) as reason:
+        say(f"{words}: {reason}")
+
+
 def describe() -> tuple[bool, str]:
     """Return whether a start would find a usable cache, and where it is or why there is none."""
     try:

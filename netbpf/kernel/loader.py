@@ -19,8 +19,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -96,7 +95,7 @@ def _kept(
 
     And the key to keep the next one under, "" where there is no usable cache.
     """
-    with _cache_at_best("no cache of compiled programs", say):
+    with cache.attempt("no cache of compiled programs", say):
         where = cache.place()
         key = cache.key_of(text, files, functions, _FLAGS)
         data = cache.take(key, say)
@@ -116,30 +115,22 @@ def _fresh(text: str, files: Files, functions: Sequence[str], key: str, say: Say
     assert image
     say(f"compiled in {(time.monotonic() - begin) * 1000:.0f} ms")
     if key:
-        with _cache_at_best("not kept for the next start", say):
+        with cache.attempt("not kept for the next start", say):
             cache.keep(key, pack(image, key))
     return image
 
 
 def _is_right(image: Image, say: Say) -> bool:
     """Return whether an earlier start compiled the same image, which the kernel refused."""
-    with _cache_at_best("no cache", say):
+    with cache.attempt("no cache", say):
         return cache.take(cache.key_of("refused", pack(image).hex()), say) == b"right"
     return False
 
 
 def _note_right(image: Image, say: Say) -> None:
     # Or each start on this kernel would compile it again before the next alternative is tried.
-    with _cache_at_best("no cache", say):
+    with cache.attempt("no cache", say):
         cache.keep(cache.key_of("refused", pack(image).hex()), b"right")
-
-
-@contextmanager
-def _cache_at_best(words: str, say: Say) -> Generator[None, None, None]:
-    try:
-        yield
-    except (cache.NoCache, OSError) as reason:
-        say(f"{words}: {reason}")
 
 
 def _compile(text: str, files: Files, functions: Sequence[str]) -> bytes:
