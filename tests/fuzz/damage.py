@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import struct
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -69,6 +73,13 @@ def _edit(data: bytearray, kind: int, at: int, value: int, seeds: Sequence[bytes
     else:
         other = seeds[value % len(seeds)]
         data[at:] = other[at % (len(other) or 1) :]
+
+
+def directory() -> Path:
+    """Return a new directory in memory, which this process removes when it ends."""
+    path = Path(tempfile.mkdtemp(prefix="netbpf-fuzz-", dir="/dev/shm"))
+    atexit.register(shutil.rmtree, path, True)
+    return path
 
 
 class File:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from netbpf.kernel.kallsyms import KernelSymbols
 from netbpf.kernel.libraries import Coverage
 from netbpf.kernel.lines import lines_of
 from netbpf.kernel.processes import kernel_pid
-from tests.fuzz.damage import File, mutated
+from tests.fuzz.damage import File, directory, mutated
 from tests.fuzz.target import Target
 from tests.unit.test_counters import NETSTAT, SNMP, SNMP6
 
@@ -32,7 +31,7 @@ def made(status: bytes = b"", maps: bytes = b"") -> str:
     return str(PROC)
 
 
-PROC = Path(tempfile.mkdtemp(prefix="netbpf-fuzz-", dir="/dev/shm"))
+PROC = directory()
 (PROC / str(PID) / "map_files").mkdir(parents=True)
 (PROC / str(PID) / "exe").symlink_to("/proc/self/exe")
 (PROC / str(PID) / "root").symlink_to("/")

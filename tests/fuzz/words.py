@@ -5,9 +5,7 @@ from __future__ import annotations
 import fnmatch
 import ipaddress
 import re
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import click
@@ -24,7 +22,7 @@ from netbpf.kernel.recorded import covers
 from netbpf.recording import COVERS
 from netbpf.run.filters import filter_defines
 from netbpf.run.program import parse_forced
-from tests.fuzz.damage import mutated
+from tests.fuzz.damage import directory, mutated
 from tests.fuzz.target import Target
 from tests.unit.test_filters import Automaton, body_of, evaluate, understood
 
@@ -145,7 +143,7 @@ def container(data: bytes) -> None:
     assert not found or (re.fullmatch(r"[0-9a-f]{64}", found) and found.encode() in data)
 
 
-TREE = Path(tempfile.mkdtemp(prefix="netbpf-fuzz-", dir="/dev/shm"))
+TREE = directory()
 for path in PATHS:
     (TREE / path.decode()[1:]).mkdir(parents=True, exist_ok=True)
     (TREE / path.decode()[1:] / "cgroup.procs").touch()
