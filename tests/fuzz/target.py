@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 CPU_SECONDS, SECONDS = 2.0, 30.0  # that one case may take
-MEMORY = 256 << 20  # bytes that a whole run may add
+MEMORY = 256 << 20  # bytes that it may take
 BATCH = 5000  # cases of one seed: what hypothesis remembers of them grows
 
 
@@ -94,16 +94,16 @@ def _too_slow(number: int, frame: object) -> None:
 
 def _batches(target: Target, cases: int, first_seed: int) -> tuple[int, str]:
     counted = [0]
-    allowed = _peak() + MEMORY
 
     def one(case: Any) -> None:
         counted[0] += 1
+        before = _peak()
         with _in_time():
             try:
                 target.check(case)
             except target.allowed:
                 pass
-        assert _peak() <= allowed, "it took too much memory"
+        assert _peak() <= before + MEMORY, "it took too much memory"
 
     number = first_seed
     while counted[0] < cases:
