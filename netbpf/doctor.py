@@ -22,6 +22,7 @@ from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.machine import ABSENT, BAD, OK, Check
 from netbpf.kernel.privileges import missing_privileges
 from netbpf.kernel.select import Choice, select
+from netbpf.kernel.survey import survey
 from netbpf.pages import fill
 
 _MARKS = {OK: "ok", ABSENT: "--", BAD: "!!"}
@@ -170,20 +171,7 @@ def _libraries() -> Optional[dict[str, Any]]:
     probes = [probe for tool in all_tools() for probe in tool.all_probes]
     if not any(a.kind in _USER_SPACE for probe in probes for a in probe.alternatives):
         return None
-    try:
-        from netbpf.kernel.libraries import scan
-    except ImportError as error:
-        return {"error": f"pyelftools is missing for this Python ({error})"}
-    found = scan()
-    return {
-        "libcs": [{"kind": b.kind, "path": b.path, "processes": len(b.pids)} for b in found.libcs],
-        "programs": len(found.binaries) - len(found.libcs),
-        "covered": found.covered,
-        "uncovered": [
-            {"pid": gap.pid, "name": gap.name, "reason": gap.reason}
-            for gap in found.uncovered.values()
-        ],
-    }
+    return survey()
 
 
 def _hints(checks: Sequence[Check], tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:

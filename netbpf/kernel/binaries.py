@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from netbpf.kernel import gobinary
 from netbpf.kernel.returns import returns
-from netbpf.kernel.symbols import Image, UnreadableBinary, open_regular
+from netbpf.kernel.strangers import (
+    WHOLE,
+    Budget,
+    GivenUp,
+    Limits,
+    OutOfScope,
+    UnreadableBinary,
+    look,
+    open_regular,
+)
+from netbpf.kernel.symbols import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +39,7 @@ FUNCTIONS = (
 )
 
 _MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
+_MOST_NAMED = 200  # characters of a path that are shown
 _GO_MARKS = (b".go.buildinfo\0", b".gopclntab\0", b".note.go.buildid\0")
 
 
@@ -70,18 +81,27 @@ class Binary:
 
 @dataclass(frozen=True)
 class File:
-    """What a file turned out to be: something to probe, or a reason why not."""
+    """What a file turned out to be: something to probe, or a reason why not.
+
+    `lost` is whether lookups may go unseen for that reason, which are not among the manual's
+    LIMITS; `unfinished` whether the limits of reading it were reached.
+    """
 
     binary: Binary | None = None
     reason: str = ""
+    lost: bool = False
+    unfinished: bool = False
 
 
 def identity_of(path: str) -> Identity | None:
     """Return which file a path opens now, or None if it opens none."""
     try:
-        found = os.stat(path)
+        return _identity(look(path))
     except (OSError, ValueError):
         return None
+
+
+def _identity(found: os.stat_result) -> Identity:
     return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
@@ -97,51 +117,73 @@ def _foreign(image: Image) -> str:
     return "" if image.machine == native else f"built for {image.machine}"
 
 
-def read_libc(identity: Identity, path: str, kind: str) -> File:
+def _check(image: Image, identity: Identity) -> None:
+    if _identity(image.status) != identity:
+        raise UnreadableBinary(image.path, "another file by now")
+
+
+def _failed(error: UnreadableBinary, kind: str = "") -> File:
+    words = f"{kind}: {error.why}" if kind else error.why
+    given_up = isinstance(error, GivenUp)
+    if given_up:
+        words += f" ({_short(error.path)})"
+    return File(reason=words, lost=not isinstance(error, OutOfScope), unfinished=given_up)
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= _MOST_NAMED else f"...{path[-_MOST_NAMED:]}"
+
+
+def read_libc(identity: Identity, path: str, kind: str, limits: Limits = WHOLE) -> File:
     """Read a libc; `kind` is "glibc" or "musl"."""
     try:
-        with Image(path) as image:
+        with Image(path, Budget(path, limits)) as image:
+            _check(image, identity)
             found, foreign = _lookups(image), _foreign(image)
     except UnreadableBinary as error:
-        return File(reason=f"{kind}: {error.why}")
+        return _failed(error, kind)
     if foreign or not found:
         return File(reason=f"{kind}: {foreign or 'no symbols'}")
     return File(Binary(identity.device, identity.inode, kind, found, paths=[path]))
 
 
-def read_program(identity: Identity, path: str, is_go: bool) -> File:
+def read_program(identity: Identity, path: str, is_go: bool, limits: Limits = WHOLE) -> File:
     """Read a program that has no libc mapped, or is Go's, or both.
 
     By its name where that is the same file: `path`, /proc/PID/exe, ends with the process.
     """
     paths = [*_host_path(path, identity), path]
+    budget = Budget(paths[0], limits)
     try:
-        with Image(paths[0]) as image:
+        with Image(paths[0], budget) as image:
+            _check(image, identity)
             reason = _foreign(image)
             own = not image.interpreted and not reason
             found = _lookups(image) if own else {}
             stripped = not any(s.kind == "SHT_SYMTAB" for s in image.sections)
     except UnreadableBinary as error:
-        return File(reason=error.why)
-    go, why = _read_go(paths[0]) if is_go and not reason else (None, "")
-    reason = reason or why
+        return _failed(error)
+    go, part = _read_go(paths[0], budget) if is_go and not reason else (None, File())
+    reason = reason or part.reason
     if not is_go and own and not found:
         reason = "static, stripped" if stripped else "static, without lookup functions"
     if not found and go is None:
-        return File(reason=reason)
+        return replace(part, reason=reason)
     kind = "go" if go else "static"
-    return File(Binary(identity.device, identity.inode, kind, found, go, paths), reason)
+    return replace(
+        part, binary=Binary(identity.device, identity.inode, kind, found, go, paths), reason=reason
+    )
 
 
-def _read_go(path: str) -> tuple[gobinary.GoProgram | None, str]:
+def _read_go(path: str, budget: Budget) -> tuple[gobinary.GoProgram | None, File]:
     try:
-        program = gobinary.lookups(path)
+        program = gobinary.lookups(path, budget)
     except UnreadableBinary as error:
-        return None, error.why
+        return None, _failed(error)
     if not program.lookups:
-        return None, "Go, without lookups"
+        return None, File(reason="Go, without lookups")
     missing = ", ".join(program.unproven)
-    return program, f"not provable: {missing}" if missing else ""
+    return program, File(reason=f"not provable: {missing}", lost=True) if missing else File()
 
 
 def _host_path(link: str, identity: Identity) -> Iterator[str]:

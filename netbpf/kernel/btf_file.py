@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterator
 
 from netbpf.errors import UsageError
-from netbpf.kernel.symbols import Image, UnreadableBinary, open_regular
+from netbpf.kernel.strangers import UnreadableBinary, open_regular
+from netbpf.kernel.symbols import Image
 
 MOST_BYTES = 64 << 20  # kernels have 3 to 12 MB
 HINT = "--btf takes raw BTF or an ELF file with a .BTF section, made from this very kernel"

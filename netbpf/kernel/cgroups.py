@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import suppress
+from errno import ESTALE
 from functools import lru_cache
 from pathlib import Path
 
 from netbpf.errors import Unsupported, UsageError
 from netbpf.kernel.lines import lines_of, plain_path
+from netbpf.kernel.syscalls import filesystem_type, open_by_inode
 
 _FIRST_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO of include/linux/proc_ns.h
+_CGROUP2 = 0x63677270  # CGROUP2_SUPER_MAGIC of include/uapi/linux/magic.h
+_SEARCH_SECONDS = 0.05
 # podman's and CRI-O's monitor (conmon) has a group with the container's id beside the container's.
 _CONTAINER = re.compile(r"(?:^|(?<!conmon)[-/:])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
 
@@ -118,8 +123,42 @@ def container_of(path: str) -> str:
 
 @lru_cache(maxsize=1024)
 def path_of(cgroup: int) -> str:
-    """Return the path of the cgroup with id `cgroup` below the root, "" if there is none."""
+    """Return the path of the cgroup with id `cgroup` below the root, "" if there is none.
+
+    Without the privilege to ask the kernel, also if there are too many to search them all: any user
+    may have a part of the hierarchy, and as many groups in it as they like.
+    """
     root = cgroup_root()
+    found = _asked(root, cgroup)
+    return found if found is not None else _searched(root, cgroup)
+
+
+def _asked(root: str, cgroup: int) -> str | None:
+    """Ask the kernel; None if it does not answer."""
+    with suppress(OSError):
+        mount = os.open(root or "/nonexistent", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if filesystem_type(mount) == _CGROUP2:
+                return _below(root, open_by_inode(mount, cgroup))
+        except OSError as error:
+            if error.errno == ESTALE:
+                return ""
+            raise
+        finally:
+            os.close(mount)
+    return None
+
+
+def _below(root: str, opened: int) -> str | None:
+    try:
+        path = os.readlink(f"/proc/self/fd/{opened}")
+    finally:
+        os.close(opened)
+    return path[len(root) :] if f"{path}/".startswith(f"{root}/") else None
+
+
+def _searched(root: str, cgroup: int) -> str:
+    end = time.monotonic() + _SEARCH_SECONDS
     for directory, below, _ in os.walk(root or "/nonexistent"):
         for name in below:
             full = os.path.join(directory, name)
@@ -128,4 +167,6 @@ def path_of(cgroup: int) -> str:
                     return full[len(root) :]
             except OSError:
                 continue  # gone meanwhile
+        if time.monotonic() > end:
+            break
     return ""

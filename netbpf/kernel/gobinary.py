@@ -40,12 +40,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from netbpf.kernel.pclntab import Table
-from netbpf.kernel.symbols import Image, UnreadableBinary
+from netbpf.kernel.returns import MAX_RETURNS
+from netbpf.kernel.strangers import OutOfScope, UnreadableBinary
+from netbpf.kernel.symbols import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from netbpf.kernel.pclntab import Found
+    from netbpf.kernel.strangers import Budget
 
 Version = tuple[int, int]
 
@@ -139,13 +142,13 @@ def dns_error(version: Version | None) -> DnsError | None:
     return DnsError(base, base + 16, base + 48, base + 49, base + 50)
 
 
-def lookups(path: str) -> GoProgram:
+def lookups(path: str, budget: Budget | None = None) -> GoProgram:
     """Return the lookups of the Go program at `path`; raises UnreadableBinary.
 
     A program without any (no net package) has empty `lookups`. Everything that keeps a program
     from being covered (too old, other processor, nothing provable) is an error with its reason.
     """
-    with Image(path) as image:
+    with Image(path, budget) as image:
         try:
             return _lookups(image)
         except (struct.error, IndexError, ValueError, OverflowError) as error:
@@ -154,12 +157,12 @@ def lookups(path: str) -> GoProgram:
 
 def _lookups(image: Image) -> GoProgram:
     if image.machine not in REGISTERS or image.bits != 64 or not image.little_endian:
-        raise UnreadableBinary(image.path, f"Go on {image.machine} is not supported")
+        raise OutOfScope(image.path, f"Go on {image.machine} is not supported")
     text = build_version(image)
     version = parse_version(text)
     table = Table(image)
     if table.old or (version and version < _REGISTER_ABI[image.machine]):
-        raise UnreadableBinary(image.path, f"{text or 'Go'}: arguments are not in registers")
+        raise OutOfScope(image.path, f"{text or 'Go'}: arguments are not in registers")
     found = table.find((*HOST_REGISTER, *LIBC_CALLS))
     wanted = {name: at for name, at in found.items() if name in HOST_REGISTER}
     start, proven = _prove(image, table, wanted)
@@ -179,6 +182,7 @@ def _prove(
 ) -> tuple[int, tuple[GoFunction, ...]]:
     """Return the text's start and the functions proven with it: the first start that proves any."""
     for start in _text_starts(image, table):
+        image.budget.check()
         tried = (_proven(image, table, start, name, at) for name, at in wanted.items())
         proven = tuple(function for function in tried if function)
         if proven or not wanted:
@@ -216,6 +220,8 @@ def _proven(image: Image, table: Table, start: int, name: str, found: Found) -> 
             match = ret.match(code, begin - found.entry, end - found.entry)
             if match:
                 returns.append(offset + match.start(1))
+                if len(returns) > MAX_RETURNS:
+                    return None
             elif not _grows_stack(code, end - found.entry, image.machine):
                 return None
     if not returns:

@@ -9,51 +9,38 @@ container, and the program must take entries at the same stack pointer for the s
 
 from __future__ import annotations
 
-import glob
 import os
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+from netbpf.declare.values import escape
 from netbpf.kernel.binaries import File, identity_of, looks_like_go, read_libc, read_program
+from netbpf.kernel.mappings import DENIED, kind_of, known_libcs, mapped_libcs, processes
+from netbpf.kernel.privileges import held_capabilities
+from netbpf.kernel.strangers import WHOLE, Limits, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from netbpf.kernel.binaries import Binary, Identity
 
-KNOWN_PATHS = (
-    "/lib/ld-musl-*.so.1",
-    "/usr/lib/ld-musl-*.so.1",
-    "/lib/libc.so.6",
-    "/lib64/libc.so.6",
-    "/usr/lib/libc.so.6",
-    "/usr/lib64/libc.so.6",
-    "/lib/*-linux-gnu/libc.so.6",
-    "/usr/lib/*-linux-gnu/libc.so.6",
-    "/lib/*-linux-gnu/libc-2.*.so",
-    "/lib64/libc-2.*.so",
-    "/usr/lib/*-linux-musl/libc.so",
-)
-
-MAX_MAPS = 32 << 20
 MAX_PATHS = 8
 MAX_NAMES = 12
-
-_MAPPING = re.compile(
-    rb"([0-9a-f]+-[0-9a-f]+) \S+ \S+ ([0-9a-f]{1,5}:[0-9a-f]{1,5}) (\d+) +"
-    rb"(/(?:.*/)?(?:libc\.so\.6|libc-2\.\d+\.so|ld-musl-[^/]*\.so\.1|libc\.musl-[^/]*\.so[^/]*"
-    rb"|libc\.so))( \(deleted\))?"
-)
+MAX_FILES = 256  # that are probed at once: it takes the kernel 0.1 s and more to detach one probe
+_MAX_REMEMBERED = 4096  # files that cannot be probed, of which the reason is kept
+# The first look at a file may be short, so that the others have their turn soon: `finish_one`.
+FIRST = Limits(32 << 20, 0.15)
 
 
 @dataclass(frozen=True)
 class Uncovered:
-    """A process whose lookups (or those of its Go part) cannot be seen, and why."""
+    """A process whose lookups (or those of its Go part) cannot be seen, and why.
+
+    `lost` is whether it may make some that the manual's LIMITS do not leave out.
+    """
 
     pid: int
     name: str
     reason: str
+    lost: bool = False
 
 
 class Coverage:
@@ -63,13 +50,18 @@ class Coverage:
     like; a process that ends meanwhile is left out.
     """
 
-    def __init__(self, proc: str = "/proc") -> None:
+    def __init__(self, proc: str = "/proc", first: Limits = WHOLE) -> None:
+        """Look at nothing yet; a file that needs more than `first` is left unfinished for now."""
         self.proc = proc
         self.uncovered: dict[int, Uncovered] = {}
+        self.unfinished: dict[Identity, set[int]] = {}
+        self._first = first
         self._libcs: dict[Identity, File] = {}
         self._programs: dict[Identity, File] = {}
         self._go: dict[Identity, bool] = {}
         self._of_pid: dict[int, list[Binary]] = {}
+        self._new: list[Binary] = []
+        self._patient: set[Identity] = set()
 
     @property
     def binaries(self) -> list[Binary]:
@@ -93,22 +85,41 @@ class Coverage:
         Cheap when all its files are known (about 0.1 ms). Right after exec libc isn't mapped yet:
         then the libcs at well-known paths below the process's root are returned.
         """
-        known = {id(binary) for binary in self.binaries}
+        self._new = []
         self.forget(pid)
         program = identity_of(f"{self.proc}/{pid}/exe")
         if program is None:  # gone, a zombie or a kernel thread
             self._note_unreadable(pid)
             return []
-        mapped = self._mapped_libcs(pid)
-        reason = self._use_program(pid, program, bool(mapped))
-        for path, kind in mapped:
-            reason = self._use_libc(pid, path, kind) or reason
-        if not mapped and not reason and pid not in self._of_pid:
+        mapped, why = mapped_libcs(self.proc, pid)
+        files = [File(reason=why, lost=True)] if why else []
+        files.append(self._use_program(pid, program, bool(mapped)))
+        files += [self._use_libc(pid, path, kind) for path, kind in mapped]
+        bad = [file for file in files if file.reason]
+        if not mapped and not bad and pid not in self._of_pid:
             self.add_known(f"{self.proc}/{pid}/root")
-            reason = "no libc mapped"
-        if reason:
-            self.uncovered[pid] = Uncovered(pid, self._name(pid), reason)
-        return [binary for binary in self.binaries if id(binary) not in known]
+            bad = [File(reason="no libc mapped")]
+        if bad:
+            worst = next((file for file in bad if file.lost), bad[-1])
+            self.skip(pid, worst.reason, worst.lost)
+        return self._new
+
+    def skip(self, pid: int, reason: str, lost: bool = True) -> None:
+        """Note that the lookups of a process cannot be seen."""
+        self.uncovered[pid] = Uncovered(pid, self._name(pid), escape(reason), lost)
+
+    def finish_one(self) -> list[Binary]:
+        """Read one of the files in `unfinished` with all that one file may take.
+
+        Returns the files not known before, as `rescan` does.
+        """
+        identity, pids = self.unfinished.popitem()
+        self._patient.add(identity)
+        for files in (self._libcs, self._programs):
+            files.pop(identity, None)
+        found = [binary for pid in sorted(pids) for binary in self.rescan(pid)]
+        self._patient.discard(identity)
+        return found
 
     def forget(self, pid: int) -> None:
         """Take a process that has ended, or is being looked at again, out of the account."""
@@ -121,13 +132,19 @@ class Coverage:
         for files in (self._libcs, self._programs):
             for identity, file in files.items():
                 if file.binary is binary:
-                    files[identity] = File(binary, reason)
+                    files[identity] = File(binary, reason, lost=True)
         for pid in binary.pids:
-            self.uncovered[pid] = Uncovered(pid, self._name(pid), reason)
+            self.skip(pid, reason)
 
     def prune(self) -> list[Binary]:
-        """Drop the files that no process uses and no path opens any more; return them."""
+        """Drop the files that no process uses and no path opens any more; return them.
+
+        Also forget reasons, if there are many: files that are met again are read again.
+        """
         gone = []
+        for remembered in (self._libcs, self._programs, self._go):
+            if len(remembered) > _MAX_REMEMBERED:
+                self._forget_reasons(remembered)
         for files in (self._libcs, self._programs):
             for identity, file in list(files.items()):
                 if file.binary and not file.binary.pids and not file.binary.path:
@@ -135,19 +152,30 @@ class Coverage:
                     del files[identity]
         return gone
 
-    def add_known(self, root: str = "") -> None:
-        """Add the libcs at well-known paths below a root directory, mapped or not."""
-        for pattern in KNOWN_PATHS:
-            for path in glob.glob(glob.escape(root) + pattern):
-                identity = identity_of(path)
-                if identity:
-                    ours = path[len(root) :]
-                    name = ours if identity_of(ours) == identity else path
-                    self._libc(identity, name, _kind(path))
+    @staticmethod
+    def _forget_reasons(remembered: dict[Identity, Any]) -> None:
+        for identity, file in list(remembered.items()):
+            if not (isinstance(file, File) and file.binary):
+                del remembered[identity]
+
+    def add_known(self, root: str = "") -> list[Binary]:
+        """Add the libcs at well-known paths below a root directory, mapped or not.
+
+        Returns the files not known before, as `rescan` does.
+        """
+        before = len(self._new)
+        for path in known_libcs(root):
+            identity = identity_of(path)
+            if identity:
+                ours = path[len(root) :]
+                name = ours if identity_of(ours) == identity else path
+                self._libc(identity, name, kind_of(path))
+        return self._new[before:]
 
     def summary(self) -> str:
         """Return the account in words: how many libcs, processes covered, not coverable and why."""
-        names = sorted({f"{gap.name} ({gap.reason})" for gap in self.uncovered.values()})
+        gaps = {(not gap.lost, f"{gap.name} ({gap.reason})") for gap in self.uncovered.values()}
+        names = [words for _, words in sorted(gaps)]
         others = len(self.binaries) - len(self.libcs)
         parts = [_count(len(self.libcs), "libc", "libcs")]
         if others:
@@ -158,7 +186,7 @@ class Coverage:
             names[MAX_NAMES:] = [f"and {len(names) - MAX_NAMES} more"]
         return ", ".join(parts) + (": " + ", ".join(names) if names else "")
 
-    def _use(self, pid: int, file: File, path: str) -> str:
+    def _use(self, pid: int, file: File, path: str, identity: Identity) -> File:
         binary = file.binary
         if binary is not None:
             binary.pids.add(pid)
@@ -166,92 +194,72 @@ class Coverage:
             if path not in binary.paths and len(binary.paths) < MAX_PATHS:
                 # A name of our own stays valid when the process ends: it goes first.
                 binary.paths.insert(len(binary.paths) if path.startswith(self.proc) else 0, path)
-        return file.reason
+        if file.unfinished:
+            self.unfinished.setdefault(identity, set()).add(pid)
+        return file
 
-    def _use_libc(self, pid: int, path: str, kind: str) -> str:
+    def _limits(self, identity: Identity) -> Limits:
+        return WHOLE if identity in self._patient else self._first
+
+    def _keep(self, files: dict[Identity, File], identity: Identity, file: File) -> File:
+        if file.binary and len(self.binaries) >= MAX_FILES:
+            return File(reason=f"more than {MAX_FILES} files to probe", lost=True)
+        if self._limits(identity) == WHOLE:
+            file = replace(file, unfinished=False)  # more than that it does not get
+        files[identity] = file
+        if file.binary:
+            self._new.append(file.binary)
+        return file
+
+    def _use_libc(self, pid: int, path: str, kind: str) -> File:
         identity = identity_of(path)
-        return self._use(pid, self._libc(identity, path, kind), path) if identity else ""
+        if not identity:
+            return File()
+        return self._use(pid, self._libc(identity, path, kind), path, identity)
 
-    def _use_program(self, pid: int, identity: Identity, has_libc: bool) -> str:
+    def _use_program(self, pid: int, identity: Identity, has_libc: bool) -> File:
         path = f"{self.proc}/{pid}/exe"
         if identity not in self._go:
             is_go = looks_like_go(path)
             if identity_of(path) != identity:
-                return ""  # the process ended meanwhile: that says nothing about its file
+                return File()  # the process ended meanwhile: that says nothing about its file
             self._go[identity] = is_go
         if has_libc and not self._go[identity]:
-            return ""
-        if identity not in self._programs:
-            file = read_program(identity, path, self._go[identity])
+            return File()
+        file = self._programs.get(identity)
+        if file is None:
+            file = read_program(identity, path, self._go[identity], self._limits(identity))
             if not file.binary and identity_of(path) != identity:
-                return ""
-            self._programs[identity] = file
-        return self._use(pid, self._programs[identity], path)
+                return File()
+            file = self._keep(self._programs, identity, file)
+        return self._use(pid, file, path, identity)
 
     def _libc(self, identity: Identity, path: str, kind: str) -> File:
-        if identity not in self._libcs:
-            file = read_libc(identity, path, kind)
+        file = self._libcs.get(identity)
+        if file is None:
+            file = read_libc(identity, path, kind, self._limits(identity))
             if not file.binary and identity_of(path) != identity:
                 return file  # the process ended meanwhile
-            self._libcs[identity] = file
-        return self._libcs[identity]
-
-    def _mapped_libcs(self, pid: int) -> list[tuple[str, str]]:
-        """Return (path to open, kind) of each libc that the process has mapped as code."""
-        try:
-            with open(f"{self.proc}/{pid}/maps", "rb") as maps:
-                lines = maps.read(MAX_MAPS).split(b"\n")
-        except OSError:
-            return []
-        found = {}
-        for line in lines:
-            if b" r-xp " in line and (b"/libc" in line or b"/ld-musl-" in line):
-                match = _MAPPING.fullmatch(line)
-                path = self._open_path(pid, match) if match else None
-                if match and path:
-                    found[path] = _kind(os.fsdecode(match[4]))
-        return list(found.items())
-
-    def _open_path(self, pid: int, mapping: re.Match[bytes]) -> str | None:
-        """Return a path that opens the mapped file: by name, else through the mapping itself.
-
-        A path in maps is as seen from our own root, and from the process's where ours has no way
-        to it. A file of that name with another inode number is not the mapped one.
-        """
-        name, inode = os.fsdecode(mapping[4]), int(mapping[3])
-        ours = theirs = None
-        if not mapping[5]:
-            ours, theirs = identity_of(name), identity_of(f"{self.proc}/{pid}/root{name}")
-        if theirs and theirs.inode == inode:
-            return name if ours == theirs else f"{self.proc}/{pid}/root{name}"
-        major, _, minor = mapping[2].partition(b":")
-        device = os.makedev(int(major, 16), int(minor, 16))
-        # In a chroot only our own name leads there, and inode numbers repeat between devices.
-        if ours and (ours.device, ours.inode) == (device, inode):
-            return name
-        mapped = f"{self.proc}/{pid}/map_files/{mapping[1].decode()}"
-        return mapped if identity_of(mapped) else None
+            file = self._keep(self._libcs, identity, file)
+        return file
 
     def _note_unreadable(self, pid: int) -> None:
         try:
             os.stat(f"{self.proc}/{pid}/exe")
         except PermissionError:
-            self.uncovered[pid] = Uncovered(pid, self._name(pid), "permission denied")
+            # Refused in spite of the privilege is the machine's own policy, and named in LIMITS.
+            self.skip(pid, DENIED, "CAP_SYS_PTRACE" not in held_capabilities())
         except OSError:
             pass
 
     def _name(self, pid: int) -> str:
-        try:
-            with open(f"{self.proc}/{pid}/comm", "rb") as comm:
-                return comm.read(64).decode("utf-8", "replace").strip()
-        except OSError:
-            return str(pid)
+        return read_text(f"{self.proc}/{pid}/comm", 64).strip() or str(pid)
 
 
 def scan(proc: str = "/proc", known: bool = True) -> Coverage:
     """Return what all processes use; with `known` also libcs at this system's well-known paths."""
     coverage = Coverage(proc)
-    for pid in _pids(proc):
+    for pid in processes(proc):
         coverage.rescan(pid)
     if known:
         coverage.add_known()
@@ -260,15 +268,3 @@ def scan(proc: str = "/proc", known: bool = True) -> Coverage:
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
-
-
-def _pids(proc: str) -> Iterable[int]:
-    try:
-        return sorted(int(name) for name in os.listdir(proc) if name.isdecimal())
-    except OSError:
-        return ()
-
-
-def _kind(path: str) -> str:
-    name = os.path.basename(path)
-    return "musl" if "musl" in name or name == "libc.so" else "glibc"

@@ -13,7 +13,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netbpf.kernel.symbols import MAX_TABLE, UnreadableBinary
+from netbpf.kernel.strangers import UnreadableBinary
+from netbpf.kernel.symbols import MAX_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +43,7 @@ class Table:
 
     def __init__(self, image: Image) -> None:
         self._data = find_table(image)
+        self._budget = image.budget
         magic = self._data[0]
         self.old = magic == 0xFB
         self.quantum = self._data[6]
@@ -60,6 +62,7 @@ class Table:
         """Return the wanted functions that are in the table."""
         names = {}
         for name in wanted:
+            self._budget.check()
             at = self._data.find(b"\0" + name.encode() + b"\0", self._names)
             if at >= 0:
                 names[at + 1 - self._names] = name
@@ -74,6 +77,7 @@ class Table:
         at_name = 4 if self.relative else 8
         unpack = struct.Struct("<i").unpack_from
         for number in range(self.count):
+            self._budget.step()
             record = start + functab[2 * number + 1]
             name = names.get(unpack(self._data, record + at_name)[0])
             if name is not None:
@@ -85,6 +89,7 @@ class Table:
         at = self._steps + int(struct.unpack_from("<I", self._data, function.record + at_steps)[0])
         value, pc = -1, function.entry
         for number in range(MAX_STEPS):
+            self._budget.step()
             delta, at = self._varint(at)
             if delta == 0 and number:
                 return
@@ -126,6 +131,7 @@ def _search_segment(image: Image, segment: Segment) -> bytes:
     for start in range(segment.offset, end, _CHUNK):
         chunk = image.read(start, min(_CHUNK + 72, end - start))
         for match in _MAGIC.finditer(chunk):
+            image.budget.step()
             header = chunk[match.start() : match.start() + 72]
             # The names follow the header, padded to 32 bytes: nothing else looks like that.
             if len(header) == 72 and 64 <= struct.unpack_from("<9Q", header)[_names(header)] <= 128:

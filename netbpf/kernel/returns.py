@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from netbpf.kernel.symbols import UnreadableBinary
+from netbpf.kernel.strangers import GivenUp, UnreadableBinary
 
 if TYPE_CHECKING:
     from netbpf.kernel.symbols import Function, Image
 
+MAX_RETURNS = 256  # of a function: each gets a probe of its own
 _MAX_SIZE = 1 << 15  # bytes of a function
 _MAX_OUTSIDE = 1 << 10  # instructions elsewhere, all together
 _LONGEST = 15  # bytes of an instruction
@@ -70,7 +71,10 @@ def returns(image: Image, function: Function) -> tuple[int, ...]:
     if image.machine != "EM_X86_64" or function.ifunc or not 0 < function.size <= _MAX_SIZE:
         return ()
     try:
-        return tuple(sorted(_returns(image, function)))
+        found = tuple(sorted(_returns(image, function)))
+        return found if len(found) <= MAX_RETURNS else ()
+    except GivenUp:
+        raise
     except (Unproven, UnreadableBinary, IndexError):
         return ()
 

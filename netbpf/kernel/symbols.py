@@ -1,31 +1,43 @@
 """Find functions in ELF files, and the file offsets at which a uprobe goes on them.
 
 The files come from other people's processes and containers, so nothing in them is trusted: every
-size and count is bounded, every read is checked, and whatever is wrong with a file ends as one
-`UnreadableBinary`. pyelftools reads headers, sections and segments; symbol tables are searched
-here, in bulk, because one pyelftools object per symbol takes seconds on a large static program
-and its SysV hash lookup never ends on a chain that points to itself.
+size and count is bounded, every read is checked, all work on one file has one budget of bytes and
+time, and whatever is wrong with a file ends as one `UnreadableBinary`. pyelftools reads headers,
+sections and segments; symbol tables are searched here, in bulk, because one pyelftools object per
+symbol takes seconds on a large static program and its SysV hash lookup never ends on a chain that
+points to itself. No file is mapped: one that is cut short meanwhile would end us by SIGBUS.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
+
+from netbpf.kernel.strangers import (
+    MAX_FILE,
+    Budget,
+    GivenUp,
+    OutOfScope,
+    UnreadableBinary,
+    open_regular,
+    reason,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
     from typing import Any
 
-MAX_FILE = 4 << 30
 MAX_SEGMENTS = 512
 MAX_SECTIONS = 20_000
-MAX_TABLE = 256 << 20
-MAX_SYMBOLS = 4_000_000
+MAX_TABLE = 96 << 20  # bytes that are held in memory at once
+_PIECE = 4 << 20  # bytes of a table that are searched at once
+_MAX_NAME = 256  # bytes of a section's name
+_MAX_DYNAMIC = 1 << 16
+_MAX_HITS = 4096  # places of the wanted names in a table of names
 
 _UNDEFINED = 0
 _FUNC = 2
@@ -33,17 +45,7 @@ _IFUNC = 10
 _SYMBOL_64 = {True: "<IBBHQQ", False: ">IBBHQQ"}
 _SYMBOL_32 = {True: "<IIIBBH", False: ">IIIBBH"}
 
-
-class UnreadableBinary(Exception):
-    """A file that cannot be read as the ELF file that it should be.
-
-    `path` is the file as it was named (str), `why` a short reason in words (str).
-    """
-
-    def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"{path}: {why}")
-        self.path = path
-        self.why = why
+_Part = tuple[int, int]  # offset in the file, and size in bytes
 
 
 @dataclass(frozen=True)
@@ -86,33 +88,6 @@ class Section:
     link: int
 
 
-def open_regular(path: str) -> BinaryIO:
-    """Open a regular file for reading, never waiting for it; raises UnreadableBinary.
-
-    Anything else is refused before it is opened (opening a device can have effects, opening a
-    FIFO can wait), and once more on the opened file, as the path may have changed in between.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UnreadableBinary(path, "not a regular file")
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        file = os.fdopen(os.open(path, flags), "rb")
-    except (OSError, ValueError) as error:
-        raise UnreadableBinary(path, _reason(error)) from error
-    found = os.fstat(file.fileno())
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
-        file.close()
-        why = "too large" if stat.S_ISREG(found.st_mode) else "not a regular file"
-        raise UnreadableBinary(path, why)
-    return file
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error) or type(error).__name__
-
-
 class Image:
     """An ELF file, open for reading; a context manager. Raises UnreadableBinary.
 
@@ -120,9 +95,11 @@ class Image:
     whether a dynamic loader starts it (PT_INTERP), `dynamic` whether it has PT_DYNAMIC.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, budget: Budget | None = None) -> None:
         self.path = path
+        self.budget = budget or Budget(path)
         self._file = open_regular(path)
+        self.status = os.fstat(self._file.fileno())
         try:
             self._load()
         except UnreadableBinary:
@@ -130,13 +107,13 @@ class Image:
             raise
         except Exception as error:  # pyelftools raises a dozen kinds on a broken file
             self.close()
-            raise UnreadableBinary(path, f"not a readable ELF file ({_reason(error)})") from error
+            raise UnreadableBinary(path, f"not a readable ELF file ({reason(error)})") from error
 
     def _load(self) -> None:
         from elftools.elf.elffile import ELFFile
 
         if self._file.read(4) != b"\x7fELF":
-            raise UnreadableBinary(self.path, "not an ELF file")
+            raise OutOfScope(self.path, "not an ELF file")
         elf = ELFFile(self._file)
         self.bits: int = elf.elfclass
         self.little_endian: bool = elf.little_endian
@@ -164,14 +141,18 @@ class Image:
         self.segments = tuple(loads)
 
     def _read_sections(self, elf: Any) -> Iterator[Section]:
-        headers = [elf._get_section_header(n) for n in range(elf.num_sections())]  # noqa: SLF001
+        headers = []
+        for number in range(elf.num_sections()):
+            self.budget.step()
+            headers.append(elf._get_section_header(number))  # noqa: SLF001
         index = elf.get_shstrndx()
         names = b""
         if index < len(headers):
             names = self.read(headers[index]["sh_offset"], headers[index]["sh_size"])
         for header in headers:
+            self.budget.step()
             start = header["sh_name"]
-            name = names[start : names.find(b"\0", start)].decode("latin-1")
+            name = names[start : start + _MAX_NAME].partition(b"\0")[0].decode("latin-1")
             kind, link = str(header["sh_type"]), header["sh_link"]
             place = header["sh_addr"], header["sh_offset"], header["sh_size"]
             yield Section(name, kind, *place, link)
@@ -193,15 +174,23 @@ class Image:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes of the file at `offset`; raises UnreadableBinary."""
-        if not (0 <= size <= MAX_TABLE and 0 <= offset <= MAX_FILE):
+        if not (0 <= size <= MAX_FILE and 0 <= offset <= MAX_FILE):
             raise UnreadableBinary(self.path, "impossible offset or size")
+        if size > MAX_TABLE:
+            raise GivenUp(self.path, f"given up: a table of more than {MAX_TABLE >> 20} MB")
+        self.budget.spend(size)
         try:
             data = os.pread(self._file.fileno(), size, offset)
         except (OSError, MemoryError) as error:
-            raise UnreadableBinary(self.path, _reason(error)) from error
+            raise UnreadableBinary(self.path, reason(error)) from error
         if len(data) != size:
             raise UnreadableBinary(self.path, "truncated")
         return data
+
+    def pieces(self, offset: int, size: int, more: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Yield (place in it, bytes) of a part of the file, each with `more` bytes of the next."""
+        for start in range(0, size, _PIECE):
+            yield start, self.read(offset + start, min(_PIECE + more, size - start))
 
     def section(self, name: str) -> Section | None:
         """Return the first section of that name that has content in the file, or None."""
@@ -213,6 +202,7 @@ class Image:
 
         With `executable`, only segments with code count.
         """
+        self.budget.step()
         for part in self.segments:
             inside = part.address <= address < part.address + part.size
             if inside and (part.executable or not executable):
@@ -227,62 +217,68 @@ class Image:
         names = {name.partition("@")[0].encode() for name in wanted}
         found: dict[str, Function] = {}
         for symbols, strings in self._symbol_tables():
-            for function in self._search(symbols, strings, names):
+            known = self._name_offsets(strings, names)
+            for function in self._search(symbols, known) if known else ():
                 found.setdefault(function.name, function)
         return found
 
-    def _symbol_tables(self) -> Iterator[tuple[bytes, bytes]]:
+    def _symbol_tables(self) -> Iterator[tuple[_Part, _Part]]:
         tables = [s for s in self.sections if s.kind in ("SHT_DYNSYM", "SHT_SYMTAB")]
         for table in sorted(tables, key=lambda s: s.kind):
             if table.link < len(self.sections):
                 strings = self.sections[table.link]
-                yield (
-                    self.read(table.offset, table.size),
-                    self.read(strings.offset, strings.size),
-                )
+                yield (table.offset, table.size), (strings.offset, strings.size)
         if self.dynamic and not any(s.kind == "SHT_DYNSYM" for s in self.sections):
             yield from self._dynamic_tables(*self.dynamic)
 
-    def _dynamic_tables(self, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    def _dynamic_tables(self, offset: int, size: int) -> Iterator[tuple[_Part, _Part]]:
         """Find .dynsym without section headers: it ends, at the latest, where .dynstr begins."""
         word = ("<" if self.little_endian else ">") + ("QQ" if self.bits == 64 else "II")
+        size = min(size, _MAX_DYNAMIC)
         size -= size % struct.calcsize(word)
         tags = dict(struct.iter_unpack(word, self.read(offset, size)))
         strings, symbols, length = (tags.get(tag, 0) for tag in (5, 6, 10))
         at_strings = self.file_offset(strings, executable=False)
         at_symbols = self.file_offset(symbols, executable=False)
         if at_strings is not None and at_symbols is not None and at_symbols < at_strings:
-            yield self.read(at_symbols, at_strings - at_symbols), self.read(at_strings, length)
+            yield (at_symbols, at_strings - at_symbols), (at_strings, length)
 
-    def _search(self, symbols: bytes, strings: bytes, names: set[bytes]) -> Iterator[Function]:
-        known = _name_offsets(strings, names)
-        if not known:
-            return
+    def _name_offsets(self, strings: _Part, names: set[bytes]) -> dict[int, str]:
+        """Return where in a string table the wanted names are, also as the tail of a longer name.
+
+        Linkers share tails: "getaddrinfo" may exist only as the end of "__wrap_getaddrinfo".
+        """
+        # All begin alike, with "get": that makes the search fast.
+        low, high = min(names), max(names)
+        same = next((n for n, (a, b) in enumerate(zip(low, high)) if a != b), len(low))
+        rest = b"|".join(re.escape(name[same:]) for name in names)
+        pattern = re.compile(re.escape(low[:same]) + rb"(?:" + rest + rb")(?=[\0@])")
+        known = {}
+        for place, piece in self.pieces(*strings, more=max(map(len, names)) + 1):
+            for match in pattern.finditer(piece):
+                known[place + match.start()] = match[0].decode()
+                if len(known) > _MAX_HITS:
+                    raise GivenUp(self.path, f"given up: {match[0].decode()} again and again")
+        return known
+
+    def _search(self, symbols: _Part, known: dict[int, str]) -> Iterator[Function]:
         form = (_SYMBOL_64 if self.bits == 64 else _SYMBOL_32)[self.little_endian]
         step = struct.calcsize(form)
-        if len(symbols) // step > MAX_SYMBOLS:
-            raise UnreadableBinary(self.path, "too many symbols")
-        for entry in struct.iter_unpack(form, symbols[: len(symbols) // step * step]):
-            if entry[0] in known:
-                if self.bits == 64:
-                    at, info, _, index, address, size = entry
-                else:
-                    at, address, size, info, _, index = entry
-                offset = self.file_offset(address)
-                if index != _UNDEFINED and info & 15 in (_FUNC, _IFUNC) and offset is not None:
-                    yield Function(known[at], offset, address, size, info & 15 == _IFUNC)
+        offset, size = symbols
+        for start in range(0, size // step * step, step << 14):
+            piece = self.read(offset + start, min(step << 14, size // step * step - start))
+            for entry in struct.iter_unpack(form, piece):
+                if entry[0] in known:
+                    yield from self._function(known[entry[0]], entry)
 
-
-def _name_offsets(strings: bytes, names: set[bytes]) -> dict[int, str]:
-    """Return where in a string table the wanted names are, also as the tail of a longer name.
-
-    Linkers share tails: "getaddrinfo" may exist only as the end of "__wrap_getaddrinfo".
-    """
-    known = {}
-    for name in names:
-        for match in re.finditer(re.escape(name) + rb"(?=[\0@])", strings):
-            known[match.start()] = name.decode()
-    return known
+    def _function(self, name: str, entry: tuple[int, ...]) -> Iterator[Function]:
+        if self.bits == 64:
+            _, info, _, index, address, size = entry
+        else:
+            _, address, size, info, _, index = entry
+        offset = self.file_offset(address)
+        if index != _UNDEFINED and info & 15 in (_FUNC, _IFUNC) and offset is not None:
+            yield Function(name, offset, address, size, info & 15 == _IFUNC)
 
 
 def functions(path: str, wanted: Iterable[str]) -> dict[str, Function]:

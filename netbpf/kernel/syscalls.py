@@ -16,6 +16,8 @@ _X86 = platform.machine() == "x86_64"
 SYS_BPF = 321 if _X86 else 280
 SYS_PERF_EVENT_OPEN = 298 if _X86 else 241
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same everywhere, since Linux 5.2
+SYS_OPENAT2 = 437  # the same everywhere, since Linux 5.6
+_NO_MAGIC_LINKS, _IN_ROOT = 0x02, 0x10  # RESOLVE_... of include/uapi/linux/openat2.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -40,6 +42,43 @@ def enter_network(namespace: int) -> None:
     if _libc.setns(ctypes.c_int(namespace), 0x40000000):  # CLONE_NEWNET
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def open_inside(root: int, path: str, flags: int) -> int:
+    """Open `path` as a process does whose root directory is `root` (a descriptor); OSError.
+
+    Neither "..", nor an absolute link, nor one of /proc's links to open files leads out of it.
+    """
+    how = struct.pack("=QQQ", flags, 0, _IN_ROOT | _NO_MAGIC_LINKS)  # struct open_how
+    buffer = ctypes.create_string_buffer(how, len(how))
+    return syscall(SYS_OPENAT2, root, os.fsencode(path), buffer, len(how))
+
+
+def open_by_inode(mount: int, inode: int) -> int:
+    """Return a descriptor (O_PATH) of a directory of cgroupfs by its inode number; OSError.
+
+    `mount` is a descriptor of any file there. Needs CAP_DAC_READ_SEARCH.
+    """
+    # struct file_handle: size, FILEID_KERNFS (since 33c5ac9175195, 5.5), the number.
+    handle = ctypes.create_string_buffer(struct.pack("=IiQ", 8, 0xFE, inode), 16)
+    number = 304 if _X86 else 265
+    return syscall(number, mount, handle, os.O_PATH | os.O_CLOEXEC)
+
+
+def filesystem_type(descriptor: int) -> int:
+    """Return the magic number of the file system that a file is on, as statfs(2) does."""
+    found = ctypes.create_string_buffer(256)  # struct statfs begins with it, a long
+    if _libc.fstatfs(ctypes.c_int(descriptor), found):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(struct.unpack_from("@l", found)[0]) & 0xFFFFFFFF
+
+
+def end_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when process `parent`, which forked it, ends."""
+    _libc.prctl(ctypes.c_int(1), ctypes.c_ulong(9), 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+    if os.getppid() != parent:
+        os._exit(0)  # it ended before
 
 
 def timer_until_set() -> int:

@@ -86,6 +86,7 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
 def _lost(tool: Tool, *own: str) -> dict[str, Any]:
     # A tool whose events are an option has no ring buffer without it.
     causes = (*(("ring_full",) if tool.event else ()), *_CAUSES, *own)
+    causes += ("not_covered",) if tool.watch else ()
     optional = tool.event_option or tool.events_unless
     return _object(dict.fromkeys(causes, _COUNT), ["ring_full"] if optional else [])
 

@@ -65,7 +65,7 @@ class EventShape(Shape):
         self.pending: Optional[Pending] = None
         if tool.pending:
             name, age = tool.pending
-            self.pending = Pending(event, attached.loaded.maps[name], age)
+            self.pending = Pending(event, attached.loaded.maps[name], age, attached)
         self._waiting: dict[bytes, tuple[Any, ...]] = {}
         self._written = False
         self._stopped = 0

@@ -6,6 +6,7 @@ is looked up here, or becomes an automaton of character codes.
 
 from __future__ import annotations
 
+import fnmatch
 import ipaddress
 import os
 import pwd
@@ -25,10 +26,12 @@ from netbpf.kernel.devices import all_devices, device_names
 from netbpf.kernel.namespaces import NAMED, is_namespace, namespace_of
 from netbpf.kernel.privileges import missing_privileges
 from netbpf.kernel.processes import kernel_pid
+from netbpf.kernel.strangers import read_text
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses of IPv6 sockets
 # Options of single tools that leave something out.
 _OWN_FILTERS = {"dev", "interface", "reason", "host", "failed", "errors", "min_ms", "port"}
+_MOST_THREADS = 100  # whose names are looked at
 _MOST_NAMES = 20  # of devices, in a hint
 _FIRST_NAMESPACE = 0xEFFFFFF8  # inode numbers of namespaces start above: PROC_UTS_INIT_INO etc.
 
@@ -216,6 +219,25 @@ def _devices(option: Option, settings: Mapping[str, Any]) -> list[str]:
             )
         names |= known
     return sorted(names)
+
+
+def may_pass(pid: int, name: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether lookups of a process could pass the filters -p and --comm.
+
+    A thread has a name of its own.
+    """
+    if settings.get("pid") and pid not in settings["pid"]:
+        return False
+    pattern = settings.get("comm")
+    if not pattern or fnmatch.fnmatchcase(name, pattern):
+        return True
+    with suppress(OSError):
+        threads = os.listdir(f"/proc/{pid}/task")
+        if len(threads) > _MOST_THREADS:
+            return True
+        names = (read_text(f"/proc/{pid}/task/{thread}/comm", 64).strip() for thread in threads)
+        return any(fnmatch.fnmatchcase(one, pattern) for one in names)
+    return False
 
 
 def network_namespace(word: str, proc: str = "/proc") -> int:

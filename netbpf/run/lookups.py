@@ -1,134 +1,193 @@
 """Keep probes on the name lookups of every libc and Go program in use, and keep account of it.
 
-All processes are looked at when tracing starts, from time to time, and at the end; a program file
-that begins to run for the first time (the program's own exec probe tells) is looked at at once.
+A process apart finds and attaches them (run/finder.py): here its descriptors are held, and what it
+reports is received, never waiting for it longer than a moment.
 """
 
 from __future__ import annotations
 
-import heapq
-import os
-import struct
+import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from netbpf.declare.tool import Tool
 from netbpf.declare.values import escape
-from netbpf.kernel.attach import attach_user, release
-from netbpf.kernel.binaries import Binary
-from netbpf.kernel.libraries import Coverage, scan
-from netbpf.kernel.maps import Map
-from netbpf.kernel.processes import proc_pid
-from netbpf.kernel.symbols import UnreadableBinary, open_regular
+from netbpf.kernel.apart import Apart
+from netbpf.kernel.attach import release
+from netbpf.kernel.stacks import Stack
+from netbpf.kernel.strangers import read_text
 from netbpf.output.writers import TextWriter, Writer
+from netbpf.run.filters import may_pass
+from netbpf.run.finder import Finder, Task
 from netbpf.run.program import Attached
 from netbpf.run.shape import Shape
 from netbpf.run.stop import Stop
-from netbpf.run.stream import RingBuffer
 
-_EXEC_RING_PAGES = 16  # EXEC_RING_PAGES in include/user.bpf.h
-_START = struct.Struct("=QQQ")  # struct program_start in include/user.bpf.h: inode, device, pid
-_AGAIN = (0.02, 0.2, 2.0)  # a new program maps its libraries some time after exec (seconds)
-_CANNOT = "cannot be probed"
-_SCAN_SECONDS = 10.0
-_SCAN_SHARE = 200  # a scan may take at most one part in so many of the time between two
+_FIRST_LOOK = 60.0  # seconds that the start waits for it, at most
+_SILENCE = 5.0  # and how long for a sign that it goes on
+_OTHERS = 1.2  # and for what is not root's
+_LAST_LOOK = 0.3
+_ANSWER = 0.1
+_PAUSE = 0.05  # seconds until a signal is noticed
+_AT_ONCE = 64  # messages
 
 
 class Watch(Shape):
-    """Attaches the tool's uprobes; a shape that writes nothing but what is covered."""
+    """Holds the tool's uprobes; a shape that writes nothing but what is covered."""
 
     def __init__(self, tool: Tool, settings: Mapping[str, Any], attached: Attached) -> None:
         super().__init__()
         self.tool, self.settings, self.attached = tool, settings, attached
-        self._links: dict[int, list[int]] = {}
-        self._pids: set[int] = set()
-        self._again: list[tuple[float, int]] = []
+        self._links: dict[tuple[int, int], list[int]] = {}
         self._refused: dict[str, str] = {}
-        self._execs: Optional[RingBuffer] = None
+        nothing = {"libcs": 0, "programs": 0, "processes": 0, "uncovered": []}
+        self._state: dict[str, Any] = {"state": nothing}
+        self._over = False
+        self._heard = self._end = 0.0
+        self._left: Optional[list[Stack]] = None
+        self._cpu_before = self._cpu = 0.0
 
     def begin(self, stop: Stop, writer: Writer) -> None:
-        """Attach to everything that is in use now, and say what that covers."""
+        """Attach to everything that is in use now, and report what that covers."""
         super().begin(stop, writer)
-        size = _EXEC_RING_PAGES * 4096
-        self._execs = RingBuffer(self.attached.loaded.maps["execs"], size, _START)
-        self._seen = Map.opened(self.attached.loaded.maps["programs_seen"])
-        stop.watch(self._execs.fd)
-        self._targets = dict(self._programs())
-        began = time.monotonic()
-        self.coverage = scan()
-        self._plan_scan(began)
-        self._pids = _pids(self.coverage)
-        self._attach(self.coverage.binaries)
+        maps = self.attached.loaded.maps
+        targets = dict(self._programs())
+        task = Task(targets, maps["execs"], maps["programs_seen"], self.settings)
+        programs = {program for program, _ in targets.values()}
+        keep = {task.execs, task.seen, *programs}
+        self._apart = Apart(lambda desk: Finder(desk, task).run(), keep)
+        self.attached.closers.append(self._apart.close)
+        self.attached.left = self.left
+        self._wait_for_first_look(stop)
         if isinstance(writer, TextWriter) or self.settings.get("verbose"):
-            print(f"{self.tool.name}: {escape(self.coverage.summary())}", file=sys.stderr)
+            words = self._state.get("words") or "not all processes have been looked at yet"
+            print(f"{self.tool.name}: {escape(words)}", file=sys.stderr)
+        if not self._apart.ended:
+            stop.watch(self._apart.channel.fileno())
 
-    def next_due(self) -> float:
-        """Return when a new program or all processes are to be looked at."""
-        return min(self._due, self._again[0][0] if self._again else self._due)
+    def _wait_for_first_look(self, stop: Stop) -> None:
+        """Wait for it as long as it goes on; hardly for what users other than root have made."""
+        now = self._heard = time.monotonic()
+        self._end = now + _FIRST_LOOK
+        while now < min(self._end, self._heard + _SILENCE) and "first" not in self._state:
+            if stop.reason or self._apart.ended:
+                break
+            self._apart.wait(now + _PAUSE)
+            self.read()
+            now = time.monotonic()
 
     def read(self) -> bool:
-        """Look at programs that began to run, and at those that are due; writes nothing."""
-        now = time.monotonic()
-        for _, inode, device, kernel in self._execs.take() if self._execs else ():
-            pid = proc_pid(kernel) or 0
-            self._look_at(pid)
-            if _inode(pid) == inode:  # not gone, and not on to the next program
-                self._seen.set(struct.pack("=QQ", inode, device), bytes(8))
-            if pid in self.coverage.uncovered:
-                for pause in _AGAIN:
-                    heapq.heappush(self._again, (now + pause, pid))
-        while self._again and self._again[0][0] <= now:
-            self._look_at(heapq.heappop(self._again)[1])
-        if now >= self._due:
-            self._look_at_all()
+        """Receive what was attached and found; writes nothing."""
+        for number, (message, descriptors) in enumerate(self._apart.receive(), 1):
+            self._take(message, descriptors)
+            if number == _AT_ONCE:
+                break
         return False
+
+    def close_interval(self, final: bool) -> None:
+        """At the end, let it report once more: nothing is attached after that."""
+        if final:
+            with self.stop.apart():
+                self._finish()
+
+    def left(self, stacks: Sequence[Stack]) -> Collection[Stack]:
+        """Return which threads have left their calls, as far as the process apart answers at once.
+
+        Their stacks may be in memory that does not come when it is read.
+        """
+        self._left = None
+        self._apart.send(json.dumps(list(stacks)).encode())
+        end = time.monotonic() + _ANSWER
+        while self._left is None and not self._apart.ended and time.monotonic() < end:
+            self._apart.wait(end)
+            self.read()
+        return self._left or ()
+
+    def progress(self) -> dict[str, Any]:
+        """Return what is covered by now, in numbers."""
+        found = self._state["state"]
+        return {"coverage": {**found, "uncovered": len(found["uncovered"])}}
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What the process apart has used, as it last reported."""
+        return self._cpu
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """How many processes had lookups that may have gone unseen, limits and filters apart."""
+        return {"not_covered": int(self._state.get("lost", 0))}
 
     def summary(self) -> dict[str, Any]:
         """Return what is covered now, and note it in words."""
-        self._targets = {}  # everything is detached: nothing new is to be attached
-        self._look_at_all()
-        self.note(self.coverage.summary())
+        self.note(self._state.get("words") or "what is covered is not known")
         self.notes += [f"{path} {refused}" for path, refused in self._refused.items()]
-        gaps = self.coverage.uncovered.values()
-        uncovered = [{"pid": gap.pid, "comm": gap.name, "reason": gap.reason} for gap in gaps]
-        libcs = len(self.coverage.libcs)
-        return {
-            "coverage": {
-                "libcs": libcs,
-                "programs": len(self.coverage.binaries) - libcs,
-                "processes": self.coverage.covered,
-                "uncovered": uncovered,
-            }
-        }
+        return {"coverage": self._state["state"]}
+
+    def _finish(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._apart.send(b"end")
+        end = time.monotonic() + _LAST_LOOK
+        while not ("last" in self._state or self._apart.ended) and time.monotonic() < end:
+            self._apart.wait(end)
+            self.read()
+        if "last" not in self._state:
+            self._note_unknown(self._apart.stuck(_LAST_LOOK))
+        self._apart.close()
+
+    def _note_unknown(self, at: str) -> None:
+        hides = bool(at) or self._apart.ended
+        if at.isdecimal():
+            name = read_text(f"/proc/{at}/comm", 64).strip()
+            hides = may_pass(int(at), name, self.settings)
+            at = f"process {at} ({name})"
+        self._state["lost"] = self._state.get("lost", 0) + hides
+        doing = f": it was still at {at}" if at else ""
+        self.note(f"who is covered was not looked at any more in the end{doing}")
+
+    def _take(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        self._heard = time.monotonic()
+        if descriptors:
+            self._hold(tuple(message["links"]), descriptors)
+        if "verbose" in message:
+            self._say(message["verbose"])
+        if "state" in message:
+            self._state = {**self._state, **message}
+            self._cpu = self._cpu_before + message["cpu"]
+            if "own" in message:
+                self._end = min(self._end, self._heard + _OTHERS)
+        if "left" in message:
+            self._left = [(pid, thread, sp, back) for pid, thread, sp, back in message["left"]]
+        if "refused" in message:
+            path, refused = message["refused"]
+            self._refused[path] = refused
+            print(f"{self.tool.name}: {escape(f'{path} {refused}')}", file=sys.stderr)
+        if "gone" in message:
+            self._detach(tuple(message["gone"]))
+        if "again" in message:
+            self._say(f"given up, it takes too long: {escape(message['again'])}")
+            self._cpu_before = self._cpu
+            self._apart.send(json.dumps(list(self._links)).encode())
+
+    def _hold(self, file: Any, links: list[int]) -> None:
+        if self._over:
+            release(links)
+            return
+        self.attached.user_links += links
+        self._links.setdefault(file, []).extend(links)
+
+    def _detach(self, file: Any) -> None:
+        gone = set(self._links.pop(file, ())) & set(self.attached.user_links)
+        self.attached.user_links = [n for n in self.attached.user_links if n not in gone]
+        release(list(gone))
 
     def _say(self, message: str) -> None:
         if self.settings.get("verbose"):
-            print(f"netbpf: {escape(message)}", file=sys.stderr)
-
-    def _look_at(self, pid: int) -> None:
-        if os.path.exists(f"/proc/{pid}"):
-            self._pids.add(pid)
-            self._attach(self.coverage.rescan(pid))
-        else:
-            self.coverage.forget(pid)
-
-    def _look_at_all(self) -> None:
-        began = time.monotonic()
-        running = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
-        for pid in self._pids - running:
-            self.coverage.forget(pid)
-        self._pids = running
-        for pid in running:
-            self._attach(self.coverage.rescan(pid))
-        for binary in self.coverage.prune():
-            self._detach(binary)
-        self._plan_scan(began)
-
-    def _plan_scan(self, began: float) -> None:
-        now = time.monotonic()
-        self._due = now + max(_SCAN_SECONDS, (now - began) * _SCAN_SHARE)
+            print(f"netbpf: {message}", file=sys.stderr)
 
     def _programs(self) -> Iterator[tuple[str, tuple[int, bool]]]:
         for choice in self.attached.choices:
@@ -137,87 +196,3 @@ class Watch(Shape):
                 for target in choice.targets:
                     program = self.attached.loaded.programs[choice.entry]
                     yield f"{target}{'()' * at_return}", (program, at_return)
-
-    def _attach(self, binaries: list[Binary]) -> None:
-        for binary in binaries if self._targets else ():
-            path = binary.path
-            if path:
-                try:
-                    refused = self._attach_one(binary, path)
-                except (OSError, UnreadableBinary) as error:
-                    refused = f"{_CANNOT}: {getattr(error, 'strerror', '') or error}"
-                if refused:
-                    self._refused[path] = refused
-                    self.coverage.refuse(binary, f"{os.path.basename(path)} {_CANNOT}")
-                    print(f"{self.tool.name}: {escape(f'{path} {refused}')}", file=sys.stderr)
-                else:
-                    self._say(f"probing {path}")
-
-    def _attach_one(self, binary: Binary, path: str) -> str:
-        """Attach all probes that belong on a file; return in words what the kernel refused."""
-        refused: dict[str, str] = {}
-        with open_regular(path) as file:
-            found = os.fstat(file.fileno())
-            if (found.st_dev, found.st_ino) != (binary.device, binary.inode):
-                return ""  # the path leads elsewhere by now: another look will tell
-            # Through the open file, so that it is this one that is probed whatever the path does.
-            opened = f"/proc/self/fd/{file.fileno()}"
-            for target, offset in places(binary):
-                program, at_return = self._targets[target]
-                try:
-                    link = attach_user(program, opened, offset, at_return)
-                except OSError as error:
-                    # Another tool's probe of the same place may stand in the way of ours, if it
-                    # names a semaphore: some versions of bcc do so by mistake.
-                    refused[target] = error.strerror or str(error)
-                    continue
-                self.attached.user_links.append(link)
-                self._links.setdefault(id(binary), []).append(link)
-                if at_return:
-                    self._say(f"{target} of {path} has a uretprobe: its returns are not known")
-        reasons = ", ".join(sorted(set(refused.values())))
-        return f"{_CANNOT} at {', '.join(refused)}: {reasons}" if refused else ""
-
-    def _detach(self, binary: Binary) -> None:
-        gone = set(self._links.pop(id(binary), ())) & set(self.attached.user_links)
-        self.attached.user_links = [n for n in self.attached.user_links if n not in gone]
-        release(list(gone))
-
-
-def places(binary: Binary) -> Iterator[tuple[str, int]]:
-    """Yield (target of a declared probe, file offset) of every probe that belongs on a file.
-
-    "F RET" is a return instruction of the function F. Where those of C are not known, "F()" is its
-    return by uretprobe. "net.DNSError+N" are the lookups' entries where its flags are at N.
-    """
-    functions = {n: f for n, f in binary.functions.items() if not f.ifunc}
-    # The returns first: a call whose entry alone is seen would wait for ever. Functions that end in
-    # one another share some.
-    shared = {offset: name for name, f in functions.items() for offset in f.returns}
-    for offset, name in shared.items():
-        yield f"{name} RET", offset
-    for name, function in functions.items():
-        if not function.returns:
-            yield f"{name}()", function.offset
-        yield name, function.offset
-    if not binary.go:
-        return
-    flags = binary.go.error.timeout if binary.go.error else 0
-    for lookup in binary.go.lookups:
-        yield lookup.name, lookup.offset
-        yield f"net.DNSError+{flags}", lookup.offset
-        for offset in lookup.returns:
-            yield f"{lookup.name} RET", offset
-    yield from binary.go.libc_calls.items()
-
-
-def _pids(coverage: Coverage) -> set[int]:
-    covered = {pid for binary in coverage.binaries for pid in binary.pids}
-    return covered | set(coverage.uncovered)
-
-
-def _inode(pid: int) -> int:
-    try:
-        return os.stat(f"/proc/{pid}/exe").st_ino
-    except OSError:
-        return -1

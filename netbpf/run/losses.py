@@ -6,7 +6,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Optional
@@ -43,6 +43,7 @@ class Cost:
         """Watch {entry: descriptor}."""
         self._programs = dict(programs)
         self._start = time.monotonic()
+        self.apart: Callable[[], float] = lambda: 0.0  # CPU seconds of processes apart
         self._cpu = time.process_time()
         self._statistics = -1
         with suppress(OSError):
@@ -63,7 +64,7 @@ class Cost:
             "run_ns": spent,
             "ns_per_run": round(spent / runs, 1) if runs else None,
             "cpu_percent": round(spent / elapsed / 1e7, 4),
-            "reader_cpu_seconds": round(time.process_time() - self._cpu, 4),
+            "reader_cpu_seconds": round(self._reader(), 4),
             "programs": {
                 name: {key: one.get(theirs, 0) for key, theirs in _TOLD.items()}
                 for name, one in each.items()
@@ -73,7 +74,10 @@ class Cost:
     def spent(self) -> int:
         """Return what programs and reader have used together, in ns of CPU time."""
         programs = sum(_program(fd).get("run_time_ns", 0) for fd in self._programs.values())
-        return programs + int((time.process_time() - self._cpu) * 1e9)
+        return programs + int(self._reader() * 1e9)
+
+    def _reader(self) -> float:
+        return time.process_time() - self._cpu + self.apart()
 
     def missed(self, besides: Collection[str] = (), covered: int = 0) -> int:
         """Return how often a program was skipped as another one ran on that CPU (since 5.12).
@@ -133,6 +137,7 @@ class Ledger:
         self._ring = "events" in maps
         self._besides = [c.entry for c in attached.choices if c.alternative and c.probe.besides]
         self._cost, self._shape = cost, shape
+        cost.apart = lambda: shape.cpu_seconds
         self.total: dict[str, int] = {}  # as last read
 
     def read(self) -> dict[str, int]:
@@ -142,6 +147,7 @@ class Ledger:
             **read_losses(self._losses),
             "probe_missed": missed,
             "reader": self._shape.strange,
+            **self._shape.lost,
         }
         if not self._ring:
             del lost["ring_full"]

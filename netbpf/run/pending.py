@@ -7,23 +7,20 @@ missed, and calls that a thread has left by a jump, which nothing but its stack 
 
 from __future__ import annotations
 
-import os
-import platform
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from netbpf.declare.record import Event
 from netbpf.declare.values import ABANDONED
 from netbpf.kernel.maps import Map
 from netbpf.kernel.processes import has_ended, ids_differ
+from netbpf.kernel.stacks import Stack
+from netbpf.run.program import Attached
 
 _KEY = struct.Struct("=QII")  # struct call_key in include/lookups.bpf.h: thread, pid, function
 _LIBC = (0, 255)  # of the functions: NO_FUNC and OTHER_STACK; the others are Go's
 _TAIL = struct.Struct("=QQQQ")  # struct call behind its event: sp, born, back, signalled
-_STACK_SPAN = 1 << 20  # STACK_SPAN there
 _PROCESS_ENDED = 3  # there, among the results
 
 Raw = tuple[Any, ...]
@@ -32,8 +29,12 @@ Raw = tuple[Any, ...]
 class Pending:
     """The map of pending events; `abandoned` counts the lookups that will never return."""
 
-    def __init__(self, event: type[Event], fd: int, age: str) -> None:
-        """Take the events' declaration, the map's descriptor and the name of the age's column."""
+    def __init__(self, event: type[Event], fd: int, age: str, attached: Attached) -> None:
+        """Take the events' declaration, the map's descriptor and the name of the age's column.
+
+        `attached` tells which threads have left their calls.
+        """
+        self._attached = attached
         self._map = Map.opened(fd)
         self._event = event
         self._layout = event.layout()
@@ -60,20 +61,30 @@ class Pending:
 
     def gone(self, now: int) -> Iterator[Raw]:
         """Remove the calls that will never return from the map, and yield them as events."""
-        for key, entry in list(self._map.items()):
-            thread, pid, function = _KEY.unpack(key)
-            sp, _, back, signalled = _TAIL.unpack_from(entry, self._event.size)
+        entries = list(self._map.items())
+        stacks = dict(self._stacks(entries))
+        left = set(self._attached.left([*stacks.values()])) if stacks else set()
+        for key, entry in entries:
+            _, pid, _ = _KEY.unpack(key)
             raw = self._layout.unpack_from(entry)
             if has_ended(pid):
                 when = now
-            elif not ids_differ() and function in _LIBC and _has_left(pid, thread, sp, back):
-                when = signalled or now
+            elif key in stacks and stacks[key] in left:
+                when = _TAIL.unpack_from(entry, self._event.size)[3] or now
             else:
                 continue
             # What has returned since the map was read is no longer in there.
             still = self._map.get(key)
             if still and self._layout.unpack_from(still)[self._time] == raw[self._time]:
                 yield self._abandoned(key, raw, when)
+
+    def _stacks(self, entries: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Stack]]:
+        """Yield (key, where its stack was) of each call of libc whose process is there."""
+        for key, entry in entries if not ids_differ() else ():
+            thread, pid, function = _KEY.unpack(key)
+            sp, _, back, _ = _TAIL.unpack_from(entry, self._event.size)
+            if function in _LIBC and not has_ended(pid):
+                yield key, (pid, thread, sp, back)
 
     def _ended(self, pid: int, when: int) -> Iterator[Raw]:
         for key, raw in self.waiting().items():
@@ -88,30 +99,3 @@ class Pending:
 
     def _changed(self, raw: Raw, members: dict[int, int]) -> Raw:
         return tuple(members.get(index, value) for index, value in enumerate(raw))
-
-
-def _has_left(pid: int, thread: int, sp: int, back: int) -> bool:
-    """Tell whether a thread that sleeps has left the call that it made with the stack at `sp`.
-
-    Either it sleeps higher on the stack (further away is another one: nothing is known then), or
-    its return address has been overwritten. During the call that is `back`; with a uretprobe it is
-    the kernel's, the first of a page. What is not overwritten yet cannot be told from a call.
-    """
-    with suppress(OSError, ValueError, IndexError):
-        words = Path(f"/proc/{pid}/task/{thread}/syscall").read_text().split()
-        if len(words) < 3:
-            return False  # it runs
-        above = int(words[-2], 16) - sp
-        return 0 < above < _STACK_SPAN or (above <= 0 and _is_overwritten(pid, sp, back))
-    return False
-
-
-def _is_overwritten(pid: int, sp: int, back: int) -> bool:
-    if platform.machine() != "x86_64":
-        return False  # elsewhere the return address is in a register first
-    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        found = int.from_bytes(os.pread(memory, 8, sp), "little")
-        return found != back and found & 0xFFF != 0
-    finally:
-        os.close(memory)

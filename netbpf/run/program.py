@@ -13,7 +13,7 @@ from netbpf.declare.probes import Iterator, Probe
 from netbpf.declare.record import AmendedEvent
 from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, NetbpfError, UsageError
-from netbpf.kernel import layout
+from netbpf.kernel import layout, stacks
 from netbpf.kernel.attach import attach, release
 from netbpf.kernel.btf import FUNC, Btf
 from netbpf.kernel.counters import Source
@@ -28,7 +28,8 @@ Say = Callable[[str], None]
 class Attached:
     """Programs in the kernel, with what was chosen for them and the descriptors that hold them.
 
-    `counters` are the kernel's own, of the namespaces that the programs watch.
+    `counters` are the kernel's own, of the namespaces that the programs watch. `left` returns which
+    threads have left their calls (kernel/stacks.py).
     """
 
     counters: Source
@@ -39,6 +40,8 @@ class Attached:
         self.loaded = loaded
         self.links: dict[str, list[int]] = {}
         self.user_links: list[int] = []
+        self.left = stacks.left
+        self.closers: list[Callable[[], None]] = []
 
     @property
     def lacking(self) -> set[str]:
@@ -75,7 +78,9 @@ class Attached:
         self.links = {}
 
     def close(self) -> None:
-        """Detach, and let go of programs and maps."""
+        """Detach, and let go of programs, maps and what else belongs to them."""
+        for close in self.closers:
+            close()
         self.detach()
         for fd in (*self.loaded.programs.values(), *self.loaded.maps.values()):
             os.close(fd)

@@ -226,6 +226,7 @@ class Run:
             **lost,
             "reader": self.shape.strange,
             "unwritten": self.shape.unread + self.out.drop(),
+            **self.shape.lost,
             **self._unseen(totals),
         }
         return self._summarise(end, cost, lost)

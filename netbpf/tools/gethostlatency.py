@@ -8,7 +8,8 @@ DESCRIPTION
 
   Every libc in use is probed, those of containers and chroots too, and static and Go programs with
   the functions; new ones are found while tracing. The start and the end tell how many processes
-  that covers, and which not. Lookups that still wait then, or at an INTERVAL, are listed.
+  that covers, and which not. Lookups that still wait then, or at an INTERVAL, are listed. Processes
+  whose lookups may go unseen, LIMITS apart, are counted as lost: not_covered.
 
   A lookup that never returns is a line with the result "abandoned" and its age: its thread was
   cancelled or killed, its program was replaced (exec), or the handler of a signal jumped out of it
@@ -32,12 +33,16 @@ EXAMPLES
 OVERHEAD
   Breakpoints and programs together take some 17 us per lookup of C in a virtual machine, and less
   on hardware; 9 us per lookup of Go. An address that is looked up takes 20 us without. All
-  processes are looked at every ten seconds, 0.1 ms each at most, and programs that are new.
+  processes are looked at every ten seconds, 0.1 ms each at most, and programs that are new. Another
+  process of netbpf does that, on a quarter of one CPU at most: no file of any user holds up the
+  events, the start or the end. A file that takes more than 256 MB or 0.75 s of work is given
+  up, and so is one that does not answer within three; 256 files are probed at most.
 
 LIMITS
   Not seen: resolvers that programs bring along (c-ares, Rust's hickory, Java's own), stripped
-  static programs, programs of 32 bit, Go before 1.17 (on arm64 1.18), getnameinfo of musl, and what
-  goes to DNS directly. A program file that was never seen before can finish its first lookups
+  static programs, programs of 32 bit, Go before 1.17 (on arm64 1.18), getnameinfo of musl, what
+  goes to DNS directly, libcs under other names, and static programs that a security module hides
+  from root. A program file that was never seen before can finish its first lookups
   before it is probed: some ten milliseconds. Lookups that began before the start are not shown.
   glibc's getnameinfo appears as the gethostbyaddr_r that it calls. Go does not tell an unknown name
   from one without addresses. The latency is libc's: a name in /etc/hosts or in a cache is a lookup,
@@ -143,7 +148,7 @@ COVERAGE = {
     "libcs": {**_NUMBER, "description": "distinct libc files with probes"},
     "programs": {**_NUMBER, "description": "static and Go programs with probes"},
     "processes": {**_NUMBER, "description": "running processes that these cover"},
-    "uncovered": {"type": "array", "description": "the others: pid, comm and reason"},
+    "uncovered": {"type": "array", "description": "the others: pid, comm, reason, lost"},
 }
 
 TOOL = Tool(

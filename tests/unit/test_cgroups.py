@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,31 @@ def test_root_is_found_whatever_else_is_mounted():
     whole = b"1 2 0:1 / /a\xff\x1cb rw - fuse x rw\n3 4 0:2 / /sys/fs\\040of/x rw - cgroup2 x rw\n"
     assert cgroups._is_whole(whole, "/sys/fs of/x")
     assert not cgroups._is_whole(b"\n" + whole.replace(b" / /sys", b" /below /sys"), "/sys/fs of/x")
+
+
+def test_search_for_a_cgroup_ends_however_many_there_are(tree, monkeypatch):
+    monkeypatch.setattr(cgroups, "_SEARCH_SECONDS", -1)
+    for number in range(30):
+        (tree / "user.slice" / str(number) / "x").mkdir(parents=True)
+    wanted = inode(tree / "user.slice" / "29" / "x")
+    assert path_of(wanted) == ""  # one directory was listed
+
+
+def test_kernel_is_asked_for_the_path_of_a_cgroup(tmp_path):
+    path_of.cache_clear()
+    root = cgroups.cgroup_root()
+    group = Path(root, f"netbpf-unit-{os.getpid()}", "below")
+    try:
+        group.mkdir(parents=True)
+    except OSError as error:
+        pytest.skip(f"no cgroup of version 2 can be made here: {error}")
+    try:
+        found = cgroups._asked(root, inode(group))  # noqa: SLF001
+        if found is None and os.geteuid():
+            pytest.skip("needs CAP_DAC_READ_SEARCH")
+        assert found == str(group)[len(root) :] == path_of(inode(group))
+        number = inode(group)
+    finally:
+        group.rmdir()
+        group.parent.rmdir()
+    assert cgroups._asked(root, number) == ""  # noqa: SLF001

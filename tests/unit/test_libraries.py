@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from netbpf.kernel import libraries
+from netbpf.kernel import libraries, mappings
 from netbpf.kernel.binaries import looks_like_go
+from netbpf.kernel.strangers import Limits
+from tests.unit import hostile
 from tests.unit.test_gobinary import binary as go_binary
 from tests.unit.test_symbols import elf, symbol
 
@@ -294,6 +296,165 @@ def test_go_is_not_seen_where_there_is_none(proc, program):
     assert not looks_like_go(str(program))
     assert not looks_like_go("/nonexistent")
     assert not looks_like_go("/dev/zero")
+
+
+# --- what strangers do to it --------------------------------------------------------------------
+
+
+def test_process_whose_file_is_given_up_is_lost_and_named_first(proc, program):
+    libc = hostile.repeated(proc.files / "libc.so.6")
+    proc.process(5, program, [(str(libc), libc)])
+    proc.process(6, proc.file("/bin/stripped", elf(b"\0", [], kind=11)))
+    coverage = proc.scan()
+    assert {pid: gap.lost for pid, gap in coverage.uncovered.items()} == {5: True, 6: False}
+    assert str(libc) in coverage.uncovered[5].reason
+    words = coverage.summary()
+    assert words.index("name5") < words.index("name6")
+
+
+def test_what_is_lost_and_what_is_only_out_of_scope(proc, program):
+    proc.process(1, proc.file("/bin/stripped", elf(b"\0", [], kind=11)))
+    proc.process(2, proc.file("/bin/none", elf(b"\0main\0", [symbol(1)])))
+    proc.process(3, proc.file("/bin/script", b"#!/bin/sh\n"))
+    proc.process(4, proc.file("/bin/go", go_binary((1, 16), go="go1.16.7")))
+    other = proc.file("/lib/libc.so.6", elf(b"\0main\0", [symbol(1)]))
+    proc.process(5, program, [(str(other), other)])
+    bad = proc.file("/bad/libc.so.6", LIBC[:300])
+    proc.process(6, program, [(str(bad), bad)])
+    assert {pid for pid, gap in proc.scan().uncovered.items() if gap.lost} == {6}
+
+
+def test_name_of_a_file_does_not_reach_a_terminal(proc, program):
+    libc = hostile.repeated(proc.files / "libc.so.6")
+    wild = proc.files / "wild\x1b[31m"
+    wild.mkdir()
+    libc = libc.rename(wild / "libc.so.6")
+    proc.process(5, program, [(str(libc), libc)])
+    assert "wild\\x1b[31m" in proc.scan().uncovered[5].reason
+
+
+def test_long_file_is_read_after_the_others(proc, program):
+    libc = proc.file("/lib/libc.so.6", LIBC)
+    proc.process(5, program, [(str(libc), libc)])
+    proc.process(6, program, [(str(libc), libc)])
+    coverage = libraries.Coverage(str(proc.path), first=Limits(50, 60))
+    assert coverage.rescan(5) == coverage.rescan(6) == []
+    assert set(coverage.uncovered) == {5, 6}
+    assert list(coverage.unfinished.values()) == [{5, 6}]
+    assert [found.pids for found in coverage.finish_one()] == [{5, 6}]
+    assert (coverage.unfinished, coverage.uncovered, coverage.covered) == ({}, {}, 2)
+
+
+def test_file_that_is_given_up_is_not_read_again(proc, program, monkeypatch):
+    libc = hostile.repeated(proc.files / "libc.so.6")
+    proc.process(5, program, [(str(libc), libc)])
+    coverage = libraries.Coverage(str(proc.path), first=Limits(1 << 20, 60))
+    coverage.rescan(5)
+    assert coverage.unfinished
+    coverage.finish_one()
+    assert coverage.uncovered[5].lost and not coverage.unfinished
+    monkeypatch.setattr(libraries, "read_libc", None)
+    coverage.rescan(5)
+    assert coverage.uncovered[5].lost and not coverage.unfinished
+
+
+def test_number_of_files_that_are_probed_is_bounded(proc, program, monkeypatch):
+    monkeypatch.setattr(libraries, "MAX_FILES", 2)
+    for pid in (5, 6, 7):
+        libc = proc.file(f"/{pid}/libc.so.6", LIBC)
+        proc.process(pid, program, [(str(libc), libc)])
+    coverage = proc.scan()
+    assert len(coverage.binaries) == 2
+    assert {pid: gap.lost for pid, gap in coverage.uncovered.items()} == {7: True}
+    assert "more than 2 files" in coverage.uncovered[7].reason
+
+
+def test_reasons_that_are_remembered_are_bounded(proc, program, monkeypatch):
+    monkeypatch.setattr(libraries, "_MAX_REMEMBERED", 2)
+    good = proc.file("/lib/libc.so.6", LIBC)
+    proc.process(4, program, [(str(good), good)])
+    for pid in (5, 6, 7):
+        bad = proc.file(f"/{pid}/libc.so.6", LIBC[:300])
+        proc.process(pid, program, [(str(bad), bad)])
+    coverage = proc.scan()
+    assert coverage.prune() == []
+    assert [len(kept) for kept in (coverage._libcs, coverage._programs)] == [1, 0]  # noqa: SLF001
+    assert coverage.binaries[0].pids == {4}
+
+
+def test_process_with_more_libcs_than_any_has_is_lost(proc, program):
+    libcs = [proc.file(f"/{number}/libc.so.6", LIBC) for number in range(12)]
+    proc.process(5, program, [(str(libc), libc) for libc in libcs])
+    coverage = proc.scan()
+    assert len(coverage.binaries) == 8
+    assert coverage.uncovered[5].reason == "more than 8 libcs" and coverage.uncovered[5].lost
+
+
+def test_one_libc_is_looked_for_once_however_often_it_is_mapped(proc, program, monkeypatch):
+    libc = proc.file("/lib/libc.so.6", LIBC)
+    proc.process(5, program, [(str(libc), libc)] * 50)
+    asked = []
+    real = mappings.identity_of
+    monkeypatch.setattr(mappings, "identity_of", lambda path: asked.append(path) or real(path))
+    assert proc.scan().covered == 1
+    assert len(asked) == 2  # from our root, and from the process's
+
+
+def test_libc_that_cannot_be_opened_is_a_loss(proc, program):
+    libc = proc.file("/lib/libc.so.6", LIBC)
+    proc.process(5, program, [("/lib/libc.so.6", libc)], root="/nowhere")
+    for mapped in (proc.path / "5" / "map_files").iterdir():
+        mapped.unlink()
+    (gap,) = proc.scan().uncovered.values()
+    assert (gap.reason, gap.lost) == ("its libc cannot be opened", True)
+
+
+def test_well_known_places_are_looked_for_below_the_root_alone(proc, program):
+    """Neither its directories nor its files lead elsewhere, whatever they link to."""
+    outside = proc.file("/lib/x86_64-linux-gnu/libc.so.6", LIBC).parent
+    box = proc.files / "box"
+    (box / "lib").mkdir(parents=True)
+    (box / "lib" / "here-linux-gnu").symlink_to(outside)
+    (box / "lib" / "libc.so.6").symlink_to(outside / "libc.so.6")
+    (box / "lib64").symlink_to(outside)
+    os.mkfifo(box / "lib" / "ld-musl-x86_64.so.1")
+    coverage = proc.scan()
+    proc.process(5, program, root="/box")
+    assert coverage.rescan(5) == []
+    assert coverage.uncovered[5].reason == "no libc mapped"
+
+
+def test_directory_of_a_stranger_is_not_listed_to_its_end(proc, program, monkeypatch):
+    monkeypatch.setattr(mappings, "_MOST_ENTRIES", 10)
+    for number in range(30):
+        proc.file(f"/box/lib/{number}", b"")
+    assert len(mappings._matching(f"{proc.files}/box/lib", "*")) == 10  # noqa: SLF001
+
+
+def test_roots_processes_come_first_and_users_take_turns(tmp_path, monkeypatch):
+    owners = {5: 1000, 6: 1000, 7: 1001, 8: 0, 9: 1000, 10: 1001, 11: 0}
+    for pid in owners:
+        (tmp_path / str(pid)).mkdir()
+    monkeypatch.setattr(mappings, "owner", lambda pid, _: owners[pid])
+    assert mappings.processes(str(tmp_path)) == [8, 11, 5, 7, 6, 10, 9]
+
+
+def test_process_that_may_not_be_looked_at_is_lost_without_the_privilege(
+    proc, program, monkeypatch
+):
+    proc.process(5, program)
+    real = os.stat
+
+    def refuse(path, *more, **options):
+        if str(path).endswith("/5/exe"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *more, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    for held, lost in (([], True), (["CAP_SYS_PTRACE"], False)):
+        monkeypatch.setattr(libraries, "held_capabilities", lambda held=held: held)
+        (gap,) = proc.scan().uncovered.values()
+        assert (gap.reason, gap.lost) == ("permission denied", lost)
 
 
 def test_mapping_of_a_device_that_cannot_be_is_none(tmp_path):
