@@ -1,7 +1,7 @@
 # `make help` lists the targets; its text is made from the comments that start with two hashes.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test unit contract live lint format man readme bench wheel clean \
+.PHONY: help setup run demo test unit contract live fuzz lint format man readme bench wheel clean \
 	setup-dev setup-test setup-bench setup-vm vm vm-boxes vm-clean vm-validate
 
 # A shell that became root with plain `su` lacks these.
@@ -58,6 +58,9 @@ contract: setup-dev ## the rules that every tool keeps
 
 live: setup-test ## does each tool tell the truth about known traffic? (root)
 	@$(ROOT) $(PYTEST) -m live
+
+fuzz: setup-dev ## damaged input for every parser: CASES=1000 TARGETS="elf go"
+	@$(VENV)/python -W ignore -m tests.fuzz $(TARGETS)
 
 vm: setup-vm ## live tests on other kernels, in virtual machines: KERNEL=6.12 (root)
 	@$(LAB)

@@ -40,7 +40,8 @@ def one_of_names(low: str, high: str, names: Iterable[str]) -> str:
 
     These are those of devices: 16 bytes with the zero at the end (IFNAMSIZ).
     """
-    pairs = [struct.unpack("=QQ", name.encode().ljust(16, b"\0")) for name in names]
+    raw = (name.encode(errors="surrogateescape") for name in names)
+    pairs = [struct.unpack("=QQ", name.ljust(16, b"\0")) for name in raw]
     return _any(f"(({low}) == {at_load(a)} && ({high}) == {at_load(b)})" for a, b in pairs)
 
 

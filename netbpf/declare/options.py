@@ -104,7 +104,8 @@ def devices(text: str) -> list[str]:
     A name has 1 to 15 bytes, an alternative name up to 127.
     """
     for name in _list(text):
-        if not re.fullmatch(r"[^\s/\0]{1,127}", name) or len(name.encode()) > 127:
+        raw = name.encode(errors="surrogateescape")  # any bytes but these
+        if not re.fullmatch(rb"[^ \t\n\v\f\r/\0]{1,127}", raw):
             raise ValueError(f"'{name}' is not a network device's name")
     return text.split(",")
 

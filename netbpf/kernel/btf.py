@@ -10,18 +10,27 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple, Optional
 
-from netbpf.errors import Unsupported, UsageError
+from netbpf.errors import Unsupported
+from netbpf.kernel import btf_file
+from netbpf.kernel.btf_types import (
+    ENUM,
+    ENUM64,
+    FUNC,
+    FUNC_PROTO,
+    FWD,
+    INT,
+    PTR,
+    STRUCT,
+    UNION,
+    VAR,
+    VMLINUX,
+    Types,
+)
 
-VMLINUX = "/sys/kernel/btf/vmlinux"
-
-# BTF kinds: include/uapi/linux/btf.h
-INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT = range(1, 12)
-FUNC, FUNC_PROTO, VAR, FLOAT, TYPE_TAG, ENUM64 = 12, 13, 14, 16, 18, 19
-_TRANSPARENT = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
+__all__ = ["ENUM", "ENUM64", "FUNC", "STRUCT", "UNION", "VAR", "VMLINUX", "Btf", "Field", "Member"]
 
 
 class Field(NamedTuple):
@@ -46,55 +55,48 @@ class Member(NamedTuple):
     inner: Optional[dict[str, Member]]
 
 
-class _Type(NamedTuple):
-    name: str
-    kind: int
-    vlen: int
-    kflag: bool
-    size: int  # of structs, ints and enums in bytes; the id of the type behind all others
-    address: int  # of what follows struct btf_type
-
-
-class Btf:
+class Btf(Types):
     """The types of one kernel."""
+
+    _base: Optional[Btf] = None  # of a module's types, which refer to it
 
     def __init__(self, path: str = VMLINUX) -> None:
         """Read BTF from `path`: raw BTF or an ELF file with a .BTF section.
 
-        Raises Unsupported if the running kernel has none, UsageError if a given file is no BTF.
+        Raises Unsupported if the running kernel has none, UsageError if a given file is no BTF. So
+        do all other methods where they meet damage.
         """
-        self._lib = _libbpf()
-        self._base: Optional[Btf] = None  # of a module's types, which refer to it
-        self._ids: dict[tuple[str, int], int] = {}  # by name and kind, see names()
-        self._btf = self._lib.btf__parse(path.encode(), None)
-        # libbpf 0.x returns an error as a pointer near the top of the address space, 1.x as NULL.
-        if not self._btf or self._btf > 2**64 - 4096:
-            self._btf = 0
-            raise _unreadable(path)
+        lib, own = _libbpf(), path == VMLINUX
+        data = b"" if own else btf_file.read(path)
+        found = lib.btf__parse(path.encode(), None) if own else lib.btf__new(data, len(data))
+        super().__init__(lib, path, found)
+        if not self._btf:
+            raise _no_types() if own else self.damaged("libbpf refuses it")
+        if not own:
+            self._check_pointers()
 
-    def __del__(self) -> None:
-        if getattr(self, "_btf", 0):
-            self._lib.btf__free(self._btf)
-
-    def find(self, name: str, *kinds: int) -> int:
-        """Return the id of the type `name` of one of `kinds`, or 0."""
-        for kind in kinds:
-            if self._ids:
-                found = self._ids.get((name, kind), 0)
-            else:
-                found = int(self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind))
-            if found > 0:
-                return found
-        return 0
+    def _check_pointers(self) -> None:
+        # In C of Linux, long has the size of a pointer.
+        found = self.find("long unsigned int", INT) or self.find("unsigned long", INT)
+        size = self._type(found).size if found else 8
+        if size == 4:
+            raise btf_file.unreadable(self._path, "it is of a machine with pointers of 4 bytes")
+        if size != 8:
+            raise self.damaged(f"long has {size} bytes")
 
     def parameters(self, function: str) -> Optional[tuple[str, ...]]:
         """Return the parameter names of a kernel function, or None if BTF has no such function."""
         found = self.find(function, FUNC)
         if not found:
             return None
-        proto = self._type(self._type(found).size)
+        return tuple(self._identifier(name) for name, _ in self._parameters(found))
+
+    def _parameters(self, function: int) -> list[tuple[int, int]]:
+        proto = self._type(self._type(function).size)
+        if proto.kind != FUNC_PROTO:
+            raise self.damaged(f"function {function} has no prototype")
         raw = ctypes.string_at(proto.address, proto.vlen * 8)
-        return tuple(self._name(name) for name, _ in struct.iter_unpack("=II", raw))
+        return list(struct.iter_unpack("=II", raw))
 
     def typed(self, function: str) -> bool:
         """Tell whether the types of all parameters of a kernel function are known.
@@ -102,16 +104,15 @@ class Btf:
         fentry programs may not even read a pointer to a struct that is only declared (verifier:
         "type FWD is not a struct"). Such is struct pt_regs, and with it each __x64_sys_*, in 5.10.
         """
-        proto = self._type(self._type(self.find(function, FUNC)).size)
-        raw = ctypes.string_at(proto.address, proto.vlen * 8)
-        kinds = [self._type(self._strip(id_)) for _, id_ in struct.iter_unpack("=II", raw) if id_]
+        parameters = self._parameters(self.find(function, FUNC))
+        kinds = [self._type(self._strip(type_id)) for _, type_id in parameters if type_id]
         targets = [self._strip(kind.size) for kind in kinds if kind.kind == PTR]
         return all(self._type(target).kind != FWD for target in targets if target)
 
     def size(self, name: str) -> Optional[int]:
         """Return the size of struct or union `name` in bytes, or None if there is none."""
         found = self.find(name, STRUCT, UNION)
-        return self._type(found).size if found else None
+        return self._size(found) if found else None
 
     def field(self, name: str, path: str) -> Optional[Field]:
         """Return the field `path` ("a" or "a.b.c") of struct `name`, or None if there is none.
@@ -120,28 +121,39 @@ class Btf:
         """
         type_id, offset, bits = self.find(name, STRUCT, UNION), 0, 0
         for part in path.split("."):
-            found = self._member(type_id, part) if type_id else None
+            self._walked = 0
+            found = self._member(type_id, part, set()) if type_id else None
             if found is None:
                 return None
             member_id, member_offset, bits = found
-            type_id, offset = self._strip(member_id), offset + member_offset
+            outer, type_id, offset = type_id, self._strip(member_id), offset + member_offset
+            self._check_place(outer, member_offset, bits or self._size(type_id) * 8, bool(bits))
         return Field(offset, self._ctype(type_id), bits)
+
+    def _check_place(self, outer: int, offset: int, size: int, is_bits: bool) -> None:
+        # All in bits. A bit field is read as one number of at most 64 bits.
+        shift = offset % 8
+        if offset + size > self._size(outer) * 8 or (shift + size > 64 if is_bits else shift):
+            raise self.damaged(f"a member of type {outer} lies outside of it")
 
     def members(self, name: str) -> dict[str, Member]:
         """Return {name: member} of struct `name`, those of anonymous structs among them."""
+        self._walked = 0
         return self._layout(self.find(name, STRUCT, UNION))
 
-    def _layout(self, type_id: int, base: int = 0) -> dict[str, Member]:
+    def _layout(self, type_id: int, base: int = 0, depth: int = 0) -> dict[str, Member]:
         found: dict[str, Member] = {}
+        self._check_depth(depth)
         for name, member, offset, bits in self._members(type_id):
             inner_id = self._strip(member)
             if not name:
-                found = {**self._layout(inner_id, base + offset), **found}
+                for below, one in self._layout(inner_id, base + offset, depth + 1).items():
+                    found.setdefault(below, one)
                 continue
             kind = self._type(inner_id)
             whole = kind.kind in (STRUCT, UNION)
             known = whole and kind.name and self.find(kind.name, STRUCT, UNION) == inner_id
-            inner = self._layout(inner_id) if whole and not known else None
+            inner = self._layout(inner_id, 0, depth + 1) if whole and not known else None
             field = Field(base + offset, self._ctype(inner_id), bits)
             found.setdefault(name, Member(field, kind.name if known else "", inner))
         return found
@@ -172,7 +184,7 @@ class Btf:
         kind = self._type(found)
         code, width = ("=Ii", 8) if kind.kind == ENUM else ("=Iq", 12)
         raw = ctypes.string_at(kind.address, kind.vlen * width)
-        return {self._name(row[0]): row[1] for row in struct.iter_unpack(code, raw)}
+        return {self._identifier(row[0]): row[1] for row in struct.iter_unpack(code, raw)}
 
     def module(self, name: str) -> Optional[Btf]:
         """Return the types of a loaded module together with these, None if it has none."""
@@ -182,76 +194,30 @@ class Btf:
             return None
         parse.argtypes, parse.restype = [ctypes.c_char_p, ctypes.c_void_p], ctypes.c_void_p
         other = Btf.__new__(Btf)
-        other._lib, other._base, other._ids = self._lib, self, {}
-        other._btf = parse(path.encode(), self._btf) or 0
-        return other if 0 < other._btf <= 2**64 - 4096 else None
+        Types.__init__(other, self._lib, path, parse(path.encode(), self._btf))
+        other._base = self
+        return other if other._btf else None
 
-    def _type(self, type_id: int) -> _Type:
-        # struct btf_type: name_off, info (vlen 0-15, kind 24-28, kind_flag 31), size or type.
-        address = self._lib.btf__type_by_id(self._btf, type_id)
-        name, info, size = struct.unpack("=III", ctypes.string_at(address, 12))
-        return _Type(
-            self._name(name), info >> 24 & 0x1F, info & 0xFFFF, bool(info >> 31), size, address + 12
-        )
-
-    def _name(self, offset: int) -> str:
-        raw = self._lib.btf__name_by_offset(self._btf, offset)
-        return raw.decode() if raw else ""
-
-    def _strip(self, type_id: int) -> int:
-        while type_id and (kind := self._type(type_id)).kind in _TRANSPARENT:
-            type_id = kind.size
-        return type_id
-
-    def _members(self, type_id: int) -> Iterator[tuple[str, int, int, int]]:
-        kind = self._type(type_id)
-        if kind.kind not in (STRUCT, UNION):
-            return
-        raw = ctypes.string_at(kind.address, kind.vlen * 12)
-        for name, member, offset in struct.iter_unpack("=III", raw):
-            bits = offset >> 24 if kind.kflag else 0
-            yield self._name(name), member, offset & 0xFFFFFF if kind.kflag else offset, bits
-
-    def _member(self, type_id: int, wanted: str) -> Optional[tuple[int, int, int]]:
+    def _member(
+        self, type_id: int, wanted: str, seen: set[int], depth: int = 0
+    ) -> Optional[tuple[int, int, int]]:
+        self._check_depth(depth)
         for name, member, offset, bits in self._members(type_id):
             if name == wanted:
                 return member, offset, bits
-            if not name:
-                inner = self._member(self._strip(member), wanted)
+            inner_id = self._strip(member) if not name else 0
+            if inner_id and inner_id not in seen:
+                seen.add(inner_id)
+                inner = self._member(inner_id, wanted, seen, depth + 1)
                 if inner:
                     return inner[0], offset + inner[1], inner[2]
         return None
 
-    def _ctype(self, type_id: int) -> str:
-        kind = self._type(type_id)
-        if kind.kind in (INT, ENUM, ENUM64, FLOAT) and kind.size in (1, 2, 4, 8):
-            return f"{'s' if self._signed(kind) else 'u'}{kind.size * 8} %s"
-        if kind.kind == PTR:
-            target = self._type(self._strip(kind.size)) if self._strip(kind.size) else None
-            named = target and target.kind == STRUCT and target.name
-            return f"struct {target.name} *%s" if target and named else "void *%s"
-        if kind.kind == ARRAY:
-            # struct btf_array: type, index_type, nelems
-            element, _, length = struct.unpack("=III", ctypes.string_at(kind.address, 12))
-            return self._ctype(self._strip(element)).replace("%s", f"%s[{length}]", 1)
-        return f"u8 %s[{kind.size}]"
 
-    def _signed(self, kind: _Type) -> bool:
-        if kind.kind == INT:
-            encoding = struct.unpack("=I", ctypes.string_at(kind.address, 4))[0] >> 24
-            return bool(encoding & 1)  # BTF_INT_SIGNED
-        return kind.kind in (ENUM, ENUM64) and kind.kflag
-
-
-def _unreadable(path: str) -> Exception:
-    if path == VMLINUX:
-        return Unsupported(
-            "this kernel has no BTF (/sys/kernel/btf/vmlinux)",
-            "use a kernel with CONFIG_DEBUG_INFO_BTF=y, or give its types with --btf FILE",
-        )
-    return UsageError(
-        f"cannot read kernel types from '{path}'",
-        "--btf takes raw BTF or an ELF file with a .BTF section, made from this very kernel",
+def _no_types() -> Unsupported:
+    return Unsupported(
+        "this kernel has no BTF (/sys/kernel/btf/vmlinux)",
+        "use a kernel with CONFIG_DEBUG_INFO_BTF=y, or give its types with --btf FILE",
     )
 
 
@@ -271,7 +237,7 @@ def _libbpf() -> ctypes.CDLL:
     for name in ("libbpf.so.1", "libbpf.so.0", "libbcc.so.0"):
         try:
             lib = ctypes.CDLL(name)
-            lib.btf__parse.restype = ctypes.c_void_p
+            lib.btf__parse.restype = lib.btf__new.restype = ctypes.c_void_p
         except (OSError, AttributeError):
             continue
         _declare(lib)
@@ -282,6 +248,7 @@ def _libbpf() -> ctypes.CDLL:
 def _declare(lib: ctypes.CDLL) -> None:
     pointer = ctypes.c_void_p
     lib.btf__parse.argtypes = [ctypes.c_char_p, pointer]
+    lib.btf__new.argtypes = [ctypes.c_char_p, ctypes.c_uint32]
     lib.btf__free.argtypes = [pointer]
     lib.btf__free.restype = None
     lib.btf__find_by_name_kind.argtypes = [pointer, ctypes.c_char_p, ctypes.c_uint32]

@@ -1,9 +1,9 @@
 """What clang made is kept for the next start, in memory: /run/netbpf, or where NETBPF_CACHE says.
 
 A file is named by a hash of all that its content depends on, so nothing in it can be out of date.
-What lies there is loaded into the kernel by root: a directory counts only if nobody else can write
-to it, and no link is followed to it or in it. Whatever goes wrong means that there is no cache, and
-never that a tool does not start.
+What lies there is loaded into the kernel by root: a directory counts only if no other user can
+write to it or put another in its place, and no link is followed to it or in it. Whatever goes wrong
+means that there is no cache, and never that a tool does not start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from netbpf.kernel.image import MAGIC
 
@@ -29,6 +29,7 @@ _LD_CACHE = Path("/etc/ld.so.cache")
 # Files of ours, and what an interrupted write left: nothing else there is ever removed.
 _OURS = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?")
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_MOST_LINKS = 40  # as the kernel has it
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not stop us
 
 
@@ -50,23 +51,42 @@ def place() -> str:
     return wanted.rstrip("/") or "/"  # a slash at the end would have a link followed
 
 
-def take(key: str) -> Optional[bytes]:
-    """Return what was kept under `key`, None if nothing was; raise NoCache."""
+def take(key: str, say: Callable[[str], None] = lambda words: None) -> Optional[bytes]:
+    """Return what was kept under `key`, None if nothing was; raise NoCache.
+
+    `say` gets the reason why a file that is there does not count.
+    """
     with _directory(place(), make=False) as directory:
         if directory is None:
             return None
         try:
-            file = os.open(key, _READ_FLAGS, dir_fd=directory)
-        except OSError:
+            return _content(directory, key)
+        except FileNotFoundError:
             return None
-        try:
-            if _objection(os.fstat(file), stat.S_ISREG):
-                return None
-            with suppress(OSError):  # read-only
-                os.utime(file)  # in use: others go first
-            return b"".join(iter(lambda: os.read(file, MOST_BYTES), b""))
-        finally:
-            os.close(file)
+        except (OSError, NoCache) as error:
+            why = getattr(error, "strerror", "") or str(error)
+            say(f"{place()}/{key[:12]}... is thrown away: it {why}")
+            return None
+
+
+def _content(directory: int, key: str) -> bytes:
+    """Return what is in a file; raise NoCache if it cannot be trusted, OSError."""
+    # Before it is opened: opening a device may do something.
+    _check_file(os.stat(key, dir_fd=directory, follow_symlinks=False))
+    file = os.open(key, _READ_FLAGS, dir_fd=directory)
+    try:
+        _check_file(os.fstat(file))
+        with suppress(OSError):  # read-only
+            os.utime(file)  # in use: others go first
+        return b"".join(iter(lambda: os.read(file, MOST_BYTES), b""))
+    finally:
+        os.close(file)
+
+
+def _check_file(state: os.stat_result) -> None:
+    objection = _objection(state, stat.S_ISREG)
+    if objection or state.st_size > MOST_BYTES:
+        raise NoCache(objection or "is too large")
 
 
 def keep(key: str, data: bytes) -> None:
@@ -78,12 +98,23 @@ def keep(key: str, data: bytes) -> None:
         partial = f"{key}.{os.urandom(8).hex()}"
         try:
             _write(directory, partial, data)
+            with suppress(OSError):  # an empty directory cannot be replaced
+                os.rmdir(key, dir_fd=directory)
             os.replace(partial, key, src_dir_fd=directory, dst_dir_fd=directory)
         except OSError as error:
             with suppress(OSError):
                 os.unlink(partial, dir_fd=directory)
             raise NoCache(f"{place()}: {error.strerror}") from error
         _shrink(directory)
+
+
+@contextmanager
+def attempt(words: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Go on without the cache if it cannot be used; `say` gets `words` and the reason."""
+    try:
+        yield
+    except (NoCache, OSError) as reason:
+        say(f"{words}: {reason}")
 
 
 def describe() -> tuple[bool, str]:
@@ -153,6 +184,7 @@ def _library(first: Sequence[str]) -> str:
 @contextmanager
 def _directory(path: str, make: bool) -> Iterator[Optional[int]]:
     """Yield a descriptor of the directory, None if there is none and none is to be made."""
+    _check_way(os.path.dirname(os.path.abspath(path)))
     try:
         if make:
             with suppress(FileExistsError):
@@ -172,6 +204,32 @@ def _directory(path: str, make: bool) -> Iterator[Optional[int]]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _check_way(path: str) -> None:
+    """Raise NoCache if another user could put something else in the place of the directory `path`.
+
+    That may be who owns a directory or link on the way, or can write to such a directory. Where
+    only owners may rename and remove (the sticky bit, as in /tmp) that is no matter.
+    """
+    names, at, links = [*path.split("/")[1:]], "/", 0
+    while True:
+        try:
+            state = os.lstat(at)
+        except OSError:
+            return  # what is not there cannot be used, or is made by us
+        if state.st_uid not in (0, os.geteuid()):
+            raise NoCache(f"{at} belongs to somebody else")
+        if stat.S_ISLNK(state.st_mode):
+            links += 1
+            target = os.readlink(at)
+            names = [*target.split("/"), *names]
+            at = "/" if target.startswith("/") else os.path.dirname(at)
+        elif state.st_mode & 0o022 and not state.st_mode & stat.S_ISVTX:
+            raise NoCache(f"{at} can be written by others")
+        if not names or links > _MOST_LINKS:
+            return
+        at = os.path.normpath(f"{at}/{names.pop(0)}")
 
 
 def _objection(state: os.stat_result, right_type: Any) -> str:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from netbpf.errors import Unsupported, UsageError
+from netbpf.kernel.lines import lines_of, plain_path
 from netbpf.kernel.syscalls import filesystem_type, open_by_inode
 
 _FIRST_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO of include/linux/proc_ns.h
@@ -23,10 +24,15 @@ _CONTAINER = re.compile(r"(?:^|(?<!conmon)[-/:])([0-9a-f]{64})(?:\.scope)?(?=/|$
 @lru_cache(maxsize=1)
 def cgroup_root() -> str:
     """Return where the version 2 hierarchy is mounted, "" if it is not."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, fstype = line.split(" ")[:3]
-        if fstype == "cgroup2":
-            return where
+    return _mounted_at(Path("/proc/self/mounts").read_bytes())
+
+
+def _mounted_at(mounts: bytes) -> str:
+    # "what where type options 0 0", with octal numbers for what would be taken for a separator.
+    for line in lines_of(mounts, "surrogateescape"):
+        words = line.split(" ")
+        if words[2:3] == ["cgroup2"]:
+            return plain_path(words[1])
     return ""
 
 
@@ -101,8 +107,12 @@ def level_of(cgroup: int) -> int | None:
 
 def _whole(root: str) -> bool:
     # A mount may begin below the root: "36 35 98:0 /what/is/mounted /where ...".
-    lines = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return any(words[3] == "/" and words[4] == root for words in lines)
+    return _is_whole(Path("/proc/self/mountinfo").read_bytes(), root)
+
+
+def _is_whole(mounts: bytes, root: str) -> bool:
+    places = (line.split(" ")[3:5] for line in lines_of(mounts, "surrogateescape"))
+    return any([plain_path(word) for word in place] == ["/", root] for place in places)
 
 
 def container_of(path: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import struct
 import time
 from collections.abc import Iterator
@@ -42,10 +43,8 @@ def namespace_shift() -> int:
 
 def _listed_shift(text: str) -> int:
     # "monotonic  500000  0": seconds and nanoseconds, the name was a number at first (5.6, 5.7).
-    for name, seconds, nanoseconds in (line.split() for line in text.splitlines()):
-        if name in ("monotonic", "1"):
-            return int(seconds) * 10**9 + int(nanoseconds)
-    return 0
+    found = re.search(r"^(?:monotonic|1)\s+(-?[0-9]{1,19})\s+([0-9]{1,9})$", text, re.M | re.A)
+    return int(found[1]) * 10**9 + int(found[2]) if found else 0
 
 
 def chosen_shift(listed: int, measured: int | None) -> int:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
+from netbpf.kernel.lines import lines_of
 from netbpf.kernel.packet_sockets import PacketSockets
 
 HERE = "/proc/thread-self/net"
@@ -60,17 +61,20 @@ def values_of(files: Sequence[int]) -> dict[str, int]:
     """Return {name: value} of the counters in open files, read from the beginning."""
     found: dict[str, int] = {}
     for lines in map(_lines, files):
-        if lines and lines[0].startswith("Ip6"):
-            found.update(_single(lines))
-        elif lines and lines[0].startswith("Inter-"):
-            found.update(_devices(lines))
-        elif lines and "inode" in lines[0].lower():
-            found.update(_sockets(lines))
-        elif lines and re.match(r"[0-9a-f]{8} ", lines[0]):
-            found.update(_softnet(lines))
-        else:
-            found.update(_paired(lines))
+        with suppress(ValueError, IndexError):  # a file of another form has no counters
+            found.update(dict(_counted(lines)))
     return found
+
+
+def _counted(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
+    first = lines[0]
+    if first.startswith("Ip6"):
+        return _single(lines)
+    if first.startswith("Inter-"):
+        return _devices(lines)
+    if "inode" in first.lower():
+        return _sockets(lines)
+    return _softnet(lines) if re.match(r"[0-9a-f]{8} ", first) else _paired(lines)
 
 
 def _paired(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -93,8 +97,9 @@ def _devices(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
     names = [f"rx_{name}" for name in receive] + [f"tx_{name}" for name in send]
     for line in lines[2:]:
         device, _, values = line.rpartition(":")
+        device = device.strip(" ")
         for name, value in zip(names, values.split()):
-            yield f"Device.{device.strip()}.{name}", int(value)
+            yield f"Device.{device}.{name}", int(value)
 
 
 def _softnet(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -120,4 +125,4 @@ def _lines(file: int) -> list[str]:
     text = b""
     while part := os.read(file, 1 << 16):
         text += part
-    return text.decode().splitlines()
+    return lines_of(text)

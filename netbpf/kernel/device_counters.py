@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 
+from netbpf.kernel.lines import lines_of
 from netbpf.kernel.namespaces import in_namespaces, network_namespaces
 
+# The second of eight numbers on what was received, and of those on what was sent.
+_COUNTS = re.compile(r" *[0-9]+ +([0-9]+)(?: +[0-9]+){7} +([0-9]+)(?: +[0-9]+)*")
 Packets = tuple[int, int]  # received and sent
 
 
@@ -26,10 +30,11 @@ class Devices:
         """Return {(namespace, device): packets received and sent}."""
         found = {}
         for netns, file in self._files.items():
-            for line in _text(file).splitlines()[2:]:
+            for line in lines_of(_content(file))[2:]:
                 device, _, values = line.rpartition(":")
-                numbers = values.split()
-                found[netns, device.strip()] = (int(numbers[0 + 1]), int(numbers[8 + 1]))
+                numbers = _COUNTS.fullmatch(values)
+                if numbers:
+                    found[netns, device.strip(" ")] = (int(numbers[1]), int(numbers[2]))
         return found
 
     def close(self) -> None:
@@ -44,9 +49,9 @@ class Devices:
             self._files[netns] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _text(file: int) -> str:
+def _content(file: int) -> bytes:
     os.lseek(file, 0, os.SEEK_SET)
     text = b""
     while part := os.read(file, 1 << 16):
         text += part
-    return text.decode(errors="replace")
+    return text

@@ -35,7 +35,7 @@ def _index(word: str) -> int:
 
     if_nametoindex(3) goes by an ioctl, which has no room for most alternative names.
     """
-    name = word.encode() + b"\0"
+    name = word.encode(errors="surrogateescape") + b"\0"
     kind = _IFNAME if len(name) <= _IFNAMSIZ else _ALT_IFNAME
     attribute = struct.pack("=HH", 4 + len(name), kind) + name
     body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0) + attribute

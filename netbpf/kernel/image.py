@@ -13,11 +13,12 @@ import json
 import struct
 import sys
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 MAGIC = b"netbpf\x01\n"  # the number is that of the format
 _HEAD = struct.Struct("=8s32s")  # magic, SHA-256 of the rest
 _LENGTH = struct.Struct("=I")  # of the JSON, which instructions follow
+_MOST_TEXT = 1 << 16  # bytes of JSON: no tool has a tenth of it
 _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW; its src_reg tells what is loaded:
 _CONSTANT, _MAP_DESCRIPTOR = 0, 1  # BPF_PSEUDO_MAP_FD is 1
 
@@ -56,7 +57,7 @@ def constant_loads(code: bytes) -> Iterator[int]:
 
 def _loads(code: bytes, wanted: int) -> Iterator[int]:
     for offset, operation, source in instructions(code):
-        if operation == _LOAD_64 and source == wanted:
+        if operation == _LOAD_64 and source == wanted and offset + 16 <= len(code):
             yield offset + 4
 
 
@@ -78,26 +79,65 @@ def with_maps(code: bytes, numbers: Mapping[int, int]) -> bytes:
     return bytes(changed)
 
 
-def pack(image: Image) -> bytes:
-    """Return the image as bytes that `unpack` takes."""
+def pack(image: Image, key: str = "") -> bytes:
+    """Return the image as bytes that `unpack` takes, sealed for what it was made from: `key`."""
     sizes = {name: len(code) for name, code in image.programs.items()}
-    described = json.dumps({"maps": image.maps, "programs": sizes}).encode()
-    body = b"".join((_LENGTH.pack(len(described)), described, *image.programs.values()))
+    described = {"maps": image.maps, "programs": sizes, "seal": _seal(image, key)}
+    text = json.dumps(described).encode()
+    body = b"".join((_LENGTH.pack(len(text)), text, *image.programs.values()))
     return _HEAD.pack(MAGIC, hashlib.sha256(body).digest()) + body
 
 
-def unpack(data: bytes) -> Optional[Image]:
-    """Return the packed image, or None if these are not just the bytes that `pack` returned."""
-    if len(data) < _HEAD.size:
+def _seal(image: Image, key: str) -> str:
+    # A file that has another's name, or that was changed and summed up again, is recognised by it.
+    text = json.dumps([key, image.maps, list(image.programs)]).encode()
+    return hashlib.sha256(b"".join((text, *image.programs.values()))).hexdigest()
+
+
+def unpack(data: bytes, key: Optional[str] = None) -> Optional[Image]:
+    """Return the packed image, or None if these are not just the bytes that `pack` returned.
+
+    With `key`, only if it was packed for that.
+    """
+    if len(data) < _HEAD.size + _LENGTH.size:
         return None
     magic, checksum = _HEAD.unpack_from(data)
     body = data[_HEAD.size :]
     if magic != MAGIC or hashlib.sha256(body).digest() != checksum:
         return None
     (length,) = _LENGTH.unpack_from(body)
-    offset = _LENGTH.size + length
-    described, programs = json.loads(body[_LENGTH.size : offset]), {}
-    for name, size in described["programs"].items():
-        programs[name] = body[offset : offset + size]
+    if length > _MOST_TEXT:
+        return None
+    try:
+        described = json.loads(body[_LENGTH.size : _LENGTH.size + length])
+    except (ValueError, RecursionError):
+        return None
+    image = _described(described, body[_LENGTH.size + length :])
+    if not image or (key is not None and described["seal"] != _seal(image, key)):
+        return None
+    return image
+
+
+def _described(described: Any, codes: bytes) -> Optional[Image]:
+    """Return the image if the parts of `described` are what `pack` writes."""
+    if not isinstance(described, dict) or described.keys() != {"maps", "programs", "seal"}:
+        return None
+    maps, sizes = described["maps"], described["programs"]
+    if not isinstance(maps, list) or not isinstance(sizes, dict):
+        return None
+    right = all(isinstance(one, list) and len(one) == len(MapShape._fields) for one in maps)
+    if not right or not all(type(one[0]) is str and all(map(_fits, one[1:])) for one in maps):
+        return None
+    if not all(_fits(size) and size % 8 == 0 for size in sizes.values()):
+        return None
+    if sum(sizes.values()) != len(codes):
+        return None
+    programs, offset = {}, 0
+    for name, size in sizes.items():
+        programs[name] = codes[offset : offset + size]
         offset += size
-    return Image(tuple(MapShape(*shape) for shape in described["maps"]), programs)
+    return Image(tuple(MapShape(*shape) for shape in maps), programs)
+
+
+def _fits(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 1 << 32

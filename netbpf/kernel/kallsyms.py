@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import BinaryIO, Optional
 
-_LINE = re.compile(rb"^([0-9a-f]+) [tTwW] (\S+)", re.M)
+_LINE = re.compile(rb"^([0-9a-f]{1,16}) [tTwW] (\S+)", re.M)
 
 
 def shown(path: str = "/proc/kallsyms") -> bool:
@@ -43,7 +43,7 @@ class KernelSymbols:
     def _table(self) -> tuple[array[int], list[str]]:
         # "ffffffff81000000 T _stext" or, of a module, "... t fn [module]".
         lines = _LINE.findall(self._text)
-        found = sorted((int(address, 16), name.decode()) for address, name in lines)
+        found = sorted((int(address, 16), name.decode(errors="replace")) for address, name in lines)
         if not found or not found[-1][0]:  # kernel.kptr_restrict shows zeros
             return array("Q"), []
         return array("Q", [address for address, _ in found]), [name for _, name in found]

@@ -21,12 +21,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from netbpf.errors import NetbpfError, Unsupported
 from netbpf.kernel import cache
 from netbpf.kernel.image import MAGIC, Image, pack, unpack, with_maps
 from netbpf.kernel.layout import program_directory
+from netbpf.kernel.lines import lines_of
 from netbpf.kernel.load import FindTarget, Loaded, entries_of, load, shape_of
 from netbpf.kernel.numbers import take_numbers
 from netbpf.kernel.select import Choice
@@ -61,34 +62,75 @@ def compile_and_load(
     header, numbers = take_numbers(header)
     entries = entries_of(choices)
     functions = sorted({entry.function for entry in entries})
-    image = _compiled(text, _header_files(header), functions, say)
-    # A refusal is final, wherever the image came from: it would be the same instructions again.
-    return load(image, entries, maps, find_target, numbers)
+    files = _header_files(header)
+
+    def ready(image: Image) -> Loaded:
+        return load(image, entries, maps, find_target, numbers)
+
+    kept, key = _kept(text, files, functions, say)
+    if not kept:
+        return ready(_fresh(text, files, functions, key, say))
+    try:
+        return ready(kept)
+    except Exception as error:  # nothing that lies there may stop a tool
+        if _is_right(kept, say):
+            raise
+        say(f"what was kept is compiled again: {error}")
+        image = _fresh(text, files, functions, key, say)
+        if image == kept:
+            _note_right(kept, say)
+            raise
+    return ready(image)
 
 
 def _compiled(text: str, files: Files, functions: Sequence[str], say: Say) -> Image:
-    key = ""
-    try:
+    kept, key = _kept(text, files, functions, say)
+    return kept or _fresh(text, files, functions, key, say)
+
+
+def _kept(
+    text: str, files: Files, functions: Sequence[str], say: Say
+) -> tuple[Optional[Image], str]:
+    """Return what an earlier start kept, None if that is nothing or nothing that fits.
+
+    And the key to keep the next one under, "" where there is no usable cache.
+    """
+    with cache.attempt("no cache of compiled programs", say):
         where = cache.place()
         key = cache.key_of(text, files, functions, _FLAGS)
-        image = unpack(cache.take(key) or b"")
-        if image:
+        data = cache.take(key, say)
+        image = unpack(data, key) if data is not None else None
+        if image and image.programs.keys() == set(functions):
             say(f"compiled programs taken from {where}")
-            return image
-    except (cache.NoCache, OSError) as reason:
-        key = ""
-        say(f"no cache of compiled programs: {reason}")
+            return image, key
+        if data is not None:
+            say(f"{where}/{key[:12]}... is thrown away: its content is wrong")
+        return None, key
+    return None, ""
+
+
+def _fresh(text: str, files: Files, functions: Sequence[str], key: str, say: Say) -> Image:
     begin = time.monotonic()
-    packed = _compile(text, files, functions)
+    image = unpack(_compile(text, files, functions))
+    assert image
     say(f"compiled in {(time.monotonic() - begin) * 1000:.0f} ms")
     if key:
-        try:
-            cache.keep(key, packed)
-        except (cache.NoCache, OSError) as reason:
-            say(f"not kept for the next start: {reason}")
-    image = unpack(packed)
-    assert image
+        with cache.attempt("not kept for the next start", say):
+            cache.keep(key, pack(image, key))
     return image
+
+
+def _is_right(image: Image, say: Say) -> bool:
+    """Return whether an earlier start compiled the same image, which the kernel refused."""
+    with cache.attempt("no cache", say):
+        return cache.take(cache.key_of("refused", pack(image).hex()), say) == b"right"
+    return False
+
+
+def _note_right(image: Image, say: Say) -> None:
+    # Or each start on this kernel would compile it again before the next alternative is tried.
+    with cache.attempt("no cache", say):
+        cache.keep(cache.key_of("refused", pack(image).hex()), b"right")
 
 
 def _compile(text: str, files: Files, functions: Sequence[str]) -> bytes:
@@ -159,7 +201,7 @@ def drop_code_pages() -> None:
 
     Linking LLVM and clang touches some 60 MB that compiling a small program never comes back to.
     """
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in lines_of(Path("/proc/self/maps").read_bytes()):
         span, mode, _, _, _, *path = line.split(maxsplit=5)
         if mode == "r-xp" and path and "/lib" in path[0]:
             start, end = (int(word, 16) for word in span.split("-"))

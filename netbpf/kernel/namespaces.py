@@ -10,6 +10,7 @@ from glob import iglob
 from pathlib import Path
 from threading import Thread
 
+from netbpf.kernel.lines import lines_of, plain_path
 from netbpf.kernel.syscalls import enter_network
 
 NAMED = "/run/netns"  # where `ip netns` keeps them
@@ -36,10 +37,10 @@ def named_namespaces(proc: str = "/proc", named: str = NAMED) -> dict[str, int]:
 
 def _mounted(mounts: Path) -> Iterator[str]:
     with suppress(OSError):
-        for line in mounts.read_text(errors="surrogateescape").splitlines():
+        for line in lines_of(mounts.read_bytes(), "surrogateescape"):
             match = _MOUNTED.match(line)
             if match:
-                yield re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), match[1])
+                yield plain_path(match[1])
 
 
 def namespace_of(process: str) -> int:

@@ -69,8 +69,9 @@ class Table:
         return dict(self._entries(names)) if names else {}
 
     def _entries(self, names: dict[int, str]) -> Iterator[tuple[str, Found]]:
-        start, width = self._records, self.count * 2 + 1
-        raw = memoryview(self._data)[start : start + width * (4 if self.relative else 8)]
+        start, size = self._records, 4 if self.relative else 8
+        raw = memoryview(self._data)[start : start + (self.count * 2 + 1) * size]
+        raw = raw[: len(raw) // size * size]  # a table may end early
         # Native byte order is the program's too: both are little-endian 64-bit.
         functab = raw.cast("I") if self.relative else raw.cast("Q")
         at_name = 4 if self.relative else 8

@@ -7,6 +7,7 @@ BPF programs read of a task are those of the host. Columns show the host's.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from netbpf.declare.needs import HIDDEN
 from netbpf.errors import UsageError
 from netbpf.kernel.attach import attach, open_iterator
 from netbpf.kernel.btf import FUNC, Btf
+from netbpf.kernel.lines import lines_of
 from netbpf.kernel.privileges import lack
 from netbpf.kernel.syscalls import load_program
 
@@ -38,7 +40,8 @@ def kernel_pid(pid: int, proc: str = "/proc") -> int:
             raise lack([HIDDEN])
         raise UsageError(f"--pid: there is no process {pid}", "processes: ps -e")
     status = _status(pid, proc)
-    process = int(status.get("Tgid", pid))
+    group = re.fullmatch(r"[0-9]{1,10}", status.get("Tgid", ""))
+    process = int(group[0]) if group else pid
     if process != pid:
         raise UsageError(
             f"--pid: {pid} is a thread of process {process} ({status.get('Name', '')})",
@@ -212,7 +215,7 @@ def _code(places: Mapping[str, int]) -> Sequence[tuple[int, int, int, int, int]]
 
 def _status(pid: object, proc: str) -> dict[str, str]:
     with suppress(OSError):
-        lines = Path(proc, str(pid), "status").read_text(errors="replace").splitlines()
+        lines = lines_of(Path(proc, str(pid), "status").read_bytes())
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return {}
 

@@ -37,7 +37,10 @@ class RecordedKernel:
     """A kernel as `netbpf.recording` wrote it down."""
 
     def __init__(self, recording: Mapping[str, Any]) -> None:
-        """Answer from the members of a recording's JSON."""
+        """Answer from the members of a recording's JSON; ValueError if it is none."""
+        wrong = [part for part, form in _FORMS.items() if not _has_form(recording, part, form)]
+        if wrong or "release" not in recording:
+            raise ValueError(f"this is no recording of a kernel: {', '.join(wrong) or 'release'}")
         self.release = str(recording["release"])
         self._recording = recording
 
@@ -54,7 +57,7 @@ class RecordedKernel:
         fields = self._part("tracepoint", system).get(system, {}).get(event)
         if fields is None:
             return None
-        return (*self._recording["common_fields"].split(), *fields.split())
+        return (*self._recording.get("common_fields", "").split(), *fields.split())
 
     def raw_tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
         """Return the C parameter names of the tracepoint `name`."""
@@ -67,19 +70,19 @@ class RecordedKernel:
     def typed(self, name: str) -> bool:
         """Tell whether a function's parameters have types that fentry programs can read."""
         self._part("function", name)
-        return name not in self._recording["untyped"]
+        return name not in self._recording.get("untyped", ())
 
     def iterator(self, name: str) -> bool:
         """Tell whether there is a BPF iterator `name`: all are recorded."""
-        return name in self._recording["iterator"]
+        return name in self._recording.get("iterator", ())
 
     def dynamic(self, kind: str) -> bool:
         """Tell whether the kernel takes "kprobe", "uprobe" or "fentry" programs."""
-        return bool(self._part("dynamic", kind)[kind])
+        return bool(self._part("dynamic", kind).get(kind))
 
     def preempts(self, programs: str) -> bool:
         """Tell whether other tasks get a CPU that is amid a program of that kind."""
-        return bool(self._part("preempts", programs)[programs])
+        return bool(self._part("preempts", programs).get(programs))
 
     def field(self, struct: str, path: str) -> Optional[Field]:
         """Return where a field is: a dotted path goes through the structs that a struct holds."""
@@ -101,7 +104,9 @@ class RecordedKernel:
         offset, _, bits = at.partition(":")
         inner: Any = {}
         if "%s" not in ctype:  # a struct with one
-            inner = self._part("struct", ctype)[ctype]
+            inner = self._part("struct", ctype).get(ctype)
+            if inner is None:
+                raise NotRecorded(f"struct {ctype}")
             ctype = f"u8 %s[{inner[SIZE]}]"
         return Field(int(offset), ctype, int(bits or 0)), inner
 
@@ -114,6 +119,50 @@ class RecordedKernel:
         """Return the value of an enumerator."""
         found: Optional[int] = self._part("enum", enum).get(enum, {}).get(name)
         return found
+
+
+_FORMS: Mapping[str, Any] = {
+    "release": str,
+    "common_fields": str,
+    "covers": {"": [str]},
+    "tracepoint": {"": {"": str}},
+    "raw_tracepoint": {"": str},
+    "function": {"": str},
+    "untyped": [str],
+    "iterator": [str],
+    "dynamic": {"": bool},
+    "preempts": {"": bool},
+    "enum": {"": {"": int}},
+    "struct": {"": Mapping},
+}
+_MEMBER = re.compile(r"[0-9]{1,10}(:[0-9]{1,3})? \S.*", re.ASCII)
+
+
+def _has_form(recording: Any, part: str, form: Any) -> bool:
+    if not isinstance(recording, Mapping) or part not in recording:
+        return isinstance(recording, Mapping)
+    return _is_of(recording[part], form)
+
+
+def _is_of(value: Any, form: Any) -> bool:
+    if isinstance(form, dict):
+        names = isinstance(value, Mapping)
+        return names and all(_is_of(one, form[""]) for one in value.values())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_is_of(one, form[0]) for one in value)
+    return _is_struct(value) if form is Mapping else type(value) is form
+
+
+def _is_struct(value: Any, inner: bool = False) -> bool:
+    """Return whether these are members; those of an inner struct have its offset."""
+    if not isinstance(value, Mapping):
+        return False
+    members = {name: one for name, one in value.items() if name not in (SIZE, AT)}
+    numbers = [value.get(SIZE), value.get(AT) if inner else 0]
+    return all(type(number) is int and number >= 0 for number in numbers) and all(
+        bool(_MEMBER.fullmatch(one)) if isinstance(one, str) else _is_struct(one, True)
+        for one in members.values()
+    )
 
 
 def words(text: Optional[str]) -> Optional[tuple[str, ...]]:

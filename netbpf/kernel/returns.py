@@ -28,6 +28,7 @@ _LONGEST = 15  # bytes of an instruction
 
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\xf0\xf2\xf3"
 _INVALID = b"\x06\x07\x0e\x16\x17\x1e\x1f\x27\x2f\x37\x3f\x60\x61\x67\x82\x9a\xce\xd4\xd5\xd6\xea"
+_UNUSUAL = b"\xca\xcb\xd7"  # far returns, XLAT: no compiler makes them
 _VECTOR = {0xC5: 1, 0xC4: 2, 0x62: 3}  # VEX and EVEX, and how many bytes follow
 _SHORT = (*range(0x70, 0x80), *range(0xE0, 0xE4))  # branches
 # How many bytes follow the opcode, where that depends on nothing else.
@@ -126,10 +127,11 @@ def decode(code: bytes, start: int) -> Step:
         at += 1
     prefixes = code[start:at]
     wide = code[at] & 0xF8 == 0x48
-    at += code[at] & 0xF0 == 0x40
+    rex = code[at] & 0xF0 == 0x40  # counts only right in front of the opcode
+    at += rex
     op = code[at]
     at += 1
-    if op in _INVALID:
+    if op in _INVALID or op in _UNUSUAL or (rex and (op in _PREFIXES or op & 0xF0 == 0x40)):
         raise Unproven
     if op == 0x0F:
         return _two_bytes(code, start, at)
@@ -138,6 +140,8 @@ def decode(code: bytes, start: int) -> Step:
     word = 2 if 0x66 in prefixes and not wide else 4
     if op not in _PLAIN and op not in _WORD:
         return _with_operand(code, start, at, op, word, 0x3E in prefixes)
+    if word == 2 and op in (0xE8, 0xE9):
+        raise Unproven  # how long it is depends on who made the processor
     end = at + (_PLAIN[op] if op in _PLAIN else 8 if wide and 0xB8 <= op <= 0xBF else word)
     flow = _FLOW.get(op, "")
     far = int.from_bytes(code[at:end], "little", signed=True)
@@ -147,6 +151,8 @@ def decode(code: bytes, start: int) -> Step:
 def _two_bytes(code: bytes, start: int, at: int) -> Step:
     op = code[at]
     at += 1
+    if 0x80 <= op < 0x90 and 0x66 in code[start : at - 2]:
+        raise Unproven  # as of E9
     if 0x80 <= op < 0x90:
         length = at + 4 - start
         return Step(
@@ -154,7 +160,7 @@ def _two_bytes(code: bytes, start: int, at: int) -> Step:
         )
     if op == 0x0B:
         return Step(at - start, "end")
-    if op in (0x04, 0x0A, 0x0C, 0x0E, 0x0F):
+    if op in (0x04, 0x07, 0x0A, 0x0C, 0x0E, 0x0F, *range(0x20, 0x28)):
         raise Unproven
     if op in _NO_MORE_0F:
         return Step(at - start)

@@ -94,7 +94,9 @@ class HistogramCounter:
         self.crowded = False
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Count one event."""
+        """Count one event, unless it has no value."""
+        if values[self._declared.of] is None:
+            return
         key = tuple(values[name] for name in self._names)
         if key not in self._found and len(self._found) >= self._most:
             self.crowded = True

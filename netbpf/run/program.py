@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Callable
 
 from netbpf.declare.memory import in_words
@@ -12,7 +13,7 @@ from netbpf.declare.owners import OWNER_PROBES
 from netbpf.declare.probes import Iterator, Probe
 from netbpf.declare.record import AmendedEvent
 from netbpf.declare.tool import Tool
-from netbpf.errors import AttachRefused, UsageError
+from netbpf.errors import AttachRefused, NetbpfError, UsageError
 from netbpf.kernel import layout, stacks
 from netbpf.kernel.attach import attach, release
 from netbpf.kernel.btf import FUNC, Btf
@@ -123,6 +124,27 @@ def start(
     tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], say: Say
 ) -> Attached:
     """Return `tool`'s programs, attached; alternatives that the kernel refuses are passed over."""
+    with types_from(settings.get("btf")):
+        return _start(tool, settings, kernel, defines, say)
+
+
+@contextmanager
+def types_from(path: Any) -> Generator[None, None, None]:
+    """Name the file `path`, if there is one, in errors that its types may be the cause of."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except NetbpfError as error:
+        if path:
+            error.message = f"with the types of '{path}': {error.message}"
+            error.hint = "--btf is for a file that was made from this very kernel: is this one?"
+        raise
+
+
+def _start(
+    tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], say: Say
+) -> Attached:
     probes = probes_of(tool, settings)
     forced = parse_forced(settings.get("probe"))
     text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")

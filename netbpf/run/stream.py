@@ -60,8 +60,8 @@ class RingBuffer:
         return int(self._written[0])
 
     def count(self, start: int, end: int) -> int:
-        """Return how many records are between two positions."""
-        return max(end - start, 0) // self._step
+        """Return how many records are between two positions, at most as many as have room."""
+        return min(max(end - start, 0), self._mask + 1) // self._step
 
     def peek(self, limit: int) -> list[tuple[Any, ...]]:
         """Return up to `limit` records as take() does, and leave them where they are."""

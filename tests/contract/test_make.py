@@ -15,15 +15,15 @@ import pytest
 import netbpf
 from tests.contract.house import ROOT
 
-TREES = ("unit", "contract", "live", "packaging")
+TREES = ("unit", "contract", "live", "packaging", "fuzz")
 FILES = {tree: set((ROOT / "tests" / tree).glob("test_*.py")) for tree in TREES}
 
 
-def commands(target: str) -> list[str]:
+def commands(target: str, *words: str) -> list[str]:
     """Return the shell lines that `make target` would run."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
-        ["make", "--dry-run", "--no-print-directory", target],
+        ["make", "--dry-run", "--no-print-directory", target, *words],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout.splitlines()
@@ -67,6 +67,24 @@ def test_nothing_is_deselected():
     assert options and not re.search(r'"-m|"-k|deselect|ignore', options[1])
 
 
+def test_fuzzing_takes_all_targets_or_those_that_are_named():
+    for words, wanted in (([], []), (["TARGETS=elf go"], ["elf", "go"])):
+        (line,) = [line for line in commands("fuzz", *words) if "tests.fuzz" in line]
+        assert shlex.split(line.partition("-m tests.fuzz")[2]) == wanted
+
+
+def test_fuzzing_gives_each_target_as_many_cases_as_are_asked_for():
+    environment = {**os.environ, "CASES": "3", "SEED": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.fuzz", "lines", "ports"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [(row[:3], row[-1]) for row in rows] == [
+        (["lines", "3", "cases"], "ok"), (["ports", "3", "cases"], "ok"),
+    ]  # fmt: skip
+
+
 def test_continuous_integration_runs_make_test_and_lint():
     text = (ROOT / ".ci" / "run").read_text()
     for target in ("lint", "test"):
@@ -74,7 +92,7 @@ def test_continuous_integration_runs_make_test_and_lint():
     assert text.rstrip().endswith('exit "$status"')
 
 
-@pytest.mark.parametrize("target", ["test", "live", "unit", "contract", "lint", "wheel"])
+@pytest.mark.parametrize("target", ["test", "live", "unit", "contract", "fuzz", "lint", "wheel"])
 def test_target_installs_what_it_needs_first(target):
     level = {"test": "test", "live": "test"}.get(target, "dev")
     assert commands(target)[0] == f"scripts/setup.sh {level}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from typing import Any
 import harness
 import pytest
 from harness import SOURCE_TREE
+
+from netbpf.kernel.btf import STRUCT, Btf
 
 NOBODY = 65534
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -90,6 +93,55 @@ def test_unreadable_btf_is_named(tmp_path: Path, kind: str) -> None:
     if content is not None:
         path.write_bytes(content)
     check(harness.netbpf_once("tcplife", "--btf", path), USAGE, str(path))
+
+
+def spoiled_btf(kind: str) -> bytes:
+    """Return this kernel's types with one thing wrong in struct sock."""
+    data = bytearray(Path("/sys/kernel/btf/vmlinux").read_bytes())
+    header, types, _, strings = struct.unpack_from("=4I", data, 4)
+    known = Btf()
+    begin = header + types - (known._type(1).address - 12)
+    sock = begin + known._type(known.find("sock", STRUCT)).address  # of its members
+    if kind == "type":
+        struct.pack_into("=I", data, sock + 4, 0x7FFFFFFF)
+    elif kind == "size":
+        struct.pack_into("=I", data, sock - 4, 8)
+    else:
+        name = {"name": b"list_head", "field": b"skc_family"}[kind]
+        old, evil = b"\0" + name + b"\0", b"\0" + b"a}; int b;"[: len(name)] + b"\0"
+        at = data.index(old, header + strings)
+        data[at : at + len(old)] = evil
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["type", "size", "name", "field"])
+@pytest.mark.parametrize("words", [("tcplife", "-d", "0.1"), ("doctor",), ("doctor", "--record")])
+def test_damaged_btf_is_an_error_in_words(
+    tmp_path: Path, kind: str, words: tuple[str, ...]
+) -> None:
+    path, record = tmp_path / "damaged.btf", tmp_path / "record.json"
+    path.write_bytes(spoiled_btf(kind))
+    more = [record] if "--record" in words else []
+    done = harness.netbpf_once(*words, *more, "--btf", path)
+    check(done, USAGE, "--btf: ", str(path), "is damaged: ")
+    assert not record.exists()
+
+
+@pytest.mark.parametrize("words", [("tcplife",), ("doctor",)])
+def test_btf_that_is_no_file_is_an_error_at_once(tmp_path: Path, words: tuple[str, ...]) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path, Path("/dev/zero")):
+        check(harness.netbpf_once(*words, "--btf", path), USAGE, str(path))
+
+
+def test_btf_of_another_kernel_is_named(tmp_path: Path) -> None:
+    # A file without any types is no damage: the program lacks a field in it.
+    path = tmp_path / "empty.btf"
+    path.write_bytes(struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0")
+    done = harness.netbpf_once("tcplife", "--btf", path)
+    check(done, UNSUPPORTED, f"with the types of '{path}': ")
+    assert "report" not in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
+import struct
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from harness import SOURCE_TREE, START_TIMEOUT, Run, command, netbpf_once, valid
 from traffic import Line
 
 from netbpf.declare.tool import tool_names
+from netbpf.kernel.image import Image, pack, unpack
 
 NOBODY = 65534
 SESSIONS = 23
@@ -111,6 +116,116 @@ def test_damaged_file_is_not_used_and_replaced(place: Path) -> None:
         assert files(place) == [name]
         assert (place / name).read_bytes() == good  # the compiler does the same every time
     assert not was_compiled(once(place).stderr)
+
+
+def changed(good: bytes, change: Callable[[dict[str, Any], bytes], bytes]) -> bytes:
+    """Return a kept file with another content and the right checksum of that."""
+    magic, body = good[:8], good[40:]
+    (length,) = struct.unpack_from("=I", body)
+    described = json.loads(body[4 : 4 + length])
+    codes = change(described, body[4 + length :])
+    text = json.dumps(described).encode()
+    body = struct.pack("=I", len(text)) + text + codes
+    return magic + hashlib.sha256(body).digest() + body
+
+
+def without_maps(described: dict[str, Any], codes: bytes) -> bytes:
+    described["maps"] = []
+    return codes
+
+
+def with_small_maps(described: dict[str, Any], codes: bytes) -> bytes:
+    described["maps"] = [[name, kind, 4, 4, 1, 0] for name, kind, *_ in described["maps"]]
+    return codes
+
+
+def with_other_names(described: dict[str, Any], codes: bytes) -> bytes:
+    described["programs"] = {f"x{name}": size for name, size in described["programs"].items()}
+    return codes
+
+
+def with_zeros(described: dict[str, Any], codes: bytes) -> bytes:
+    return bytes(len(codes))
+
+
+def with_nothing(described: dict[str, Any], codes: bytes) -> bytes:
+    described.clear()
+    return b""
+
+
+@pytest.mark.parametrize(
+    "change", [without_maps, with_small_maps, with_other_names, with_zeros, with_nothing]
+)
+def test_wrong_content_with_a_right_checksum_is_thrown_away(
+    place: Path, change: Callable[[dict[str, Any], bytes], bytes]
+) -> None:
+    once(place)
+    (name,) = files(place)
+    good = (place / name).read_bytes()
+    (place / name).write_bytes(changed(good, change))
+    done = once(place)
+    assert was_compiled(done.stderr) and "thrown away: its content is wrong" in done.stderr
+    assert (place / name).read_bytes() == good
+    assert not was_compiled(once(place).stderr)
+
+
+def test_what_the_verifier_refuses_is_compiled_again_though_its_seal_is_right(place: Path) -> None:
+    once(place)
+    (name,) = files(place)
+    good = (place / name).read_bytes()
+    image = unpack(good, name)
+    assert image
+    zeros = Image(image.maps, {entry: bytes(len(code)) for entry, code in image.programs.items()})
+    for wrong in (zeros, Image((), image.programs)):
+        (place / name).write_bytes(pack(wrong, name))
+        done = once(place)
+        assert "netbpf: what was kept is compiled again: " in done.stderr
+        assert "netbpf: compiled in " in done.stderr
+        assert (place / name).read_bytes() == good
+    assert not was_compiled(once(place).stderr)
+
+
+def test_program_with_another_filter_under_this_ones_name_is_thrown_away(place: Path) -> None:
+    once(place, "tcplife", "-4")
+    (four,) = files(place)
+    once(place, "tcplife", "-6")
+    (six,) = set(files(place)) - {four}
+    good = (place / six).read_bytes()
+    (place / six).write_bytes((place / four).read_bytes())
+    assert was_compiled(once(place, "tcplife", "-6").stderr)
+    assert (place / six).read_bytes() == good
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link", "device", "large"])
+def test_what_is_no_file_of_ours_is_thrown_away(place: Path, kind: str) -> None:
+    once(place)
+    (name,) = files(place)
+    good = (place / name).read_bytes()
+    (place / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(place / name, 0o600)
+    elif kind == "directory":
+        (place / name).mkdir(0o700)
+    elif kind == "link":
+        (place / name).symlink_to("/etc/hostname")
+    elif kind == "device":
+        os.mknod(place / name, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    else:
+        (place / name).touch(0o600)
+        os.truncate(place / name, 1 << 40)
+    done = once(place)
+    assert was_compiled(done.stderr) and f"{name[:12]}... is thrown away" in done.stderr
+    assert (place / name).read_bytes() == good
+
+
+def test_way_through_a_directory_of_somebody_else_is_not_gone(place: Path) -> None:
+    inside = place / "theirs" / "cache"
+    inside.parent.mkdir(parents=True)
+    once(inside)
+    assert not was_compiled(once(inside).stderr)
+    os.chown(inside.parent, NOBODY, NOBODY)
+    done = once(inside)
+    assert was_compiled(done.stderr) and "belongs to somebody else" in done.stderr
 
 
 def in_an_empty_run(wanted: str) -> tuple[str, list[str]]:

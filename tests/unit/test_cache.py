@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from netbpf.errors import AttachRefused
 from netbpf.kernel import cache, loader
 from netbpf.kernel.cache import NoCache
 from netbpf.kernel.image import Image, pack
@@ -149,6 +151,91 @@ def test_link_fifo_or_directory_in_the_place_of_a_file_is_not_read(directory):
     assert [cache.take(key) for key in KEYS[2:5]] == [None, None, None]
     cache.keep(KEYS[2], b"two")  # in the place of the link, not behind it
     assert cache.take(KEYS[2]) == b"two" and cache.take(KEYS[1]) == b"one"
+
+
+def test_why_a_file_is_not_read_is_said(directory):
+    said: list[str] = []
+    assert cache.take(KEYS[1], said.append) is None
+    cache.keep(KEYS[1], b"one")
+    assert cache.take(KEYS[2], said.append) is None and said == []  # nothing is there
+    os.mkfifo(directory / KEYS[3], 0o600)
+    (directory / KEYS[1]).chmod(0o622)
+    for key, word in ((KEYS[1], "can be written by others"), (KEYS[3], "is something else")):
+        assert cache.take(key, said.append) is None
+        assert said.pop() == f"{directory}/{key[:12]}... is thrown away: it {word}"
+
+
+def test_empty_directory_in_the_place_of_a_file_is_replaced(directory):
+    cache.keep(KEYS[1], b"one")
+    for key in KEYS[2:4]:
+        (directory / key).mkdir()
+    (directory / KEYS[3] / "mine").write_text("x")
+    cache.keep(KEYS[2], b"two")
+    assert cache.take(KEYS[2]) == b"two"
+    with pytest.raises(NoCache, match="directory"):
+        cache.keep(KEYS[3], b"three")
+    assert names(directory) == KEYS[1:4]  # and what was half written is gone
+
+
+@needs_root
+def test_device_in_the_place_of_a_file_is_not_opened(directory, monkeypatch):
+    cache.keep(KEYS[1], b"one")
+    os.mknod(directory / KEYS[2], 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero
+    opened, really = [], os.open
+
+    def opening(path, *more, **rest):
+        opened.append(path)
+        return really(path, *more, **rest)
+
+    monkeypatch.setattr(cache.os, "open", opening)
+    assert cache.take(KEYS[2]) is None
+    assert KEYS[2] not in opened
+
+
+def test_file_that_is_too_large_is_not_read(directory):
+    cache.keep(KEYS[1], b"one")
+    os.truncate(directory / KEYS[1], 1 << 40)
+    assert cache.take(KEYS[1]) is None
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
+def test_way_to_the_directory_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, mode):
+    directory = tmp_path / "way" / "cache"
+    directory.parent.mkdir()
+    monkeypatch.setenv("NETBPF_CACHE", str(directory))
+    cache.keep(KEYS[1], b"one")
+    directory.parent.chmod(mode)
+    refused(directory, "by others")
+    directory.parent.chmod(mode | 0o1000)  # as /tmp is: only owners rename
+    assert cache.take(KEYS[1]) == b"one"
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["directory", "link", "link to a link"])
+def test_way_that_leads_through_somebody_else_is_not_used(tmp_path, monkeypatch, kind):
+    way = tmp_path / "way"
+    (way / "deep" / "cache").mkdir(parents=True, mode=0o700)
+    monkeypatch.setenv("NETBPF_CACHE", str(way / "deep" / "cache"))
+    cache.keep(KEYS[1], b"one")
+    if kind == "directory":
+        os.chown(way, 65534, 65534)
+    else:
+        link = tmp_path / "link"
+        link.symlink_to("way")
+        monkeypatch.setenv("NETBPF_CACHE", str(link / "deep" / "cache"))
+        assert cache.take(KEYS[1]) == b"one"  # a link of ours is followed, as /var/run is one
+        os.chown(link, 65534, 65534, follow_symlinks=False)
+        if kind == "link to a link":
+            (tmp_path / "ours").symlink_to(link)
+            monkeypatch.setenv("NETBPF_CACHE", str(tmp_path / "ours" / "deep" / "cache"))
+    refused(way / "deep" / "cache", "somebody else")
+
+
+def test_links_in_a_circle_are_no_way(tmp_path, monkeypatch):
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    monkeypatch.setenv("NETBPF_CACHE", str(tmp_path / "one" / "cache"))
+    refused(tmp_path / "one" / "cache", "not usable")
 
 
 def test_full_file_system_leaves_nothing_half_written(directory, monkeypatch):
@@ -343,7 +430,79 @@ def test_damaged_file_is_replaced(directory, compiled, content):
     path.write_bytes(content)
     start()
     assert len(compiled) == 2
-    assert path.read_bytes() == pack(IMAGE)
+    assert path.read_bytes() == pack(IMAGE, path.name)
+
+
+def test_file_of_another_program_is_replaced(directory, compiled):
+    start()
+    (path,) = directory.iterdir()
+    for image, key in ((IMAGE, ""), (IMAGE, "0" * 64), (Image((), {"g": bytes(8)}), path.name)):
+        path.write_bytes(pack(image, key))
+        assert start()[0].endswith("is thrown away: its content is wrong")
+        assert path.read_bytes() == pack(IMAGE, path.name)
+    assert len(compiled) == 4
+
+
+WRONG = Image((), {"f": bytes(16)})
+
+
+@pytest.fixture
+def loading(directory, compiled, monkeypatch):
+    """A kernel that refuses WRONG; returns what starts it. Its list has what was loaded."""
+    tried: list[Image] = []
+
+    def load(image, *_):
+        tried.append(image)
+        if image in loading.refused:
+            raise AttachRefused("f", "no")
+        return image
+
+    def start() -> tuple[object, list[str]]:
+        said: list[str] = []
+        return loader.compile_and_load("text", "", [], [], lambda _: 0, said.append), said
+
+    loading = SimpleNamespace(start=start, tried=tried, refused=[WRONG], compiled=compiled)
+    monkeypatch.setattr(loader, "load", load)
+    monkeypatch.setattr(loader, "entries_of", lambda _: [SimpleNamespace(function="f")])
+    return loading
+
+
+def test_what_the_kernel_refuses_is_compiled_again(loading, directory):
+    loading.start()
+    (path,) = directory.iterdir()
+    path.write_bytes(pack(WRONG, path.name))
+    loaded, said = loading.start()
+    assert loaded == IMAGE and "what was kept is compiled again: no" in said
+    assert loading.tried == [IMAGE, WRONG, IMAGE] and len(loading.compiled) == 2
+    assert path.read_bytes() == pack(IMAGE, path.name)
+
+
+@pytest.mark.parametrize("error", [KeyError(1), IndexError(), ValueError(), OSError(22, "x")])
+def test_what_cannot_even_be_loaded_is_compiled_again(loading, directory, monkeypatch, error):
+    loading.start()
+    (path,) = directory.iterdir()
+    path.write_bytes(pack(WRONG, path.name))
+    plain, calls = loader.load, []
+
+    def load(image, *more):
+        calls.append(image)
+        if len(calls) == 1:
+            raise error
+        return plain(image, *more)
+
+    monkeypatch.setattr(loader, "load", load)
+    assert loading.start()[0] == IMAGE
+    assert len(loading.compiled) == 2
+
+
+def test_what_is_refused_rightly_is_compiled_again_only_once(loading):
+    loading.refused[:] = [IMAGE]
+    for compiled in (1, 2, 2, 2):
+        with pytest.raises(AttachRefused):
+            loading.start()
+        assert len(loading.compiled) == compiled
+    loading.refused[:] = [WRONG]
+    assert loading.start()[0] == IMAGE and len(loading.compiled) == 2
 
 
 @pytest.mark.parametrize("where", ["off", "/proc/no/such/place"])

@@ -137,6 +137,18 @@ def test_level_is_that_below_the_root(tree, monkeypatch):
     assert level_of(inode(tree / "system.slice")) is None
 
 
+def test_root_is_found_whatever_else_is_mounted():
+    # Each user may mount a file system of his own (FUSE) at a directory of any name.
+    places = ("/a\x1cb\\040cgroup2", "/a\udcff", "/\u2028", "/\x85")
+    mounts = "".join(f"x {path} fuse rw 0 0\n" for path in places)
+    data = mounts.encode("utf-8", "surrogateescape") + b"none /sys/fs\\040of/x cgroup2 rw 0 0\n"
+    assert cgroups._mounted_at(data) == "/sys/fs of/x"
+    assert cgroups._mounted_at(b"none\n\n") == ""
+    whole = b"1 2 0:1 / /a\xff\x1cb rw - fuse x rw\n3 4 0:2 / /sys/fs\\040of/x rw - cgroup2 x rw\n"
+    assert cgroups._is_whole(whole, "/sys/fs of/x")
+    assert not cgroups._is_whole(b"\n" + whole.replace(b" / /sys", b" /below /sys"), "/sys/fs of/x")
+
+
 def test_search_for_a_cgroup_ends_however_many_there_are(tree, monkeypatch):
     monkeypatch.setattr(cgroups, "_SEARCH_SECONDS", -1)
     for number in range(30):

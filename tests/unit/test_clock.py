@@ -161,3 +161,11 @@ def test_alarm_of_a_clock_that_is_not_set_stays_silent():
     finally:
         alarm.close()
     assert alarm.fd == -1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n", "monotonic", "monotonic 1", "monotonic x 0\n", "monotonic 1 2 3\n", "9 " * 99],
+)
+def test_shift_that_is_listed_otherwise_is_none(text):
+    assert kernel_clock._listed_shift(text) == 0

@@ -309,3 +309,13 @@ def test_namespace_without_files_is_unread(machine):
     machine.process("42", 2)
     (machine.proc / "42" / "net" / "snmp").unlink()
     assert machine.counters().unread == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"a\x1cb", "a\x1cb"), (b"\xff", "\\xff"), ("\u2028".encode(), "\u2028")]
+)
+def test_device_may_have_any_name_that_the_kernel_allows(tmp_path, name, shown):
+    head = b"Inter-|   Receive   |  Transmit\n face |bytes packets|bytes packets\n"
+    (tmp_path / "dev").write_bytes(head + b"  " + name + b": 1 2 3 4\n")
+    names = ("rx_bytes", "rx_packets", "tx_bytes", "tx_packets")
+    assert read_from(tmp_path) == {f"Device.{shown}.{n}": i + 1 for i, n in enumerate(names)}

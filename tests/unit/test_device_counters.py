@@ -1,5 +1,7 @@
 """Devices' own counters, and what netsize makes of them."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 
@@ -26,6 +28,25 @@ def test_running_kernel_has_devices_in_its_namespaces():
         assert (inode, "lo") in devices.read()
     devices.close()
     assert devices.read() == {}
+
+
+HEAD = b"Inter-| Receive | Transmit\n face |bytes packets |bytes packets\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"a\x1cb", "a\x1cb"), (b"\xff", "\\xff"), ("\x85".encode(), "\x85"), (b"\x1d", "\x1d")],
+)
+def test_device_may_have_any_name_that_the_kernel_allows(name, shown):
+    # Each user may make one, in a namespace of his own.
+    file = os.memfd_create("dev")
+    os.write(
+        file, HEAD + b"    " + name + b": 1 2 3 4 5 6 7 8 9 10 11\n    lo: 0 7 0 0 0 0 0 0 0 8\n"
+    )
+    devices = Devices.__new__(Devices)
+    devices._files = {7: file}
+    assert devices.read() == {(7, shown): (2, 10), (7, "lo"): (7, 8)}
+    devices.close()
 
 
 def test_what_no_point_saw_is_named():

@@ -276,3 +276,18 @@ def test_stripped_program_gives_the_same(build):
     assert [f.returns for f in found.lookups] == [f.returns for f in wanted.lookups]
     assert found.version == wanted.version
     assert found.version is not None
+
+
+@pytest.mark.parametrize("version", [(1, 16), (1, 20)])
+def test_table_that_ends_within_an_entry_is_an_error_in_words(look, version):
+    # Its last number is cut short by the end of the section.
+    data = bytearray(binary(version))
+    at = data.index(bytes([MAGIC[version]]) + b"\xff\xff\xff")
+    struct.pack_into("<Q", data, at + 8, 1000)  # functions
+    sections = int.from_bytes(data[40:48], "little")
+    size = sections + 64 * 2 + 32
+    for less in range(1, 9):
+        whole = int.from_bytes(data[size : size + 8], "little")
+        cut = data[:size] + (whole - less).to_bytes(8, "little") + data[size + 8 :]
+        with contextlib.suppress(UnreadableBinary):
+            look(bytes(cut))

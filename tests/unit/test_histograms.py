@@ -220,6 +220,13 @@ def test_events_are_counted_by_their_columns():
     assert not counter.crowded
 
 
+def test_event_whose_value_is_not_known_counts_nowhere():
+    counter = HistogramCounter(Histogram("", Key, "us", of="us"), most=2)
+    for value in (None, 3):
+        counter.add({"port": 1, "point": "in", "us": value})
+    assert [(one["count"], one["sum"]) for one in counter.since_last()] == [(1, 3)]
+
+
 def test_keys_beyond_the_limit_are_counted_under_the_unknown_key():
     counter = HistogramCounter(Histogram("", Key, "us", of="us"), most=2)
     for port in (1, 2, 3, 4, 1):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
+
 import pytest
 from instructions import instruction
 
@@ -70,3 +74,81 @@ def test_bytes_at_the_end_are_recognised():
 def test_another_format_is_not_read():
     other = MAGIC.replace(b"\x01", b"\x02")
     assert unpack(pack(IMAGE).replace(MAGIC, other)) is None
+
+
+def summed_up(described: object, codes: bytes = b"") -> bytes:
+    """Return a file with a right checksum, whatever is in it."""
+    text = described if isinstance(described, bytes) else json.dumps(described).encode()
+    body = struct.pack("=I", len(text)) + text + codes
+    return MAGIC + hashlib.sha256(body).digest() + body
+
+
+MAP = ["events", 27, 0, 0, 4096, 0]
+
+
+def saying(**changed: object) -> dict[str, object]:
+    return {"maps": [MAP], "programs": {"f": 8}, "seal": "", **changed}
+
+
+def test_what_is_summed_up_by_hand_is_read_if_it_is_right():
+    assert unpack(summed_up(saying(), MOVE)) == Image((MapShape(*MAP),), {"f": MOVE})
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        b"", b"\xff", b"{", b"[" * 60000, b"9" * 60000, b" " * 70000, b"NaN", 7, None, "maps",
+        [], {}, {"maps": [], "programs": {}}, {**saying(), "more": 1},
+        saying(maps=None), saying(maps={}), saying(maps="events"), saying(maps=[MAP[:5]]),
+        saying(maps=[[*MAP, 1]]), saying(maps=[["events", -1, 0, 0, 1, 0]]), saying(maps=[[1] * 6]),
+        saying(maps=[["events", 1 << 32, 0, 0, 1, 0]]), saying(maps=[["events", 27, "0", 0, 1, 0]]),
+        saying(maps=[["events", 27, 0.5, 0, 1, 0]]), saying(maps=[["events", True, 0, 0, 1, 0]]),
+        saying(maps=[{str(number): 0 for number in range(6)}]), saying(maps=[None]),
+        saying(programs=None), saying(programs=[]), saying(programs={"f": "8"}),
+        saying(programs={"f": -8}), saying(programs={"f": 16}), saying(programs={"f": 0}),
+        saying(programs={"f": 16, "g": -8}), saying(programs={"f": 8.0}),
+        saying(programs={"f": [8]}),
+    ],
+)  # fmt: skip
+def test_right_checksum_over_something_else_is_recognised(described):
+    assert unpack(summed_up(described, MOVE)) is None
+
+
+def test_description_that_is_too_long_is_not_read():
+    text = json.dumps(saying()).encode()
+    assert unpack(summed_up(text + b" " * 1000, MOVE)) is not None
+    assert unpack(summed_up(text + b" " * (1 << 16), MOVE)) is None
+
+
+def test_length_that_lies_is_recognised():
+    for length in (0, 5, 1 << 16, 0xFFFFFFFF):
+        body = struct.pack("=I", length) + b"{}"
+        assert unpack(MAGIC + hashlib.sha256(body).digest() + body) is None
+    for body in (b"", b"\0", bytes(3)):
+        assert unpack(MAGIC + hashlib.sha256(body).digest() + body) is None
+
+
+def test_what_was_packed_for_another_key_is_recognised():
+    assert unpack(pack(IMAGE, "one"), "one") == IMAGE
+    assert unpack(pack(IMAGE, "one")) == IMAGE
+    for data in (pack(IMAGE, "other"), pack(IMAGE)):
+        assert unpack(data, "one") is None
+
+
+def test_what_was_changed_and_summed_up_again_is_recognised():
+    body = pack(IMAGE, "one")[len(MAGIC) + 32 :]
+    (length,) = struct.unpack_from("=I", body)
+    described, codes = json.loads(body[4 : 4 + length]), body[4 + length :]
+    assert unpack(summed_up(described, codes), "one") == IMAGE
+    renamed = {**described, "programs": {"x" + n: s for n, s in described["programs"].items()}}
+    larger = {**described, "maps": [[*described["maps"][0][:4], 8192, 0], described["maps"][1]]}
+    for other, code in ((described, codes[:-1] + b"x"), (renamed, codes), (larger, codes)):
+        assert unpack(summed_up(other, code)) is not None
+        assert unpack(summed_up(other, code), "one") is None
+
+
+def test_code_that_ends_within_an_instruction_is_looked_at_up_to_there():
+    for length in range(len(CODE)):
+        for offset, _ in map_references(CODE[:length]):
+            assert offset + 12 <= length
+    assert unpack(summed_up(saying(programs={"f": 7}), MOVE[:7])) is None

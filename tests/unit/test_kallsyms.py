@@ -100,3 +100,10 @@ def test_whether_addresses_are_shown_is_asked_of_the_first_lines(tmp_path, addre
     path.write_text(f"{'0' * 16} A fixed_percpu_data\n{address} T _stext\n{'0' * 16} T last\n")
     assert shown(str(path)) is seen
     assert not shown(str(tmp_path / "absent"))
+
+
+def test_address_that_is_too_long_is_none(tmp_path):
+    path = tmp_path / "kallsyms"
+    path.write_bytes(b"f" * 17 + b" T far\nffffffff81000000 T near\xff\n")
+    found = KernelSymbols(str(path))
+    assert found.name(0xFFFFFFFF81000010) == "near\ufffd+0x10" and found.span("far") == (0, 0)

@@ -455,3 +455,12 @@ def test_process_that_may_not_be_looked_at_is_lost_without_the_privilege(
         monkeypatch.setattr(libraries, "held_capabilities", lambda held=held: held)
         (gap,) = proc.scan().uncovered.values()
         assert (gap.reason, gap.lost) == ("permission denied", lost)
+
+
+def test_mapping_of_a_device_that_cannot_be_is_none(tmp_path):
+    proc = Proc(tmp_path)
+    libc = proc.file("/lib/libc.so.6", LIBC)
+    proc.process(1, libc, [("/lib/libc.so.6 (deleted)", libc)])
+    maps = proc.path / "1" / "maps"
+    maps.write_text(maps.read_text().replace(" 3f:01 ", f" {'f' * 9}:01 "))
+    proc.scan()

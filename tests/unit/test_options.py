@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 
 import pytest
 
 from netbpf.declare import options
+from netbpf.declare.numbers import one_of_names
 from netbpf.declare.options import (
     COMMON,
     MAX_LIST,
@@ -150,3 +152,18 @@ def test_defaults_are_acceptable():
             option.value(option.default)
         if option.choices:
             assert option.default in option.choices
+
+
+@pytest.mark.parametrize("name", ["eth0", "a\x1cb", "\udcff", "à", "\u2028", "x" * 127])
+def test_device_may_have_any_name_that_the_kernel_allows(name):
+    assert devices(f"lo,{name}") == ["lo", name]
+    short = name[:5]
+    text = one_of_names("a", "b", [short])
+    low = int.from_bytes(short.encode(errors="surrogateescape")[:8], sys.byteorder)
+    assert f"AT_LOAD({low})" in text
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\n", "a/b", "\0", "à" * 64])
+def test_device_that_no_kernel_has_is_refused(name):
+    with pytest.raises(ValueError, match="empty|network device"):
+        devices(name)

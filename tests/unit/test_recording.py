@@ -11,7 +11,7 @@ from netbpf.declare import Event, Fentry, Fexit, Kretprobe, Pid, Probe, RawTrace
 from netbpf.errors import PrivilegeError, Unsupported
 from netbpf.kernel import btf, inspect, layout
 from netbpf.kernel.inspect import LiveKernel, RecordedKernel
-from netbpf.kernel.recorded import NotRecorded, covers
+from netbpf.kernel.recorded import SIZE, NotRecorded, covers
 from netbpf.kernel.select import select
 from tests.unit.fakes import STRUCT, UNION, BtfBlob
 
@@ -189,6 +189,30 @@ def test_an_empty_recording_answers_nothing():
         recorded.function("tcp_set_state")
     with pytest.raises(NotRecorded):
         recorded.raw_tracepoint("seen")
+
+
+@pytest.mark.parametrize(
+    "recording",
+    [
+        None, [], "x", {}, {"release": None}, {"release": "1", "function": ["tcp_close"]},
+        {"release": "1", "function": {"tcp_close": None}}, {"release": "1", "untyped": {}},
+        {"release": "1", "covers": {"struct": "x"}}, {"release": "1", "dynamic": {"kprobe": 1}},
+        {"release": "1", "enum": {"mode": {"ON": True}}}, {"release": "1", "struct": {"sock": {}}},
+        {"release": "1", "struct": {"sock": {SIZE: 8, "x": "u32 %s"}}},
+        {"release": "1", "struct": {"sock": {SIZE: -8}}},
+        {"release": "1", "struct": {"sock": {SIZE: 8, "x": {SIZE: 8}}}},
+    ],
+)  # fmt: skip
+def test_what_is_no_recording_is_refused(recording):
+    with pytest.raises(ValueError, match="no recording of a kernel"):
+        RecordedKernel(recording)
+
+
+def test_a_struct_that_is_held_and_not_recorded_is_an_error():
+    struct = {"sock": {SIZE: 8, "x": "0 sock_common"}}
+    recorded = RecordedKernel({"release": "1", "struct": struct, "covers": {"struct": ["sock*"]}})
+    with pytest.raises(NotRecorded, match="sock_common"):
+        recorded.field("sock", "x")
 
 
 def test_a_recording_answers_every_selection(live, recorded):

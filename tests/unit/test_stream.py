@@ -244,3 +244,13 @@ def test_a_batch_is_at_most_what_the_window_holds(large):
     first = reader.take(10_000)
     assert 0 < len(first) < SIZE // 24
     assert values(first + reader.take(10_000) + reader.take(10_000)) == list(range(SIZE // 24))
+
+
+@pytest.mark.parametrize(("done", "written"), [(0, SIZE * 3 + 8), (64, 0), (8, 2**64 - 8)])
+def test_positions_that_cannot_be_lead_to_nothing_outside(
+    ring: Ring, done: int, written: int
+) -> None:
+    reader = RingBuffer(3, SIZE, RECORD)
+    struct.pack_into("=Q", ring.consumer, 0, done)
+    struct.pack_into("=Q", ring.producer, 0, written)
+    assert reader.take() == []
