@@ -20,7 +20,7 @@ from netbpf.kernel.syscalls import SYS_PERF_EVENT_OPEN, bpf, syscall
 
 # Commands of bpf(2), include/uapi/linux/bpf.h
 RAW_TRACEPOINT_OPEN, LINK_CREATE, ENABLE_STATS, ITER_CREATE = 17, 28, 32, 33
-_BPF_TRACE_ITER, BPF_TRACE_KPROBE_MULTI = 28, 42
+_BPF_TRACE_ITER, BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI = 28, 42, 48
 _PERF_TYPE_TRACEPOINT = 2
 _IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
 _CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
@@ -46,21 +46,45 @@ def attach(kind: str, program: int, target: str, over: Optional[int] = None) -> 
     raise ValueError(kind)
 
 
-def attach_user(program: int, path: str, offset: int, at_return: bool) -> int:
-    """Attach `program` at file offset `offset` (bytes) of the binary `path`, or at its return.
+def attach_places(program: int, path: str, offsets: Sequence[int], at_return: bool) -> int:
+    """Attach `program` by one link at file offsets (bytes) of the binary `path`, or at the returns.
 
-    One uprobe covers every process that maps the file (device and inode), now and later.
+    It covers every process that maps the file (device and inode), now and later. Such links take
+    no lock that others hold while they wait for a grace period, and are closed after one of them,
+    however many places they have (89ae89f53d20, "bpf: Add multi uprobe link", 6.6). Programs must
+    return 0: at first, another value had the kernel take the probe out of the process.
+
+    Raises OSError if the kernel has no such links, or refuses any of the places.
     """
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    numbers = struct.pack(f"={len(offsets)}Q", *offsets)
+    listed = ctypes.create_string_buffer(numbers, len(numbers))
+    # struct uprobe_multi of union bpf_attr, without semaphores and cookies; its last word is a
+    # process, 0 for all. Flag 1 is BPF_F_UPROBE_MULTI_RETURN.
+    multi = struct.pack(
+        "=QQQQIII4x", ctypes.addressof(name), ctypes.addressof(listed), 0, 0, len(offsets),
+        int(at_return), 0,
+    )  # fmt: skip
+    return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, BPF_TRACE_UPROBE_MULTI, 0) + multi)
+
+
+def attach_user(program: int, path: str, offset: int, at_return: bool) -> int:
+    """Attach `program` at one place, by a link if the kernel has them, else by an event.
+
+    Raises OSError if the kernel refuses.
+    """
+    with suppress(OSError):
+        return attach_places(program, path, [offset], at_return)
     return _probe_event(program, "uprobe", at_return, path, offset)
 
 
 def release(links: Sequence[int]) -> None:
     """Close links of user-space probes and trace events without waiting for it.
 
-    The kernel takes them away one by one, each after a grace period of RCU: 0.1 s where it has
-    CONFIG_TASKS_TRACE_RCU_READ_MB, so that dozens take seconds. It is the last one to close them
-    that waits: a grandchild, nobody's child, that has nothing else open, above all not our output,
-    and that ends after we have closed ours.
+    The kernel takes them away one by one, each after a grace period of RCU: 0.1 s for an event
+    where it has CONFIG_TASKS_TRACE_RCU_READ_MB, so that dozens take seconds. It is the last one to
+    close them that waits: a grandchild, nobody's child, that has nothing else open, above all not
+    our output, and that ends after we have closed ours.
     """
     if not links:
         return

@@ -19,7 +19,7 @@ from typing import Callable, NamedTuple, Optional
 
 from netbpf.declare.needs import MEMORY
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
-from netbpf.kernel.attach import BPF_TRACE_KPROBE_MULTI
+from netbpf.kernel.attach import BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI
 from netbpf.kernel.image import Image, MapShape, map_references, with_maps
 from netbpf.kernel.maps import possible_cpus
 from netbpf.kernel.memory import bytes_of
@@ -41,7 +41,8 @@ _KINDS = {
     "kprobe": (2, BPF_TRACE_KPROBE_MULTI, ""),
     "kretprobe": (2, BPF_TRACE_KPROBE_MULTI, ""),
 }
-_UPROBE = (2, 0, "")  # entries and returns
+# Entries and returns: a uprobe_multi link (since 6.6), or a perf event, by ioctl(2), all the same.
+_UPROBE = (2, BPF_TRACE_UPROBE_MULTI, "")
 _TRACING = 26  # its programs know their target, by its BTF id, when they are loaded
 _LOG_BYTES = (1 << 24) - 1  # the most that kernels before 5.13 take
 _LOG_SHOWN = 1 << 16

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from netbpf.declare.values import escape
 from netbpf.kernel.apart import Desk
-from netbpf.kernel.attach import attach_user
+from netbpf.kernel.attach import attach_places, attach_user
 from netbpf.kernel.binaries import Binary
 from netbpf.kernel.strangers import open_regular
 
@@ -25,30 +26,58 @@ def attach_all(desk: Desk, targets: Targets, binary: Binary, path: str) -> str:
     refused: dict[str, str] = {}
     links = []
     with open_regular(path) as file:
-        found = os.fstat(file.fileno())
-        if (found.st_dev, found.st_ino) != (binary.device, binary.inode):
+        status = os.fstat(file.fileno())
+        if (status.st_dev, status.st_ino) != (binary.device, binary.inode):
             return ""  # the path leads elsewhere by now: another look finds it
         # Through the open file, so that it is this one that is probed whatever the path does.
         opened = f"/proc/self/fd/{file.fileno()}"
-        for target, offset in places(binary):
-            program, at_return = targets[target]
-            desk.go_on()
-            desk.send({})
-            try:
-                links.append(attach_user(program, opened, offset, at_return))
-            except OSError as error:
-                # Another tool's probe of the same place may stand in the way of ours, if it
-                # names a semaphore: some versions of bcc do so by mistake.
-                refused[target] = error.strerror or str(error)
-                continue
-            if at_return:
-                words = f"{target} of {escape(path)} has a uretprobe: its returns are not known"
-                desk.send({"verbose": words})
+        for (program, at_return), found in _by_program(binary, targets).items():
+            links += _attach(desk, program, at_return, opened, found, refused)
+            for target in dict(found) if at_return else ():
+                if target not in refused:
+                    words = f"{target} of {escape(path)} has a uretprobe: its returns are not known"
+                    desk.send({"verbose": words})
     desk.send({"links": [binary.device, binary.inode]}, links)
     for link in links:
         os.close(link)
     reasons = ", ".join(sorted(set(refused.values())))
     return f"{CANNOT} at {', '.join(refused)}: {reasons}" if refused else ""
+
+
+def _by_program(binary: Binary, targets: Targets) -> dict[tuple[int, bool], list[tuple[str, int]]]:
+    found: dict[tuple[int, bool], list[tuple[str, int]]] = {}
+    for target, offset in places(binary):
+        found.setdefault(targets[target], []).append((target, offset))
+    return found
+
+
+def _attach(
+    desk: Desk,
+    program: int,
+    at_return: bool,
+    path: str,
+    found: Sequence[tuple[str, int]],
+    refused: dict[str, str],
+) -> list[int]:
+    """Return the links of one program: one if the kernel takes that, else one for each place."""
+    links = []
+    _go_on(desk)
+    with suppress(OSError):
+        return [attach_places(program, path, [offset for _, offset in found], at_return)]
+    for target, offset in found:
+        _go_on(desk)
+        try:
+            links.append(attach_user(program, path, offset, at_return))
+        except OSError as error:
+            # Another tool's probe of the same place may stand in the way of ours, if it names a
+            # semaphore: some versions of bcc do so by mistake.
+            refused[target] = error.strerror or str(error)
+    return links
+
+
+def _go_on(desk: Desk) -> None:
+    desk.go_on()
+    desk.send({})
 
 
 def places(binary: Binary) -> Iterator[tuple[str, int]]:

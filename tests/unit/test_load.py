@@ -124,7 +124,7 @@ def found(name: str) -> int:
         (RawTracepoint("t"), ("t",), (17, 0), ""),
         (Tracepoint("s:t"), ("s:t",), (5, 0), ""),
         (Kprobe("f"), ("f",), (2, 42), ""),
-        (Uprobe("f"), ("f",), (2, 0), ""),
+        (Uprobe("f"), ("f",), (2, 48), ""),
         (Fentry("f"), ("f",), (26, 24), "f"),
         (Fexit("f"), ("f",), (26, 25), "f"),
         (Iterator("task_file"), ("task_file",), (26, 28), "bpf_iter_task_file"),
@@ -200,7 +200,7 @@ def found_with_switches(name: str) -> int:
 
 @pytest.mark.parametrize(
     ("kind", "attach", "expected"),
-    [(2, 0, ALONE), (2, 42, PLAIN), (17, 0, PLAIN), (5, 0, PLAIN), (26, 24, PLAIN)],
+    [(2, 48, ALONE), (2, 42, PLAIN), (17, 0, PLAIN), (5, 0, PLAIN), (26, 24, PLAIN)],
 )
 def test_programs_of_uprobes_switch_preemption_off(kernel, kind, attach, expected):
     made = entry("see", kind, attach, "tcp_connect" if kind == 26 else "")
@@ -211,7 +211,7 @@ def test_programs_of_uprobes_switch_preemption_off(kernel, kind, attach, expecte
 
 def test_kernel_that_takes_no_such_calls_gets_the_program_as_it_is(kernel):
     kernel.errors = [524]  # ENOTSUPP, which only the kernel has: no JIT compiler
-    load.load(Image((), {"see": PLAIN}), [entry("see", 2)], [], found_with_switches)
+    load.load(Image((), {"see": PLAIN}), [entry("see", 2, 48)], [], found_with_switches)
     ((_, instructions),) = kernel.programs
     assert instructions == PLAIN
 

@@ -1,0 +1,183 @@
+"""Probes in user space: what a link of many places asks of the kernel, and what if it refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+import pytest
+
+from netbpf.kernel import attach
+from netbpf.kernel.binaries import Binary
+from netbpf.kernel.symbols import Function
+from netbpf.run import places
+
+u32, u64 = ctypes.c_uint32, ctypes.c_uint64
+
+
+class LinkCreate(ctypes.Structure):
+    """The part of union bpf_attr that BPF_LINK_CREATE takes for uprobe_multi."""
+
+    _fields_ = (
+        ("prog_fd", u32), ("target_fd", u32), ("attach_type", u32), ("flags", u32),
+        ("path", u64), ("offsets", u64), ("ref_ctr_offsets", u64), ("cookies", u64),
+        ("cnt", u32), ("multi_flags", u32), ("pid", u32),
+    )  # fmt: skip
+
+
+def refused(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+# --- the link -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_return", [False, True])
+def test_link_is_asked_for_as_the_kernel_reads_it(monkeypatch, at_return):
+    asked = []
+
+    def bpf(command, attributes):
+        made = LinkCreate.from_buffer_copy(attributes)
+        offsets = list((u64 * made.cnt).from_address(made.offsets))
+        asked.append((command, made, ctypes.string_at(made.path), offsets))
+        return 7
+
+    monkeypatch.setattr(attach, "bpf", bpf)
+    assert attach.attach_places(5, "/proc/self/fd/9", [0x1000, 1 << 33], at_return) == 7
+    ((command, made, path, offsets),) = asked
+    assert (command, path, offsets) == (28, b"/proc/self/fd/9", [0x1000, 1 << 33])
+    assert (made.prog_fd, made.attach_type, made.cnt) == (5, 48, 2)
+    assert made.multi_flags == int(at_return)  # BPF_F_UPROBE_MULTI_RETURN
+    for name in ("target_fd", "flags", "ref_ctr_offsets", "cookies", "pid"):
+        assert getattr(made, name) == 0, name
+
+
+def test_place_is_probed_by_an_event_where_there_are_no_such_links(monkeypatch):
+    def bpf(command, attributes):
+        raise refused(errno.EINVAL)
+
+    events = []
+    monkeypatch.setattr(attach, "bpf", bpf)
+    monkeypatch.setattr(attach, "_probe_event", lambda *asked: events.append(asked) or 8)
+    assert attach.attach_user(5, "/lib/libc.so.6", 0x1000, True) == 8
+    assert events == [(5, "uprobe", True, "/lib/libc.so.6", 0x1000)]
+
+
+# --- a file ---------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """Links and events in the place of the real ones, each refused where it is in `bad`."""
+
+    def __init__(self) -> None:
+        self.links: list[tuple[int, list[int], bool]] = []
+        self.single: list[tuple[int, int, bool]] = []
+        self.bad: set[int] = set()
+        self.takes_links = True
+
+    def attach_places(self, program, path, offsets, at_return):
+        assert os.path.realpath(path).endswith("libc.so.6")
+        if not self.takes_links or self.bad & set(offsets):
+            raise refused(errno.EINVAL)
+        self.links.append((program, offsets, at_return))
+        return os.open(os.devnull, os.O_RDONLY)
+
+    def attach_user(self, program, path, offset, at_return):
+        if offset in self.bad:
+            raise refused(errno.EINVAL)
+        self.single.append((program, offset, at_return))
+        return os.open(os.devnull, os.O_RDONLY)
+
+
+class Desk:
+    """What the other end would receive."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.links = 0
+        self.waits = 0
+
+    def go_on(self) -> None:
+        self.waits += 1
+
+    def send(self, message, descriptors=()):
+        self.said += [message["verbose"]] if "verbose" in message else []
+        self.links += len(descriptors)
+
+
+TARGETS = {
+    "getaddrinfo": (1, False),
+    "gethostbyname": (2, False),
+    "getaddrinfo RET": (3, False),
+    "gethostbyname RET": (3, False),
+    "gethostbyname()": (4, True),
+    "gethostbyaddr": (5, False),
+    "gethostbyaddr()": (4, True),
+}
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """The pretended kernel."""
+    kernel = Kernel()
+    monkeypatch.setattr(places, "attach_places", kernel.attach_places)
+    monkeypatch.setattr(places, "attach_user", kernel.attach_user)
+    return kernel
+
+
+@pytest.fixture
+def libc(tmp_path):
+    """A libc of three functions; the returns of one are known."""
+    path = tmp_path / "libc.so.6"
+    path.write_bytes(b"")
+    found = path.stat()
+    functions = (
+        Function("getaddrinfo", 100, 0, 50, returns=(110, 120, 130)),
+        Function("gethostbyname", 200, 0, 50),
+        Function("gethostbyaddr", 300, 0, 50),
+    )
+    named = {function.name: function for function in functions}
+    return Binary(found.st_dev, found.st_ino, "glibc", named, paths=[str(path)])
+
+
+def attach_all(libc: Binary) -> tuple[str, Desk]:
+    desk, before = Desk(), len(os.listdir("/proc/self/fd"))
+    words = places.attach_all(desk, TARGETS, libc, libc.paths[0])
+    assert len(os.listdir("/proc/self/fd")) == before
+    return words, desk
+
+
+def test_file_has_one_link_for_each_program(kernel, libc):
+    words, desk = attach_all(libc)
+    assert not words and not kernel.single
+    # The returns first: a call whose entry alone is seen would wait for ever.
+    assert kernel.links == [
+        (3, [110, 120, 130], False),
+        (1, [100], False),
+        (4, [200, 300], True),
+        (2, [200], False),
+        (5, [300], False),
+    ]
+    assert desk.links == 5
+    assert [line.split()[0] for line in desk.said] == ["gethostbyname()", "gethostbyaddr()"]
+
+
+def test_place_that_is_refused_is_named_and_the_others_are_probed(kernel, libc):
+    kernel.bad = {120, 300}
+    words, desk = attach_all(libc)
+    names = "getaddrinfo RET, gethostbyaddr(), gethostbyaddr"
+    assert words == f"cannot be probed at {names}: Invalid argument"
+    assert kernel.links == [(1, [100], False), (2, [200], False)]
+    assert kernel.single == [(3, 110, False), (3, 130, False), (4, 200, True)]
+    assert desk.links == 5
+    assert [line.split()[0] for line in desk.said] == ["gethostbyname()"]
+
+
+def test_each_place_is_probed_by_itself_where_there_are_no_such_links(kernel, libc):
+    kernel.takes_links = False
+    words, desk = attach_all(libc)
+    assert not words and not kernel.links
+    assert [offset for _, offset, _ in kernel.single] == [110, 120, 130, 100, 200, 300, 200, 300]
+    assert desk.links == 8
+    assert desk.waits >= 8  # each may have to wait until another tool's probe is gone
