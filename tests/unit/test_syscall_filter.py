@@ -125,6 +125,12 @@ def test_another_tool_gets_more():
     assert confined("refused(os.kill, os.getpid(), 0)", "apart=True") == "None"
 
 
+def test_one_that_probes_may_end_what_takes_too_long_and_send_no_other_signal():
+    kill = "(refused(os.kill, child, 9), os.waitpid(child, 0)[1])"
+    assert confined(kill, "probes=True", "child = os.fork() or time.sleep(60)") == "(None, 9)"
+    assert confined("refused(os.kill, os.getppid(), 0)", "probes=True") == "'EPERM'"
+
+
 def test_ready_file_is_the_last_that_is_made(tmp_path):
     path = tmp_path / "ready"
     new = "os.O_WRONLY | os.O_CREAT | os.O_EXCL"
