@@ -51,7 +51,8 @@ MAPS = Need(("CAP_BPF", "CAP_SYS_ADMIN"), "read BPF maps on this kernel", runnin
 TRACEFS = Need(("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE"), "read /sys/kernel/tracing (tracefs)")
 MOUNT = Need(("CAP_SYS_ADMIN",), "mount tracefs, which is not mounted at /sys/kernel/tracing")
 # CAP_PERFMON was enough from 5.8 until ba677dbe77af ("perf: Revert to requiring CAP_SYS_ADMIN for
-# uprobes", 6.16, and in stable kernels from 5.10.240): which it is, the kernel is asked.
+# uprobes", 6.16, and in stable kernels from 5.10.240): which it is, the kernel is asked. Links of
+# many places (6.6) take neither, but the program that they are for.
 UPROBES = Need(("CAP_SYS_ADMIN",), "probe programs in user space", running=True, helper=True)
 UPROBES_BEFORE = Need(("CAP_PERFMON", "CAP_SYS_ADMIN"), UPROBES.to, running=True, helper=True)
 PROCESSES = Need(

@@ -13,6 +13,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import harness
 import pytest
 import resolver
+import test_privileges
 import topology
 from conftest import Netbpf
 from harness import SLOW, Json, Run, wait_until
@@ -139,6 +141,25 @@ def test_probes_are_gone_soon_after_the_end_without_links(netbpf: Netbpf) -> Non
     with netbpf("gethostlatency", preexec_fn=refuse_links):
         assert harness.bpf_programs() - before
     wait_until(lambda: not harness.bpf_programs() - before, 60 * SLOW, "detached probes")
+
+
+def test_links_take_no_more_than_their_programs(
+    namespace: resolver.Namespace, program: Path
+) -> None:
+    if not kernel_has_links():
+        pytest.skip("this kernel has no uprobe_multi links: events may take CAP_SYS_ADMIN")
+    given = ("bpf", "perfmon", "sys_ptrace", "dac_read_search")
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        with test_privileges.running_with(
+            place, given, "gethostlatency", "--comm", program.name
+        ) as run:
+            assert held(run)["links"] > 0
+            ask(namespace, program)
+            run.wait_for(len(QUESTIONS))
+        assert "cannot be probed" not in run.stderr
+        assert "CAP_SYS_ADMIN" not in run.summary["privileges"]["helper"]
 
 
 # --- one place is refused -------------------------------------------------------------------------

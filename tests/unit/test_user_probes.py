@@ -64,6 +64,35 @@ def test_place_is_probed_by_an_event_where_there_are_no_such_links(monkeypatch):
     assert events == [(5, "uprobe", True, "/lib/libc.so.6", 0x1000)]
 
 
+@pytest.mark.parametrize(
+    ("load", "link", "event", "denied"),
+    [
+        (0, errno.EBADF, errno.EACCES, False),  # since 6.6
+        (0, errno.EINVAL, errno.EACCES, True),  # before
+        (0, errno.EINVAL, errno.ENOENT, False),
+        (errno.EPERM, errno.EBADF, errno.EACCES, True),  # the program of a link takes CAP_BPF
+    ],
+)
+def test_probing_is_denied_where_neither_link_nor_event_is_allowed(
+    monkeypatch, load, link, event, denied
+):
+    def load_program(kind, code, attach):
+        assert (kind, attach) == (2, (48, 0))
+        if load:
+            raise refused(load)
+        return os.open(os.devnull, os.O_RDONLY)
+
+    def fail(number):
+        raise refused(number)
+
+    monkeypatch.setattr(attach, "load_program", load_program)
+    monkeypatch.setattr(attach, "bpf", lambda *_: fail(link))
+    monkeypatch.setattr(attach, "_probe_event", lambda *_: fail(event))
+    before = len(os.listdir("/proc/self/fd"))
+    assert attach.probing_denied() is denied
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 # --- a file ---------------------------------------------------------------------------------------
 
 
