@@ -106,7 +106,8 @@ def _options(tool: Tool) -> Iterator[Block]:
         if group:
             yield from (Heading(title), Terms(tuple(group)))
     yield Paragraph(memory_words(tool))
-    yield Paragraph(cost_words(tool.name))
+    if cost_words(tool.name):
+        yield Paragraph(cost_words(tool.name))
     if tool.refused:
         flags = ", ".join(option.flags[-1] for option in tool.refused)
         yield Paragraph(f"Refused as a usage error, since {tool.refusal}: {flags}.")
