@@ -11,6 +11,8 @@ reader   us of CPU time per connection in netbpf itself, from the first event to
 longer   how much longer a connection takes with the tool attached than without, in percent
 lost     events lost, by the tool's own account
 
+For gethostlatency, the storm is of lookups of a name in /etc/hosts.
+
 `--python` prints the lines of netbpf/declare/costs.py, from which the manuals have their figures.
 """
 
@@ -36,6 +38,7 @@ from netbpf.declare.tool import tool_names  # noqa: E402
 
 STORM = SOURCE_TREE / "tests" / "live" / "programs" / "storm.py"
 OPTIONS = {"skbdrop": ("--events",)}
+LOADS = {"gethostlatency": "lookups"}  # of the storm; connections for all others
 _CLONE_NEWNET = 0x40000000
 _READY_SECONDS = 60
 
@@ -73,17 +76,18 @@ def main() -> int:
     return 0
 
 
-def storm(number: int) -> float:
-    """Open and close so many connections; return how long one takes, in us."""
+def storm(number: int, load: str = "connections") -> float:
+    """Open and close so many connections, or make lookups; return how long one takes, in us."""
     began = time.monotonic()
-    command = [sys.executable, STORM, "connections", str(number)]
+    command = [sys.executable, STORM, load, str(number)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return (time.monotonic() - began) / number * 1e6
 
 
 def measure(tool: str, number: int) -> Sample:
     """Return what a tool costs in a storm of that many connections."""
-    alone = storm(number)
+    load = LOADS.get(tool, "connections")
+    alone = storm(number, load)
     with tempfile.TemporaryDirectory(prefix="netbpf-cost-") as scratch:
         sign, out = Path(scratch) / "ready", Path(scratch) / "out"
         words = [tool, "--json", "--ready-file", str(sign), *OPTIONS.get(tool, ())]
@@ -96,7 +100,7 @@ def measure(tool: str, number: int) -> Sample:
             end = time.monotonic() + _READY_SECONDS
             while not sign.exists() and process.poll() is None and time.monotonic() < end:
                 time.sleep(0.01)
-            traced = storm(number)
+            traced = storm(number, load)
             process.terminate()
             process.wait(_READY_SECONDS)
         finally:

@@ -14,8 +14,9 @@ from typing import Any, Optional
 
 from netbpf import __version__
 from netbpf.declare.columns import Choice, Column
+from netbpf.declare.costs import in_manual as cost_words
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.memory import in_manual
+from netbpf.declare.memory import in_manual as memory_words
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, Option
 from netbpf.declare.probes import Alternative, Probe
 from netbpf.declare.tool import Tool, all_tools
@@ -104,7 +105,9 @@ def _options(tool: Tool) -> Iterator[Block]:
             group.append(("-h, --help", "show this manual"))
         if group:
             yield from (Heading(title), Terms(tuple(group)))
-    yield Paragraph(in_manual(tool))
+    yield Paragraph(memory_words(tool))
+    if cost_words(tool.name):
+        yield Paragraph(cost_words(tool.name))
     if tool.refused:
         flags = ", ".join(option.flags[-1] for option in tool.refused)
         yield Paragraph(f"Refused as a usage error, since {tool.refusal}: {flags}.")

@@ -23,6 +23,9 @@ from netbpf.kernel.packet_sockets import PacketSockets
 
 _FROM_ZERO = ("Netlink.", "Raw.", "Raw6.", "Packet.")  # whose owners come and go, and begin at zero
 _MOST_NAMESPACES = 2048  # that are read; more are counted as unread
+_LOOK_SECONDS = 0.1  # that a look may take: the reader of events waits for it
+_FIRST_SECONDS = 1.0  # and the first one
+_PATIENCE = 0.2  # beyond that, for the answer
 _PAUSE = 1.0  # seconds between two looks at all namespaces, at least
 _SHARE = 200  # a look may take at most one part in so many of the time between two
 # None of these shrinks: by that, a namespace is known from another that got its inode number.
@@ -100,9 +103,8 @@ class AllCounters:
         self._last: dict[int, Mapping[str, int]] = {}
         self._sum: dict[str, int] = {}
         self._begun = False
-        look = _Look(names, proc, named)
-        self._helper = Helper(look, apart) if apart else None
-        self._look = self._helper.ask if self._helper else look
+        self._look = _Look(names, proc, named)
+        self._helper = Helper(self._look, apart) if apart else None
         self.look()
         self._begun = True
 
@@ -112,21 +114,36 @@ class AllCounters:
         return Since(self._sum)
 
     def look(self) -> None:
-        """Add what was counted since the last look."""
+        """Add what was counted since the last look, as far as that is read in a moment.
+
+        Users can make thousands of namespaces. What is not read this time is read first the next
+        time; `unread` is how many are left in the end.
+        """
         began = time.monotonic()
         try:
-            found, values = self._look()
-        except OSError:  # the helper is gone: what there is now is not known
+            found, values = self._ask()
+        except TimeoutError:  # the answer is for the next look
             found, values = [*self._last, 0], []
+        except OSError:  # the helper is gone: what there is now is not known
+            self._last = {}
+            found, values = [0], []
         now = {int(inode): counters for inode, counters in values}
         self.unread = len(found) - len(now)
         self.ended += len(self._last.keys() - set(found))
         for inode, counters in now.items():
             self._add(counters, self._last.get(inode))
-        self._last = now
+        self._last = {inode: self._last[inode] for inode in found if inode in self._last}
+        self._last.update(now)
         self.known.update(now)
         end = time.monotonic()
         self.due = end + max(_PAUSE, (end - began) * _SHARE)
+
+    def _ask(self) -> tuple[list[int], list[tuple[int, dict[str, int]]]]:
+        seconds = _LOOK_SECONDS if self._begun else _FIRST_SECONDS
+        if not self._helper:
+            return self._look(seconds)
+        found, values = self._helper.ask(seconds, seconds + _PATIENCE * (1 if self._begun else 10))
+        return found, values
 
     def _add(self, values: Mapping[str, int], before: Mapping[str, int] | None) -> None:
         if before and any(values.get(name, 0) < before.get(name, 0) for name in _GROWING):
@@ -153,13 +170,20 @@ class _Look:
         self._files = sorted({file_of(name) for name in names})
         self._where = (proc, named)
         self._wanted = [*names, *_GROWING]
-        self._known: set[int] = set()
+        self._read: dict[int, int] = {}  # by inode, in which look it was read last
+        self._looks = 0
 
-    def __call__(self) -> tuple[list[int], list[tuple[int, dict[str, int]]]]:
-        """Return the inodes of all that was found, and (inode, {name: value}) of what was read."""
+    def __call__(self, seconds: float) -> tuple[list[int], list[tuple[int, dict[str, int]]]]:
+        """Return the inodes of all that was found, and (inode, {name: value}) of what was read.
+
+        Those that were read longest ago come first; no new one is begun after that many seconds.
+        """
+        end = time.monotonic() + seconds
         found = network_namespaces(*self._where)
-        now = self._read_all(found)
-        self._known = set(now)
+        now = self._read_all(found, end)
+        self._looks += 1
+        read = {**self._read, **dict.fromkeys(now, self._looks)}
+        self._read = {inode: read[inode] for inode in found if inode in read}
         return list(found), [(inode, self._chosen(values)) for inode, values in now.items()]
 
     def _chosen(self, values: Mapping[str, int]) -> dict[str, int]:
@@ -168,12 +192,16 @@ class _Look:
         fit = (name for pattern in patterns for name in fnmatch.filter(values, pattern))
         return {**plain, **{name: values[name] for name in fit}}
 
-    def _read_all(self, found: Mapping[int, str]) -> dict[int, Mapping[str, int]]:
+    def _read_all(self, found: Mapping[int, str], end: float) -> dict[int, Mapping[str, int]]:
         proc = self._where[0]
         own = namespace_of(f"{proc}/self")
         now: dict[int, Mapping[str, int]] = {}
         mounted: dict[int, str] = {}
-        for inode in sorted(found, key=lambda one: one not in self._known)[:_MOST_NAMESPACES]:
+        # Those that are known first: one that is not has no count that could get lost.
+        order = sorted(found, key=lambda one: self._read.get(one, self._looks + 1))
+        for inode in order[:_MOST_NAMESPACES]:
+            if time.monotonic() > end:
+                break
             where = found[inode]
             # Softnet is the whole machine's: it is taken from one namespace.
             names = [name for name in self._files if inode == own or name != "softnet_stat"]
@@ -186,6 +214,8 @@ class _Look:
         names = [name for name in self._files if name != "softnet_stat"]
 
         def visit(inode: int) -> None:
+            if time.monotonic() > end:
+                return
             values = read_once(HERE, names)
             if values:
                 now[inode] = values

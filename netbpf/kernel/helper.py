@@ -22,6 +22,7 @@ from netbpf.kernel.privileges import give_up
 from netbpf.kernel.syscalls import prctl
 
 _PATIENCE = 5.0  # seconds that an answer may take
+_LONGEST = 4096  # bytes of a question
 _LENGTH = 8  # bytes of the number before an answer
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 # Of the terminal's process group: the tool ends in order, and has a last question then.
@@ -39,12 +40,13 @@ def cpu_seconds() -> float:
 class Helper:
     """A child process that calls `work` whenever it is asked, keeping the capabilities `kept`.
 
-    `work` returns what JSON can hold. `cpu` are the seconds of CPU time until its last answer.
+    `work` takes a question and returns an answer that JSON can hold. `cpu` are the seconds of CPU
+    time until its last answer.
     """
 
     cpu = 0.0
 
-    def __init__(self, work: Callable[[], Any], kept: Collection[str]) -> None:
+    def __init__(self, work: Callable[[Any], Any], kept: Collection[str]) -> None:
         """Start it. Raises OSError."""
         theirs, self._questions = os.pipe()
         self._answers, answers = os.pipe()
@@ -55,32 +57,39 @@ class Helper:
         os.close(theirs)
         os.close(answers)
         os.set_blocking(self._answers, False)
+        self._data, self._waits = b"", False  # of the answer so far; is there one to come?
         _helpers.add(self)
 
-    def ask(self) -> Any:
-        """Return what `work` returns now; raises OSError if it is gone or does not answer."""
-        end = time.monotonic() + _PATIENCE
-        os.write(self._questions, b"?")
-        try:
-            length = int.from_bytes(self._receive(_LENGTH, end), "little")
-            self.cpu, answer = json.loads(self._receive(length, end))
-            return answer
-        except TimeoutError:
-            self._end()  # or the next question would get this answer
-            raise
+    def ask(self, question: Any = None, patience: float = _PATIENCE) -> Any:
+        """Return what `work` returns for `question` (what JSON can hold).
 
-    def _receive(self, size: int, end: float) -> bytes:
-        data = b""
+        Raises TimeoutError if that takes more than `patience` seconds: what comes later is for the
+        next question. Raises OSError if the helper is gone.
+        """
+        end = time.monotonic() + patience
+        if not self._waits:
+            os.write(self._questions, json.dumps(question).encode() + b"\n")
+            self._waits = True
+        while len(self._data) < _LENGTH or len(self._data) < _LENGTH + self._length:
+            self._receive(end)
+        answer = json.loads(self._data[_LENGTH : _LENGTH + self._length])
+        self._data, self._waits = b"", False
+        self.cpu, found = answer
+        return found
+
+    @property
+    def _length(self) -> int:
+        return int.from_bytes(self._data[:_LENGTH], "little")
+
+    def _receive(self, end: float) -> None:
         poll = select.poll()
         poll.register(self._answers, select.POLLIN)
-        while len(data) < size:
-            if not poll.poll(max(end - time.monotonic(), 0) * 1000):
-                raise TimeoutError(errno.ETIMEDOUT, "no answer")
-            part = os.read(self._answers, size - len(data))
-            if not part:
-                raise OSError(errno.EPIPE, "the helper is gone")
-            data += part
-        return data
+        if not poll.poll(max(end - time.monotonic(), 0) * 1000):
+            raise TimeoutError(errno.ETIMEDOUT, "no answer")
+        part = os.read(self._answers, 1 << 20)
+        if not part:
+            raise OSError(errno.EPIPE, "the helper is gone")
+        self._data += part
 
     def _end(self) -> None:
         if self._questions >= 0:
@@ -98,13 +107,14 @@ class Helper:
 
 
 def _child(
-    work: Callable[[], Any], kept: Collection[str], parent: int, questions: int, answers: int
+    work: Callable[[Any], Any], kept: Collection[str], parent: int, questions: int, answers: int
 ) -> None:
     status = 1
     try:
         _become_helper(kept, parent, {questions, answers})
-        while os.read(questions, 1):
-            data = json.dumps((time.process_time(), work()), separators=(",", ":")).encode()
+        while question := os.read(questions, _LONGEST):
+            answer = work(json.loads(question))
+            data = json.dumps((time.process_time(), answer), separators=(",", ":")).encode()
             data = len(data).to_bytes(_LENGTH, "little") + data
             while data:
                 data = data[os.write(answers, data) :]

@@ -33,7 +33,8 @@ _ONLY_OLD_FILES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
 _NEW_FILE = os.O_CREAT | os.O_EXCL
 # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET and TIME of include/uapi/linux/sched.h.
 _NEW_NAMESPACES = 0x7E020080
-_TERMINAL = (0x5401, 0x5413, 0x5421, 0x541B)  # ioctl: TCGETS, TIOCGWINSZ, FIONBIO, FIONREAD
+# ioctl: TCGETS, TIOCGWINSZ, FIONBIO, FIONREAD; FIONCLEX and FIOCLEX, by which Python 3.9 opens.
+_FILE = (0x5401, 0x5413, 0x5421, 0x541B, 0x5450, 0x5451)
 _PERF = (0x2400, 0x2401, 0x40042408)  # PERF_EVENT_IOC_ENABLE, _DISABLE, _SET_BPF
 _PRCTL = (1, 3, 15, 16, 38, 0x53564D41)  # death signal, names, no new privileges; not what gives
 # Commands of bpf(2): map elements one by one and in batches, what an object is, iterators.
@@ -129,7 +130,7 @@ def _rules(seccomp: Any, allowed: Allowed) -> Iterable[Rule]:
     yield from one_of("prlimit64", 2, (0,))  # limits are looked at and not set
     yield from one_of("tgkill", 0, (os.getpid(),))
     yield from one_of("prctl", 0, _PRCTL)
-    yield from one_of("ioctl", 1, (*_TERMINAL, *(_PERF if allowed.probes else ())))
+    yield from one_of("ioctl", 1, (*_FILE, *(_PERF if allowed.probes else ())))
     yield from one_of("bpf", 0, (*_MAPS, *(_PROGRAMS if allowed.probes else ())))
     if allowed.probes:
         yield from ((name, ()) for name in ("perf_event_open", "openat2", "sendmsg"))

@@ -80,6 +80,7 @@ class Run:
         keep(self.out.close)
         if self.sign:
             keep(self.sign.close)
+            keep(self.sign.close)  # a file outlives us: if the first try fails, there is another
         self.attached = start(self.tool, self.settings, kernel, self.defines, self._say)
         keep(self.attached.close)
         self.names.bind(self.tool, self.attached.loaded.maps)
@@ -246,7 +247,6 @@ class Run:
         return [*lines, *(f"#define {name} {value}" for name, value in own.items())]
 
     def _named_constants(self) -> list[str]:
-        # What a tool must ask the kernel for before compiling: numbers of reasons, addresses.
         ask = self.tool.hooks.get("named_constants")
         found = ask(self.settings, self.names) if ask else {}
         return [f"#define {name} {value}" for name, value in found.items()]

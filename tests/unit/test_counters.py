@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from netbpf.kernel import counters as counters_module
 from netbpf.kernel.counter_files import FILES as _FILES
 from netbpf.kernel.counters import AllCounters, Counters, increase
 
@@ -319,3 +320,28 @@ def test_device_may_have_any_name_that_the_kernel_allows(tmp_path, name, shown):
     (tmp_path / "dev").write_bytes(head + b"  " + name + b": 1 2 3 4\n")
     names = ("rx_bytes", "rx_packets", "tx_bytes", "tx_packets")
     assert read_from(tmp_path) == {f"Device.{shown}.{n}": i + 1 for i, n in enumerate(names)}
+
+
+def test_look_takes_a_moment_however_many_namespaces_there_are(machine, monkeypatch):
+    usual, now = counters_module.read_once, [1000.0]
+
+    def slow(directory: str, names: list[str]) -> dict[str, int]:
+        now[0] += 0.04
+        return usual(directory, names)
+
+    monkeypatch.setattr(counters_module, "read_once", slow)
+    monkeypatch.setattr(counters_module.time, "monotonic", lambda: now[0])
+    for number in range(10, 20):
+        machine.process(str(number), number, RetransSegs=number, OutSegs=1)
+    counters = machine.counters()
+    assert len(counters.known) == 12
+    for number in range(10, 20):
+        machine.count(str(number), RetransSegs=number + 1, OutSegs=1)
+    began = now[0]
+    counters.look()
+    assert now[0] - began < 0.2
+    assert counters.unread == 9
+    for _ in range(4):  # the others' turn
+        counters.look()
+    # What was not read in one look is not counted twice, or from zero, in a later one.
+    assert counters._sum["Tcp.RetransSegs"] == 10

@@ -22,7 +22,8 @@ from netbpf.declare import (
     Tool,
     Tracepoint,
 )
-from netbpf.declare.tool import tool_names
+from netbpf.declare.costs import COSTS
+from netbpf.declare.tool import all_tools, tool_names
 from netbpf.errors import NetbpfError
 from netbpf.manual import main, man_page, manual_text, write_pages
 from netbpf.pages import (
@@ -236,3 +237,11 @@ def test_check_tells_and_writes_nothing(tmp_path: Path, capsys):
     assert path.read_text() == README
     assert main(["--readme", str(path)]) == 0
     assert main(["--readme", str(path), "--check"]) == 0
+
+
+@pytest.mark.parametrize("tool", all_tools(), ids=lambda tool: tool.name)
+def test_manual_says_what_its_tool_cost(tool):
+    text = " ".join(manual_text(tool).split())
+    cost = COSTS[tool.name]
+    assert f"{cost.probes:.1f} us of CPU time per" in text
+    assert f"its reader {cost.reader:.1f} us" in text
