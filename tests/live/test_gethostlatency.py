@@ -518,9 +518,13 @@ def test_filter(lab: Lab, netbpf: Netbpf, name: str) -> None:
     with topology.cgroup(f"docker-{CONTAINER}.scope") as cgroup:
         one, other = pair(lab, cgroup)
         with netbpf("gethostlatency", *FILTERS[name](one, cgroup)) as run:
-            other.answer(), one.answer()
-            run.wait_for(1)
-    assert [(e["pid"], e["host"]) for e in run.events] == [(one.pid, LATE)]
+            said, _ = other.answer(), one.answer()
+            # On a busy machine the lookup that is left out for its time can take as long.
+            wanted = [(one.pid, LATE)]
+            if name == "min-ms" and said["latency_ns"] >= 100_000_000:
+                wanted.insert(0, (other.pid, said["host"]))
+            run.wait_for(len(wanted))
+    assert [(e["pid"], e["host"]) for e in run.events] == wanted
     (event,) = run.events
     assert (event["comm"], event["uid"], event["container"]) == ("somebody", NOBODY, CONTAINER)
 
