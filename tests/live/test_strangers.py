@@ -207,8 +207,10 @@ def test_file_that_never_answers_is_given_up(netbpf: Netbpf, slow: SlowFiles) ->
             began = time.monotonic()
             run.stop()
             assert time.monotonic() - began < 3 * SLOW  # not when the file answers: never
-    gap = gap_of(run, pid)
-    assert gap["lost"] and "do not answer" in gap["reason"]
+    # On a busy machine the end may come before it is given up: then it is named as what it was at.
+    given_up = [gap["reason"] for gap in run.summary["coverage"]["uncovered"] if gap["pid"] == pid]
+    reasons = [*given_up, *(n for n in run.summary["notes"] if f"still at process {pid} " in n)]
+    assert reasons and all("do not answer" in one or "still at" in one for one in reasons)
     assert run.summary["lost"]["not_covered"] >= 1
 
 
