@@ -27,6 +27,7 @@ from netbpf.run.stream import RingBuffer, ring_size
 _LEARN_SECONDS = 1.0  # between two looks at all processes' sockets
 _PENDING_SECONDS = 10.0  # between two looks at what has not ended
 _BATCH = 1024  # records: some 20 ms of work, after which signals and other descriptors have a turn
+_FEW = 2000  # records that are written after the stop however slow the machine is
 _MOST_LOOKED_AT = 1 << 18  # records that are counted one by one at the end
 _STRAGGLERS = 256  # records behind the mark that may have begun before it
 
@@ -55,7 +56,7 @@ class EventShape(Shape):
         self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
         self._held = Held(event, self._late) if issubclass(event, AmendedEvent) else None
         self._until = (1 << 64) - 1
-        self._mark = self._late_events = 0
+        self._mark = self._late_events = self._read_late = 0
         self._open: list[tuple[Any, ...]] = []
         self._enrich = tool.hooks.get("enrich")
         self._strangers, self._learnt = False, 0.0
@@ -127,9 +128,11 @@ class EventShape(Shape):
 
     def _read_to(self, position: int) -> None:
         """Write the records before a position of the ring, as long as there is time and room."""
-        while self.ring.done < position and self.stop.may_write():
+        while self.ring.done < position and self.stop.may_write(self._read_late < _FEW):
             before = self.ring.done
             self._read_batch(min(self.ring.count(before, position), _BATCH))
+            if self.stop.reason:
+                self._read_late += self.ring.count(before, self.ring.done)
             if self.ring.done == before:  # a program is writing that record
                 if not self.stop.reason:
                     break

@@ -171,6 +171,7 @@ class Watch(Shape):
             self._detach(tuple(message["gone"]))
         if "again" in message:
             self._say(f"given up, it takes too long: {escape(message['again'])}")
+            self._end = min(self._end, self._heard + _OTHERS)  # the start waits no longer for this
             self._cpu_before = self._cpu
             self._apart.send(json.dumps(list(self._links)).encode())
 

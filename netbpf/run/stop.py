@@ -81,16 +81,19 @@ class Stop:
         finally:
             self._grace_end += (time.monotonic() - began) * (self._grace_end > 0)
 
-    def may_write(self) -> bool:
+    def may_write(self, few: bool = False) -> bool:
         """Return whether the output takes more; after the stop, wait for that as long as time is.
 
-        Before the stop nothing waits: what is not read stays in the ring buffer.
+        Before the stop nothing waits: what is not read stays in the ring buffer. With `few`, so
+        little was written since the stop that only a very slow machine has no time left: it gets
+        more.
         """
         self._out.flush()
         while self._out.blocked and self.reason and not self.overdue:
             self._out.wait_for_room(self._grace_end)
             self._out.flush()
-        return not self._out.blocked and not self.overdue
+        more = few and self._grace_end > 0  # and nobody has sent a second signal
+        return not self._out.blocked and (more or not self.overdue)
 
     def finish(self, more: float = 0.0) -> None:
         """Write what the output takes in the time that is left, and in `more` seconds."""

@@ -77,6 +77,19 @@ def test_time_to_finish_is_up_soon_after_the_stop(pipe, monkeypatch):
         stop.close()
 
 
+def test_few_events_are_written_however_long_that_takes_but_for_a_second_signal(pipe, monkeypatch):
+    stop = stop_with(pipe[1])
+    try:
+        stop.now("duration")
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 5)
+        assert [stop.may_write(), stop.may_write(few=True)] == [False, True]
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.may_write(few=True)
+    finally:
+        stop.close()
+
+
 def fill(stop: Stop, out: Outlet) -> None:
     while not out.blocked:
         out.write("x" * 4000 + "\n")
