@@ -34,7 +34,7 @@ PLACES = tuple(
     )
 )  # fmt: skip
 TOOLS = ("tcplife", "sockstat", "gethostlatency")
-AT_ONCE = 4  # runs, which mostly wait for the kernel to detach
+AT_ONCE = 6  # runs, which mostly wait for the kernel to detach
 ERRORS = [OSError(5, "injected"), MemoryError("injected"), ValueError("injected")]
 QUICK_STARTS = 300
 Hook = Callable[[FrameType, str, Any], None]
@@ -111,7 +111,7 @@ def test_exception_at_any_step_leaves_nothing(tmp_path: Path) -> None:
                 fault = fault_of(tmp_path / f"{tool}-{index}", ended(pid))
                 wrong += [(steps[index], *fault)] if fault else []
     assert not wrong
-    wait_until(lambda: not harness.bpf_programs() - programs, what="the programs' removal")
+    wait_until(lambda: not harness.bpf_programs() - programs, 60 * SLOW, "the programs' removal")
     assert Path("/proc/self/mounts").read_text() == mounts
 
 
@@ -173,7 +173,7 @@ def test_run_without_memory_leaves_nothing(megabytes: int, tmp_path: Path) -> No
     assert "are missing" not in stderr  # they are there
     assert "Traceback" not in stderr
     assert not files(tmp_path)
-    wait_until(lambda: not harness.bpf_programs() - programs, what="the programs' removal")
+    wait_until(lambda: not harness.bpf_programs() - programs, 60 * SLOW, "the programs' removal")
 
 
 def test_hundreds_of_quick_starts_leave_nothing(tmp_path: Path) -> None:
@@ -186,4 +186,4 @@ def test_hundreds_of_quick_starts_leave_nothing(tmp_path: Path) -> None:
         for pid in [forked(place, words, lambda: None) for place in places]:
             assert ended(pid) == 0, [(place / "stderr").read_text() for place in places]
         assert not any(files(place) for place in places)
-    wait_until(lambda: not harness.bpf_programs() - programs, what="the programs' removal")
+    wait_until(lambda: not harness.bpf_programs() - programs, 60 * SLOW, "the programs' removal")
