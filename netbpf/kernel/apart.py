@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional
 
+from netbpf.kernel.forks import become_child, close_all_but
 from netbpf.kernel.syscalls import end_with_parent
 
 PATIENCE = 3.0  # seconds that one thing may take
@@ -221,18 +222,12 @@ class Apart:
 
 
 def _prepare(parent: int, keep: set[int]) -> None:
-    signal.set_wakeup_fd(-1)
-    # Ctrl-C and a service's end reach all processes; when to end, the one that forked us decides.
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(ignored, signal.SIG_IGN)
+    become_child(parent)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    end_with_parent(parent)
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
-    for number in {int(name) for name in os.listdir("/proc/self/fd")} - keep - {0, 1, 2}:
-        with suppress(OSError):  # the listing's own
-            os.close(number)
+    close_all_but(keep | {0, 1, 2})
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * mmap.PAGESIZE + _MEMORY
     with suppress(OSError, ValueError):

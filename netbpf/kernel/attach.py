@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
+from netbpf.kernel.forks import close_all_but
 from netbpf.kernel.inspect import tracepoint_id
 from netbpf.kernel.syscalls import SYS_PERF_EVENT_OPEN, bpf, load_program, syscall
 
@@ -103,9 +104,7 @@ def _end_after(pipe: int, kept: Sequence[int]) -> None:
     try:
         if os.fork():
             return
-        for descriptor in {int(name) for name in os.listdir("/proc/self/fd")}.difference(kept):
-            with suppress(OSError):  # that of the listing itself
-                os.close(descriptor)
+        close_all_but(kept)
         os.read(pipe, 1)
     finally:
         os._exit(0)

@@ -18,23 +18,12 @@ from contextlib import suppress
 from typing import Any
 
 from netbpf.kernel import syscall_filter
+from netbpf.kernel.forks import become_child, close_all_but, note_cpu
 from netbpf.kernel.privileges import give_up
-from netbpf.kernel.syscalls import prctl
 
 _PATIENCE = 5.0  # seconds that an answer may take
 _LONGEST = 4096  # bytes of a question
 _LENGTH = 8  # bytes of the number before an answer
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-# Of the terminal's process group: the tool ends in order, and has a last question then.
-_NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
-
-
-_helpers: set[Helper] = set()
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time that this process and its helpers have used."""
-    return time.process_time() + sum(helper.cpu for helper in _helpers)
 
 
 class Helper:
@@ -58,7 +47,6 @@ class Helper:
         os.close(answers)
         os.set_blocking(self._answers, False)
         self._data, self._waits = b"", False  # of the answer so far; is there one to come?
-        _helpers.add(self)
 
     def ask(self, question: Any = None, patience: float = _PATIENCE) -> Any:
         """Return what `work` returns for `question` (what JSON can hold).
@@ -75,6 +63,7 @@ class Helper:
         answer = json.loads(self._data[_LENGTH : _LENGTH + self._length])
         self._data, self._waits = b"", False
         self.cpu, found = answer
+        note_cpu(self, self.cpu)
         return found
 
     @property
@@ -124,15 +113,9 @@ def _child(
 
 
 def _become_helper(kept: Collection[str], parent: int, pipes: set[int]) -> None:
-    signal.set_wakeup_fd(-1)
-    for number in _NOT_OURS:
-        signal.signal(number, signal.SIG_IGN)
-    prctl(_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)  # it ended before
-    for descriptor in {int(name) for name in os.listdir("/proc/self/fd")} - pipes:
-        with suppress(OSError):  # that of the listing itself
-            os.close(descriptor)
+    # Ctrl-C ends the tool in order, which has a last question then.
+    become_child(parent, signal.SIGTSTP)
+    close_all_but(pipes)
     give_up(kept)
     if syscall_filter.available():
         with suppress(OSError):  # a kernel without filters

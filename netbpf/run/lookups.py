@@ -16,6 +16,7 @@ from netbpf.declare.tool import Tool
 from netbpf.declare.values import escape
 from netbpf.kernel.apart import Apart
 from netbpf.kernel.attach import release
+from netbpf.kernel.forks import note_cpu
 from netbpf.kernel.stacks import Stack
 from netbpf.kernel.strangers import read_text
 from netbpf.output.writers import TextWriter, Writer
@@ -112,11 +113,6 @@ class Watch(Shape):
         return {"coverage": {**found, "uncovered": len(found["uncovered"])}}
 
     @property
-    def cpu_seconds(self) -> float:
-        """What the process apart has used, as it last reported."""
-        return self._cpu
-
-    @property
     def lost(self) -> dict[str, int]:
         """How many processes had lookups that may have gone unseen, limits and filters apart."""
         return {"not_covered": int(self._state.get("lost", 0))}
@@ -159,6 +155,7 @@ class Watch(Shape):
         if "state" in message:
             self._state = {**self._state, **message}
             self._cpu = self._cpu_before + message["cpu"]
+            note_cpu(self, self._cpu)
             if "own" in message:
                 self._end = min(self._end, self._heard + _OTHERS)
         if "left" in message:

@@ -6,13 +6,13 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
 from netbpf.kernel.attach import enable_statistics
-from netbpf.kernel.helper import cpu_seconds
+from netbpf.kernel.forks import cpu_seconds
 from netbpf.kernel.maps import Map
 from netbpf.run.program import Attached
 from netbpf.run.shape import Shape
@@ -44,7 +44,6 @@ class Cost:
         """Watch {entry: descriptor}."""
         self._programs = dict(programs)
         self._start = time.monotonic()
-        self.apart: Callable[[], float] = lambda: 0.0  # CPU seconds of processes apart
         self._cpu = cpu_seconds()
         self._statistics = -1
         with suppress(OSError):
@@ -78,7 +77,7 @@ class Cost:
         return programs + int(self._reader() * 1e9)
 
     def _reader(self) -> float:
-        return cpu_seconds() - self._cpu + self.apart()
+        return cpu_seconds() - self._cpu
 
     def missed(self, besides: Collection[str] = (), covered: int = 0) -> int:
         """Return how often a program was skipped as another one ran on that CPU (since 5.12).
@@ -138,7 +137,6 @@ class Ledger:
         self._ring = "events" in maps
         self._besides = [c.entry for c in attached.choices if c.alternative and c.probe.besides]
         self._cost, self._shape = cost, shape
-        cost.apart = lambda: shape.cpu_seconds
         self.total: dict[str, int] = {}  # as last read
 
     def read(self) -> dict[str, int]:

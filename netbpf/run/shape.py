@@ -46,11 +46,6 @@ class Shape:
         return {}
 
     @property
-    def cpu_seconds(self) -> float:
-        """What processes apart have used for it."""
-        return 0.0
-
-    @property
     def empty(self) -> bool:
         """Has nothing been shown, not even what is open or pending at the end?"""
         return not any((self.seen, self.more.get("open"), self.more.get("pending")))

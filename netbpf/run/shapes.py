@@ -40,11 +40,6 @@ class Shapes(Shape):
         return {cause: number for part in self.parts for cause, number in part.lost.items()}
 
     @property
-    def cpu_seconds(self) -> float:
-        """What all parts have used."""
-        return sum(part.cpu_seconds for part in self.parts)
-
-    @property
     def empty(self) -> bool:
         """Has no part shown anything?"""
         return all(part.empty for part in self.parts)
