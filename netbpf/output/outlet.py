@@ -129,11 +129,14 @@ class Outlet(io.TextIOBase):
             self.wait_for_room(until)
             self.flush()
 
-    def wait_for_room(self, until: float) -> None:
-        """Sleep until the reader takes more, or until the monotonic time `until`."""
+    def wait_for_room(self, until: float) -> bool:
+        """Sleep until the reader takes more, or until the monotonic time `until`.
+
+        Return whether it takes more.
+        """
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
-        poll.poll(max(until - time.monotonic(), 0) * 1000)
+        return bool(poll.poll(max(until - time.monotonic(), 0) * 1000))
 
     def close(self) -> None:
         """Let go of the second description; the descriptor that was given stays open."""
@@ -155,9 +158,7 @@ class Outlet(io.TextIOBase):
             if self._socket:
                 return self._socket.send(data, _MSG_DONTWAIT)
             if self._own is None:
-                poll = select.poll()
-                poll.register(self._fd, select.POLLOUT)
-                return os.write(self._fd, data[: self._grain]) if poll.poll(0) else 0
+                return os.write(self._fd, data[: self._grain]) if self.wait_for_room(0.0) else 0
             return os.write(self._own, data)
         except BlockingIOError:
             return 0

@@ -15,7 +15,7 @@ _COUNTED = {  # of what the counters are
     "namespaces": {**_COUNT, "description": "network namespaces that the counters are the sum of"},
     "filtered": {"type": "boolean", "description": "filters leave rows out, but not counters"},
 }
-_CAUSES = ("map_full", "probe_missed", "reader", "unwritten")
+_CAUSES = ("map_full", "probe_missed", "reader", "unwritten", "not_covered")
 _NAMES = {"type": "array", "items": {"type": "string"}}
 _PRIVILEGES = {
     "kept": {**_NAMES, "description": "capabilities that were kept while it ran"},
@@ -93,10 +93,8 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
 def _lost(tool: Tool, *own: str) -> dict[str, Any]:
     # A tool whose events are an option has no ring buffer without it.
     causes = (*(("ring_full",) if tool.event else ()), *_CAUSES, *own)
-    causes += ("not_covered",) if tool.watch else ()
     optional = tool.event_option or tool.events_unless
-    absent = ["not_covered", *(["ring_full"] if optional else [])]
-    return _object(dict.fromkeys(causes, _COUNT), absent)
+    return _object(dict.fromkeys(causes, _COUNT), ["ring_full"] if optional else [])
 
 
 def _progress(tool: Tool) -> dict[str, Any]:
@@ -133,7 +131,7 @@ def _summary(tool: Tool) -> dict[str, Any]:
         "events": _COUNT,
         "unit": word,
         "stopped_by": word,
-        "lost": _lost(tool, "not_covered", *own),
+        "lost": _lost(tool, *own),
         "complete": {"type": "boolean"},
         "probes": {"type": "array", "items": _object(probe)},
         "privileges": _object(_PRIVILEGES),

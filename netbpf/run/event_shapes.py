@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any, Optional
 
 from netbpf.declare.columns import Container
+from netbpf.declare.memory import ring_size
 from netbpf.declare.record import AmendedEvent, Event
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
@@ -22,7 +23,7 @@ from netbpf.run.program import Attached
 from netbpf.run.shape import Shape
 from netbpf.run.snapshot import read_records, run_iterators
 from netbpf.run.stop import Stop
-from netbpf.run.stream import RingBuffer, ring_size
+from netbpf.run.stream import RingBuffer
 
 _LEARN_SECONDS = 1.0  # between two looks at all processes' sockets
 _PENDING_SECONDS = 10.0  # between two looks at what has not ended

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Optional, TextIO
 
+from netbpf.declare.memory import ring_size
 from netbpf.declare.numbers import at_load
 from netbpf.declare.tool import Tool
 from netbpf.errors import EXIT_LOST, NetbpfError
@@ -25,17 +25,14 @@ from netbpf.run.losses import Budget, Cost, Ledger
 from netbpf.run.names import Names
 from netbpf.run.program import start
 from netbpf.run.ready import ReadyFile
+from netbpf.run.reports import Reports
 from netbpf.run.shapes import left_out_of_csv, make_shape
 from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
-from netbpf.run.stream import ring_size
 from netbpf.run.summary import add_notes, progress_of, summary_of
 from netbpf.run.tables import read_totals
 from netbpf.run.tally import Tally
 
-_LOOK_SECONDS = 1.0  # how often losses and --max-overhead are looked at
-_REPORT_SECONDS = 10.0  # between two reports
-_SOON = 0.3  # the same while nobody reads the output
 _LAST_SECONDS = 0.1  # for the summary, when the time to write results is up
 
 
@@ -132,16 +129,14 @@ class Run:
         if self.steps.fd >= 0:
             self.stop.watch(self.steps.fd)
         percent = self.settings.get("max_overhead")
-        self._budget = Budget(self.cost, percent) if percent else None
-        self._look = time.monotonic() + _LOOK_SECONDS
-        self._report, self._reported = time.monotonic() + _REPORT_SECONDS, False
-        self._unreported: Counter[str] = Counter()
-        self._unmarked: Counter[str] = Counter()
+        budget = Budget(self.cost, percent) if percent else None
+        to_out = self.settings["output"] == "json"
+        self.reports = Reports(self.ledger, self.out, self._write_progress, to_out)
         interval = self.settings.get("interval") or 0.0
         due = time.monotonic() + interval if interval else float("inf")
         left = self.settings.get("count") or 0
         while not self.stop.reason:
-            self.stop.wait(min(due, self._look, self.shape.next_due(), self.tally.due))
+            self.stop.wait(min(due, self.reports.due, self.shape.next_due(), self.tally.due))
             self._look_at_clock()
             self.out.flush()
             self.shape.read()
@@ -154,8 +149,9 @@ class Run:
                     self.stop.now("count")
                     break
                 self._close_interval()
-            if time.monotonic() >= self._look:
-                self._look_at_losses()
+            if time.monotonic() >= self.reports.due:
+                self.reports.look()
+                self._look_at_budget(budget)
                 if self.out.blocked:  # -n counts what happened, also if nobody reads it
                     missed = self.ledger.total.get("ring_full", 0)
                     self.stop.room(self.shape.seen + self.shape.waiting + missed)
@@ -168,46 +164,33 @@ class Run:
             self._longer += 1
             return
         self.shape.collect(final=False)
-        self._count_losses()
-        self.writer.interval.lost, self._unmarked = self._unmarked, Counter()
+        self.writer.interval.lost = self.reports.of_interval()
         self.shape.close_interval(final=False)
         self.writer.end_interval()
         self.out.flush()
 
-    def _count_losses(self) -> None:
-        fresh = self.ledger.since_last()
-        self._unreported.update(fresh)
-        self._unmarked.update(fresh)
-
-    def _look_at_losses(self) -> None:
-        """Report losses as soon as they are seen, and every ten seconds how it goes."""
-        now = time.monotonic()
-        self._look = now + (_SOON if self.out.blocked else _LOOK_SECONDS)
-        self._count_losses()
-        if now >= self._report or (self._unreported and not self._reported):
-            self._report, self._reported = now + _REPORT_SECONDS, bool(self._unreported)
-            if not self.out.blocked or self.settings["output"] != "json":
-                self._write_progress()
-        over = self._budget.overrun() if self._budget else None
+    def _look_at_budget(self, budget: Optional[Budget]) -> None:
+        over = budget.overrun() if budget else None
         if over:
             self.shape.note(f"stopped: probes and reader cost {over} (--max-overhead)")
             self.stop.now("max-overhead")
 
-    def _write_progress(self) -> None:
+    def _write_progress(self, fresh: Mapping[str, int]) -> None:
         ns = kernel_ns()
-        lost = {**self.ledger.total, "unwritten": 0}
+        lost = {**self.ledger.total, "unwritten": 0, **self._not_covered()}
         report = progress_of(self.shape, self.clock, ns, lost, self.cost.read())
-        self.writer.progress(ns, report, self._unreported)
-        self._unreported = Counter()
+        self.writer.progress(ns, report, fresh)
         self.out.flush()
+
+    def _not_covered(self) -> dict[str, int]:
+        return {"not_covered": self.confinement.not_covered(self.attached, self.shape)}
 
     def _finish(self) -> int:
         """Write what belongs to the time before the stop, detach, and write the summary."""
         self._look_at_clock()
         self.shape.collect(final=True)
         end = kernel_ns()
-        self._count_losses()
-        self.writer.interval.lost = self._unmarked
+        self.writer.interval.lost = self.reports.of_interval()
         lost = self.ledger.total
         self.shape.close_interval(final=True)
         self.out.flush()  # detaching can take a while
@@ -226,7 +209,7 @@ class Run:
             **lost,
             "reader": self.shape.strange,
             "unwritten": self.shape.unread + self.out.drop(),
-            "not_covered": self.confinement.not_covered(self.attached, self.shape),
+            **self._not_covered(),
             **self._unseen(totals),
         }
         return self._summarise(end, cost, lost)
@@ -247,6 +230,7 @@ class Run:
         return [*lines, *(f"#define {name} {value}" for name, value in own.items())]
 
     def _named_constants(self) -> list[str]:
+        # What a tool must ask the kernel for before compiling: numbers of reasons, addresses.
         ask = self.tool.hooks.get("named_constants")
         found = ask(self.settings, self.names) if ask else {}
         return [f"#define {name} {value}" for name, value in found.items()]
@@ -277,8 +261,7 @@ class Run:
 
     def _summarise(self, end: int, cost: dict[str, Any], lost: dict[str, int]) -> int:
         summary = summary_of(
-            self.tool, self.shape, self.tally, self.clock, lost,
-            end=end,
+            self.tool, self.shape, self.tally, self.clock, end, lost,
             stopped_by=self.stop.reason,
             probes=self.attached.described(),
             privileges=self.confinement.described(),

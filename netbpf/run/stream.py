@@ -12,8 +12,6 @@ import mmap
 import struct
 from typing import Any
 
-from netbpf.declare.memory import ring_size as ring_size
-
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _WINDOW = 1 << 21  # bytes of data
 

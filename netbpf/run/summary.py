@@ -20,15 +20,8 @@ def progress_of(
 ) -> dict[str, Any]:
     """Return what a report at the time `now` (ns) has while the tool runs."""
     more = shape.progress()
-    return {
-        "seconds": round((now - clock.start) / 1e9, 3),
-        "events": shape.seen,
-        "unit": shape.unit,
-        "lost": dict(lost),
-        "complete": not any(lost.values()),
-        "overhead": {name: cost[name] for name in _SHOWN_WHILE_RUNNING},
-        **more,
-    }
+    overhead = {name: cost[name] for name in _SHOWN_WHILE_RUNNING}
+    return {**_seen_and_lost(shape, clock, now, lost), "overhead": overhead, **more}
 
 
 def summary_of(
@@ -36,30 +29,33 @@ def summary_of(
     shape: Shape,
     tally: Tally,
     clock: Clock,
+    end: int,
     lost: Mapping[str, int],
     **more: Any,
 ) -> dict[str, Any]:
-    """Return the summary, without its notes; `more` are fields that the runner has.
-
-    `end` among them is in ns.
-    """
-    end = more.pop("end")
+    """Return the summary of a run that ended at `end` (ns); `more` are fields of the runner."""
     added = shape.summary()
     return {
         "tool": tool.name,
         "start": clock.rfc3339(clock.start),
         "end": clock.rfc3339(end),
-        "seconds": round((end - clock.start) / 1e9, 3),
-        "events": shape.seen,
-        "unit": shape.unit,
-        "lost": dict(lost),
-        "complete": not any(lost.values()),
+        **_seen_and_lost(shape, clock, end, lost),
         "after_end": shape.after_end,
         "counters": tally.rise,
         **tally.scope(),
         **more,
         **added,
         "notes": shape.notes,
+    }
+
+
+def _seen_and_lost(shape: Shape, clock: Clock, now: int, lost: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "seconds": round((now - clock.start) / 1e9, 3),
+        "events": shape.seen,
+        "unit": shape.unit,
+        "lost": dict(lost),
+        "complete": not any(lost.values()),
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from netbpf.declare.columns import Pid
 from netbpf.declare.histogram import Histogram
+from netbpf.declare.memory import ring_size
 from netbpf.declare.options import PROCESS
 from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
 from netbpf.declare.record import Event, Record
@@ -14,7 +15,6 @@ from netbpf.errors import UsageError
 from netbpf.kernel.load import Loaded
 from netbpf.kernel.select import Choice
 from netbpf.run.program import Attached, maps_of, parse_forced, probes_of
-from netbpf.run.stream import ring_size
 
 STATE = Probe("state", RawTracepoint("t"))
 OPEN = Probe("open", RawTracepoint("u"), option="open")

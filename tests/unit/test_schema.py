@@ -71,7 +71,8 @@ TOOL = Tool(
 SUMMARY = {
     "start": "2026-01-31T23:59:59.123456Z", "end": "2026-01-31T23:59:59.123456Z", "seconds": 1.5,
     "events": 23, "unit": "events", "stopped_by": "duration",
-    "lost": {"ring_full": 0, "map_full": 0, "probe_missed": 0, "reader": 0, "unwritten": 0},
+    "lost": {"ring_full": 0, "map_full": 0, "probe_missed": 0, "reader": 0, "unwritten": 0,
+             "not_covered": 0},
     "complete": True, "after_end": 0,
     "probes": [{"name": "state", "kind": None, "targets": ["t"], "passed_over": []}],
     "counters": {"Tcp.OutRsts": 1},
@@ -138,7 +139,7 @@ def test_summaries_validate_with_and_without_the_tools_own_fields(validator, mor
 
 
 def test_summary_without_a_ring_validates_only_where_events_are_an_option():
-    lost = dict.fromkeys(("map_full", "probe_missed", "reader", "unwritten"), 0)
+    lost = dict.fromkeys(("map_full", "probe_missed", "reader", "unwritten", "not_covered"), 0)
     line = {"tool": "demo", "type": "summary", **SUMMARY, "lost": lost}
     for option, good in (("events", True), ("", False)):
         tool = Tool("demo - x", probes=(), event=Everything, event_option=option)
