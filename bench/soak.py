@@ -145,14 +145,14 @@ def maps_of(pid: int) -> Iterator[MapState]:
             ids |= {int(words[i + 1]) for i, word in enumerate(words) if word == "prog_id:"}
     for one in {one for program in ids for one in _map_ids(program)}:
         fd = bpf(_MAP_BY_ID, struct.pack("=IIQ", one, 0, 0))
-        told = dict(line.split(":") for line in Path(f"/proc/self/fdinfo/{fd}").open())
+        fields = dict(line.split(":") for line in Path(f"/proc/self/fdinfo/{fd}").open())
         info = ctypes.create_string_buffer(80)
         bpf(_INFO, struct.pack("=IIQ", fd, len(info), ctypes.addressof(info)))
         name = info.raw[24:40].rstrip(b"\0").decode()
-        plain = int(told["map_type"]) in _HASHES
-        entries = sum(1 for _ in Map.opened(fd).keys()) if plain else 0
+        is_hash = int(fields["map_type"]) in _HASHES
+        entries = sum(1 for _ in Map.opened(fd).keys()) if is_hash else 0
         os.close(fd)
-        yield MapState(name, int(told["memlock"]), entries)
+        yield MapState(name, int(fields["memlock"]), entries)
 
 
 def _map_ids(program: int) -> list[int]:

@@ -209,6 +209,22 @@ def accepting(pid: int) -> int:
     return sum(call.read_text().split()[0] in _ACCEPTS for call in calls)
 
 
+def process_state(pid: int) -> str:
+    """Return the state of a process, as /proc/PID/stat has it: R, S, T ..."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@contextlib.contextmanager
+def stopped(run: Run) -> Iterator[None]:
+    """Keep a tool from reading for the time of the block."""
+    run.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: process_state(run.process.pid) == "T", what="the reader to stop")
+    try:
+        yield
+    finally:
+        run.process.send_signal(signal.SIGCONT)
+
+
 def kill(process: subprocess.Popen[Any]) -> None:
     """End one process of ours for certain, stopped or not."""
     if process.poll() is None:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from crowd import Crowd
-from harness import SLOW, Json, Run, wait_until
+from harness import SLOW, Json, Run, stopped, wait_until
 from topology import Host
 
 DROPS = """
@@ -30,11 +28,8 @@ for _ in range(int(sys.argv[1])):
 
 def overwhelm(run: Run, crowd: Crowd, sessions: int = 101) -> None:
     """Stop the reader while more happens than the ring holds."""
-    run.process.send_signal(signal.SIGSTOP)
-    stat = Path(f"/proc/{run.process.pid}/stat")
-    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="the stop")
-    crowd.play(sessions)
-    run.process.send_signal(signal.SIGCONT)
+    with stopped(run):
+        crowd.play(sessions)
 
 
 def progress(run: Run) -> list[Json]:

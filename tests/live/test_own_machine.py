@@ -19,7 +19,7 @@ import harness
 import pytest
 from crowd import Crowd
 from harness import SLOW, wait_until
-from traffic import Line, Session
+from traffic import Line, Session, clients
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("NETBPF_TEST_OWN_MACHINE") != "1",
@@ -27,10 +27,6 @@ pytestmark = pytest.mark.skipif(
 )
 HOUR = 3600
 SECOND_CPU = Path("/sys/devices/system/cpu/cpu1/online")
-
-
-def wanted(sessions: list[Session]) -> Counter[Line]:
-    return Counter(session.lines()[0] for session in sessions)
 
 
 @pytest.fixture(params=[HOUR, -HOUR], ids=["forward", "back"])
@@ -54,7 +50,7 @@ def test_wall_clock_that_is_set_disturbs_no_interval_and_no_latency(
         sessions += crowd.play(7)
         events = run.wait_for(14)
         took = time.monotonic() - began
-    assert Counter(map(Line.of, run.events)) == wanted(sessions)
+    assert Counter(map(Line.of, run.events)) == clients(sessions)
     for event in events[7:]:
         assert before <= harness.seconds(event["time"]) <= before + took
         assert (event["duration_us"] or 0) < took * 1e6
@@ -85,7 +81,7 @@ def test_cpu_that_goes_and_comes_back_loses_nothing(netbpf: Any, crowd: Crowd) -
             finally:
                 SECOND_CPU.write_text("1")
             run.wait_for(len(sessions))
-    assert Counter(map(Line.of, run.events)) == wanted(sessions)
+    assert Counter(map(Line.of, run.events)) == clients(sessions)
     calls = [row["calls"] for row in counting.rows if row["op"] == "connect"]
     assert sum(calls) == len(sessions)
     assert run.summary["complete"] and counting.summary["complete"]
@@ -107,7 +103,7 @@ def test_machine_that_sleeps_goes_on_where_it_was(netbpf: Any, crowd: Crowd) -> 
         sessions += crowd.play(7)
         events = run.wait_for(14)
         after = time.time()
-    assert Counter(map(Line.of, run.events)) == wanted(sessions)
+    assert Counter(map(Line.of, run.events)) == clients(sessions)
     assert slept > 1, "the test itself failed: the machine did not sleep"
     for event in events[7:]:
         assert before <= harness.seconds(event["time"]) <= after

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any, Callable
 import pytest
 import topology
 from bpf_maps import maps_of
-from harness import SLOW, TIMEOUT, Run, kill, wait_until
+from harness import SLOW, TIMEOUT, kill, stopped, wait_until
 from instructions import instruction
 from topology import Host
 
@@ -81,18 +80,6 @@ EVENTS: dict[str, tuple[Callable[[Host, int], int], tuple[str, ...]]] = {
     "skbdrop": (dropped, ("--events",)),
     "gethostlatency": (lookups, ("--comm", "nb-storm")),
 }
-
-
-@contextlib.contextmanager
-def stopped(run: Run) -> Iterator[None]:
-    """Keep the reader from reading for the time of the block."""
-    stat = Path(f"/proc/{run.process.pid}/stat")
-    run.process.send_signal(signal.SIGSTOP)
-    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="the stop")
-    try:
-        yield
-    finally:
-        run.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("tool", EVENTS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import harness
+import traffic
 from crowd import Crowd
 from harness import SLOW, wait_until
 
@@ -22,21 +22,15 @@ def test_full_ring_is_counted_event_by_event_and_fails_the_run_if_asked(
     # Only what is ours: all that was lost must be known.
     words = ("--netns", crowd.left.inode, "--buffer", "4k", "--fail-on-loss")
     with netbpf("tcplife", *words, returncode=3) as run:
-        run.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: process_state(run.process.pid) == "T", what="the reader to stop")
-        sessions = crowd.play(101)
-        run.process.send_signal(signal.SIGCONT)
-    wanted = Counter(session.lines()[0] for session in sessions)
+        with harness.stopped(run):
+            sessions = crowd.play(101)
+    wanted = traffic.clients(sessions)
     lost = run.summary["lost"]
     assert lost["ring_full"] > 0
     assert run.summary["events"] == len(run.events)
     assert len(run.events) + lost["ring_full"] == sum(wanted.values())
     assert run.summary["complete"] is False
     assert not crowd.lines(run) - wanted
-
-
-def process_state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_full_map_is_counted(netbpf: Any, crowd: Crowd) -> None:

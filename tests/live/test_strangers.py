@@ -229,7 +229,7 @@ def test_nothing_is_left_of_it_when_we_are_killed(netbpf: Netbpf, directory: Pat
 
 def is_alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return harness.process_state(pid) not in "ZX"
     return False
 
 

@@ -11,16 +11,11 @@ from typing import Any
 import harness
 from crowd import Crowd
 from harness import Run, wait_until
-from traffic import Line, Session
+from traffic import Line, Session, clients
 
 from netbpf.declare.tool import tool_names
 
 SESSIONS = 101
-
-
-def wanted(sessions: list[Session]) -> Counter[Line]:
-    """Return the lines of the clients' ends."""
-    return Counter(session.lines()[0] for session in sessions)
 
 
 def shown(run: Run) -> Counter[Line]:
@@ -34,7 +29,7 @@ def test_all_tools_at_once(netbpf: Any, crowd: Crowd) -> None:
         sessions = crowd.play(SESSIONS)
         runs["tcplife"].wait_for(SESSIONS)
         runs["soconnect"].wait_for(SESSIONS)
-    assert shown(runs["tcplife"]) == wanted(sessions)
+    assert shown(runs["tcplife"]) == clients(sessions)
     assert len(runs["soconnect"].events) == SESSIONS
     calls = [row for row in runs["sockstat"].rows if row["op"] == "connect"]
     assert sum(row["calls"] for row in calls) == SESSIONS
@@ -50,7 +45,7 @@ def test_the_same_tool_five_times(netbpf: Any, crowd: Crowd) -> None:
         sessions = crowd.play(SESSIONS)
         for run in runs:
             run.wait_for(SESSIONS)
-    assert [shown(run) for run in runs] == [wanted(sessions)] * 5
+    assert [shown(run) for run in runs] == [clients(sessions)] * 5
     assert all(run.summary["complete"] for run in runs)
 
 
@@ -74,6 +69,6 @@ def test_starts_beside_ends(netbpf: Any, crowd: Crowd, tmp_path: Path) -> None:
             finally:
                 harness.kill(other.process)
         run.wait_for(len(sessions))
-    assert shown(run) == wanted(sessions)
+    assert shown(run) == clients(sessions)
     assert run.summary["complete"]
     wait_until(lambda: not harness.bpf_programs() - programs, what="the programs' removal")

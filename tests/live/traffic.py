@@ -403,6 +403,11 @@ def lines(sessions: Iterable[Session]) -> Counter[Line]:
     return Counter(line for session in sessions for line in session.lines())
 
 
+def clients(sessions: Iterable[Session]) -> Counter[Line]:
+    """Return the lines of the clients' ends."""
+    return Counter(session.lines()[0] for session in sessions)
+
+
 def difference(found: Counter[Line], wanted: Counter[Line]) -> str:
     """Return in words what two sets of lines differ in, or nothing."""
     words = [f"missing: {line}" for line in (wanted - found).elements()]

@@ -29,6 +29,14 @@ def stop_with(fd: int, **settings: object) -> Stop:
     return Stop(settings, Outlet(fd))
 
 
+@pytest.fixture
+def stop(pipe: tuple[int, int]) -> Iterator[Stop]:
+    """What stops a run without limits, whose output is a pipe."""
+    made = stop_with(pipe[1])
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_a_wait_at_once_and_is_the_reason(pipe, number):
     # Under nohup a hangup is ignored, and rightly so; here it must not be.
@@ -46,48 +54,36 @@ def test_signal_ends_a_wait_at_once_and_is_the_reason(pipe, number):
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_second_signal_ends_the_time_to_finish_and_nothing_else(pipe, second):
-    stop = stop_with(pipe[1])
-    try:
-        assert not stop.overdue
-        signal.raise_signal(signal.SIGINT)
-        assert not stop.overdue
-        signal.raise_signal(second)
-        assert stop.overdue
-        with stop.apart():
-            time.sleep(0.01)
-        assert stop.overdue
-        assert stop.reason == "SIGINT"
-    finally:
-        stop.close()
+def test_second_signal_ends_the_time_to_finish_and_nothing_else(stop, second):
+    assert not stop.overdue
+    signal.raise_signal(signal.SIGINT)
+    assert not stop.overdue
+    signal.raise_signal(second)
+    assert stop.overdue
+    with stop.apart():
+        time.sleep(0.01)
+    assert stop.overdue
+    assert stop.reason == "SIGINT"
 
 
-def test_time_to_finish_is_up_soon_after_the_stop(pipe, monkeypatch):
-    stop = stop_with(pipe[1])
-    try:
-        stop.now("duration")
-        now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 0.1)
-        assert stop.overdue
-        with stop.apart():  # detaching does not count
-            monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 7.1)
-        monkeypatch.setattr(time, "monotonic", lambda: now + 7)
-        assert not stop.overdue
-    finally:
-        stop.close()
+def test_time_to_finish_is_up_soon_after_the_stop(stop, monkeypatch):
+    stop.now("duration")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 0.1)
+    assert stop.overdue
+    with stop.apart():  # detaching does not count
+        monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 7.1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 7)
+    assert not stop.overdue
 
 
-def test_few_events_are_written_however_long_that_takes_but_for_a_second_signal(pipe, monkeypatch):
-    stop = stop_with(pipe[1])
-    try:
-        stop.now("duration")
-        now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 5)
-        assert [stop.may_write(), stop.may_write(few=True)] == [False, True]
-        signal.raise_signal(signal.SIGINT)
-        assert not stop.may_write(few=True)
-    finally:
-        stop.close()
+def test_few_events_are_written_however_long_that_takes_but_for_a_second_signal(stop, monkeypatch):
+    stop.now("duration")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 5)
+    assert [stop.may_write(), stop.may_write(few=True)] == [False, True]
+    signal.raise_signal(signal.SIGINT)
+    assert not stop.may_write(few=True)
 
 
 def fill(stop: Stop, out: Outlet) -> None:
@@ -187,25 +183,17 @@ def test_duration_counts_from_begin(pipe):
         stop.close()
 
 
-def test_wait_ends_at_its_time_without_a_reason(pipe):
-    stop = stop_with(pipe[1])
-    try:
-        started = time.monotonic()
-        stop.wait(started + 0.03)
-        assert time.monotonic() - started < SOON / 2
-        assert stop.reason == ""
-    finally:
-        stop.close()
+def test_wait_ends_at_its_time_without_a_reason(stop):
+    started = time.monotonic()
+    stop.wait(started + 0.03)
+    assert time.monotonic() - started < SOON / 2
+    assert stop.reason == ""
 
 
-def test_reader_that_goes_away_is_noticed_without_writing(pipe):
-    stop = stop_with(pipe[1])
-    try:
-        os.close(pipe[0])
-        stop.wait(time.monotonic() + SOON)
-        assert stop.reason == "closed pipe"
-    finally:
-        stop.close()
+def test_reader_that_goes_away_is_noticed_without_writing(pipe, stop):
+    os.close(pipe[0])
+    stop.wait(time.monotonic() + SOON)
+    assert stop.reason == "closed pipe"
 
 
 def test_output_into_a_file_is_no_reason(tmp_path):
@@ -246,13 +234,9 @@ def test_number_of_events_is_a_limit(pipe):
         stop.close()
 
 
-def test_without_a_number_there_is_always_room(pipe):
-    stop = stop_with(pipe[1])
-    try:
-        assert stop.room(10**9) > 0
-        assert stop.reason == ""
-    finally:
-        stop.close()
+def test_without_a_number_there_is_always_room(stop):
+    assert stop.room(10**9) > 0
+    assert stop.reason == ""
 
 
 def test_first_reason_counts(pipe):
