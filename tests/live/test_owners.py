@@ -174,7 +174,8 @@ def test_refused_output_belongs_to_the_process_that_holds_the_socket(
         one_host.run("nft", "delete", "table", "inet", "owned")
         wait_until(lambda: len(case.client.recv(1 << 20)) > 0)
     found = {(event["pid"], event["owner"]) for event in run.events if event["sport"] == case.port}
-    assert found == {right(case, how)}
+    # A drop without an owner makes the tool look at all file tables again, for those that follow.
+    assert found - {(case.server, "snapshot")} == {right(case, how)}
 
 
 def closed_early(host: Host, how: str) -> tuple[str, int]:
