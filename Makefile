@@ -91,10 +91,10 @@ format: setup-dev ## put Python and C into the house's form
 	@clang-format -i $(C_FILES)
 
 man: setup-dev ## make the man pages in build/man
-	@$(VENV)/python -m netbpf.manual build/man
+	@$(VENV)/python -m netbpf.docs build/man
 
 readme: setup-dev ## renew the tables in README.md
-	@$(VENV)/python -m netbpf.manual --readme README.md
+	@$(VENV)/python -m netbpf.docs --readme README.md
 
 bench: setup-bench ## cost of a start beside the peers (root)
 	@$(ROOT) /usr/bin/python3 bench/start.py

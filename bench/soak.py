@@ -37,10 +37,10 @@ from typing import Any, NamedTuple
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(SOURCE_TREE))
 
+from netbpf.bpf.maps import Map, possible_cpus  # noqa: E402
 from netbpf.declare import memory  # noqa: E402
 from netbpf.declare.tool import find_tool  # noqa: E402
-from netbpf.kernel.maps import Map, possible_cpus  # noqa: E402
-from netbpf.kernel.syscalls import bpf  # noqa: E402
+from netbpf.system.syscalls import bpf  # noqa: E402
 
 RSS_KIB = 80 << 10  # skbdrop has the names of all functions of the kernel
 TOOLS: dict[str, tuple[str, ...]] = {

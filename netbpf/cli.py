@@ -50,7 +50,7 @@ class _Manual(click.Command):
         self.tool = tool
 
     def get_help(self, ctx: click.Context) -> str:
-        from netbpf.manual import manual_text
+        from netbpf.docs.manual import manual_text
 
         return manual_text(self.tool)
 
@@ -139,15 +139,14 @@ def list_tools() -> None:
 @click.option("--record", metavar="FILE", help="record this kernel for the tests' probe selection")
 def doctor(as_json: bool, btf: str, record: Optional[str]) -> None:
     """Say what each tool will use on this machine, what is missing, and how to mend it."""
-    from netbpf import doctor as office
-    from netbpf import recording
+    from netbpf.doctor import recording, report
 
     if record:
         recording.record(record, btf)
         return
-    report = office.examine(btf)
-    click.echo(json.dumps(report, indent=2) if as_json else office.describe(report))
-    sys.exit(office.exit_code(report))
+    found = report.examine(btf)
+    click.echo(json.dumps(found, indent=2) if as_json else report.describe(found))
+    sys.exit(report.exit_code(found))
 
 
 @cli.command()
@@ -163,7 +162,7 @@ def schema(tool: str) -> None:
 @click.argument("tools", nargs=-1)
 def demo(tools: Sequence[str]) -> None:
     """Make a little traffic on loopback and show what each tool sees of it."""
-    from netbpf.demo import show
+    from netbpf.demo.show import show
 
     sys.exit(show([find_tool(name) for name in tools] or all_tools()))
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Name lookups of Go programs: netbpf/kernel/gobinary.py tells where the facts here come from. */
+/* Name lookups of Go programs: netbpf/binaries/golang.py tells where the facts here come from. */
 #ifndef NETBPF_GOLANG_BPF_H
 #define NETBPF_GOLANG_BPF_H
 
@@ -174,7 +174,7 @@ static inline int on_go_return(struct pt_regs *ctx, u8 func)
 
 /*
  * The current process has no goroutines any more. Their calls are not kept by thread: the reader
- * finds them (netbpf/run/pending.py).
+ * finds them (netbpf/run/results/pending.py).
  */
 static inline void end_goroutines(void)
 {

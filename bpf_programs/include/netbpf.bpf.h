@@ -7,7 +7,7 @@
 #define inline inline __attribute__((always_inline))
 
 /*
- * What a program reads of the kernel. They expand to nothing here: netbpf/kernel/layout.py collects
+ * What a program reads of the kernel. They expand to nothing here: netbpf/bpf/layout.py collects
  * them and generates the structs, with only these fields, in netbpf/kernel.h.
  */
 #define KERNEL_FIELDS(...)
@@ -35,7 +35,7 @@
 
 /*
  * A number that is put in when the program is loaded, by its place: two hexadecimal digits. The
- * compiler knows nothing of it, netbpf/kernel/numbers.py finds it by the upper half ("nbpf").
+ * compiler knows nothing of it, netbpf/bpf/constants.py finds it by the upper half ("nbpf").
  */
 #define AT_LOAD(place)                                                                             \
 	({                                                                                         \

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional, Union
 
-from netbpf.declare.numbers import Range, at_load
+from netbpf.declare.constants import Range, at_load
 from netbpf.errors import UsageError
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]

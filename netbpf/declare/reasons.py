@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Callable, Optional
 
-from netbpf.declare.numbers import in_ranges, one_of
+from netbpf.declare.constants import in_ranges, one_of
 
 MEANINGS = {
     "NOT_SPECIFIED": "the code that frees it gives no reason: the location tells which code",

@@ -2,7 +2,7 @@
 
 libbpf does the parsing (9-18 ms for a whole vmlinux); this module only walks its types. Layouts
 come out as offsets and C types of single fields, never as whole structs: see
-`netbpf.kernel.layout` for why.
+`netbpf.bpf.layout` for why.
 """
 
 from __future__ import annotations

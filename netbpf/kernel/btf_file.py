@@ -9,9 +9,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from netbpf.binaries.elf import Image
 from netbpf.errors import UsageError
-from netbpf.kernel.strangers import UnreadableBinary, open_regular
-from netbpf.kernel.symbols import Image
+from netbpf.system.untrusted import UnreadableBinary, open_regular
 
 MOST_BYTES = 64 << 20  # kernels have 3 to 12 MB
 HINT = "--btf takes raw BTF or an ELF file with a .BTF section, made from this very kernel"

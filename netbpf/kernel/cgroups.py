@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from netbpf.errors import Unsupported, UsageError
-from netbpf.kernel.lines import lines_of, plain_path
-from netbpf.kernel.syscalls import filesystem_type, open_by_inode
+from netbpf.system.lines import lines_of, plain_path
+from netbpf.system.syscalls import filesystem_type, open_by_inode
 
 _FIRST_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO of include/linux/proc_ns.h
 _CGROUP2 = 0x63677270  # CGROUP2_SUPER_MAGIC of include/uapi/linux/magic.h

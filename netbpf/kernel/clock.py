@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from netbpf.kernel.syscalls import bpf, load_program, timer_until_set
+from netbpf.system.syscalls import bpf, load_program, timer_until_set
 
 _FIRST_NAMESPACE = 0xEFFFFFFA  # PROC_TIME_INIT_INO of include/linux/proc_ns.h
 _SCHED_CLS = 3  # BPF_PROG_TYPE_SCHED_CLS: it may write to the packet of a test run

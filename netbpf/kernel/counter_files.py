@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from netbpf.kernel.lines import lines_of
 from netbpf.kernel.packet_sockets import PacketSockets
+from netbpf.system.lines import lines_of
 
 HERE = "/proc/thread-self/net"
 PACKET = "packet"  # no file: asked for by sock_diag

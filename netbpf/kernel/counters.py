@@ -17,9 +17,9 @@ from contextlib import suppress
 from typing import Union
 
 from netbpf.kernel.counter_files import HERE, PACKET, file_of, open_files, read_once, values_of
-from netbpf.kernel.helper import Helper
 from netbpf.kernel.namespaces import in_namespaces, namespace_of, network_namespaces
 from netbpf.kernel.packet_sockets import PacketSockets
+from netbpf.system.helper import Helper
 
 _FROM_ZERO = ("Netlink.", "Raw.", "Raw6.", "Packet.")  # whose owners come and go, and begin at zero
 _MOST_NAMESPACES = 2048  # that are read; more are counted as unread

@@ -6,8 +6,8 @@ import os
 import re
 from contextlib import suppress
 
-from netbpf.kernel.lines import lines_of
 from netbpf.kernel.namespaces import in_namespaces, network_namespaces
+from netbpf.system.lines import lines_of
 
 # The second of eight numbers on what was received, and of those on what was sent.
 _COUNTS = re.compile(r" *[0-9]+ +([0-9]+)(?: +[0-9]+){7} +([0-9]+)(?: +[0-9]+)*")

@@ -1,8 +1,8 @@
 """What this kernel offers: a snapshot that the choice of probes and the layout are made from.
 
 `LiveKernel` asks the running kernel, lazily, so that starting a tool reads only what that tool
-needs. `RecordedKernel` answers from a file that `netbpf.recording` made, so that tests choose
-probes for kernels that are not booted.
+needs. `RecordedKernel` answers from a file that `netbpf.doctor.recording` made, so that tests
+choose probes for kernels that are not booted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Optional, Protocol
 
 from netbpf.declare.needs import MOUNT, TRACEFS, Need
 from netbpf.kernel.btf import FUNC, VAR, VMLINUX, Btf, Field
-from netbpf.kernel.privileges import lacks
 from netbpf.kernel.recorded import RecordedKernel as RecordedKernel
-from netbpf.kernel.syscalls import accepts_fentry, detached_mount
+from netbpf.system.privileges import lacks
+from netbpf.system.syscalls import accepts_fentry, detached_mount
 
 _TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 _PMU = Path("/sys/bus/event_source/devices")

@@ -10,8 +10,8 @@ from glob import iglob
 from pathlib import Path
 from threading import Thread
 
-from netbpf.kernel.lines import lines_of, plain_path
-from netbpf.kernel.syscalls import enter_network
+from netbpf.system.lines import lines_of, plain_path
+from netbpf.system.syscalls import enter_network
 
 NAMED = "/run/netns"  # where `ip netns` keeps them
 _MOUNTED = re.compile(r"^\S+ \S+ \S+ net:\[[0-9]+\] (\S+) .* - nsfs ")

@@ -17,11 +17,11 @@ from typing import NamedTuple, Optional
 
 from netbpf.declare.needs import HIDDEN
 from netbpf.errors import UsageError
-from netbpf.kernel.attach import attach, open_iterator
 from netbpf.kernel.btf import FUNC, Btf
-from netbpf.kernel.lines import lines_of
-from netbpf.kernel.privileges import lack
-from netbpf.kernel.syscalls import load_program
+from netbpf.system.lines import lines_of
+from netbpf.system.links import attach_iterator, open_iterator
+from netbpf.system.privileges import lack
+from netbpf.system.syscalls import load_program
 
 _FIRST_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 _LEVELS = 8  # of PID namespaces within each other that are looked at; the kernel allows 32
@@ -130,7 +130,7 @@ def _decode(raw: tuple[int, ...]) -> _Task:
 
 def _written(program: int) -> bytes:
     try:
-        link = attach("iter", program, "task")
+        link = attach_iterator(program)
     finally:
         os.close(program)
     try:

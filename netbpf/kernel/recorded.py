@@ -1,4 +1,4 @@
-"""A kernel that is not booted: its answers come from a recording (see `netbpf.recording`).
+"""A kernel that is not booted: its answers come from a recording (see `netbpf.doctor.recording`).
 
 A recording holds whole systems: each trace event of a system, each function whose name matches a
 pattern. What it covers and does not hold, that kernel does not have. What it does not cover is an
@@ -34,7 +34,7 @@ def _matcher(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 
 class RecordedKernel:
-    """A kernel as `netbpf.recording` wrote it down."""
+    """A kernel as `netbpf.doctor.recording` wrote it down."""
 
     def __init__(self, recording: Mapping[str, Any]) -> None:
         """Answer from the members of a recording's JSON; ValueError if it is none."""

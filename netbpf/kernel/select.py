@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Optional
 from netbpf.declare.probes import Alternative, Probe
 from netbpf.errors import PrivilegeError, Unsupported, UsageError
 from netbpf.kernel.inspect import Kernel
-from netbpf.kernel.privileges import Denied
+from netbpf.system.privileges import Denied
 
 _COVERED = "covered by"
 _PREEMPTED = "other tasks may interrupt its programs here, and what they do then is not seen"

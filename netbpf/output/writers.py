@@ -18,7 +18,7 @@ from netbpf.declare.record import text_columns
 from netbpf.declare.values import escape
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
-from netbpf.output.words import describe_histogram, describe_loss, describe_summary
+from netbpf.output.text import describe_histogram, describe_loss, describe_summary
 
 Stream = Union[TextIO, Outlet]
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Optional
 
+from netbpf.bpf.attach import probing_denied
+from netbpf.bpf.maps import Map
 from netbpf.declare.needs import (
     ATTACH,
     LOOKUPS,
@@ -24,13 +26,11 @@ from netbpf.declare.needs import (
     needs_of,
 )
 from netbpf.declare.tool import Tool
-from netbpf.kernel import privileges, syscall_filter
-from netbpf.kernel.attach import probing_denied
 from netbpf.kernel.kallsyms import shown
-from netbpf.kernel.maps import Map
 from netbpf.kernel.processes import ids_differ
 from netbpf.run.program import Attached
-from netbpf.run.shape import Shape
+from netbpf.run.results.base import Shape
+from netbpf.system import privileges, syscall_filter
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ class Confinement:
     """Gives up the capabilities that a run needs no more, and system calls that it never makes.
 
     Not `wanted`, it gives up nothing: a program that runs a tool in its own process stays as it is.
-    `helper` are the capabilities that go to a process of its own (see kernel/helper.py).
+    `helper` are the capabilities that go to a process of its own (see system/helper.py).
     """
 
     def __init__(

@@ -17,17 +17,17 @@ from contextlib import suppress
 from stat import S_ISREG
 from typing import Any
 
+from netbpf.declare.constants import at_load, in_ranges, one_of
 from netbpf.declare.needs import OF_DEVICES, OF_PROCESS
-from netbpf.declare.numbers import at_load, in_ranges, one_of
 from netbpf.declare.options import COMM_TOKEN, FILTERS, Network, Option, devices
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
 from netbpf.kernel.cgroups import cgroup_id, container_cgroups, level_of
 from netbpf.kernel.devices import all_devices, device_names
 from netbpf.kernel.namespaces import NAMED, is_namespace, namespace_of
-from netbpf.kernel.privileges import lack, lacks, missing_privileges
 from netbpf.kernel.processes import kernel_pid
-from netbpf.kernel.strangers import read_text
+from netbpf.system.privileges import lack, lacks, missing_privileges
+from netbpf.system.untrusted import read_text
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses of IPv6 sockets
 # Options of single tools that leave something out.

@@ -1,4 +1,4 @@
-"""Find what is to be probed, and probe it, in a process apart: see kernel/apart.py.
+"""Find what is to be probed, and probe it, in a process apart: see system/worker.py.
 
 It looks at all processes at the start and from time to time, and at a program file that begins to
 run for the first time (the tool's own exec probe reports it) at once. All of this is done in steps
@@ -20,18 +20,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from netbpf.binaries.binary import Binary
+from netbpf.binaries.mappings import has_program, owner, processes, program_inode
+from netbpf.binaries.scan import FIRST, Coverage
+from netbpf.bpf.maps import Map
+from netbpf.bpf.ringbuf import RingBuffer
 from netbpf.declare.values import escape
-from netbpf.kernel.apart import Desk
-from netbpf.kernel.binaries import Binary
-from netbpf.kernel.libraries import FIRST, Coverage
-from netbpf.kernel.mappings import has_program, owner, processes, program_inode
-from netbpf.kernel.maps import Map
 from netbpf.kernel.processes import proc_pid
-from netbpf.kernel.stacks import has_left
-from netbpf.kernel.strangers import UnreadableBinary
+from netbpf.kernel.thread_stacks import has_left
 from netbpf.run.filters import may_pass
 from netbpf.run.places import CANNOT, Targets, attach_all
-from netbpf.run.stream import RingBuffer
+from netbpf.system.untrusted import UnreadableBinary
+from netbpf.system.worker import Desk
 
 _EXEC_RING_PAGES = 16  # EXEC_RING_PAGES in include/user.bpf.h
 _START = struct.Struct("=QQQ")  # struct program_start in include/user.bpf.h: inode, device, pid

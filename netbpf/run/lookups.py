@@ -12,20 +12,20 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
+from netbpf.bpf.attach import release
 from netbpf.declare.tool import Tool
 from netbpf.declare.values import escape
-from netbpf.kernel.apart import Apart
-from netbpf.kernel.attach import release
-from netbpf.kernel.forks import note_cpu
-from netbpf.kernel.stacks import Stack
-from netbpf.kernel.strangers import read_text
+from netbpf.kernel.thread_stacks import Stack
 from netbpf.output.writers import TextWriter, Writer
 from netbpf.run.confinement import confine_finder
 from netbpf.run.filters import may_pass
 from netbpf.run.finder import Finder, Task
 from netbpf.run.program import Attached
-from netbpf.run.shape import Shape
+from netbpf.run.results.base import Shape
 from netbpf.run.stop import Stop
+from netbpf.system.forks import note_cpu
+from netbpf.system.untrusted import read_text
+from netbpf.system.worker import Apart
 
 _FIRST_LOOK = 60.0  # seconds that the start waits for it, at most
 _SILENCE = 5.0  # and how long for a sign that it goes on

@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
-from netbpf.kernel.attach import enable_statistics
-from netbpf.kernel.forks import cpu_seconds
-from netbpf.kernel.maps import Map
+from netbpf.bpf.maps import Map
 from netbpf.run.program import Attached
-from netbpf.run.shape import Shape
+from netbpf.run.results.base import Shape
+from netbpf.system.forks import cpu_seconds
+from netbpf.system.links import enable_statistics
 
 # The causes that the C side counts, in the order of enum loss in include/netbpf.bpf.h.
 CAUSES = ("ring_full", "map_full")

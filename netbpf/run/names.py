@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
 
+from netbpf.bpf.maps import Map
 from netbpf.declare.network import KernelStack, Resolved
 from netbpf.declare.record import Record
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
+from netbpf.kernel.drop_reasons import DropReasons
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.kallsyms import KernelSymbols
-from netbpf.kernel.maps import Map
-from netbpf.kernel.reasons import DropReasons
 
 _HIDDEN = "places are shown as addresses: the kernel hides its symbols (kernel.kptr_restrict)"
 

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
+from netbpf.binaries.binary import Binary
+from netbpf.bpf.attach import attach_places, attach_user
 from netbpf.declare.values import escape
-from netbpf.kernel.apart import Desk
-from netbpf.kernel.attach import attach_places, attach_user
-from netbpf.kernel.binaries import Binary
-from netbpf.kernel.strangers import open_regular
+from netbpf.system.untrusted import open_regular
+from netbpf.system.worker import Desk
 
 CANNOT = "cannot be probed"
 

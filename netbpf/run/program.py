@@ -7,6 +7,11 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Callable
 
+from netbpf.bpf import layout
+from netbpf.bpf.attach import attach, release
+from netbpf.bpf.compiler import compile_and_load
+from netbpf.bpf.loader import Loaded
+from netbpf.bpf.maps import possible_cpus
 from netbpf.declare.memory import in_words
 from netbpf.declare.network import KernelStack
 from netbpf.declare.owners import OWNER_PROBES
@@ -14,16 +19,12 @@ from netbpf.declare.probes import Iterator, Probe
 from netbpf.declare.record import AmendedEvent
 from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, NetbpfError, UsageError
-from netbpf.kernel import layout, stacks
-from netbpf.kernel.attach import attach, release
+from netbpf.kernel import thread_stacks
 from netbpf.kernel.btf import FUNC, Btf
 from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import LiveKernel
-from netbpf.kernel.load import Loaded
-from netbpf.kernel.loader import compile_and_load
-from netbpf.kernel.maps import possible_cpus
-from netbpf.kernel.privileges import refusal
 from netbpf.kernel.select import Choice, select
+from netbpf.system.privileges import refusal
 
 Say = Callable[[str], None]
 _MOST_MAPS = 4  # that are named
@@ -33,7 +34,7 @@ class Attached:
     """Programs in the kernel, with what was chosen for them and the descriptors that hold them.
 
     `counters` are the kernel's own, of the namespaces that the programs watch. `left` returns which
-    threads have left their calls (kernel/stacks.py).
+    threads have left their calls (kernel/thread_stacks.py).
     """
 
     counters: Source
@@ -46,7 +47,7 @@ class Attached:
         self.user_links: list[int] = []
         # Optional probes that this process must not attach: what they would see is lost.
         self.not_covered = sum(bool(choice.denied) for choice in choices)
-        self.left = stacks.left
+        self.left = thread_stacks.left
         self.closers: list[Callable[[], None]] = []
 
     @property

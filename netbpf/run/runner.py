@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Optional, TextIO
 
+from netbpf.declare.constants import at_load
 from netbpf.declare.memory import ring_size
-from netbpf.declare.numbers import at_load
 from netbpf.declare.tool import Tool
 from netbpf.errors import EXIT_LOST, NetbpfError
 from netbpf.kernel.clock import StepAlarm, kernel_ns
-from netbpf.kernel.files import allow_many_files
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
@@ -26,12 +25,13 @@ from netbpf.run.names import Names
 from netbpf.run.program import start
 from netbpf.run.ready import ReadyFile
 from netbpf.run.reports import Reports
-from netbpf.run.shapes import left_out_of_csv, make_shape
+from netbpf.run.results.choose import left_out_of_csv, make_shape
+from netbpf.run.results.tables import read_totals
 from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
 from netbpf.run.summary import add_notes, progress_of, summary_of
-from netbpf.run.tables import read_totals
 from netbpf.run.tally import Tally
+from netbpf.system.file_limit import allow_many_files
 
 _LAST_SECONDS = 0.1  # for the summary, when the time to write results is up
 

@@ -10,9 +10,9 @@ from glob import glob
 from threading import Thread
 from typing import Any
 
-from netbpf.kernel.attach import open_iterator, run_iterator
-from netbpf.kernel.syscalls import enter_network
 from netbpf.run.program import Attached
+from netbpf.system.links import open_iterator, run_iterator
+from netbpf.system.syscalls import enter_network
 
 
 def take_snapshot(attached: Attached) -> None:

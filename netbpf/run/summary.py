@@ -8,7 +8,7 @@ from typing import Any
 from netbpf.declare.tool import Tool
 from netbpf.kernel.processes import ids_differ
 from netbpf.output.clock import Clock
-from netbpf.run.shape import Shape
+from netbpf.run.results.base import Shape
 from netbpf.run.tally import Tally
 
 _SHOWN_WHILE_RUNNING = ("measured", "runs", "run_ns", "ns_per_run", "cpu_percent",

@@ -53,7 +53,7 @@ from netbpf.declare import (
     Tool,
     Tracepoint,
 )
-from netbpf.declare.numbers import one_of_names
+from netbpf.declare.constants import one_of_names
 from netbpf.declare.options import count, devices
 
 POINTS = {0: "nic_recv", 1: "stack_recv", 2: "stack_send", 3: "nic_send"}

@@ -75,8 +75,8 @@ from netbpf.declare import (
     Tracepoint,
     Uid,
 )
+from netbpf.declare.constants import in_ranges, one_of, one_of_names
 from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol, end
-from netbpf.declare.numbers import in_ranges, one_of, one_of_names
 from netbpf.declare.options import by_name, count, devices, ports, words
 from netbpf.declare.reasons import (
     ACKED,

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
+from netbpf.bpf.layout import program_directory, program_text
 from netbpf.declare.record import Record
 from netbpf.declare.tool import Tool, find_tool, tool_names
-from netbpf.kernel.layout import program_directory, program_text
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "netbpf"

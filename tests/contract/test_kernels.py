@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from netbpf.bpf import layout
+from netbpf.docs.tested import recordings
+from netbpf.doctor.recording import COVERS
 from netbpf.errors import Unsupported
-from netbpf.kernel import layout
 from netbpf.kernel.select import missing, select
-from netbpf.recording import COVERS
-from netbpf.tested import recordings
 from tests.contract.house import DATA, every_tool, program, tool_of
 
 KERNELS = recordings()

@@ -12,9 +12,9 @@ import pytest
 
 from netbpf.cli import cli
 from netbpf.declare.tool import Tool, all_tools
-from netbpf.manual import man_page, manual_text
-from netbpf.overview import COMMANDS, overview_page
-from netbpf.readme import renew
+from netbpf.docs.manual import man_page, manual_text
+from netbpf.docs.overview import COMMANDS, overview_page
+from netbpf.docs.readme import renew
 
 SOURCE_TREE = Path(__file__).resolve().parents[2]
 TOOLS = all_tools()

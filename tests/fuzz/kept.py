@@ -9,8 +9,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from netbpf.kernel.image import MAGIC, Image, MapShape, map_references, pack, unpack, with_maps
-from netbpf.kernel.numbers import with_numbers
+from netbpf.bpf.constants import with_numbers
+from netbpf.bpf.object import MAGIC, Image, MapShape, map_references, pack, unpack, with_maps
 from netbpf.kernel.recorded import AT, SIZE, NotRecorded, RecordedKernel
 from tests.fuzz.damage import mutated
 from tests.fuzz.target import Target

@@ -7,10 +7,10 @@ from typing import Any, Callable
 
 from hypothesis import strategies as st
 
+from netbpf.bpf import layout
+from netbpf.bpf.layout import Manifest
 from netbpf.errors import UsageError
-from netbpf.kernel import layout
 from netbpf.kernel.btf import ENUM, ENUM64, FUNC, STRUCT, UNION, Btf, Field
-from netbpf.kernel.layout import Manifest
 from tests.fuzz.damage import File, mutated
 from tests.fuzz.target import Target
 from tests.unit.fakes import STRUCT as STRUCT_KIND

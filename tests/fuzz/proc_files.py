@@ -8,14 +8,14 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from netbpf.binaries.scan import Coverage
 from netbpf.errors import UsageError
 from netbpf.kernel import cgroups, clock, counter_files, counters, namespaces, packet_sockets
 from netbpf.kernel.device_counters import Devices
 from netbpf.kernel.inspect import parse_format
 from netbpf.kernel.kallsyms import KernelSymbols
-from netbpf.kernel.libraries import Coverage
-from netbpf.kernel.lines import lines_of
 from netbpf.kernel.processes import kernel_pid
+from netbpf.system.lines import lines_of
 from tests.fuzz.damage import File, directory, mutated
 from tests.fuzz.target import Target
 from tests.unit.test_counters import NETSTAT, SNMP, SNMP6

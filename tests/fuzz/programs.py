@@ -6,28 +6,32 @@ import struct
 
 from hypothesis import strategies as st
 
-from netbpf.kernel import gobinary, symbols
-from netbpf.kernel.binaries import looks_like_go
-from netbpf.kernel.returns import Unproven, decode, returns
-from netbpf.kernel.symbols import Function, UnreadableBinary
+from netbpf.binaries import elf, golang
+from netbpf.binaries.binary import looks_like_go
+from netbpf.binaries.elf import Function, UnreadableBinary
+from netbpf.binaries.returns import Unproven, decode, returns
 from tests.fuzz.damage import File, mutated
 from tests.fuzz.target import Target
-from tests.unit.test_gobinary import NAME, STACK_CHECK, binary, code
+from tests.unit.test_elf import TEXT_ADDRESS, TEXT_OFFSET, make_elf, symbol
+from tests.unit.test_golang import NAME, STACK_CHECK, binary, code
 from tests.unit.test_returns import LENGTHS, Code
-from tests.unit.test_symbols import TEXT_ADDRESS, TEXT_OFFSET, elf, symbol
 
 FILE = File()
 NAMES = b"\0getaddrinfo\0gethostbyname_r\0__wrap_look\0"
 LOOKUPS = ("getaddrinfo", "gethostbyname_r", "look")
 ENTRIES = [symbol(1), symbol(13, value=TEXT_ADDRESS + 64), symbol(36, 0x1A)]
-PLAIN = [elf(NAMES, ENTRIES), elf(NAMES, ENTRIES, headers=False), elf(NAMES, ENTRIES, kind=11)]
+PLAIN = [
+    make_elf(NAMES, ENTRIES),
+    make_elf(NAMES, ENTRIES, headers=False),
+    make_elf(NAMES, ENTRIES, kind=11),
+]
 HEADERS = [*range(64 + 3 * 56), *range(0x180, 0x1C0), *range(0x400, 0x480), *range(0x900, 0xA40)]
 
 
 def find(data: bytes) -> None:
     path = FILE.of(data)
     assert looks_like_go(path) in (True, False)
-    for name, found in symbols.functions(path, LOOKUPS).items():
+    for name, found in elf.functions(path, LOOKUPS).items():
         assert name == found.name in LOOKUPS
         assert 0 <= found.offset < 1 << 64 and found.size >= 0
 
@@ -51,7 +55,7 @@ def known(rows: list[tuple[int, int, int, int]]) -> None:
         entries.append(symbol(1 + 4 * number, info, section, TEXT_ADDRESS + at))
         if info & 15 in (2, 10) and section and at < 0x100:
             wanted.setdefault(f"f{number:02}", (TEXT_OFFSET + at, info & 15 == 10))
-    found = symbols.functions(FILE.of(elf(names, entries)), [f"f{n:02}" for n in range(61)])
+    found = elf.functions(FILE.of(make_elf(names, entries)), [f"f{n:02}" for n in range(61)])
     assert {name: (one.offset, one.ifunc) for name, one in found.items()} == wanted
 
 
@@ -63,9 +67,9 @@ TABLES += range(0x20D0, len(GO[2]))
 
 def look(data: bytes) -> None:
     """Whatever is in the tables, what is probed as a return is one."""
-    for found in gobinary.lookups(FILE.of(data)).lookups:
-        assert found.name in gobinary.HOST_REGISTER and 0 < found.size < 1 << 20
-        assert data[found.offset : found.offset + 4] in gobinary._STACK_CHECK["EM_X86_64"]
+    for found in golang.lookups(FILE.of(data)).lookups:
+        assert found.name in golang.HOST_REGISTER and 0 < found.size < 1 << 20
+        assert data[found.offset : found.offset + 4] in golang._STACK_CHECK["EM_X86_64"]
         assert found.returns
         for offset in found.returns:
             assert data[offset] == 0xC3 and found.offset < offset < found.offset + found.size
@@ -86,7 +90,7 @@ def proven(parts: list[tuple[int, int]]) -> None:
     done = b"".join(piece for _, piece in pieces)
     pieces += [(24, b"\x90"), (0, b"\xe9" + struct.pack("<i", -(len(done) + 6)))]
     made = b"".join(p for _, p in pieces), [(depth, len(p)) for depth, p in pieces]
-    (found,) = gobinary.lookups(FILE.of(binary(made=made))).lookups
+    (found,) = golang.lookups(FILE.of(binary(made=made))).lookups
     assert (found.name, list(found.returns)) == (NAME, wanted)
 
 

@@ -14,21 +14,22 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from netbpf.bpf import ringbuf
+from netbpf.bpf.ringbuf import RingBuffer
 from netbpf.declare.histogram import SLOTS, bucket_bounds
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.output.writers import make_writer
-from netbpf.run import histograms, stream, tables
-from netbpf.run.histograms import (
+from netbpf.run.results import histograms, tables
+from netbpf.run.results.histograms import (
     HistogramCounter,
     HistogramReader,
     buckets,
     percentiles,
     value_size,
 )
-from netbpf.run.stream import RingBuffer
-from netbpf.run.tables import TableReader
+from netbpf.run.results.tables import TableReader
 from tests.fuzz.target import Target
-from tests.unit.test_stream import BUSY, DISCARDED, PAGE, RECORD, SIZE, Ring
+from tests.unit.test_ringbuf import BUSY, DISCARDED, PAGE, RECORD, SIZE, Ring
 from tests.unit.test_writers import FixedClock
 
 TOOLS = {tool.name: tool for tool in all_tools()}
@@ -42,8 +43,8 @@ def mapped(memory: Ring) -> Iterator[RingBuffer]:
     def fake(fd: int, length: int, *_: int, offset: int = 0) -> Any:
         return memory.producer if offset else memory.consumer
 
-    real, stream.mmap = (
-        stream.mmap,
+    real, ringbuf.mmap = (
+        ringbuf.mmap,
         SimpleNamespace(mmap=fake, PAGESIZE=PAGE, MAP_SHARED=1, PROT_READ=1, PROT_WRITE=2),
     )
     try:
@@ -51,7 +52,7 @@ def mapped(memory: Ring) -> Iterator[RingBuffer]:
         yield ring
         ring.close()
     finally:
-        stream.mmap = real
+        ringbuf.mmap = real
 
 
 KINDS = st.sampled_from(["good", "good", "discarded", "busy", "other", "take", "commit"])

@@ -15,11 +15,11 @@ from netbpf.cli import _tool_command, settings_of
 from netbpf.declare import options
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.declare.values import escape
+from netbpf.doctor.recording import COVERS
 from netbpf.errors import NetbpfError, UsageError
 from netbpf.kernel import cgroups
 from netbpf.kernel.cgroups import cgroup_id, container_cgroups, container_of
 from netbpf.kernel.recorded import covers
-from netbpf.recording import COVERS
 from netbpf.run.filters import filter_defines
 from netbpf.run.program import parse_forced
 from tests.fuzz.damage import directory, mutated

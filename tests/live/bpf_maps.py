@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from harness import Run, programs_of
 
-from netbpf.kernel.maps import Map
+from netbpf.bpf.maps import Map
 
 _SYS_BPF = {"x86_64": 321}
 # Commands of bpf(2), and the places of what it tells: enum bpf_cmd, struct bpf_prog_info and

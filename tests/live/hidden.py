@@ -20,11 +20,11 @@ from pathlib import Path
 from harness import wait_until
 from instructions import instruction
 
-from netbpf.kernel.attach import attach
-from netbpf.kernel.image import Image, MapShape
-from netbpf.kernel.load import Entry, load
-from netbpf.kernel.maps import Map
-from netbpf.kernel.syscalls import detached_mount
+from netbpf.bpf.attach import attach
+from netbpf.bpf.loader import Entry, load
+from netbpf.bpf.maps import Map
+from netbpf.bpf.object import Image, MapShape
+from netbpf.system.syscalls import detached_mount
 
 # What is hit in a timer or softirq, and so in the time of any process.
 EVENTS = (

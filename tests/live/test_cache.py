@@ -18,8 +18,8 @@ from crowd import QUICK_ENDS, Crowd
 from harness import SOURCE_TREE, START_TIMEOUT, Run, command, netbpf_once, validator
 from traffic import Line
 
+from netbpf.bpf.object import Image, pack, unpack
 from netbpf.declare.tool import tool_names
-from netbpf.kernel.image import Image, pack, unpack
 
 NOBODY = 65534
 SESSIONS = 23

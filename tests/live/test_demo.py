@@ -15,8 +15,8 @@ import pytest
 from conftest import Netbpf
 from harness import SLOW, SOURCE_TREE, command, wait_until
 
-from netbpf import traffic
 from netbpf.declare.tool import tool_names
+from netbpf.demo import traffic
 
 SECONDS = 30 * SLOW  # for all tools together
 POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")

@@ -13,8 +13,8 @@ import harness
 import pytest
 from harness import SOURCE_TREE, command, netbpf_once
 
-from netbpf import doctor
 from netbpf.declare.tool import Tool, all_tools, tool_names
+from netbpf.doctor import report as doctor
 from netbpf.kernel.inspect import LiveKernel, RecordedKernel
 
 TOOLS = [pytest.param(tool, id=tool.name) for tool in all_tools()]

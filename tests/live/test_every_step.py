@@ -27,10 +27,10 @@ PACKAGE = str(SOURCE_TREE / "netbpf")
 PLACES = tuple(
     f"{PACKAGE}/{place}"
     for place in (
-        "cli.py", "run/", "output/outlet.py", "output/writers.py", "kernel/attach.py",
-        "kernel/binaries.py", "kernel/cache.py", "kernel/clock.py", "kernel/counters.py",
-        "kernel/files.py", "kernel/layout.py", "kernel/libraries.py", "kernel/load",
-        "kernel/maps.py", "kernel/priv",
+        "cli.py", "run/", "output/outlet.py", "output/writers.py", "bpf/attach.py",
+        "binaries/binary.py", "bpf/cache.py", "kernel/clock.py", "kernel/counters.py",
+        "system/file_limit.py", "bpf/layout.py", "binaries/scan.py", "bpf/loader.py",
+        "bpf/compiler.py", "bpf/maps.py", "system/privileges.py", "system/links.py",
     )
 )  # fmt: skip
 TOOLS = ("tcplife", "sockstat", "gethostlatency")

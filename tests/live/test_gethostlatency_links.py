@@ -27,9 +27,9 @@ import topology
 from conftest import Netbpf
 from harness import SLOW, Json, Run, wait_until
 
-from netbpf.kernel.binaries import identity_of, read_libc
+from netbpf.binaries.binary import identity_of, read_libc
 from netbpf.kernel.inspect import LiveKernel
-from netbpf.kernel.syscalls import SYS_BPF, SYS_PERF_EVENT_OPEN, syscall
+from netbpf.system.syscalls import SYS_BPF, SYS_PERF_EVENT_OPEN, syscall
 
 PROGRAMS = Path(__file__).parent / "programs"
 QUESTIONS = [

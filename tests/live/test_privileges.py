@@ -25,7 +25,7 @@ from harness import SOURCE_TREE, command, wait_until
 from topology import Host
 
 from netbpf.declare.tool import tool_names
-from netbpf.kernel.privileges import CAPABILITIES, capabilities
+from netbpf.system.privileges import CAPABILITIES, capabilities
 
 NOBODY = 65534
 # Of each tool, beside those that an old kernel takes for maps, and for the CPU where limits cannot

@@ -21,12 +21,12 @@ from harness import SLOW, TIMEOUT, kill, stopped, wait_until
 from instructions import instruction
 from topology import Host
 
+from netbpf.bpf.attach import attach
+from netbpf.bpf.loader import Entry, load
+from netbpf.bpf.maps import possible_cpus
+from netbpf.bpf.object import Image
 from netbpf.declare import memory
 from netbpf.declare.tool import find_tool
-from netbpf.kernel.attach import attach
-from netbpf.kernel.image import Image
-from netbpf.kernel.load import Entry, load
-from netbpf.kernel.maps import possible_cpus
 
 STORM = Path(__file__).parent / "programs" / "storm.py"
 DROPPED = 4712
@@ -288,7 +288,7 @@ def test_memory_is_stated(netbpf: Any, tool: str) -> None:
         said = re.search(r"maps and buffers take ([0-9.]+) (K|M)iB of kernel memory", run.stderr)
         assert said
         unit = {"K": 1 << 10, "M": 1 << 20}[said[2]]
-        # The kernel's own number is the least of it before 6.4, see netbpf/kernel/memory.py.
+        # The kernel's own number is the least of it before 6.4, see netbpf/bpf/map_memory.py.
         assert (taken[-1] + buffer) / unit <= float(said[1]) + 0.1
     assert max(taken) <= stated["maps"]
     assert max(taken) >= stated["maps"] / 4

@@ -21,8 +21,8 @@ from harness import Json, attended, kill, netbpf_once, seconds, start, wait_unti
 from topology import Host
 
 from netbpf.kernel.btf import Btf
+from netbpf.kernel.drop_reasons import DropReasons
 from netbpf.kernel.inspect import tracefs
-from netbpf.kernel.reasons import DropReasons
 
 CLOSED = 9  # nobody listens there
 NUMBER = 23

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from tests.unit.test_symbols import TEXT_ADDRESS, TEXT_OFFSET, elf, symbol
+from tests.unit.test_elf import TEXT_ADDRESS, TEXT_OFFSET, make_elf, symbol
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 NAMES, SYMBOLS, TABLE = 3, 2, 11  # SHT_STRTAB, SHT_SYMTAB, SHT_DYNSYM
@@ -84,7 +84,7 @@ def repeated_symbols(path: Path, number: int = 5_000_000) -> Path:
 
 def many_returns() -> bytes:
     """Return a libc with a function that is all returns."""
-    data = bytearray(elf(b"\0getaddrinfo\0", [symbol(1)]))
+    data = bytearray(make_elf(b"\0getaddrinfo\0", [symbol(1)]))
     data += bytes(0x8000)
     struct.pack_into("<Q", data, 0x400 + 24 + 16, 0x4000)  # the symbol's size
     struct.pack_into("<QQ", data, 64 + 32, 0x8000, 0x8000)  # the segment's

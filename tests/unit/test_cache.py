@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from netbpf.bpf import cache, compiler
+from netbpf.bpf.cache import NoCache
+from netbpf.bpf.object import Image, pack
 from netbpf.errors import AttachRefused
-from netbpf.kernel import cache, loader
-from netbpf.kernel.cache import NoCache
-from netbpf.kernel.image import Image, pack
 from tests.contract.house import ROOT
 
 KEYS = [f"{number:064x}" for number in range(100)]
@@ -398,13 +398,13 @@ def compiled(bcc, monkeypatch):
         calls.append(1)
         return pack(IMAGE)
 
-    monkeypatch.setattr(loader, "_compile", compiling)
+    monkeypatch.setattr(compiler, "_compile", compiling)
     return calls
 
 
 def start(header: str = "") -> list[str]:
     said: list[str] = []
-    assert loader._compiled("text", {"h": header}, ["f"], said.append) == IMAGE
+    assert compiler._compiled("text", {"h": header}, ["f"], said.append) == IMAGE
     return said
 
 
@@ -418,7 +418,7 @@ def test_second_start_does_not_compile_and_says_so(directory, compiled):
 
 def test_other_flags_of_the_compiler_make_another_program(directory, compiled, monkeypatch):
     start()
-    monkeypatch.setattr(loader, "_FLAGS", [*loader._FLAGS, "-DANOTHER"])
+    monkeypatch.setattr(compiler, "_FLAGS", [*compiler._FLAGS, "-DANOTHER"])
     start()
     assert len(compiled) == 2 and len(names(directory)) == 2
 
@@ -459,11 +459,11 @@ def loading(directory, compiled, monkeypatch):
 
     def start() -> tuple[object, list[str]]:
         said: list[str] = []
-        return loader.compile_and_load("text", "", [], [], lambda _: 0, said.append), said
+        return compiler.compile_and_load("text", "", [], [], lambda _: 0, said.append), said
 
     loading = SimpleNamespace(start=start, tried=tried, refused=[WRONG], compiled=compiled)
-    monkeypatch.setattr(loader, "load", load)
-    monkeypatch.setattr(loader, "entries_of", lambda _: [SimpleNamespace(function="f")])
+    monkeypatch.setattr(compiler, "load", load)
+    monkeypatch.setattr(compiler, "entries_of", lambda _: [SimpleNamespace(function="f")])
     return loading
 
 
@@ -482,7 +482,7 @@ def test_what_cannot_even_be_loaded_is_compiled_again(loading, directory, monkey
     loading.start()
     (path,) = directory.iterdir()
     path.write_bytes(pack(WRONG, path.name))
-    plain, calls = loader.load, []
+    plain, calls = compiler.load, []
 
     def load(image, *more):
         calls.append(image)
@@ -490,7 +490,7 @@ def test_what_cannot_even_be_loaded_is_compiled_again(loading, directory, monkey
             raise error
         return plain(image, *more)
 
-    monkeypatch.setattr(loader, "load", load)
+    monkeypatch.setattr(compiler, "load", load)
     assert loading.start()[0] == IMAGE
     assert len(loading.compiled) == 2
 
@@ -515,7 +515,7 @@ def test_without_a_cache_every_start_compiles_and_says_why(compiled, monkeypatch
 
 def test_bcc_is_not_imported_to_name_a_file():
     code = (
-        "import sys; from netbpf.kernel import cache, loader\n"
+        "import sys; from netbpf.bpf import cache, compiler\n"
         "try: cache.key_of('x')\nexcept cache.NoCache: pass\n"
         "assert not {'bcc', 'numpy'} & set(sys.modules)"
     )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from netbpf import doctor
+from netbpf.bpf import layout
 from netbpf.declare import (
     Event,
     Fentry,
@@ -19,8 +19,8 @@ from netbpf.declare import (
     Tracepoint,
 )
 from netbpf.declare.tool import all_tools, find_tool
+from netbpf.doctor import machine, report
 from netbpf.errors import Unsupported
-from netbpf.kernel import layout, machine
 from netbpf.kernel.btf import Field
 from tests.unit.fakes import FakeKernel
 
@@ -72,7 +72,7 @@ def report_of(tools, **more):
 
 
 def test_a_tool_is_usable_if_every_needed_probe_and_field_is_there():
-    found = doctor.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))
+    found = report.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))
     assert found["usable"] is True and found["problems"] == []
     seen, felt = found["probes"]
     assert (seen["kind"], seen["targets"]) == ("rawtp", ["seen"])
@@ -87,7 +87,7 @@ def test_everything_that_is_missing_is_told_at_once(programs):
     # GIVEN a program that reads two fields, on a kernel without them and without any probe
     (programs / "pretend.bpf.c").write_text(SOURCE + "KERNEL_FIELDS(sock, skc_num)\n")
     # WHEN the tool is examined
-    problems = doctor.examine_tool(TOOL, FakeKernel())["problems"]
+    problems = report.examine_tool(TOOL, FakeKernel())["problems"]
     # THEN all three are named
     assert len(problems) == 3
     assert "nothing for probe 'seen' (fentry see: this kernel refuses fentry" in problems[0]
@@ -96,28 +96,28 @@ def test_everything_that_is_missing_is_told_at_once(programs):
 
 def test_a_program_that_is_not_there_is_told(programs):
     (programs / "pretend.bpf.c").unlink()
-    [problem] = doctor.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))["problems"]
+    [problem] = report.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))["problems"]
     assert "pretend.bpf.c: No such file" in problem
 
 
 def test_without_privileges_nothing_is_claimed():
-    found = doctor.examine_tool(TOOL, FakeKernel(**HAS_FIELDS), lacking=["CAP_BPF"])
+    found = report.examine_tool(TOOL, FakeKernel(**HAS_FIELDS), lacking=["CAP_BPF"])
     assert found["usable"] is None and found["problems"] == []
     whys = {over["why"] for probe in found["probes"] for over in probe["passed_over"]}
     assert whys == {machine.ROOT_TELLS}
 
 
 def test_without_kernel_types_no_tool_is_usable():
-    found = doctor.examine_tool(TOOL, None)
+    found = report.examine_tool(TOOL, None)
     assert found["usable"] is False and found["probes"] == []
 
 
 def test_a_probe_of_an_option_that_cannot_be_is_no_problem():
     probes = (Probe("extra", Tracepoint("no:such"), option="extra"),)
     tool = Tool("pretend - with an option\n", event=Thing, probes=probes)
-    found = doctor.examine_tool(tool, FakeKernel(**HAS_FIELDS))
+    found = report.examine_tool(tool, FakeKernel(**HAS_FIELDS))
     assert found["usable"] is True
-    assert "not used (with --extra)" in doctor.describe(report_of([found]))
+    assert "not used (with --extra)" in report.describe(report_of([found]))
 
 
 def test_a_probe_that_its_partner_covers_loses_nothing():
@@ -129,7 +129,7 @@ def test_a_probe_that_its_partner_covers_loses_nothing():
     kernel = FakeKernel(
         tracepoints={"s:b": ()}, functions={"f": ()}, takes=("fentry",), **HAS_FIELDS
     )
-    found = doctor.examine_tool(tool, kernel)
+    found = report.examine_tool(tool, kernel)
     assert found["probes"][1]["kind"] is None
     assert found["lost_columns"] == []
 
@@ -148,18 +148,18 @@ def test_a_probe_that_its_partner_covers_loses_nothing():
 )
 def test_exit_code(usable, lacking, code):
     tools = [{"usable": one} for one in usable]
-    assert doctor.exit_code(report_of(tools, missing_privileges=lacking)) == code
+    assert report.exit_code(report_of(tools, missing_privileges=lacking)) == code
 
 
 def test_words_are_marked_and_fit_80_columns():
-    good = doctor.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))
-    bad = doctor.examine_tool(TOOL, FakeKernel())
+    good = report.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))
+    bad = report.examine_tool(TOOL, FakeKernel())
     checks = [
         machine.Check("bcc", machine.OK, "0.26.0")._asdict(),
         machine.Check("kprobes", machine.ABSENT, "not in this kernel")._asdict(),
         machine.Check("BTF", machine.BAD, "a long story " * 12, "tell it")._asdict(),
     ]
-    text = doctor.describe(report_of([good, bad], checks=checks, hints=["mend " * 30]))
+    text = report.describe(report_of([good, bad], checks=checks, hints=["mend " * 30]))
     assert max(map(len, text.splitlines())) <= 80
     assert text.isascii()
     for words in ("ok  bcc", "--  kprobes", "!!  BTF", "ok  pretend:", "!!  pretend:", "to mend:"):
@@ -174,7 +174,7 @@ def test_only_some_processes_that_cannot_be_covered_are_named():
         "libcs": [{"kind": "glibc", "path": "/lib/libc.so.6", "processes": 4}],
         "programs": 1, "covered": 5, "uncovered": gaps,
     }  # fmt: skip
-    text = " ".join(doctor.describe(report_of([], libraries=libraries)).split())
+    text = " ".join(report.describe(report_of([], libraries=libraries)).split())
     assert "ok glibc /lib/libc.so.6, 4 processes" in text
     assert "-- 10 not coverable: prog0 (static)" in text
     assert "prog5 (static), and 4 more" in text and "prog6" not in text
@@ -182,22 +182,22 @@ def test_only_some_processes_that_cannot_be_covered_are_named():
 
 def test_report_on_any_machine_is_json(real_programs):
     # The real machine, whatever it is, with or without root: it must not raise.
-    report = doctor.examine()
-    assert json.loads(json.dumps(report)) == report
-    assert {tool["name"] for tool in report["tools"]} == {tool.name for tool in all_tools()}
-    assert doctor.exit_code(report) in (0, 69, 77)
-    assert doctor.describe(report)
+    found = report.examine()
+    assert json.loads(json.dumps(found)) == found
+    assert {tool["name"] for tool in found["tools"]} == {tool.name for tool in all_tools()}
+    assert report.exit_code(found) in (0, 69, 77)
+    assert report.describe(found)
 
 
 def test_what_no_tool_can_do_without_counts_for_all(real_programs, monkeypatch):
     def no_kernel(_):
         raise Unsupported("no BTF here", "get one")
 
-    monkeypatch.setattr(doctor, "LiveKernel", no_kernel)
-    report = doctor.examine()
-    assert {tool["usable"] for tool in report["tools"]} == {False}
-    assert "get one" in report["hints"]
-    assert doctor.exit_code(report) in (69, 77)
+    monkeypatch.setattr(report, "LiveKernel", no_kernel)
+    found = report.examine()
+    assert {tool["usable"] for tool in found["tools"]} == {False}
+    assert "get one" in found["hints"]
+    assert report.exit_code(found) in (69, 77)
 
 
 # --- the machine ----------------------------------------------------------------------------------
@@ -275,8 +275,8 @@ def test_ways_in_are_told():
 
 
 def test_memory_is_stated_for_each_tool():
-    found = doctor.examine_tool(find_tool("tcplife"), None)["memory"]
+    found = report.examine_tool(find_tool("tcplife"), None)["memory"]
     assert found["maps"] > 1 << 20 and found["buffer"] == 32 << 20
     assert found["buffer_events"] > 120_000
-    words = doctor.describe({**doctor.examine(), "tools": [doctor.examine_tool(TOOL, None)]})
+    words = report.describe({**report.examine(), "tools": [report.examine_tool(TOOL, None)]})
     assert "of kernel memory for maps" in words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from netbpf.declare import AmendedEvent, Count
-from netbpf.run.held import Held
+from netbpf.run.results.held import Held
 
 
 class Ended(AmendedEvent):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from netbpf.kernel.forks import cpu_seconds
-from netbpf.kernel.helper import Helper
+from netbpf.system.forks import cpu_seconds
+from netbpf.system.helper import Helper
 
 
 def wait_until(condition: Callable[[], Any]) -> None:

@@ -10,8 +10,8 @@ import pytest
 from netbpf.declare.columns import Choice, Count
 from netbpf.declare.histogram import SLOTS, Histogram, bucket_bounds
 from netbpf.declare.record import Record
-from netbpf.run import histograms
-from netbpf.run.histograms import (
+from netbpf.run.results import histograms
+from netbpf.run.results.histograms import (
     HistogramCounter,
     HistogramReader,
     buckets,

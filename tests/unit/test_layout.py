@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from netbpf.bpf import layout
+from netbpf.bpf.layout import Manifest, header, manifests, program_text
 from netbpf.declare.probes import Fexit, Kprobe, Probe, RawTracepoint, Tracepoint
 from netbpf.errors import Unsupported
-from netbpf.kernel import layout
 from netbpf.kernel.btf import Field
-from netbpf.kernel.layout import Manifest, header, manifests, program_text
 from netbpf.kernel.select import select
 from tests.unit.fakes import FakeKernel
 

@@ -24,9 +24,9 @@ from netbpf.declare import (
 )
 from netbpf.declare.costs import COSTS
 from netbpf.declare.tool import all_tools, tool_names
-from netbpf.errors import NetbpfError
-from netbpf.manual import main, man_page, manual_text, write_pages
-from netbpf.pages import (
+from netbpf.docs.__main__ import main, write_pages
+from netbpf.docs.manual import man_page, manual_text
+from netbpf.docs.pages import (
     Heading,
     Literal,
     Paragraph,
@@ -37,7 +37,8 @@ from netbpf.pages import (
     escape,
     parse,
 )
-from netbpf.readme import kernels_table, renew, tools_table
+from netbpf.docs.readme import kernels_table, renew, tools_table
+from netbpf.errors import NetbpfError
 
 DOC = r"""pretend - what is not there, and 'how' much of it
 

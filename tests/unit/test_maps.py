@@ -8,8 +8,9 @@ import struct
 
 import pytest
 
-from netbpf.kernel import maps, priority
-from netbpf.kernel.maps import Map
+from netbpf.bpf import maps
+from netbpf.bpf.maps import Map
+from netbpf.system import realtime
 
 LOOKUP, NEXT, TAKE = 1, 4, 21  # enum bpf_cmd in include/uapi/linux/bpf.h
 
@@ -46,8 +47,8 @@ class Kernel:
 
     def placed(self, monkeypatch: pytest.MonkeyPatch) -> Kernel:
         monkeypatch.setattr(maps, "bpf", self.bpf)
-        monkeypatch.setattr(priority.os, "sched_getscheduler", lambda pid: self.policy)
-        monkeypatch.setattr(priority.os, "sched_setscheduler", self.sched_setscheduler)
+        monkeypatch.setattr(realtime.os, "sched_getscheduler", lambda pid: self.policy)
+        monkeypatch.setattr(realtime.os, "sched_setscheduler", self.sched_setscheduler)
         return self
 
 

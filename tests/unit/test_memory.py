@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from netbpf.bpf.map_memory import bytes_of
+from netbpf.bpf.object import MapShape
 from netbpf.declare import memory
 from netbpf.declare.tool import all_tools, find_tool
-from netbpf.kernel.image import MapShape
-from netbpf.kernel.memory import bytes_of
 from netbpf.run.program import memory_words
 
 # memlock of maps that a 6.18 kernel made, on a machine with 2 CPUs.

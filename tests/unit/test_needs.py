@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 
+from netbpf.bpf import loader
+from netbpf.bpf.object import MapShape
 from netbpf.declare import Probe, RawTracepoint, Tracepoint, needs
 from netbpf.declare.needs import Need, needs_of
 from netbpf.declare.tool import all_tools, find_tool
 from netbpf.errors import AttachRefused, PrivilegeError, Unsupported, UsageError
-from netbpf.kernel import load, privileges, processes
-from netbpf.kernel.image import MapShape
-from netbpf.kernel.privileges import CAPABILITIES, Denied, lack, refusal
+from netbpf.kernel import processes
 from netbpf.kernel.processes import kernel_pid
 from netbpf.kernel.select import select
 from netbpf.run import confinement
 from netbpf.run.confinement import Confinement
+from netbpf.system import privileges
+from netbpf.system.privileges import CAPABILITIES, Denied, lack, refusal
 from tests.unit.fakes import FakeKernel
 
 
@@ -166,13 +168,13 @@ def refuse(*_: object) -> int:
 
 @pytest.mark.parametrize("limit", [65536, -1])
 def test_map_that_takes_more_than_may_be_locked_is_a_lack_of_privileges(monkeypatch, limit):
-    monkeypatch.setattr(load, "bpf", refuse)
-    monkeypatch.setattr(load, "_raise_limit", lambda: False)
+    monkeypatch.setattr(loader, "bpf", refuse)
+    monkeypatch.setattr(loader, "_raise_limit", lambda: False)
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF"])
     monkeypatch.setattr(privileges.resource, "getrlimit", lambda _: (limit, limit))
     shape = MapShape("events", 27, 0, 0, 1 << 20, 0)
     with pytest.raises((PrivilegeError, Exception)) as raised:
-        load._make_map(shape)
+        loader._make_map(shape)
     assert isinstance(raised.value, PrivilegeError) is (limit == 65536)
     if limit == 65536:
         assert "CAP_SYS_RESOURCE to lock more memory" in raised.value.message

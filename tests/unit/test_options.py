@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from netbpf.declare import options
-from netbpf.declare.numbers import one_of_names
+from netbpf.declare.constants import one_of_names
 from netbpf.declare.options import (
     COMMON,
     MAX_LIST,

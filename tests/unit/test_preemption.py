@@ -8,9 +8,9 @@ import sys
 import pytest
 from instructions import instruction
 
+from netbpf.bpf.object import map_references
+from netbpf.bpf.preemption import Switches, find_switches, without_preemption
 from netbpf.errors import Unsupported
-from netbpf.kernel.image import map_references
-from netbpf.kernel.preemption import Switches, find_switches, without_preemption
 
 SWITCHES = Switches(off=111, on=222)
 EXIT = instruction(0x95)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netbpf.kernel.privileges import missing_privileges
+from netbpf.system.privileges import missing_privileges
 
 SYS_ADMIN, PERFMON, BPF = 1 << 21, 1 << 38, 1 << 39
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from netbpf.bpf.loader import Loaded
 from netbpf.declare.columns import Pid
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.memory import ring_size
@@ -12,7 +13,6 @@ from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
 from netbpf.declare.record import Event, Record
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
-from netbpf.kernel.load import Loaded
 from netbpf.kernel.select import Choice
 from netbpf.run.program import Attached, maps_of, parse_forced, probes_of
 

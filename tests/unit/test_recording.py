@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from netbpf import recording
+from netbpf.bpf import layout
 from netbpf.declare import Event, Fentry, Fexit, Kretprobe, Pid, Probe, RawTracepoint, Tool
+from netbpf.doctor import recording
 from netbpf.errors import PrivilegeError, Unsupported
-from netbpf.kernel import btf, inspect, layout
+from netbpf.kernel import btf, inspect
 from netbpf.kernel.inspect import LiveKernel, RecordedKernel
 from netbpf.kernel.recorded import SIZE, NotRecorded, covers
 from netbpf.kernel.select import select

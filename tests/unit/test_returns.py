@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from netbpf.kernel import returns
-from netbpf.kernel.returns import Step, Unproven, decode
-from netbpf.kernel.symbols import Function, Image, UnreadableBinary
+from netbpf.binaries import returns
+from netbpf.binaries.elf import Function, Image, UnreadableBinary
+from netbpf.binaries.returns import Step, Unproven, decode
 
 LENGTHS = """
 55 | 48 89 e5 | f3 0f 1e fa | 48 83 ec 10 | 48 81 ec 00 01 00 00 | 66 b8 01 00 | b8 01 00 00 00

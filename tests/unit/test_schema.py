@@ -31,7 +31,7 @@ from netbpf.declare.tool import Tool
 from netbpf.output.clock import Clock
 from netbpf.output.schema import schema_of
 from netbpf.output.writers import make_writer
-from netbpf.run.histograms import buckets, percentiles
+from netbpf.run.results.histograms import buckets, percentiles
 
 jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema: make setup-dev")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from netbpf.kernel import syscall_filter
+from netbpf.system import syscall_filter
 
 SOURCE_TREE = Path(__file__).resolve().parents[2]
 CONFINED = """
 import ctypes, errno, os, signal, socket, sys, threading, time
-from netbpf.kernel import syscall_filter
-from netbpf.kernel.syscalls import prctl
+from netbpf.system import syscall_filter
+from netbpf.system.syscalls import prctl
 libc = ctypes.CDLL(None, use_errno=True)
 
 def refused(call, *arguments):

@@ -10,8 +10,8 @@ import pytest
 from netbpf.declare.columns import Count
 from netbpf.declare.record import Record
 from netbpf.declare.table import Table
-from netbpf.run import tables
-from netbpf.run.tables import TableReader
+from netbpf.run.results import tables
+from netbpf.run.results.tables import TableReader
 
 CPUS = 2
 

@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from netbpf.kernel import attach
-from netbpf.kernel.binaries import Binary
-from netbpf.kernel.symbols import Function
+from netbpf.binaries.binary import Binary
+from netbpf.binaries.elf import Function
+from netbpf.bpf import attach
 from netbpf.run import places
 
 u32, u64 = ctypes.c_uint32, ctypes.c_uint64

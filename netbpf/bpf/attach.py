@@ -1,0 +1,184 @@
+"""Attach loaded programs, each to a file descriptor: closing it detaches, and so does any death.
+
+Done by system calls and not through bcc, whose attach functions hide the error number, take a fixed
+path to tracefs, and (for fentry) call every refusal a lack of root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Optional
+
+from netbpf.kernel.inspect import tracepoint_id
+from netbpf.system.forks import close_all_but
+from netbpf.system.links import LINK_CREATE, attach_iterator
+from netbpf.system.syscalls import SYS_PERF_EVENT_OPEN, bpf, load_program, syscall
+
+# Commands of bpf(2), include/uapi/linux/bpf.h
+_RAW_TRACEPOINT_OPEN = 17
+BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI = 42, 48
+_PERF_TYPE_TRACEPOINT = 2
+_IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
+_CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
+
+
+def attach(kind: str, program: int, target: str, over: Optional[int] = None) -> int:
+    """Attach `program` (a descriptor) to `target` of the kernel; return the link's descriptor.
+
+    `over` is the descriptor of the map whose elements an iterator goes through.
+
+    Raises OSError if the kernel refuses.
+    """
+    if kind == "rawtp":
+        return _raw_tracepoint(program, target)
+    if kind in ("fentry", "fexit"):
+        return _raw_tracepoint(program, "")  # the program knows its target since it was loaded
+    if kind == "tp":
+        return _perf_event(program, _PERF_TYPE_TRACEPOINT, tracepoint_id(target))
+    if kind in ("kprobe", "kretprobe"):
+        return _function_probe(program, kind == "kretprobe", target)
+    if kind == "iter":
+        return attach_iterator(program, over)
+    raise ValueError(kind)
+
+
+def attach_places(program: int, path: str, offsets: Sequence[int], at_return: bool) -> int:
+    """Attach `program` by one link at file offsets (bytes) of the binary `path`, or at the returns.
+
+    It covers every process that maps the file (device and inode), now and later. Such links take
+    no lock that others hold while they wait for a grace period, and are closed after one of them,
+    however many places they have (89ae89f53d20, "bpf: Add multi uprobe link", 6.6). Programs must
+    return 0: at first, another value had the kernel take the probe out of the process.
+
+    Raises OSError if the kernel has no such links, or refuses any of the places.
+    """
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    numbers = struct.pack(f"={len(offsets)}Q", *offsets)
+    listed = ctypes.create_string_buffer(numbers, len(numbers))
+    # struct uprobe_multi of union bpf_attr, without semaphores and cookies; its last word is a
+    # process, 0 for all. Flag 1 is BPF_F_UPROBE_MULTI_RETURN.
+    multi = struct.pack(
+        "=QQQQIII4x", ctypes.addressof(name), ctypes.addressof(listed), 0, 0, len(offsets),
+        int(at_return), 0,
+    )  # fmt: skip
+    return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, BPF_TRACE_UPROBE_MULTI, 0) + multi)
+
+
+def attach_user(program: int, path: str, offset: int, at_return: bool) -> int:
+    """Attach `program` at one place, by a link if the kernel has them, else by an event.
+
+    Raises OSError if the kernel refuses.
+    """
+    with suppress(OSError):
+        return attach_places(program, path, [offset], at_return)
+    return _probe_event(program, "uprobe", at_return, path, offset)
+
+
+def release(links: Sequence[int]) -> None:
+    """Close links of user-space probes and trace events without waiting for it.
+
+    The kernel takes them away one by one, each after a grace period of RCU: 0.1 s for an event
+    where it has CONFIG_TASKS_TRACE_RCU_READ_MB, so that dozens take seconds. It is the last one to
+    close them that waits: a grandchild, nobody's child, that has nothing else open, above all not
+    our output, and that ends after we have closed ours.
+    """
+    if not links:
+        return
+    closed, close = os.pipe()
+    with suppress(OSError):
+        child = os.fork()
+        if child == 0:
+            _end_after(closed, [closed, *links])
+        os.waitpid(child, 0)
+    for descriptor in (*links, closed, close):
+        os.close(descriptor)
+
+
+def _end_after(pipe: int, kept: Sequence[int]) -> None:
+    try:
+        if os.fork():
+            return
+        close_all_but(kept)
+        os.read(pipe, 1)
+    finally:
+        os._exit(0)
+
+
+def probing_denied() -> bool:
+    """Return whether the kernel forbids this process to probe programs in user space."""
+    if _accepts_links():
+        return False
+    try:
+        _probe_event(-1, "uprobe", False, "", 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        pass  # there is no such file, and it is this that the kernel says
+    return False
+
+
+def _accepts_links() -> bool:
+    # They take no privilege but what loading their program takes (return 0, attached to nothing).
+    code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+    with suppress(OSError):
+        program = load_program(2, code, attach=(BPF_TRACE_UPROBE_MULTI, 0))  # BPF_PROG_TYPE_KPROBE
+        try:
+            os.close(attach_places(program, "/", [0], False))
+        except OSError as error:
+            return error.errno == errno.EBADF  # it has looked at the file, which is none
+        finally:
+            os.close(program)
+    return False
+
+
+def _raw_tracepoint(program: int, name: str) -> int:
+    text = ctypes.create_string_buffer(name.encode())
+    address = ctypes.addressof(text) if name else 0
+    return bpf(_RAW_TRACEPOINT_OPEN, struct.pack("=QII", address, program, 0))
+
+
+def _function_probe(program: int, at_return: bool, function: str) -> int:
+    # As a kprobe_multi link (0dcac2725406, 5.18) if the kernel takes it: since 4346ba160409
+    # ("fprobe: Rewrite fprobe on function-graph tracer", 6.14) that sees every return, however many
+    # tasks are inside of the function. A kretprobe event sees those of a few per CPU.
+    name = ctypes.create_string_buffer(function.encode())
+    names = struct.pack("=Q", ctypes.addressof(name))
+    listed = ctypes.create_string_buffer(names, len(names))
+    multi = struct.pack("=IIQQQ", int(at_return), 1, ctypes.addressof(listed), 0, 0)
+    with suppress(OSError):
+        return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, BPF_TRACE_KPROBE_MULTI, 0) + multi)
+    return _probe_event(program, "kprobe", at_return, function, 0)
+
+
+def _probe_event(program: int, pmu: str, at_return: bool, target: str, offset: int) -> int:
+    event_type = int(Path(f"/sys/bus/event_source/devices/{pmu}/type").read_text())
+    text = ctypes.create_string_buffer(os.fsencode(target))
+    # config bit 0 asks for the return: .../format/retprobe
+    return _perf_event(program, event_type, int(at_return), ctypes.addressof(text), offset)
+
+
+def _perf_event(
+    program: int, event_type: int, config: int, config1: int = 0, config2: int = 0
+) -> int:
+    # struct perf_event_attr up to config2 (PERF_ATTR_SIZE_VER1, 72 bytes); sample_period 1.
+    attributes = struct.pack(
+        "=IIQQQQQIIQQ", event_type, 72, config, 1, 0, 0, 0, 1, 0, config1, config2
+    )
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    # All processes on CPU 0: the event itself is never read, and a BPF program on it runs on
+    # every CPU, as it belongs to the probe and not to the event.
+    event = syscall(SYS_PERF_EVENT_OPEN, buffer, -1, 0, -1, _CLOEXEC)
+    try:
+        fcntl.ioctl(event, _IOC_SET_BPF, program)
+        fcntl.ioctl(event, _IOC_ENABLE, 0)
+    except OSError:
+        os.close(event)
+        raise
+    return event

@@ -1,0 +1,1 @@
+"""Every tool on traffic of its own."""

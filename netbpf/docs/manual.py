@@ -1,0 +1,205 @@
+"""Declaration -> manual: the text of `--help`, and a man page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from netbpf import __version__
+from netbpf.declare.columns import Choice, Column
+from netbpf.declare.costs import in_manual as cost_words
+from netbpf.declare.histogram import Histogram
+from netbpf.declare.memory import in_manual as memory_words
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, Option
+from netbpf.declare.probes import Probe
+from netbpf.declare.tool import Tool
+from netbpf.docs.pages import Block, Heading, Paragraph, Section, Terms, as_roff, as_text, parse
+from netbpf.docs.wording import EXIT_STATUS, alternative_words, option_words, probe_conditions
+
+Pairs = list[tuple[str, str]]
+
+_RFC = "[RFC 3339, UTC, microseconds]"
+_END = ("time", f"the interval's end {_RFC}")
+_MOST_WORDS = 8  # a choice of more words than this is not spelled out
+_FILTER_NAMES = frozenset(option.name for option in FILTERS)
+_LIMIT_NAMES = frozenset(option.name for option in (*LIMITS, *EVENT_LIMITS))
+_OUTPUT_NAMES = frozenset(option.name for option in OUTPUT)
+
+
+def manual_text(tool: Tool) -> str:
+    """Return the whole manual of `tool` for a terminal, 80 columns wide."""
+    return as_text(tool_sections(tool))
+
+
+def man_page(tool: Tool) -> str:
+    """Return the man page netbpf-TOOL(8) in roff."""
+    return as_roff(f"netbpf-{tool.name}", f"netbpf {__version__}", tool_sections(tool, man=True))
+
+
+def tool_sections(tool: Tool, man: bool = False) -> list[Section]:
+    """Return a tool's manual: its docstring's sections, and those made from its declaration."""
+    own = {title: parse(text, title == "EXAMPLES") for title, text in tool.sections().items()}
+    line = f"netbpf {tool.name} [OPTIONS]" + (" [INTERVAL [COUNT]]" if tool.interval else "")
+    name = f"netbpf-{tool.name}" if man else tool.name
+    first = {
+        "NAME": (Paragraph(f"{name} - {tool.summary}"),),
+        "SYNOPSIS": (Paragraph(line),),
+        "DESCRIPTION": own.pop("DESCRIPTION", ()),
+        "OPTIONS": tuple(_options(tool)),
+        "FIELDS": tuple(_fields(tool)),
+        "PROBES": tuple(_probes(tool)),
+    }
+    last = {"EXIT STATUS": (Terms(EXIT_STATUS),)}
+    return [Section(title, blocks) for title, blocks in {**first, **own, **last}.items()]
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def own_options(tool: Tool) -> list[Option]:
+    """Return the options that only this tool has, or has in its own way."""
+    shared = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
+    return [option for option in tool.own_options if option not in shared]
+
+
+def _options(tool: Tool) -> Iterator[Block]:
+    own = own_options(tool)
+    shared = [option for option in tool.options if option not in own]
+    pairs: Pairs = []
+    if tool.interval:
+        pairs.append(("INTERVAL", "show a result every INTERVAL seconds, not only at the end"))
+        pairs.append(("COUNT", "stop after this many intervals"))
+    pairs += map(option_words, own)
+    if pairs:
+        yield Terms(tuple(pairs))
+    for title, names in (
+        ("Filters", _FILTER_NAMES),
+        ("Output", _OUTPUT_NAMES),
+        ("Limits", _LIMIT_NAMES),
+    ):
+        group = [option_words(option) for option in shared if option.name in names]
+        if title == "Limits":
+            group.append(("-h, --help", "show this manual"))
+        if group:
+            yield from (Heading(title), Terms(tuple(group)))
+    yield Paragraph(memory_words(tool))
+    if cost_words(tool.name):
+        yield Paragraph(cost_words(tool.name))
+    if tool.refused:
+        flags = ", ".join(option.flags[-1] for option in tool.refused)
+        yield Paragraph(f"Refused as a usage error, since {tool.refusal}: {flags}.")
+
+
+# --- fields ---------------------------------------------------------------------------------------
+
+
+def _fields(tool: Tool) -> Iterator[Block]:
+    yield Paragraph(
+        "These are the names in JSON and CSV. What is not known is null in JSON, empty in CSV and "
+        "- in text. 'netbpf schema " + tool.name + "' prints the same for programs."
+    )
+    if tool.event:
+        condition = f" with --{tool.event_option}" if tool.event_option else ""
+        unfinished = tool.interval and not tool.tables
+        more = "; type interval: not ended yet" if unfinished else ""
+        yield Heading(f"Events{condition} (type event{more})")
+        yield Terms((("time", f"when it happened {_RFC}"), *map(_column, tool.event.columns)))
+    for table in tool.tables:
+        option = f" with --{table.option}" if table.option else ""
+        yield Heading(f"Rows{option}, per interval or once at the end (type interval)")
+        yield Terms((_END, *map(_column, table.row.columns)))
+    if tool.digest:
+        title = f"Rows with --{tool.digest.option} instead of events"
+        yield Heading(f"{title}, per interval or once at the end (type interval)")
+        yield Terms((_END, *map(_column, tool.digest.row.columns)))
+    if tool.histogram:
+        option = tool.histogram.option
+        instead = f" with --{option} instead of events" if option else ""
+        yield Heading(f"Histograms{instead}, per interval or once at the end (type histogram)")
+        yield Terms((_END, *_histogram_fields(tool.histogram)))
+    if tool.interval_counters:
+        yield Heading("Kernel counters per interval (type counters)")
+        names = ", ".join(tool.interval_counters)
+        yield Terms((_END, ("counters", f"growth in the interval [object of {names}]")))
+    yield Heading("Summary, always the last line (type summary)")
+    yield from _summary_fields(tool)
+
+
+def _column(column: Column, prefix: str = "") -> tuple[str, str]:
+    notes = [", ".join(filter(None, (_type_words(column), column.unit)))]
+    title = column.title.strip()  # one may be blank, of a column that is mostly empty
+    text = [title] if title and title != column.name.upper() else []
+    text += [f"in {column.text_unit}"] if column.text_unit else []
+    text += ["with -w"] if column.wide else []
+    if not column.in_text:
+        notes.append("not in text")
+    elif text:
+        notes.append(f"text {' '.join(text)}")
+    return prefix + column.name, f"{column.help} [{'; '.join(notes)}]"
+
+
+def _type_words(column: Column) -> str:
+    if isinstance(column, Choice):
+        words = [word for word in column.words.values() if word]
+        if len(words) <= _MOST_WORDS:
+            return " | ".join(words)
+    kinds = column.json_type
+    return kinds if isinstance(kinds, str) else " or ".join(kinds)
+
+
+def _histogram_fields(histogram: Histogram) -> Iterator[tuple[str, str]]:
+    for column in histogram.key.columns:
+        yield _column(column, "key.")
+    yield "unit", f"of the values: {histogram.unit}"
+    yield "buckets", "list of {low, high, count}; low and high are inclusive"
+    yield "count", "how many values [integer]"
+    yield "sum", f"of all values [integer, {histogram.unit}]"
+    yield "percentiles", "p50, p90 and p99, as the upper bound of the bucket that each falls into"
+    for name, schema in histogram.fields.items():
+        yield from _schema_words(name, schema)
+
+
+def _schema_words(name: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if schema.get("type") == "object" and "properties" in schema:
+        for inner, more in schema["properties"].items():
+            yield from _schema_words(f"{name}.{inner}", more)
+        return
+    kinds = schema.get("type", "")
+    kind = kinds if isinstance(kinds, str) else " or ".join(kinds)
+    members = schema.get("items", {}).get("properties", {})
+    kind += f" of {{{', '.join(members)}}}" if members else ""
+    words = schema.get("description", ""), f"[{kind}]" if kind else ""
+    yield name, " ".join(filter(None, words))
+
+
+def _summary_fields(tool: Tool) -> Iterator[Block]:
+    yield Paragraph(
+        "What was seen, what was lost by cause (zeros included), which probes were used, and what "
+        "they cost; see netbpf(8)."
+    )
+    pairs = [p for name, schema in tool.summary_fields.items() for p in _schema_words(name, schema)]
+    if tool.counters:
+        pairs.append(("counters", "growth of the kernel's own " + ", ".join(tool.counters)))
+    if pairs:
+        yield Terms(tuple(pairs))
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def _probes(tool: Tool) -> Iterator[Block]:
+    yield Paragraph(
+        "Of the alternatives of each probe, the first one that this kernel offers is used, or a "
+        "later one where other tasks interrupt its programs and would not be seen. "
+        "'netbpf doctor' shows which, and --probe NAME=KIND asks for another one."
+    )
+    yield Terms(tuple((probe.name, _probe(probe)) for probe in tool.all_probes))
+
+
+def _probe(probe: Probe) -> str:
+    # Some differ in their arguments only.
+    lines = list(dict.fromkeys(f"{alternative_words(a)} ({a.kind})" for a in probe.alternatives))
+    if len(lines) > 1:
+        lines = [f"{number}. {line}" for number, line in enumerate(lines, 1)]
+    conditions = probe_conditions(probe)
+    return "\n".join([*lines, *([conditions] if conditions else [])])

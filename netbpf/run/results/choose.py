@@ -1,0 +1,152 @@
+"""The shape of a tool's result: which of its declared shapes its options ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from netbpf.declare.tool import Tool
+from netbpf.output.clock import Clock
+from netbpf.output.writers import Writer
+from netbpf.run.program import Attached
+from netbpf.run.results.base import Shape
+from netbpf.run.results.counted import DigestShape, DistributionShape
+from netbpf.run.results.events import EventShape
+from netbpf.run.results.maps import HistogramShape, TableShape
+from netbpf.run.stop import Stop
+
+
+class Shapes(Shape):
+    """Several shapes of one tool, one after the other; `chosen` is the one whose rows CSV has."""
+
+    def __init__(self, parts: Sequence[Shape], chosen: int = 0) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+        for part in parts:
+            part.namespaces = self.namespaces
+        self.unit = parts[0].unit
+        self.chosen = chosen
+        self.columns = parts[chosen].columns
+
+    @property
+    def strange(self) -> int:
+        """Records of all parts that could not be read."""
+        return sum(part.strange for part in self.parts)
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """What all parts lost."""
+        return {cause: number for part in self.parts for cause, number in part.lost.items()}
+
+    @property
+    def empty(self) -> bool:
+        """Has no part shown anything?"""
+        return all(part.empty for part in self.parts)
+
+    @property
+    def heading(self) -> bool:  # type: ignore[override]
+        """What the first part says."""
+        return self.parts[0].heading
+
+    def begin(self, stop: Stop, writer: Writer) -> None:
+        """Begin all parts; each writes its own columns."""
+        for index, part in enumerate(self.parts):
+            part.begin(stop, writer if index == self.chosen else writer.sibling(part.columns))
+
+    def next_due(self) -> float:
+        """Return the earliest."""
+        return min(part.next_due() for part in self.parts)
+
+    def read(self) -> bool:
+        """Read all parts."""
+        return True in [part.read() for part in self.parts]
+
+    def collect(self, final: bool) -> None:
+        """Collect for all parts."""
+        for part in self.parts:
+            part.collect(final)
+
+    @property
+    def waiting(self) -> int:
+        """What all parts have to read."""
+        return sum(part.waiting for part in self.parts)
+
+    @property
+    def unread(self) -> int:
+        """What all parts did not read."""
+        return sum(part.unread for part in self.parts)
+
+    @property
+    def after_end(self) -> int:
+        """What came after the end, in all parts."""
+        return sum(part.after_end for part in self.parts)
+
+    def progress(self) -> dict[str, Any]:
+        """Return what all parts add."""
+        self.seen = self.parts[0].seen
+        return {name: value for part in self.parts for name, value in part.progress().items()}
+
+    def close_interval(self, final: bool) -> None:
+        """Close the interval of all parts."""
+        for part in self.parts:
+            part.close_interval(final)
+
+    def drain(self) -> None:
+        """Drain all parts."""
+        for part in self.parts:
+            part.drain()
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything that the parts add, and their notes."""
+        self.seen = self.parts[0].seen
+        for part in self.parts:
+            self.more.update(part.summary())
+            self.notes += part.notes
+        return self.more
+
+
+def main_part(parts: Sequence[Shape]) -> int:
+    """Return the index of the shape that a CSV file holds: a file has one kind of rows.
+
+    It is the one that an option asks for, else the one that is declared to be the main one.
+    """
+    asked = [index for index, part in enumerate(parts) if part.asked]
+    return next(iter([*asked, *(index for index, part in enumerate(parts) if part.main)]), 0)
+
+
+def left_out_of_csv(shape: Shape) -> str:
+    """Return in words what a run shows elsewhere and a CSV file of it has not, "" if nothing."""
+    parts = shape.parts if isinstance(shape, Shapes) else (shape,)
+    main = shape.chosen if isinstance(shape, Shapes) else 0
+    titles = [part.title for index, part in enumerate(parts) if index != main and part.title]
+    titles += [also for part in parts for also in part.beside]
+    if not titles:
+        return ""
+    return f"CSV has only {parts[main].title}; --json shows {' and '.join(titles)} as well"
+
+
+def make_shape(tool: Tool, settings: Mapping[str, Any], attached: Attached, clock: Clock) -> Shape:
+    """Return the shape that `tool` declares, or all of its shapes as one."""
+    parts: list[Shape] = []
+    counted = tool.histogram if tool.histogram and tool.histogram.of else None
+    if tool.event and tool.has_events(settings):
+        context = (tool, tool.event, settings, attached, clock)
+        if counted and settings.get(counted.option):
+            parts.append(DistributionShape(counted, *context))
+        elif tool.digest and settings.get(tool.digest.option):
+            parts.append(DigestShape(tool.digest, *context))
+        else:
+            parts.append(EventShape(*context))
+    if tool.histogram and not counted:
+        parts.append(HistogramShape(tool, tool.histogram, settings, attached, clock))
+    tables = tool.tables_of(settings)
+    for table in tables:
+        counters = tool.interval_counters if table is tables[-1] else ()
+        parts.append(TableShape(tool, table, settings, attached, counters))
+    if tool.watch:
+        watch = import_module(f"netbpf.run.{tool.watch}").Watch
+        parts.append(watch(tool, settings, attached))
+    if len(parts) == 1:
+        return parts[0]
+    return Shapes(parts, main_part(parts) if settings["output"] == "csv" else 0)

@@ -1,0 +1,269 @@
+"""Results made of events: a line each."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Optional
+
+from netbpf.bpf.maps import Map
+from netbpf.bpf.ringbuf import RingBuffer
+from netbpf.declare.columns import Container
+from netbpf.declare.memory import ring_size
+from netbpf.declare.record import AmendedEvent, Event
+from netbpf.declare.tool import Tool
+from netbpf.kernel.cgroups import container_of, path_of
+from netbpf.kernel.clock import kernel_ns
+from netbpf.output.clock import Clock
+from netbpf.output.writers import Writer
+from netbpf.run.program import Attached
+from netbpf.run.results.base import Shape
+from netbpf.run.results.held import AMENDMENT, Held
+from netbpf.run.results.pending import Pending
+from netbpf.run.snapshot import read_records, run_iterators
+from netbpf.run.stop import Stop
+
+_LEARN_SECONDS = 1.0  # between two looks at all processes' sockets
+_PENDING_SECONDS = 10.0  # between two looks at what has not ended
+_BATCH = 1024  # records: some 20 ms of work, after which signals and other descriptors have a turn
+_FEW = 2000  # records that are written after the stop however slow the machine is
+_MOST_LOOKED_AT = 1 << 18  # records that are counted one by one at the end
+_STRAGGLERS = 256  # records behind the mark that may have begun before it
+
+
+class EventShape(Shape):
+    """A line per event."""
+
+    heading = True
+
+    def __init__(
+        self,
+        tool: Tool,
+        event: type[Event],
+        settings: Mapping[str, Any],
+        attached: Attached,
+        clock: Clock,
+    ) -> None:
+        super().__init__()
+        self.title, self.asked = "the events", bool(tool.event_option)
+        self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
+        self.columns = event.columns
+        self.event = event
+        self._decode = event.decoder()
+        self._time = [column.name for column in event.members].index("time")
+        size = ring_size(settings["buffer"])
+        self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
+        self._held = Held(event, self._late) if issubclass(event, AmendedEvent) else None
+        self._until = (1 << 64) - 1
+        self._mark = self._late_events = self._read_late = 0
+        self._open: list[tuple[Any, ...]] = []
+        self._enrich = tool.hooks.get("enrich")
+        self._strangers, self._learnt = False, 0.0
+        # A column that the probes in use cannot tell holds zeros.
+        self._lost = {c.name: None for c in event.columns if c.name in attached.lacking}
+        self._containers = [c.name for c in event.columns if isinstance(c, Container)]
+        self.pending: Optional[Pending] = None
+        if tool.pending:
+            name, age = tool.pending
+            self.pending = Pending(event, attached.loaded.maps[name], age, attached)
+        self._waiting: dict[bytes, tuple[Any, ...]] = {}
+        self._written = False
+        self._stopped = 0
+
+    @property
+    def strange(self) -> int:
+        """Records of the ring buffer that were not what was declared."""
+        return self.ring.strange
+
+    def begin(self, stop: Stop, writer: Writer) -> None:
+        """Watch the ring."""
+        super().begin(stop, writer)
+        stop.watch(self.ring.fd, data=True)
+        self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
+
+    def next_due(self) -> float:
+        """Return when to look at what has not ended, or to write an event that is held back."""
+        if self.stop.blocked:
+            return float("inf")
+        return min(self._due, self._held.due if self._held else self._due)
+
+    def read(self) -> bool:
+        """Write the events of one batch; return whether any were read or written."""
+        if self.stop.blocked:
+            return False
+        if time.monotonic() >= self._due:
+            self._due += _PENDING_SECONDS
+            self._write_gone()
+        return self._read_batch(_BATCH)
+
+    def _read_batch(self, limit: int) -> bool:
+        rows = [row[1:] for row in self.ring.take(limit)]
+        if self._held:
+            now = time.monotonic()
+            self._held.add(rows, now)
+            self._write_all(self._held.release(now))
+        else:
+            self._write_all(rows)
+        if self._strangers:
+            self._learn()
+        written, self._written = self._written, False
+        return bool(rows) or written
+
+    def _late(self) -> dict[int, int]:
+        """Return {key: value} of the amendments that found no room in the ring, once each."""
+        late = Map.opened(self.attached.loaded.maps["late"])
+        found = dict(late.items())
+        for key in found:
+            late.delete(key)
+        return {int.from_bytes(key, sys.byteorder): value[0] for key, value in found.items()}
+
+    def _learn(self) -> None:
+        # Sockets whose making shows nowhere: from the next packet on, their owner is known.
+        self._strangers, now = False, time.monotonic()
+        if now - self._learnt > _LEARN_SECONDS:
+            self._learnt = now
+            run_iterators(self.attached, "stale")  # they may take the room
+            run_iterators(self.attached, "snapshot")
+
+    def _read_to(self, position: int) -> None:
+        """Write the records before a position of the ring, as long as there is time and room."""
+        while self.ring.done < position and self.stop.may_write(self._read_late < _FEW):
+            before = self.ring.done
+            self._read_batch(min(self.ring.count(before, position), _BATCH))
+            if self.stop.reason:
+                self._read_late += self.ring.count(before, self.ring.done)
+            if self.ring.done == before:  # a program is writing that record
+                if not self.stop.reason:
+                    break
+                time.sleep(0.001)
+        if self._held:
+            self._write_all(self._held.release())
+
+    @property
+    def waiting(self) -> int:
+        """How many records wait in the ring."""
+        return self.ring.count(self.ring.done, self.ring.written)
+
+    @property
+    def unread(self) -> int:
+        """How many events of the time before the end are still in the ring."""
+        count, wanted = self.ring.count(self.ring.done, self._mark), self.stop.room(self.seen)
+        if not min(count, wanted) or count > _MOST_LOOKED_AT:
+            return min(count, wanted)
+        # To the event: one whose program ran before the end may stand behind the mark.
+        rows = [row[1:] for row in self.ring.peek(count + _STRAGGLERS)]
+        amends = issubclass(self.event, AmendedEvent)
+        key = [column.name for column in self.event.members].index("key") if amends else 0
+        rows = [row for row in rows if row[self._time] <= self._until]
+        return min(sum(not (amends and row[key] & AMENDMENT) for row in rows), wanted)
+
+    @property
+    def after_end(self) -> int:
+        """How many events came after the end."""
+        return self._late_events + self.ring.count(
+            max(self.ring.done, self._mark), self.ring.written
+        )
+
+    def drain(self) -> None:
+        """Write what came before the end and is left in the ring, then what has not ended."""
+        self._read_to(self.ring.written)
+        if self.pending:
+            # User-space probes are detached in the background: what ended just now was just read.
+            still = self.pending.waiting()
+            self._show_pending({k: raw for k, raw in self._waiting.items() if k in still})
+
+    def _write_all(self, rows: Iterable[Sequence[Any]]) -> None:
+        for row in rows:
+            for event in self.pending.events_of(tuple(row)) if self.pending else (row,):
+                self._write(event)
+
+    def _write(self, raw: Sequence[Any]) -> None:
+        if raw[self._time] > self._until:
+            self._late_events += 1
+            return
+        if not self.stop.room(self.seen):
+            return
+        values = self._values(raw)
+        if values is None:
+            return
+        self.namespaces.add(values.get("netns") or 0)
+        self._show(raw[self._time], values)
+        self._written = True  # it may have waited for a moment in which nothing else comes
+        self.seen += 1
+        self.stop.room(self.seen)
+
+    def _show(self, ns: int, values: dict[str, Any]) -> None:
+        self.writer.event(ns, values)
+
+    def _values(self, raw: Sequence[Any]) -> Optional[dict[str, Any]]:
+        values: dict[str, Any] = {**self._decode(raw), **self._lost}
+        for name in self._containers:
+            values[name] = container_of(path_of(values[name])) or None
+        if self.tool.relearn and values["owner"] == "unknown":
+            self._strangers = self._strangers or values[self.tool.relearn] == "yes"
+        return self._enrich(values, self.settings) if self._enrich else values
+
+    def collect(self, final: bool) -> None:
+        """Take what the iterator `open` sees, and mark in the ring where the interval ends."""
+        if "open" in self.attached.links:
+            self._open = self._open_now()
+        if final and not self.pending:
+            # Probes are detached one after the other: what comes meanwhile is seen by half of them.
+            self._until = kernel_ns()
+        self._mark = self.ring.written
+
+    def close_interval(self, final: bool) -> None:
+        """Write what has not ended: the map of pending events, what the iterator `open` saw."""
+        if self.pending:
+            self._look_at_pending()
+            if not final:
+                self._show_pending(self._waiting)
+        self._read_to(self._mark)  # a table that follows stands behind the events of its time
+        if "open" in self.attached.links:
+            self._list_open()
+
+    def _look_at_pending(self) -> None:
+        assert self.pending
+        self._write_gone()
+        self._stopped = kernel_ns()
+        self._waiting = self.pending.waiting()
+
+    def _write_gone(self) -> None:
+        assert self.pending
+        self._read_to(self.ring.written)
+        for raw in self.pending.gone(kernel_ns()):
+            self._write(raw)
+
+    def _show_pending(self, waiting: Mapping[bytes, tuple[Any, ...]]) -> None:
+        """Write what waited at the last look, the oldest first."""
+        assert self.pending and self.tool.pending
+        age = self.tool.pending[1]
+        found = (self._values(self.pending.aged(raw, self._stopped)) for raw in waiting.values())
+        rows = sorted((row for row in found if row), key=lambda row: -row[age])
+        for row in rows:
+            self._show_waiting(self._stopped, row)
+        self.more["pending"] = len(rows)
+        self.more["abandoned"] = self.pending.abandoned
+
+    def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
+        self.writer.event(ns, values, "interval")
+
+    def _open_now(self) -> list[tuple[Any, ...]]:
+        layout = self.event.layout()
+        probes = ("open", "open_calls")
+        return list(chain.from_iterable(read_records(self.attached, p, layout) for p in probes))
+
+    def _list_open(self) -> None:
+        seen = set()
+        key = self.tool.hooks["same"]
+        for raw in self._open:
+            values = self._decode(raw)
+            if key(values) not in seen:
+                seen.add(key(values))
+                self._show_open(raw[self._time], values)
+        self.more["open"] = len(seen)
+
+    def _show_open(self, ns: int, values: dict[str, Any]) -> None:
+        self.writer.event(ns, values, "interval")

@@ -1,0 +1,168 @@
+"""Results that the kernel counts in maps: distributions and tables, per interval or at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netbpf.bpf.maps import Map
+from netbpf.declare.histogram import Histogram
+from netbpf.declare.table import Table
+from netbpf.declare.tool import Tool
+from netbpf.kernel.clock import kernel_ns
+from netbpf.kernel.counters import increase
+from netbpf.kernel.device_counters import Devices
+from netbpf.output.clock import Clock
+from netbpf.output.writers import Writer
+from netbpf.run.filters import netns_of
+from netbpf.run.program import Attached
+from netbpf.run.results.base import Shape, bucket_columns
+from netbpf.run.results.histograms import HistogramReader
+from netbpf.run.results.tables import TableReader
+from netbpf.run.snapshot import run_in_namespaces, run_iterators
+from netbpf.run.stop import Stop
+
+
+class HistogramShape(Shape):
+    """Distributions, per interval or once at the end.
+
+    With the hook `devices`, what devices count themselves is compared with the sums of the whole
+    run: it takes the histograms of the run and {(namespace, device): packets received and sent}.
+    """
+
+    unit = "values"
+
+    def __init__(
+        self,
+        tool: Tool,
+        declared: Histogram,
+        settings: Mapping[str, Any],
+        attached: Attached,
+        clock: Clock,
+    ) -> None:
+        super().__init__()
+        self.title = f"the distributions ({declared.unit})"
+        self.tool, self.clock, self.attached, self.settings = tool, clock, attached, settings
+        self.columns = (*declared.key.columns, *bucket_columns())
+        join = settings["output"] == "text" and not settings.get("wide")
+        self._fd = attached.loaded.maps[declared.map]
+        self.reader = HistogramReader(declared, self._fd, join)
+        self._devices = Devices(netns_of(settings)) if "devices" in tool.hooks else None
+        self._counted: dict[tuple[int, str], tuple[int, int]] = {}
+
+    def begin(self, stop: Stop, writer: Writer) -> None:
+        """Read the devices' counters: what comes before is seen, and so never missing."""
+        super().begin(stop, writer)
+        self._counted = self._devices.read() if self._devices else {}
+
+    def _compare(self, devices: Devices) -> None:
+        # The devices first: what they count after that is not missing either.
+        now, declared = devices.read(), self.reader.declared
+        plain = Histogram(declared.map, declared.key, declared.unit, extra=declared.extra)
+        whole = HistogramReader(plain, self._fd).since_last()
+        devices.close()
+        risen = {
+            key: (received - self._counted[key][0], sent - self._counted[key][1])
+            for key, (received, sent) in now.items()
+            if key in self._counted
+        }
+        more, notes = self.tool.hooks["devices"](whole, risen, self.settings)
+        self.more.update(more)
+        self.notes += notes
+
+    def collect(self, final: bool) -> None:
+        """Read the histograms of the interval."""
+        if final and self._devices:
+            self._compare(self._devices)
+        self._taken = (kernel_ns(), self.reader.since_last())
+        if final and "left" in self.tool.hooks:
+            self._tell_what_is_left()
+
+    def close_interval(self, final: bool) -> None:
+        """Write the histograms of the interval."""
+        now, found = self._taken
+        for histogram in found:
+            self.namespaces.add(histogram["key"].get("netns") or 0)
+            self.seen += histogram["count"]
+            self.writer.histogram(now, histogram)
+        conclude = self.tool.hooks.get("conclude")
+        for note in conclude(found) if conclude else ():
+            if note not in self.notes:
+                self.note(note)
+
+    def _tell_what_is_left(self) -> None:
+        fds = {name: self.attached.loaded.maps[name] for name in self.tool.maps}
+        maps = {name: [raw for _, raw in Map.opened(fd).items()] for name, fd in fds.items()}
+        more, notes = self.tool.hooks["left"](kernel_ns(), maps)
+        self.more.update(more)
+        self.notes += notes
+
+
+class TableShape(Shape):
+    """Rows made from a map, per interval or once at the end."""
+
+    unit = "rows"
+
+    def __init__(
+        self,
+        tool: Tool,
+        table: Table,
+        settings: Mapping[str, Any],
+        attached: Attached,
+        counters: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.title = f"the table of {table.map.replace('_', ' ')}"
+        self.beside = ("the kernel's counters of each interval",) if counters else ()
+        self.asked, self.main = bool(table.option), table.main
+        self.tool, self.table, self.settings, self.attached = tool, table, settings, attached
+        self.columns = table.row.columns
+        self.reader = TableReader(table, attached.loaded.maps[table.map])
+        self._alarms: dict[str, str] = {}
+        lost = {name for c in attached.choices if c.probe in tool.probes for name in c.lost_columns}
+        self._lost = dict.fromkeys((c.name for c in self.columns if c.name in lost), None)
+        self._names = counters
+        self._counters = attached.counters.read() if counters else {}
+
+    def begin(self, stop: Stop, writer: Writer) -> None:
+        """Take the state at the start for known."""
+        super().begin(stop, writer)
+        run_in_namespaces(self.attached, self.table.first, netns_of(self.settings))
+        self._refresh()
+
+    def _refresh(self) -> None:
+        for probe in self.table.refresh:
+            run_iterators(self.attached, probe)
+
+    def collect(self, final: bool) -> None:
+        """Read the rows of the interval, then the kernel's own counters of the same time."""
+        self._refresh()
+        self._taken = (kernel_ns(), self.reader.since_last())
+        if self._names:
+            before, self._counters = self._counters, self.attached.counters.read()
+            self._grown = increase(before, self._counters, self._names)
+
+    def close_interval(self, final: bool) -> None:
+        """Write the rows, and what the counters grew by."""
+        now, found = self._taken
+        self.writer.new_table()
+        rows = [{**row, **self._lost} for row in self.table.build(found, self.settings)]
+        for row in rows:
+            self.namespaces.add(row.get("netns") or 0)
+            self.writer.event(now, row, "interval")
+        self.seen += len(rows)
+        if self._names:
+            self.writer.counters(now, self._grown)
+        self._sound(rows, final)
+
+    def _sound(self, rows: Sequence[dict[str, Any]], final: bool) -> None:
+        for subject, sentence in self.table.alarm(rows) if self.table.alarm else ():
+            self._alarms[subject] = sentence
+            if not final:  # the summary, which follows at once, has it
+                print(f"netbpf: {sentence}", file=sys.stderr, flush=True)
+
+    def summary(self) -> dict[str, Any]:
+        """Repeat what must not be overlooked."""
+        self.notes += self._alarms.values()
+        return super().summary()

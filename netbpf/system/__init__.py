@@ -1,0 +1,1 @@
+"""What the operating system does for this process: system calls, forks, privileges."""

@@ -1,0 +1,256 @@
+"""The ring buffer's reader, against the kernel's side played in ordinary memory."""
+
+from __future__ import annotations
+
+import random
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from netbpf.bpf import ringbuf
+from netbpf.bpf.ringbuf import RingBuffer
+
+PAGE, SIZE = 4096, 8192
+BUSY, DISCARDED = 1 << 31, 1 << 30
+RECORD = struct.Struct("=QI4x")
+
+
+class Memory(bytearray):
+    """Mapped memory."""
+
+    def close(self) -> None:
+        """Unmap."""
+
+
+class Ring:
+    """What kernel/bpf/ringbuf.c does: positions on two pages, data that is seen twice in a row."""
+
+    def __init__(self) -> None:
+        self.consumer = Memory(PAGE)
+        self.producer = Memory(PAGE + 2 * SIZE)
+        self.position = 0
+
+    def write(self, record: bytes, flags: int = 0) -> int:
+        """Write a record as the kernel does; return the position of its header."""
+        at = self.position
+        data = struct.pack("=II", len(record) | flags, 0) + record
+        self.position += 8 + -(-len(record) // 8) * 8
+        assert self.position - self.consumed <= SIZE, "the kernel would have found no room"
+        for offset, byte in enumerate(data):
+            for copy in (0, SIZE):
+                self.producer[PAGE + copy + (at + offset) % SIZE] = byte
+        struct.pack_into("=Q", self.producer, 0, self.position)
+        return at
+
+    def commit(self, at: int, length: int) -> None:
+        """Clear the busy bit of the record at `at`."""
+        for copy in (0, SIZE):
+            struct.pack_into("=I", self.producer, PAGE + copy + at % SIZE, length)
+
+    @property
+    def consumed(self) -> int:
+        return int(struct.unpack_from("=Q", self.consumer)[0])
+
+
+@pytest.fixture
+def ring(monkeypatch: pytest.MonkeyPatch) -> Ring:
+    ring = Ring()
+
+    def mapped(fd: int, length: int, *_: int, offset: int = 0) -> Memory:
+        assert offset in (0, PAGE)
+        memory = ring.producer if offset else ring.consumer
+        assert length == len(memory)
+        return memory
+
+    fake = SimpleNamespace(mmap=mapped, PAGESIZE=PAGE, MAP_SHARED=1, PROT_READ=1, PROT_WRITE=2)
+    monkeypatch.setattr(ringbuf, "mmap", fake)
+    return ring
+
+
+def values(rows) -> list[int]:
+    return [row[2] for row in rows]
+
+
+def write(ring: Ring, number: int, flags: int = 0) -> int:
+    return ring.write(RECORD.pack(1000 + number, number), flags)
+
+
+def test_empty_ring_gives_nothing(ring):
+    assert RingBuffer(7, SIZE, RECORD).take() == []
+
+
+def test_records_come_in_order_with_all_members_and_their_room_is_given_back(ring):
+    reader = RingBuffer(7, SIZE, RECORD)
+    for number in range(23):
+        write(ring, number)
+    assert reader.take() == [(16, 1000 + number, number) for number in range(23)]
+    assert ring.consumed == ring.position
+    assert reader.take() == []
+
+
+def test_limit_leaves_the_rest_for_the_next_batch(ring):
+    reader = RingBuffer(7, SIZE, RECORD)
+    for number in range(23):
+        write(ring, number)
+    assert values(reader.take(limit=10)) == list(range(10))
+    assert ring.consumed == 10 * 24
+    assert values(reader.take(limit=100)) == list(range(10, 23))
+
+
+def test_records_are_whole_where_the_ring_wraps(ring):
+    # GIVEN a ring whose size is no multiple of a record's
+    reader = RingBuffer(7, SIZE, RECORD)
+    assert SIZE % 24
+    chance, sent, got = random.Random(43), 0, []
+    # WHEN many times its size goes through
+    while sent < 5000:
+        for _ in range(chance.randint(0, SIZE // 24)):
+            if ring.position - ring.consumed + 24 > SIZE:
+                break
+            write(ring, sent)
+            sent += 1
+        got += values(reader.take(limit=chance.randint(1, 400)))
+    got += values(reader.take())
+    # THEN each record came once
+    assert got == list(range(sent))
+    assert reader.strange == 0
+
+
+def test_full_ring_is_read_at_once(ring):
+    reader = RingBuffer(7, SIZE, RECORD)
+    for number in range(100):
+        write(ring, number)
+    reader.take()
+    for number in range(SIZE // 24):
+        write(ring, number)
+    assert values(reader.take()) == list(range(SIZE // 24))
+
+
+def test_record_that_is_being_written_holds_back_those_after_it(ring):
+    reader = RingBuffer(7, SIZE, RECORD)
+    write(ring, 0)
+    at = write(ring, 1, BUSY)
+    write(ring, 2)
+    # WHEN the second is not finished
+    assert values(reader.take()) == [0]
+    assert reader.take() == []
+    # THEN it and the next come when it is
+    ring.commit(at, 16)
+    assert values(reader.take()) == [1, 2]
+    assert reader.strange == 0
+
+
+def test_discarded_and_strange_records_are_skipped_and_counted(ring):
+    reader = RingBuffer(7, SIZE, RECORD)
+    write(ring, 0)
+    write(ring, 1, DISCARDED)
+    ring.write(bytes(13))  # another length, the same room
+    write(ring, 3)
+    assert values(reader.take()) == [0, 3]
+    assert reader.strange == 2
+    assert ring.consumed == ring.position
+
+
+def test_record_whose_size_is_no_multiple_of_eight_is_padded(ring):
+    record = struct.Struct("=QHB")
+    reader = RingBuffer(7, SIZE, record)
+    for number in range(5):
+        ring.write(record.pack(number, 80, 9))
+    assert reader.take() == [(11, number, 80, 9) for number in range(5)]
+
+
+def test_close_lets_go_of_the_memory(ring):
+    reader = RingBuffer(7, SIZE, RECORD)
+    reader.close()
+    ring.producer.append(0)  # would raise BufferError if something still looked at it
+
+
+# --- a ring that is larger than the window --------------------------------------------------------
+
+
+class Large(Ring):
+    """A ring of which a window of its data is mapped at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mapped: list[tuple[int, int]] = []
+        self.open = 0
+
+    def mmap(self, fd: int, length: int, *_: int, offset: int = 0) -> Window:
+        self.mapped.append((offset, length))
+        self.open += 1
+        return Window(self, offset, length)
+
+
+class Window:
+    """Memory of the ring as a part of it is mapped."""
+
+    def __new__(cls, ring: Large, offset: int, length: int) -> Any:
+        memory = ring.consumer if not offset else ring.producer
+        start = max(offset - PAGE, 0)
+        assert offset % PAGE == 0 and start + length <= len(memory)
+        return Mapped(memory, start, length, ring)
+
+
+class Mapped:
+    """A view of memory that counts as open until it is closed."""
+
+    def __init__(self, memory: Memory, start: int, length: int, ring: Large) -> None:
+        self.view = memoryview(memory)[start : start + length]
+        self.ring = ring
+
+    def close(self) -> None:
+        self.ring.open -= 1
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> Large:
+    ring = Large()
+    fake = SimpleNamespace(mmap=ring.mmap, PAGESIZE=PAGE, MAP_SHARED=1, PROT_READ=1, PROT_WRITE=2)
+    monkeypatch.setattr(ringbuf, "mmap", fake)
+    monkeypatch.setattr(ringbuf, "_WINDOW", 2 * PAGE)
+    monkeypatch.setattr(
+        ringbuf, "memoryview", lambda one: getattr(one, "view", one)[:], raising=False
+    )
+    return ring
+
+
+def test_a_window_moves_along_a_large_ring(large):
+    reader = RingBuffer(7, SIZE, RECORD)
+    chance, sent, got = random.Random(43), 0, []
+    while sent < 3000:
+        for _ in range(chance.randint(0, SIZE // 24)):
+            if large.position - large.consumed + 24 > SIZE:
+                break
+            write(large, sent)
+            sent += 1
+        assert values(reader.peek(10_000)) == list(range(len(got), sent))
+        got += values(reader.take(limit=chance.randint(1, 400)))
+    while rows := reader.take():
+        got += values(rows)
+    assert got == list(range(sent))
+    # The consumer's page, the producer's with the first window, and later windows of data.
+    assert large.mapped[:2] == [(0, PAGE), (PAGE, 3 * PAGE)]
+    assert len(large.mapped) > 3 and {length for _, length in large.mapped[2:]} == {2 * PAGE}
+    assert large.open == 3
+
+
+def test_a_batch_is_at_most_what_the_window_holds(large):
+    reader = RingBuffer(7, SIZE, RECORD)
+    for number in range(SIZE // 24):
+        write(large, number)
+    first = reader.take(10_000)
+    assert 0 < len(first) < SIZE // 24
+    assert values(first + reader.take(10_000) + reader.take(10_000)) == list(range(SIZE // 24))
+
+
+@pytest.mark.parametrize(("done", "written"), [(0, SIZE * 3 + 8), (64, 0), (8, 2**64 - 8)])
+def test_positions_that_cannot_be_lead_to_nothing_outside(
+    ring: Ring, done: int, written: int
+) -> None:
+    reader = RingBuffer(3, SIZE, RECORD)
+    struct.pack_into("=Q", ring.consumer, 0, done)
+    struct.pack_into("=Q", ring.producer, 0, written)
+    assert reader.take() == []
