@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from netbpf.binaries import golang
-from netbpf.binaries.elf import Image
+from netbpf.binaries.elf import ElfFile
 from netbpf.binaries.returns import returns
 from netbpf.system.untrusted import (
     WHOLE,
@@ -105,19 +105,19 @@ def _identity(found: os.stat_result) -> Identity:
     return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def _lookups(image: Image) -> dict[str, Function]:
+def _lookups(image: ElfFile) -> dict[str, Function]:
     found = image.functions(FUNCTIONS)
     return {name: replace(f, returns=returns(image, f)) for name, f in found.items()}
 
 
-def _foreign(image: Image) -> str:
+def _foreign(image: ElfFile) -> str:
     if image.bits != 64:
         return "32-bit"
     native = _MACHINES.get(os.uname().machine, image.machine)
     return "" if image.machine == native else f"built for {image.machine}"
 
 
-def _check(image: Image, identity: Identity) -> None:
+def _check(image: ElfFile, identity: Identity) -> None:
     if _identity(image.status) != identity:
         raise UnreadableBinary(image.path, "another file by now")
 
@@ -137,7 +137,7 @@ def _short(path: str) -> str:
 def read_libc(identity: Identity, path: str, kind: str, limits: Limits = WHOLE) -> File:
     """Read a libc; `kind` is "glibc" or "musl"."""
     try:
-        with Image(path, Budget(path, limits)) as image:
+        with ElfFile(path, Budget(path, limits)) as image:
             _check(image, identity)
             found, foreign = _lookups(image), _foreign(image)
     except UnreadableBinary as error:
@@ -155,7 +155,7 @@ def read_program(identity: Identity, path: str, is_go: bool, limits: Limits = WH
     paths = [*_host_path(path, identity), path]
     budget = Budget(paths[0], limits)
     try:
-        with Image(paths[0], budget) as image:
+        with ElfFile(paths[0], budget) as image:
             _check(image, identity)
             reason = _foreign(image)
             own = not image.interpreted and not reason

@@ -88,7 +88,7 @@ class Section:
     link: int
 
 
-class Image:
+class ElfFile:
     """An ELF file, open for reading; a context manager. Raises UnreadableBinary.
 
     `machine` is the ELF name of the processor ("EM_X86_64"), `bits` 32 or 64. `interpreted` tells
@@ -157,7 +157,7 @@ class Image:
             place = header["sh_addr"], header["sh_offset"], header["sh_size"]
             yield Section(name, kind, *place, link)
 
-    def __enter__(self) -> Image:
+    def __enter__(self) -> ElfFile:
         return self
 
     def __exit__(
@@ -286,5 +286,5 @@ def functions(path: str, wanted: Iterable[str]) -> dict[str, Function]:
 
     Undefined symbols (imports) don't count. Raises UnreadableBinary.
     """
-    with Image(path) as image:
+    with ElfFile(path) as image:
         return image.functions(wanted)

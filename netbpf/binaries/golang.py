@@ -39,15 +39,15 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netbpf.binaries.elf import Image
-from netbpf.binaries.pclntab import Table
+from netbpf.binaries.elf import ElfFile
+from netbpf.binaries.pclntab import GoFunctionTable
 from netbpf.binaries.returns import MAX_RETURNS
 from netbpf.system.untrusted import OutOfScope, UnreadableBinary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from netbpf.binaries.pclntab import Found
+    from netbpf.binaries.pclntab import GoFunctionEntry
     from netbpf.system.untrusted import Budget
 
 Version = tuple[int, int]
@@ -148,19 +148,19 @@ def lookups(path: str, budget: Budget | None = None) -> GoProgram:
     A program without any (no net package) has empty `lookups`. Everything that keeps a program
     from being covered (too old, other processor, nothing provable) is an error with its reason.
     """
-    with Image(path, budget) as image:
+    with ElfFile(path, budget) as image:
         try:
             return _lookups(image)
         except (struct.error, IndexError, ValueError, OverflowError) as error:
             raise UnreadableBinary(path, "malformed Go tables") from error
 
 
-def _lookups(image: Image) -> GoProgram:
+def _lookups(image: ElfFile) -> GoProgram:
     if image.machine not in REGISTERS or image.bits != 64 or not image.little_endian:
         raise OutOfScope(image.path, f"Go on {image.machine} is not supported")
     text = build_version(image)
     version = parse_version(text)
-    table = Table(image)
+    table = GoFunctionTable(image)
     if table.old or (version and version < _REGISTER_ABI[image.machine]):
         raise OutOfScope(image.path, f"{text or 'Go'}: arguments are not in registers")
     found = table.find((*HOST_REGISTER, *LIBC_CALLS))
@@ -178,7 +178,7 @@ def _lookups(image: Image) -> GoProgram:
 
 
 def _prove(
-    image: Image, table: Table, wanted: dict[str, Found]
+    image: ElfFile, table: GoFunctionTable, wanted: dict[str, GoFunctionEntry]
 ) -> tuple[int, tuple[GoFunction, ...]]:
     """Return the text's start and the functions proven with it: the first start that proves any."""
     for start in _text_starts(image, table):
@@ -190,7 +190,7 @@ def _prove(
     return 0, ()
 
 
-def _text_starts(image: Image, table: Table) -> Iterator[int]:
+def _text_starts(image: ElfFile, table: GoFunctionTable) -> Iterator[int]:
     """Yield where the text may begin, likeliest first.
 
     The header tells up to Go 1.25 and holds 0 from 1.26 on. Then it is .text, but for cgo, whose
@@ -206,7 +206,9 @@ def _text_starts(image: Image, table: Table) -> Iterator[int]:
         yield from range(text.address, text.address + 65536, 16)
 
 
-def _proven(image: Image, table: Table, start: int, name: str, found: Found) -> GoFunction | None:
+def _proven(
+    image: ElfFile, table: GoFunctionTable, start: int, name: str, found: GoFunctionEntry
+) -> GoFunction | None:
     offset = image.file_offset(start + found.entry)
     size = found.end - found.entry
     if offset is None or not 0 < size < 1 << 20:
@@ -244,7 +246,7 @@ def _grows_stack(code: bytes, end: int, machine: str) -> bool:
     return near or (code[end - 2] == 0xEB and code[end - 1] == -end & 0xFF and end <= 128)
 
 
-def build_version(image: Image) -> str:
+def build_version(image: ElfFile) -> str:
     """Return the Go version that built the file ("go1.24.3"), or "" (src/debug/buildinfo)."""
     section = image.section(".go.buildinfo")
     if section is None or section.size < 32:
@@ -257,7 +259,7 @@ def build_version(image: Image) -> str:
     return _pointed_string(image, struct.unpack_from("<Q", data, 16)[0])
 
 
-def _pointed_string(image: Image, address: int) -> str:
+def _pointed_string(image: ElfFile, address: int) -> str:
     header = image.file_offset(address, executable=False)
     if header is None:
         return ""

@@ -19,7 +19,7 @@ from netbpf.system.untrusted import UnreadableBinary
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from netbpf.binaries.elf import Image, Segment
+    from netbpf.binaries.elf import ElfFile, Segment
 
 MAX_FUNCTIONS = 4_000_000
 MAX_STEPS = 200_000
@@ -30,7 +30,7 @@ _CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
-class Found:
+class GoFunctionEntry:
     """A function in the table: entry and end relative to the text's start, offset of its record."""
 
     entry: int
@@ -38,10 +38,10 @@ class Found:
     record: int
 
 
-class Table:
+class GoFunctionTable:
     """A pclntab of Go 1.16 and later (src/internal/abi/symtab.go, debug/gosym/pclntab.go)."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: ElfFile) -> None:
         self._data = find_table(image)
         self._budget = image.budget
         magic = self._data[0]
@@ -58,7 +58,7 @@ class Table:
         if self.count > MAX_FUNCTIONS or max(words[first : first + 5]) > len(self._data):
             raise UnreadableBinary(image.path, "malformed Go function table")
 
-    def find(self, wanted: tuple[str, ...]) -> dict[str, Found]:
+    def find(self, wanted: tuple[str, ...]) -> dict[str, GoFunctionEntry]:
         """Return the wanted functions that are in the table."""
         names = {}
         for name in wanted:
@@ -68,7 +68,7 @@ class Table:
                 names[at + 1 - self._names] = name
         return dict(self._entries(names)) if names else {}
 
-    def _entries(self, names: dict[int, str]) -> Iterator[tuple[str, Found]]:
+    def _entries(self, names: dict[int, str]) -> Iterator[tuple[str, GoFunctionEntry]]:
         start, size = self._records, 4 if self.relative else 8
         raw = memoryview(self._data)[start : start + (self.count * 2 + 1) * size]
         raw = raw[: len(raw) // size * size]  # a table may end early
@@ -81,9 +81,9 @@ class Table:
             record = start + functab[2 * number + 1]
             name = names.get(unpack(self._data, record + at_name)[0])
             if name is not None:
-                yield name, Found(functab[2 * number], functab[2 * number + 2], record)
+                yield name, GoFunctionEntry(functab[2 * number], functab[2 * number + 2], record)
 
-    def depths(self, function: Found) -> Iterator[tuple[int, int, int]]:
+    def depths(self, function: GoFunctionEntry) -> Iterator[tuple[int, int, int]]:
         """Yield (start, end, depth): how far SP has moved in each range, relative to the text."""
         at_steps = 16 if self.relative else 20
         at = self._steps + int(struct.unpack_from("<I", self._data, function.record + at_steps)[0])
@@ -112,7 +112,7 @@ class Table:
         raise ValueError("varint too long")
 
 
-def find_table(image: Image) -> bytes:
+def find_table(image: ElfFile) -> bytes:
     """Return the pclntab: its section, or for other linkers its header in a data segment."""
     for section in image.sections:
         if section.name.endswith(".gopclntab"):
@@ -126,7 +126,7 @@ def find_table(image: Image) -> bytes:
     raise UnreadableBinary(image.path, "no Go function table")
 
 
-def _search_segment(image: Image, segment: Segment) -> bytes:
+def _search_segment(image: ElfFile, segment: Segment) -> bytes:
     end = segment.offset + segment.size
     for start in range(segment.offset, end, _CHUNK):
         chunk = image.read(start, min(_CHUNK + 72, end - start))

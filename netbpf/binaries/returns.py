@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from netbpf.system.untrusted import GivenUp, UnreadableBinary
 
 if TYPE_CHECKING:
-    from netbpf.binaries.elf import Function, Image
+    from netbpf.binaries.elf import ElfFile, Function
 
 MAX_RETURNS = 256  # of a function: each gets a probe of its own
 _MAX_SIZE = 1 << 15  # bytes of a function
@@ -66,7 +66,7 @@ class Unproven(Exception):
     """Something that is not understood."""
 
 
-def returns(image: Image, function: Function) -> tuple[int, ...]:
+def returns(image: ElfFile, function: Function) -> tuple[int, ...]:
     """Return the file offsets (bytes) of all returns of a function, () if that is not certain."""
     if image.machine != "EM_X86_64" or function.ifunc or not 0 < function.size <= _MAX_SIZE:
         return ()
@@ -79,7 +79,7 @@ def returns(image: Image, function: Function) -> tuple[int, ...]:
         return ()
 
 
-def _returns(image: Image, function: Function) -> set[int]:
+def _returns(image: ElfFile, function: Function) -> set[int]:
     begin, end = function.offset, function.offset + function.size
     code = image.read(begin, function.size) + bytes(_LONGEST)
     steps: dict[int, Step] = {}
@@ -97,7 +97,7 @@ def _returns(image: Image, function: Function) -> set[int]:
     return found | _outside(image, outside, begin, end)
 
 
-def _outside(image: Image, places: set[int], begin: int, end: int) -> set[int]:
+def _outside(image: ElfFile, places: set[int], begin: int, end: int) -> set[int]:
     """Follow the flow from places outside of a function until it returns, ends or is back."""
     found: set[int] = set()
     seen: set[int] = set()

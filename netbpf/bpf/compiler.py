@@ -26,10 +26,10 @@ from typing import Any, Callable, Optional
 from netbpf.bpf import cache
 from netbpf.bpf.constants import take_numbers
 from netbpf.bpf.layout import program_directory
-from netbpf.bpf.loader import FindTarget, Loaded, entries_of, load, shape_of
-from netbpf.bpf.object import MAGIC, Image, pack, unpack, with_maps
+from netbpf.bpf.loader import FindTarget, Loaded, entries_of, load, spec_of
+from netbpf.bpf.object import MAGIC, BpfObject, pack, unpack, with_maps
 from netbpf.errors import NetbpfError, Unsupported
-from netbpf.kernel.select import Choice
+from netbpf.kernel.select import Selection
 from netbpf.system.lines import lines_of
 from netbpf.system.syscalls import advise, detached_mount
 
@@ -47,12 +47,12 @@ Say = Callable[[str], None]
 def compile_and_load(
     text: str,
     header: str,
-    choices: Sequence[Choice],
+    selections: Sequence[Selection],
     maps: Sequence[str],
     find_target: FindTarget,
     say: Say,
 ) -> Loaded:
-    """Compile `text` with the generated `header`, unless that is kept; load every choice's entry.
+    """Compile `text` with the generated `header`, unless it is cached; load the selected entries.
 
     Numbers in AT_LOAD() are put in at loading.
     `maps` names those that the reader needs, `find_target` finds a function in the kernel's BTF.
@@ -60,11 +60,11 @@ def compile_and_load(
     NetbpfError (with the compiler's output as detail) if the program does not compile.
     """
     header, numbers = take_numbers(header)
-    entries = entries_of(choices)
+    entries = entries_of(selections)
     functions = sorted({entry.function for entry in entries})
     files = _header_files(header)
 
-    def ready(image: Image) -> Loaded:
+    def ready(image: BpfObject) -> Loaded:
         return load(image, entries, maps, find_target, numbers)
 
     kept, key = _kept(text, files, functions, say)
@@ -83,14 +83,14 @@ def compile_and_load(
     return ready(image)
 
 
-def _compiled(text: str, files: Files, functions: Sequence[str], say: Say) -> Image:
+def _compiled(text: str, files: Files, functions: Sequence[str], say: Say) -> BpfObject:
     kept, key = _kept(text, files, functions, say)
     return kept or _fresh(text, files, functions, key, say)
 
 
 def _kept(
     text: str, files: Files, functions: Sequence[str], say: Say
-) -> tuple[Optional[Image], str]:
+) -> tuple[Optional[BpfObject], str]:
     """Return what an earlier start kept, None if that is nothing or nothing that fits.
 
     And the key to keep the next one under, "" where there is no usable cache.
@@ -109,7 +109,7 @@ def _kept(
     return None, ""
 
 
-def _fresh(text: str, files: Files, functions: Sequence[str], key: str, say: Say) -> Image:
+def _fresh(text: str, files: Files, functions: Sequence[str], key: str, say: Say) -> BpfObject:
     begin = time.monotonic()
     image = unpack(_compile(text, files, functions))
     assert image
@@ -120,14 +120,14 @@ def _fresh(text: str, files: Files, functions: Sequence[str], key: str, say: Say
     return image
 
 
-def _is_right(image: Image, say: Say) -> bool:
+def _is_right(image: BpfObject, say: Say) -> bool:
     """Return whether an earlier start compiled the same image, which the kernel refused."""
     with cache.attempt("no cache", say):
         return cache.take(cache.key_of("refused", pack(image).hex()), say) == b"right"
     return False
 
 
-def _note_right(image: Image, say: Say) -> None:
+def _note_right(image: BpfObject, say: Say) -> None:
     # Or each start on this kernel would compile it again before the next alternative is tried.
     with cache.attempt("no cache", say):
         cache.keep(cache.key_of("refused", pack(image).hex()), b"right")
@@ -172,7 +172,7 @@ def _failure(kind: str, error: Exception) -> bytes:
     return json.dumps({"error": kind, "detail": str(error)}).encode()
 
 
-def _image(library: Any, module: Any, functions: Sequence[str]) -> Image:
+def _image(library: Any, module: Any, functions: Sequence[str]) -> BpfObject:
     # bcc has made the maps already: they end with this process, and are made again from what the
     # kernel tells of them, which is right where libbcc's own numbers are those before rounding.
     _declare(library)
@@ -180,10 +180,10 @@ def _image(library: Any, module: Any, functions: Sequence[str]) -> Image:
     for place in range(library.bpf_num_tables(module.module)):
         descriptor = library.bpf_table_fd_id(module.module, place)
         name = library.bpf_table_name(module.module, place).decode()
-        shapes.append(shape_of(name, descriptor))
+        shapes.append(spec_of(name, descriptor))
         places[descriptor] = place
     codes = {name: with_maps(module.dump_func(name.encode()), places) for name in functions}
-    return Image(tuple(shapes), codes)
+    return BpfObject(tuple(shapes), codes)
 
 
 def _declare(library: Any) -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from netbpf.errors import Unsupported
 from netbpf.kernel.btf import Field
 from netbpf.kernel.inspect import Kernel, tracepoint_format
-from netbpf.kernel.select import Choice
+from netbpf.kernel.select import Selection
 
 _MANIFEST = re.compile(r"^KERNEL_(FIELDS|OPTIONAL|ENUM|OPTIONAL_ENUM)\(([^)]*)\)", re.MULTILINE)
 _INCLUDE = re.compile(r'#include "([^"]+)"')
@@ -72,7 +72,7 @@ def manifests(text: str) -> list[Manifest]:
     return found
 
 
-def header(kernel: Kernel, wanted: Sequence[Manifest], choices: Sequence[Choice]) -> str:
+def header(kernel: Kernel, wanted: Sequence[Manifest], selections: Sequence[Selection]) -> str:
     """Return the C header for what a program wants; raise Unsupported if a field is not there."""
     fields: dict[str, dict[str, Field]] = {}
     defines: list[str] = []
@@ -82,7 +82,7 @@ def header(kernel: Kernel, wanted: Sequence[Manifest], choices: Sequence[Choice]
         else:
             defines += _collect(kernel, manifest, fields)
     structs = [_struct(name, kernel.size(name) or 0, found) for name, found in fields.items()]
-    contexts = [line for choice in choices for line in _context(kernel, choice)]
+    contexts = [line for selection in selections for line in _context(kernel, selection)]
     names = sorted({m[1] for m in re.finditer(r"struct (\w+) \*", "\n".join(structs))})
     forward = [f"struct {name};" for name in names]
     return "\n".join([*defines, *forward, *structs, *contexts, ""])
@@ -157,21 +157,21 @@ def _bit_reader(struct: str, path: str, field: Field) -> str:
     )
 
 
-def _context(kernel: Kernel, choice: Choice) -> Iterator[str]:
+def _context(kernel: Kernel, selection: Selection) -> Iterator[str]:
     # How the C entry reads its arguments: by name, at the place they have on this kernel.
-    if not choice.alternative:
+    if not selection.alternative:
         return
-    yield f"#define USE_{choice.entry} 1"
-    args, target = choice.alternative.args, choice.targets[0] if choice.targets else ""
-    if choice.kind in ("rawtp", "fentry", "fexit", "kprobe"):
-        ask = kernel.raw_tracepoint if choice.kind == "rawtp" else kernel.function
+    yield f"#define USE_{selection.entry} 1"
+    args, target = selection.alternative.args, selection.targets[0] if selection.targets else ""
+    if selection.kind in ("rawtp", "fentry", "fexit", "kprobe"):
+        ask = kernel.raw_tracepoint if selection.kind == "rawtp" else kernel.function
         offered = ask(target) or ()
         for name in args:
-            yield f"#define ARG_{choice.probe.name}_{name} {offered.index(name)}"
-        yield f"#define ARGS_{choice.probe.name} {len(offered)}"
-    elif choice.kind == "tp":
+            yield f"#define ARG_{selection.probe.name}_{name} {offered.index(name)}"
+        yield f"#define ARGS_{selection.probe.name} {len(offered)}"
+    elif selection.kind == "tp":
         fields = tracepoint_format(target) or {}
         used = {name: fields[name] for name in args}
-        yield from (f"#define ARG_{choice.probe.name}_{name} 1" for name in args)
+        yield from (f"#define ARG_{selection.probe.name}_{name} 1" for name in args)
         size = max((f.bit_offset // 8 + 8 for f in fields.values()), default=8)
-        yield _struct(f"{choice.probe.name}_args", size, used)
+        yield _struct(f"{selection.probe.name}_args", size, used)

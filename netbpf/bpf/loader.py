@@ -21,11 +21,11 @@ from netbpf.bpf.attach import BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI
 from netbpf.bpf.constants import with_numbers
 from netbpf.bpf.map_memory import bytes_of
 from netbpf.bpf.maps import possible_cpus
-from netbpf.bpf.object import Image, MapShape, map_references, with_maps
+from netbpf.bpf.object import BpfObject, MapSpec, map_references, with_maps
 from netbpf.bpf.preemption import Switches, find_switches, without_preemption
 from netbpf.declare.needs import MEMORY
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
-from netbpf.kernel.select import Choice
+from netbpf.kernel.select import Selection
 from netbpf.system.privileges import lack, memory_is_limited, refusal
 from netbpf.system.syscalls import bpf, load_program
 
@@ -65,7 +65,7 @@ class Entry(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Descriptors of what is in the kernel now: programs (see Choice.programs), maps by name.
+    """Descriptors of what is in the kernel now: programs (see Selection.programs), maps by name.
 
     `memory` has the bytes of each map, also of those that only programs use.
     """
@@ -75,20 +75,20 @@ class Loaded(NamedTuple):
     memory: Mapping[str, int] = {}
 
 
-def entries_of(choices: Sequence[Choice]) -> list[Entry]:
-    """Return what is to be loaded for these choices."""
+def entries_of(selections: Sequence[Selection]) -> list[Entry]:
+    """Return what is to be loaded for these selections."""
     found = []
-    for choice in choices:
-        kind, attach_type, prefix = _KINDS.get(choice.kind, _UPROBE)
-        for program, targets in choice.programs:
+    for selection in selections:
+        kind, attach_type, prefix = _KINDS.get(selection.kind, _UPROBE)
+        for program, targets in selection.programs:
             target = prefix + targets[0] if kind == _TRACING else ""
-            entry = Entry(choice.probe.name, choice.entry, program, kind, attach_type, target)
+            entry = Entry(selection.probe.name, selection.entry, program, kind, attach_type, target)
             found.append(entry)
     return found
 
 
 def load(
-    image: Image,
+    image: BpfObject,
     entries: Sequence[Entry],
     maps: Sequence[str],
     find_target: FindTarget,
@@ -125,15 +125,15 @@ def load(
     return loaded
 
 
-def shape_of(name: str, descriptor: int) -> MapShape:
+def spec_of(name: str, descriptor: int) -> MapSpec:
     """Return what the kernel tells of a map, which is as it can be made again."""
     told = ctypes.create_string_buffer(24)  # struct bpf_map_info as far as map_flags
     bpf(_OBJECT_INFO, struct.pack("=IIQ", descriptor, len(told), ctypes.addressof(told)))
     kind, _, key_size, value_size, entries, flags = struct.unpack("=6I", told.raw)
-    return MapShape(name, kind, key_size, value_size, entries, flags)
+    return MapSpec(name, kind, key_size, value_size, entries, flags)
 
 
-def _make_map(shape: MapShape) -> int:
+def _make_map(shape: MapSpec) -> int:
     # union bpf_attr of BPF_MAP_CREATE as far as map_name, whose last byte must be zero.
     attributes = struct.pack("=7I16s", *shape[1:], 0, 0, shape.name.encode()[:15])
     try:

@@ -8,7 +8,7 @@ kernel's own number (`memlock` in fdinfo) leaves out a map's head and lists befo
 
 from __future__ import annotations
 
-from netbpf.bpf.object import MapShape
+from netbpf.bpf.object import MapSpec
 
 # enum bpf_map_type, include/uapi/linux/bpf.h
 _HASH, _PERCPU_HASH, _PERCPU_ARRAY, _STACKS, _LRU_HASH, _RING = 1, 5, 6, 7, 9, 27
@@ -18,7 +18,7 @@ _HEAD = 1024  # struct bpf_htab with its locks, struct bpf_array: more than any 
 _PAGE = 4096
 
 
-def bytes_of(shape: MapShape, cpus: int) -> int:
+def bytes_of(shape: MapSpec, cpus: int) -> int:
     """Return how many bytes the map takes at most on a machine with `cpus` possible CPUs."""
     key, value, entries = _whole(shape.key_size), _whole(shape.value_size), shape.max_entries
     if shape.kind in (_HASH, _LRU_HASH, _PERCPU_HASH):

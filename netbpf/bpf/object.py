@@ -23,7 +23,7 @@ _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW; its src_reg tells what is loaded:
 _CONSTANT, _MAP_DESCRIPTOR = 0, 1  # BPF_PSEUDO_MAP_FD is 1
 
 
-class MapShape(NamedTuple):
+class MapSpec(NamedTuple):
     """What the kernel must know to make a map: bpf_map_type, sizes in bytes, entries, flags."""
 
     name: str
@@ -34,10 +34,10 @@ class MapShape(NamedTuple):
     flags: int
 
 
-class Image(NamedTuple):
+class BpfObject(NamedTuple):
     """Maps, and the instructions of C functions by name; map loads name a place in `maps`."""
 
-    maps: tuple[MapShape, ...]
+    maps: tuple[MapSpec, ...]
     programs: dict[str, bytes]
 
 
@@ -79,7 +79,7 @@ def with_maps(code: bytes, numbers: Mapping[int, int]) -> bytes:
     return bytes(changed)
 
 
-def pack(image: Image, key: str = "") -> bytes:
+def pack(image: BpfObject, key: str = "") -> bytes:
     """Return the image as bytes that `unpack` takes, sealed for what it was made from: `key`."""
     sizes = {name: len(code) for name, code in image.programs.items()}
     described = {"maps": image.maps, "programs": sizes, "seal": _seal(image, key)}
@@ -88,13 +88,13 @@ def pack(image: Image, key: str = "") -> bytes:
     return _HEAD.pack(MAGIC, hashlib.sha256(body).digest()) + body
 
 
-def _seal(image: Image, key: str) -> str:
+def _seal(image: BpfObject, key: str) -> str:
     # A file that has another's name, or that was changed and summed up again, is recognised by it.
     text = json.dumps([key, image.maps, list(image.programs)]).encode()
     return hashlib.sha256(b"".join((text, *image.programs.values()))).hexdigest()
 
 
-def unpack(data: bytes, key: Optional[str] = None) -> Optional[Image]:
+def unpack(data: bytes, key: Optional[str] = None) -> Optional[BpfObject]:
     """Return the packed image, or None if these are not just the bytes that `pack` returned.
 
     With `key`, only if it was packed for that.
@@ -118,14 +118,14 @@ def unpack(data: bytes, key: Optional[str] = None) -> Optional[Image]:
     return image
 
 
-def _described(described: Any, codes: bytes) -> Optional[Image]:
+def _described(described: Any, codes: bytes) -> Optional[BpfObject]:
     """Return the image if the parts of `described` are what `pack` writes."""
     if not isinstance(described, dict) or described.keys() != {"maps", "programs", "seal"}:
         return None
     maps, sizes = described["maps"], described["programs"]
     if not isinstance(maps, list) or not isinstance(sizes, dict):
         return None
-    right = all(isinstance(one, list) and len(one) == len(MapShape._fields) for one in maps)
+    right = all(isinstance(one, list) and len(one) == len(MapSpec._fields) for one in maps)
     if not right or not all(type(one[0]) is str and all(map(_fits, one[1:])) for one in maps):
         return None
     if not all(_fits(size) and size % 8 == 0 for size in sizes.values()):
@@ -136,7 +136,7 @@ def _described(described: Any, codes: bytes) -> Optional[Image]:
     for name, size in sizes.items():
         programs[name] = codes[offset : offset + size]
         offset += size
-    return Image(tuple(MapShape(*shape) for shape in maps), programs)
+    return BpfObject(tuple(MapSpec(*shape) for shape in maps), programs)
 
 
 def _fits(number: Any) -> bool:

@@ -24,20 +24,20 @@ LOST_PROBES = (
         Fexit("tcp_v6_syn_recv_sock", args=("sk", "skb")),
         Kretprobe("tcp_v6_syn_recv_sock"),
         optional=True,
-        instead="dropped",
+        with_probe="dropped",
     ),
     Probe(
         "dropped_from",
         Kprobe("tcp_v4_syn_recv_sock", "tcp_v6_syn_recv_sock", every=True),
         optional=True,
-        instead="dropped",
+        with_probe="dropped",
     ),
     Probe(
         "syn_end",
         Fexit("tcp_conn_request"),
         Kretprobe("tcp_conn_request"),
         optional=True,
-        instead="dropped",
+        with_probe="dropped",
     ),
 )
 

@@ -36,11 +36,11 @@ def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, ...]:
     functions = (f"__x64_sys_{name}", f"__arm64_sys_{name}")
     event = Tracepoint(f"syscalls:sys_exit_{name}", args=("ret",))
     begin = (Tracepoint(f"syscalls:sys_enter_{name}", args=args), Kprobe(*functions))
-    enter = Probe(f"enter_{name}", *begin, optional=True, instead=name)
+    enter = Probe(f"enter_{name}", *begin, optional=True, with_probe=name)
     if not waits:
         return Probe(name, Fexit(*functions), event, Kretprobe(*functions)), enter
     end = Probe(name, event, Fexit(*functions), Kretprobe(*functions))
-    return end, enter, Probe(f"earlier_{name}", event, optional=True, besides=name)
+    return end, enter, Probe(f"earlier_{name}", event, optional=True, complements=name)
 
 
 def _messages(name: str, *args: str) -> tuple[Probe, ...]:
@@ -62,9 +62,11 @@ def _messages(name: str, *args: str) -> tuple[Probe, ...]:
     ways = (Fexit(packets, args=args), Kretprobe(packets))
     return (
         end,
-        Probe(f"enter_{name}", begin, optional=True, instead=name),
-        Probe(f"{name}_packets", *ways, optional=True, instead=name),
-        Probe(f"enter_{name}_packets", Kprobe(packets), optional=True, instead=f"{name}_packets"),
+        Probe(f"enter_{name}", begin, optional=True, with_probe=name),
+        Probe(f"{name}_packets", *ways, optional=True, with_probe=name),
+        Probe(
+            f"enter_{name}_packets", Kprobe(packets), optional=True, with_probe=f"{name}_packets"
+        ),
     )
 
 
@@ -100,7 +102,7 @@ RING_PROBES = (
         RawTracepoint("io_uring_submit_req", "io_uring_submit_sqe", args=("req",)),
         Tracepoint("io_uring:io_uring_submit_req", "io_uring:io_uring_submit_sqe", args=("req",)),
         optional=True,
-        instead="ring",  # where that one has no way, the request is not filled in yet
+        with_probe="ring",  # where that one has no way, the request is not filled in yet
     ),
 )
 # A thread takes a signal: that decides whether the call that it interrupted is made again.

@@ -150,7 +150,7 @@ class Container(Column):
         return "-" if value is None else str(value)[:12]
 
 
-class Choice(Column):
+class Enum(Column):
     """One of a few words; C has its number. `words` maps number to word, None is not known."""
 
     ctype = "u8"
@@ -176,7 +176,7 @@ class Choice(Column):
         return {"type": ["string", "null"], "description": self.help, "examples": words}
 
 
-class Owner(Choice):
+class Owner(Enum):
     """How the owner of a socket is known. Numbers: enum owner_how in include/owners.bpf.h."""
 
     width = 8
@@ -185,7 +185,7 @@ class Owner(Choice):
         super().__init__(help, {0: "unknown", 1: "exact", 2: "snapshot"}, **more)
 
 
-class Family(Choice):
+class Family(Enum):
     """An address family; IPv4-mapped IPv6 counts as ipv4. Numbers: AF_* of the kernel's ABI."""
 
     width = 6
@@ -235,7 +235,7 @@ class Errno(Column):
         return "-" if value is None else os.strerror(number) if number else str(value)
 
 
-class TcpState(Choice):
+class TcpState(Enum):
     """A TCP state; numbers are those of include/net/tcp_states.h, fixed by the kernel's ABI."""
 
     width = 11
@@ -244,7 +244,7 @@ class TcpState(Choice):
         super().__init__(help, TCP_STATES, **more)
 
 
-class LookupResult(Choice):
+class LookupResult(Enum):
     """What came of a name lookup: OK or EAI_*, None as long as it goes on. In text only words."""
 
     ctype = "s32"

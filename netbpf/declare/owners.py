@@ -41,7 +41,7 @@ OWNER_PROBES = (
         Tracepoint("syscalls:sys_exit_accept4", args=("ret",)),
         optional=True,
         loses=("pid", "comm"),
-        instead="accept",
+        with_probe="accept",
     ),
     SNAPSHOT,
     Probe(

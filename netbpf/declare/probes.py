@@ -108,10 +108,10 @@ class Probe:
     """A moment that a tool needs, by name, with the ways to see it, best first.
 
     `optional`: the tool runs without it, `loses` says which columns are then empty.
-    `option`: the probe is used only if this option of the tool is given. `instead`: it stands in
-    with the probe of that name (a kprobe with a kretprobe), takes the same kind as that one, and is
-    not used if it has no such alternative. `besides`: it adds what the probe of that name does not
-    see, unless that one takes the same kind.
+    `option`: the probe is used only if this option of the tool is given. `with_probe`: it works only
+    together with the probe of that name (a kprobe with a kretprobe), uses the same kind as that
+    one, and is not used if it has no such alternative. `complements`: it adds what the probe of
+    that name does not see, unless that one uses the same kind.
     """
 
     def __init__(
@@ -121,16 +121,16 @@ class Probe:
         optional: bool = False,
         loses: Sequence[str] = (),
         option: str = "",
-        instead: str = "",
-        besides: str = "",
+        with_probe: str = "",
+        complements: str = "",
     ) -> None:
         self.name = name
         self.alternatives = alternatives
         self.optional = optional
         self.loses = tuple(loses)
         self.option = option
-        self.instead = instead
-        self.besides = besides
+        self.with_probe = with_probe
+        self.complements = complements
 
     def __repr__(self) -> str:
         return f"Probe({self.name}: {', '.join(map(repr, self.alternatives))})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netbpf.declare.columns import Choice, TcpState
+from netbpf.declare.columns import Enum, TcpState
 from netbpf.declare.network import Endpoint
 
 KINDS = {0: "SYN", 1: "SYNACK", 2: "RTO", 3: "FAST", 4: "TLP", 5: "FAILED", 6: "PROBE"}
@@ -49,7 +49,7 @@ class State(TcpState):
         return super().text(value).replace("ESTABLISHED", "ESTAB")
 
 
-class Kind(Choice):
+class Kind(Enum):
     """What made TCP send again; in text with the number of segments, if those are several."""
 
     width = 6

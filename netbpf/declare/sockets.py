@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from netbpf.declare.columns import Addr, Choice, Column, Converter, Duration
+from netbpf.declare.columns import Addr, Column, Converter, Duration, Enum
 from netbpf.declare.values import address, clean, escape
 
 _NONE, _IP, _UNIX = range(3)  # enum any_kind in include/address.bpf.h
@@ -55,7 +55,7 @@ SOCK_PROTOS = {
 }  # fmt: skip
 
 
-class SockProto(Choice):
+class SockProto(Enum):
     """A socket's protocol; of a unix socket its type."""
 
     ctype = "u16"
@@ -65,7 +65,7 @@ class SockProto(Choice):
         super().__init__(help, SOCK_PROTOS, **more)
 
 
-class Result(Column):
+class CallResult(Column):
     """How an attempt ended: OK, or the error in words; None (-1 in C) as long as it goes on.
 
     `words` are better ones than the C library's for some numbers, which need not be error numbers;

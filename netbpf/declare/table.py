@@ -23,7 +23,7 @@ class Table:
     are not u64 are a sample, taken together from the CPU whose first sum is the greatest. `row`
     declares the columns that are shown (all made in user space, so without C type), `build` makes
     the rows from the entries that changed, in the order to be shown; an entry in which one of the
-    gauges `standing` is not 0 is there even if nothing changed. Columns that the chosen probes
+    gauges `persistent` is not 0 is there even if nothing changed. Columns that the chosen probes
     cannot fill are emptied. With `forget`, an entry that did not change in an interval is removed;
     if that is the name of a gauge, only once it is not 0.
 
@@ -45,7 +45,7 @@ class Table:
         *,
         per_cpu: bool = True,
         gauges: Sequence[str] = (),
-        standing: Sequence[str] = (),
+        persistent: Sequence[str] = (),
         refresh: Sequence[str] = (),
         first: str = "",
         option: str = "",
@@ -60,7 +60,7 @@ class Table:
         self.build = build
         self.per_cpu = per_cpu
         self.gauges = tuple(gauges)
-        self.standing = tuple(standing)
+        self.persistent = tuple(persistent)
         self.refresh = tuple(refresh)
         self.first = first
         self.option = option

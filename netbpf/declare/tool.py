@@ -9,8 +9,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Callable, Optional, Union
 
+from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.columns import Pid
-from netbpf.declare.digest import Digest
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, Option
@@ -34,18 +34,18 @@ class Tool:
     speak of the same thing. `owners` adds the shared probes that know who owns a socket.
     `summary_fields` maps fields that the tool adds to the summary to their JSON Schema. `maps` are
     BPF maps that a hook reads. `constants` maps settings to C constants, `hooks` are the few named
-    places where a tool needs code: see `netbpf.run.runner`. With `stamped`, text shows the wall
-    clock without -T, too; with `stamped="seconds"` without a fraction then. `totals` is a record of
-    sums (u64) in the per-CPU array `totals`, for the summary. `relearn` is a column of the events
-    that is "yes" where there is a socket: if its owner is unknown, the snapshot of owners is taken
-    again. With `events_unless`, there are no events if that option is given.
+    places where a tool needs code: see `netbpf.run.runner`. With `show_time`, text shows the wall
+    clock even without -T; with `show_time="seconds"` without a fraction then. `totals` is a record
+    of sums (u64) in the per-CPU array `totals`, for the summary. `refresh_owners` is a column of
+    the events that is "yes" if there is a socket: if its owner is unknown, the snapshot of owners
+    is taken again. With `events_unless`, there are no events if that option is given.
 
     `pending` names a BPF map whose values begin with an event that has begun and not ended, its
     time being the start, and the column for the age: these are shown at each interval and at the
     end. `watch` names the module of `netbpf.run` whose class `Watch`, a shape that writes nothing,
     finds the targets of the tool's user-space probes while it runs.
 
-    `digest` makes rows per interval of the events, if its option is given.
+    `aggregation` makes rows per interval of the events, if its option is given.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class Tool:
         table: Union[Table, Sequence[Table], None] = None,
         event_option: str = "",
         interval_counters: Sequence[str] = (),
-        stamped: Union[bool, str] = False,
+        show_time: Union[bool, str] = False,
         pending: Optional[tuple[str, str]] = None,
         watch: str = "",
         totals: Optional[type[Record]] = None,
-        relearn: str = "",
+        refresh_owners: str = "",
         events_unless: str = "",
-        digest: Optional[Digest] = None,
+        aggregation: Optional[Aggregation] = None,
     ) -> None:
         self.doc = written(doc, str(sys._getframe(1).f_globals.get("__file__", "")))
         head = self.doc.partition("\n")[0]
@@ -94,13 +94,13 @@ class Tool:
         self.table = self.tables[0] if self.tables else None
         self.event_option = event_option
         self.interval_counters = tuple(interval_counters)
-        self.stamped = stamped
+        self.show_time = show_time
         self.totals = totals
-        self.relearn = relearn
+        self.refresh_owners = refresh_owners
         self.events_unless = events_unless
         self.pending = pending
         self.watch = watch
-        self.digest = digest
+        self.aggregation = aggregation
 
     @property
     def all_probes(self) -> tuple[Probe, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from netbpf import __version__
-from netbpf.declare.columns import Choice, Column
+from netbpf.declare.columns import Column, Enum
 from netbpf.declare.costs import in_manual as cost_words
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.memory import in_manual as memory_words
@@ -108,10 +108,10 @@ def _fields(tool: Tool) -> Iterator[Block]:
         option = f" with --{table.option}" if table.option else ""
         yield Heading(f"Rows{option}, per interval or once at the end (type interval)")
         yield Terms((_END, *map(_column, table.row.columns)))
-    if tool.digest:
-        title = f"Rows with --{tool.digest.option} instead of events"
+    if tool.aggregation:
+        title = f"Rows with --{tool.aggregation.option} instead of events"
         yield Heading(f"{title}, per interval or once at the end (type interval)")
-        yield Terms((_END, *map(_column, tool.digest.row.columns)))
+        yield Terms((_END, *map(_column, tool.aggregation.row.columns)))
     if tool.histogram:
         option = tool.histogram.option
         instead = f" with --{option} instead of events" if option else ""
@@ -139,7 +139,7 @@ def _column(column: Column, prefix: str = "") -> tuple[str, str]:
 
 
 def _type_words(column: Column) -> str:
-    if isinstance(column, Choice):
+    if isinstance(column, Enum):
         words = [word for word in column.words.values() if word]
         if len(words) <= _MOST_WORDS:
             return " | ".join(words)

@@ -47,7 +47,7 @@ def tools_table(tools: Sequence[Tool]) -> str:
 def _shape(tool: Tool) -> str:
     parts = [("a line per event", tool.event_option)] if tool.event else []
     parts += [("a table" if t.option else "a table per interval", t.option) for t in tool.tables]
-    parts += [("a table made of events", tool.digest.option)] if tool.digest else []
+    parts += [("a table made of events", tool.aggregation.option)] if tool.aggregation else []
     if tool.histogram:
         parts.append((f"histograms in {tool.histogram.unit}", tool.histogram.option))
     return ", ".join(f"{words} (`--{option}`)" if option else words for words, option in parts)
@@ -66,7 +66,7 @@ def _probe_rows(tool: Tool) -> Iterator[Sequence[str]]:
     alike: dict[tuple[object, ...], list[Probe]] = {}
     for probe in tool.all_probes:
         kinds = tuple((a.words, a.loses) for a in probe.alternatives)
-        partners = (bool(probe.instead), bool(probe.besides))
+        partners = (bool(probe.with_probe), bool(probe.complements))
         key = (kinds, probe.optional, probe.loses, probe.option, partners)
         alike.setdefault(key, []).append(probe)
     for probes in alike.values():
@@ -85,9 +85,9 @@ def _ways(probes: Sequence[Probe]) -> str:
 
 def _needed(probes: Sequence[Probe]) -> str:
     one, *others = probes
-    if one.instead and others:
+    if one.with_probe and others:
         return "beside a probe of the same kind"
-    if one.besides and others:
+    if one.complements and others:
         return "beside a probe of another kind"
     return probe_conditions(one) or "always"
 

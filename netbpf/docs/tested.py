@@ -15,7 +15,7 @@ from typing import Any
 from netbpf.declare.probes import Probe
 from netbpf.declare.tool import Tool
 from netbpf.kernel.inspect import RecordedKernel
-from netbpf.kernel.select import Choice, select
+from netbpf.kernel.select import Selection, select
 
 _TREE = Path(__file__).resolve().parents[2]
 _NONE = "-"
@@ -53,15 +53,17 @@ def _kinds(
     tool: Tool, kernels: Mapping[str, RecordedKernel]
 ) -> Iterator[tuple[Probe, tuple[str, ...]]]:
     plans = [select(tool.all_probes, kernel) for kernel in kernels.values()]
-    for choices in zip(*plans):
-        yield choices[0].probe, tuple(map(_cell, choices))
+    for selections in zip(*plans):
+        yield selections[0].probe, tuple(map(_cell, selections))
 
 
-def _cell(choice: Choice) -> str:
-    if not choice.alternative:
+def _cell(selection: Selection) -> str:
+    if not selection.alternative:
         return _NONE
-    loses = ", ".join(choice.lost_columns)
-    return f"{choice.alternative.words}, without {loses}" if loses else choice.alternative.words
+    loses = ", ".join(selection.lost_columns)
+    return (
+        f"{selection.alternative.words}, without {loses}" if loses else selection.alternative.words
+    )
 
 
 def results() -> dict[str, Any]:

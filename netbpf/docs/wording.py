@@ -41,10 +41,10 @@ def probe_conditions(probe: Probe) -> str:
     words = []
     if probe.option:
         words.append(f"only with --{probe.option.replace('_', '-')}")
-    if probe.instead:
-        words.append(f"only where '{probe.instead}' uses the same kind")
-    if probe.besides:
-        words.append(f"only where '{probe.besides}' uses another kind")
+    if probe.with_probe:
+        words.append(f"only where '{probe.with_probe}' uses the same kind")
+    if probe.complements:
+        words.append(f"only where '{probe.complements}' uses another kind")
     if probe.optional:
         lost = f": {', '.join(probe.loses)} may stay unknown without it" if probe.loses else ""
         words.append("optional" + lost)

@@ -16,7 +16,7 @@ from netbpf.bpf import layout
 from netbpf.declare.probes import Alternative
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.doctor import machine
-from netbpf.doctor.report import choices_of, manifests_of, missing_fields
+from netbpf.doctor.report import manifests_of, missing_fields, selections_of
 from netbpf.errors import NetbpfError, PrivilegeError, Unsupported
 from netbpf.kernel.btf import ENUM, ENUM64, FUNC, STRUCT, UNION, Btf, Member
 from netbpf.kernel.inspect import Kernel, LiveKernel, tracefs
@@ -212,7 +212,7 @@ def ask_everything(tool: Tool, kernel: Kernel) -> None:
             _ask(alternative, kernel)
     list(missing_fields(tool, kernel))
     with suppress(Unsupported):
-        layout.header(kernel, manifests_of(tool), choices_of(tool, kernel))
+        layout.header(kernel, manifests_of(tool), selections_of(tool, kernel))
 
 
 def _ask(alternative: Alternative, kernel: Kernel) -> None:

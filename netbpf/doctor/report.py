@@ -23,7 +23,7 @@ from netbpf.doctor.machine import ABSENT, BAD, OK, Check
 from netbpf.doctor.survey import survey
 from netbpf.errors import EXIT_PRIVILEGE, EXIT_UNSUPPORTED, NetbpfError, Unsupported
 from netbpf.kernel.inspect import Kernel, LiveKernel
-from netbpf.kernel.select import Choice, select
+from netbpf.kernel.select import Selection, select
 from netbpf.output.text import fill
 from netbpf.run.confinement import lacking as lacking_of
 from netbpf.system.file_limit import allow_many_files
@@ -93,9 +93,9 @@ def examine_tool(
     if not kernel:
         probes, problems = [], ["kernel types are needed to tell"]
     else:
-        choices = choices_of(tool, kernel)
-        probes = [_probe(choice, lacking) for choice in choices]
-        problems = [] if lacking else list(_missing_probes(choices))
+        selections = selections_of(tool, kernel)
+        probes = [_probe(selection, lacking) for selection in selections]
+        problems = [] if lacking else list(_missing_probes(selections))
         problems += missing_fields(tool, kernel)
     lost = sorted({name for probe in probes for name in probe["lost_columns"]})
     return {
@@ -116,7 +116,7 @@ def _with_privileges(tool: Tool, report: dict[str, Any]) -> dict[str, Any]:
     """
     found = [{"it_takes": n.words, "without": n.without or None} for n in lacking_of(tool, {})]
     for probe in report["probes"]:
-        denied = [over["why"] for over in probe["passed_over"] if isinstance(over["why"], Denied)]
+        denied = [over["why"] for over in probe["rejected"] if isinstance(over["why"], Denied)]
         if denied and (not probe["kind"] or probe["lost_columns"]):
             needed = not probe["kind"] and not probe["optional"] and not probe["option"]
             without = None if needed else f"probe {probe['name']} is not used"
@@ -126,38 +126,38 @@ def _with_privileges(tool: Tool, report: dict[str, Any]) -> dict[str, Any]:
     return {**report, "usable": usable, "privileges": found}
 
 
-def choices_of(tool: Tool, kernel: Kernel) -> list[Choice]:
-    """Return the choice for every probe of `tool`, without an alternative where there is none."""
+def selections_of(tool: Tool, kernel: Kernel) -> list[Selection]:
+    """Return the selection for each probe of `tool`; without an alternative if none is usable."""
     lenient = []
     for probe in tool.all_probes:
         lenient.append(copy.copy(probe))
         lenient[-1].optional = True
     chosen = select(lenient, kernel)
-    return [choice._replace(probe=p) for choice, p in zip(chosen, tool.all_probes)]
+    return [selection._replace(probe=p) for selection, p in zip(chosen, tool.all_probes)]
 
 
-def _probe(choice: Choice, lacking: Sequence[str]) -> dict[str, Any]:
-    probe = choice.probe
+def _probe(selection: Selection, lacking: Sequence[str]) -> dict[str, Any]:
+    probe = selection.probe
     return {
         "name": probe.name,
-        "kind": choice.kind or None,
-        "targets": list(choice.targets),
+        "kind": selection.kind or None,
+        "targets": list(selection.targets),
         "optional": probe.optional,
         "option": probe.option or None,
-        "passed_over": [
+        "rejected": [
             {"alternative": words, "why": machine.ROOT_TELLS if lacking else why}
-            for words, why in choice.passed_over
+            for words, why in selection.rejected
         ],
-        "lost_columns": [] if lacking or choice.covered else list(choice.lost_columns),
+        "lost_columns": [] if lacking or selection.covered else list(selection.lost_columns),
     }
 
 
-def _missing_probes(choices: Sequence[Choice]) -> Iterator[str]:
-    for choice in choices:
-        probe = choice.probe
-        if choice.alternative or probe.optional or choice.covered:
+def _missing_probes(selections: Sequence[Selection]) -> Iterator[str]:
+    for selection in selections:
+        probe = selection.probe
+        if selection.alternative or probe.optional or selection.covered:
             continue
-        tried = "; ".join(f"{words}: {why}" for words, why in choice.passed_over)
+        tried = "; ".join(f"{words}: {why}" for words, why in selection.rejected)
         if not probe.option:
             yield f"nothing for probe '{probe.name}' ({tried})"
 
@@ -243,7 +243,7 @@ def _tool_lines(tool: Mapping[str, Any]) -> Iterator[str]:
     indent = width + 5
     for probe in tool["probes"]:
         yield from fill(_probe_words(probe), f"    {probe['name']:<{width}} ", indent)
-        for better in probe["passed_over"]:
+        for better in probe["rejected"]:
             words = f"{better['alternative']}: {better['why']}"
             if better["why"] != machine.ROOT_TELLS:
                 yield from fill(words, " " * indent + "not ", indent + 4)
@@ -255,7 +255,7 @@ def _tool_lines(tool: Mapping[str, Any]) -> Iterator[str]:
 def _probe_words(probe: Mapping[str, Any]) -> str:
     only = f" (with --{probe['option'].replace('_', '-')})" if probe["option"] else ""
     if not probe["kind"]:
-        if any(better["why"] == machine.ROOT_TELLS for better in probe["passed_over"]):
+        if any(better["why"] == machine.ROOT_TELLS for better in probe["rejected"]):
             return machine.ROOT_TELLS + only
         return ("not used" if probe["optional"] or only else "NOTHING") + only
     where = ", ".join(probe["targets"])

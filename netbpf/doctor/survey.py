@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from netbpf.binaries.mappings import has_program, processes
-from netbpf.system.worker import Apart, Desk
+from netbpf.system.worker import Worker, WorkerEnd
 
 _MOST_SECONDS = 8.0
 
@@ -20,7 +20,7 @@ def survey() -> dict[str, Any]:
     if not find_spec("elftools"):
         return {"error": "pyelftools is missing for this Python"}
     end = time.monotonic() + _MOST_SECONDS
-    apart = Apart(_look)
+    apart = Worker(_look)
     try:
         while time.monotonic() < end and not apart.ended:
             apart.wait(end)
@@ -31,7 +31,7 @@ def survey() -> dict[str, Any]:
         apart.close()
 
 
-def _look(desk: Desk) -> None:
+def _look(desk: WorkerEnd) -> None:
     """Look at all processes: apart, as what they have mapped may hold up who looks at it."""
     from netbpf.binaries.scan import FIRST, Coverage
 

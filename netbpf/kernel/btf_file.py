@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from netbpf.binaries.elf import Image
+from netbpf.binaries.elf import ElfFile
 from netbpf.errors import UsageError
 from netbpf.system.untrusted import UnreadableBinary, open_regular
 
@@ -58,7 +58,7 @@ def _content(path: str) -> bytes:
         if len(data) > MOST_BYTES:
             raise unreadable(path, "too large")
         return data
-    with Image(path) as image:
+    with ElfFile(path) as image:
         section = image.section(".BTF")
         if not section:
             raise unreadable(path, "it has no section .BTF")

@@ -1,4 +1,4 @@
-"""What this kernel offers: a snapshot that the choice of probes and the layout are made from.
+"""What this kernel offers: a snapshot that the selection of probes and the layout are made from.
 
 `LiveKernel` asks the running kernel, lazily, so that starting a tool reads only what that tool
 needs. `RecordedKernel` answers from a file that `netbpf.doctor.recording` made, so that tests

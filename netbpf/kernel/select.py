@@ -1,4 +1,4 @@
-"""The choice of probes: a pure function from a declaration and a kernel's snapshot to a plan."""
+"""The selection of probes: a pure function from a declaration and a kernel's snapshot to a plan."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PREEMPTED = "other tasks may interrupt its programs here, and what they do then
 Excluded = Mapping[tuple[str, str], str]  # (probe, kind) -> why it was refused at run time
 
 
-class Choice(NamedTuple):
+class Selection(NamedTuple):
     """What one probe will use: the alternative and its targets, and why no better one.
 
-    `alternative` is None where an optional probe has none; `passed_over` holds (alternative in
+    `alternative` is None where an optional probe has none; `rejected` holds (alternative in
     words, reason) of every better one.
     """
 
     probe: Probe
     alternative: Optional[Alternative]
     targets: tuple[str, ...]
-    passed_over: tuple[tuple[str, str], ...]
+    rejected: tuple[tuple[str, str], ...]
 
     @property
     def kind(self) -> str:
@@ -48,7 +48,7 @@ class Choice(NamedTuple):
     @property
     def covered(self) -> bool:
         """Whether it is not used because the probe that it could stand in with sees everything."""
-        reasons = (why for _, why in self.passed_over)
+        reasons = (why for _, why in self.rejected)
         return not self.alternative and any(why.startswith(_COVERED) for why in reasons)
 
     @property
@@ -56,11 +56,11 @@ class Choice(NamedTuple):
         """Why something is not seen for a lack of privileges, "" if nothing is."""
         if self.covered or (self.alternative and not self.alternative.loses):
             return ""
-        return next((why for _, why in self.passed_over if isinstance(why, Denied)), "")
+        return next((why for _, why in self.rejected if isinstance(why, Denied)), "")
 
     @property
     def lost_columns(self) -> tuple[str, ...]:
-        """Columns that stay empty with this choice."""
+        """Columns that stay empty with this selection."""
         return self.alternative.loses if self.alternative else self.probe.loses
 
 
@@ -69,8 +69,8 @@ def select(
     kernel: Kernel,
     refused: Optional[Excluded] = None,
     forced: Optional[Mapping[str, str]] = None,
-) -> list[Choice]:
-    """Return the choice for every probe; raise Unsupported if one that is needed has none.
+) -> list[Selection]:
+    """Return the selection for every probe; raise Unsupported if one that is needed has none.
 
     That is a PrivilegeError if this process must not see one, or must not attach it.
 
@@ -78,15 +78,15 @@ def select(
     name to the one kind that may be used.
     """
     _check_forced(probes, forced or {})
-    choices: dict[str, Choice] = {}
+    selections: dict[str, Selection] = {}
     for probe in probes:
-        partner = choices.get(probe.instead or probe.besides)
+        partner = selections.get(probe.with_probe or probe.complements)
         ways = _ways(probe, partner) if partner else probe.alternatives
         if ways:
-            choices[probe.name] = _choose(probe, ways, kernel, refused or {}, forced or {})
+            selections[probe.name] = _choose(probe, ways, kernel, refused or {}, forced or {})
         else:
-            choices[probe.name] = Choice(probe, None, (), ((probe.name, _why_not(partner)),))
-    return list(choices.values())
+            selections[probe.name] = Selection(probe, None, (), ((probe.name, _why_not(partner)),))
+    return list(selections.values())
 
 
 def missing(alternative: Alternative, kernel: Kernel) -> tuple[tuple[str, ...], str]:
@@ -102,18 +102,18 @@ def missing(alternative: Alternative, kernel: Kernel) -> tuple[tuple[str, ...], 
     return tuple(filter(None, usable)), "" if usable else reason
 
 
-def _ways(probe: Probe, partner: Choice) -> list[Alternative]:
-    if probe.besides:
+def _ways(probe: Probe, partner: Selection) -> list[Alternative]:
+    if probe.complements:
         return [way for way in probe.alternatives if way.kind != partner.kind]
     kinds = ("kprobe", "kretprobe") if partner.kind == "kretprobe" else (partner.kind,)
     return [way for way in probe.alternatives if way.kind in kinds]
 
 
-def _why_not(partner: Optional[Choice]) -> str:
+def _why_not(partner: Optional[Selection]) -> str:
     assert partner
     if partner.alternative:
         return f"{_COVERED} {partner.entry}"
-    return partner.passed_over[-1][1]  # no better than the one that it would stand in with
+    return partner.rejected[-1][1]  # no better than the one that it would stand in with
 
 
 def _choose(
@@ -122,30 +122,30 @@ def _choose(
     kernel: Kernel,
     refused: Excluded,
     forced: Mapping[str, str],
-) -> Choice:
-    passed_over: list[tuple[str, str]] = []
+) -> Selection:
+    rejected: list[tuple[str, str]] = []
     for alternative in _ranked(ways, kernel):
         words = _words(alternative)
         wanted = forced.get(probe.name, alternative.kind)
         if wanted != alternative.kind:
-            passed_over.append((words, f"--probe asks for {wanted}"))
+            rejected.append((words, f"--probe asks for {wanted}"))
         elif (probe.name, alternative.kind) in refused:
-            passed_over.append((words, refused[probe.name, alternative.kind]))
+            rejected.append((words, refused[probe.name, alternative.kind]))
         else:
             targets, reason = missing(alternative, kernel)
             if not reason:
                 put_back = _put_back(alternative, ways, kernel)
-                return Choice(probe, alternative, targets, (*put_back, *passed_over))
-            passed_over.append((words, reason))
+                return Selection(probe, alternative, targets, (*put_back, *rejected))
+            rejected.append((words, reason))
     if probe.optional:
-        return Choice(probe, None, (), tuple(passed_over))
-    denied = [why for _, why in passed_over if isinstance(why, Denied)]
+        return Selection(probe, None, (), tuple(rejected))
+    denied = [why for _, why in rejected if isinstance(why, Denied)]
     if denied:
         raise PrivilegeError(
             f"probe '{probe.name}' cannot be attached: {'; '.join(dict.fromkeys(denied))}",
             "run it as root, or give it what is named; 'netbpf doctor' lists what each tool needs",
         )
-    tried = "; ".join(f"{words}: {why}" for words, why in passed_over)
+    tried = "; ".join(f"{words}: {why}" for words, why in rejected)
     raise Unsupported(
         f"kernel {kernel.release} has nothing for probe '{probe.name}' ({tried})",
         "run 'netbpf doctor' to see what each tool can use here",

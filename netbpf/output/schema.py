@@ -37,8 +37,8 @@ def schema_of(tool: Tool) -> dict[str, Any]:
         shapes.append(_line(tool, "histogram", _histogram(tool.histogram)))
     for table in tool.tables:
         shapes.append(_line(tool, "interval", _columns(table.row.columns)))
-    if tool.digest:
-        shapes.append(_line(tool, "interval", _columns(tool.digest.row.columns)))
+    if tool.aggregation:
+        shapes.append(_line(tool, "interval", _columns(tool.aggregation.row.columns)))
     if tool.interval_counters:
         numbers = {"type": "object", "additionalProperties": {"type": "integer"}}
         shapes.append(_line(tool, "counters", {"counters": numbers}))
@@ -120,7 +120,7 @@ def _summary(tool: Tool) -> dict[str, Any]:
         "name": word,
         "kind": {"type": ["string", "null"]},
         "targets": words,
-        "passed_over": words,
+        "rejected": words,
     }
     properties = {
         "tool": {"const": tool.name},

@@ -29,7 +29,7 @@ from netbpf.declare.tool import Tool
 from netbpf.kernel.kallsyms import shown
 from netbpf.kernel.processes import ids_differ
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Shape
+from netbpf.run.results.base import Result
 from netbpf.system import privileges, syscall_filter
 
 Say = Callable[[str], None]
@@ -81,19 +81,22 @@ class Confinement:
             raise privileges.lack([need for need in found if not need.without], tool.name, every)
         return found
 
-    def not_covered(self, attached: Attached, shape: Shape) -> int:
+    def not_covered(self, attached: Attached, shape: Result) -> int:
         """Return in how many respects, or of how many processes, events were not seen."""
         hidden = {need.without for need in self._lacking if need.hides}
         return len(hidden) + attached.not_covered + shape.lost.get("not_covered", 0)
 
     def notes(self, attached: Attached) -> list[str]:
         """Return in words what the result lacks without a privilege."""
-        denied = [choice for choice in attached.choices if choice.denied]
+        denied = [selection for selection in attached.selections if selection.denied]
         found: dict[str, list[str]] = {}
         for need in self._lacking:
             found.setdefault(need.without, []).append(need.name)
         return [
-            *(f"probe {choice.probe.name} is not used: {choice.denied}" for choice in denied),
+            *(
+                f"probe {selection.probe.name} is not used: {selection.denied}"
+                for selection in denied
+            ),
             *(f"{words}: it takes {', '.join(names)}" for words, names in found.items()),
         ]
 

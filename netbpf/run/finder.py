@@ -31,7 +31,7 @@ from netbpf.kernel.thread_stacks import has_left
 from netbpf.run.filters import may_pass
 from netbpf.run.places import CANNOT, Targets, attach_all
 from netbpf.system.untrusted import UnreadableBinary
-from netbpf.system.worker import Desk
+from netbpf.system.worker import WorkerEnd
 
 _EXEC_RING_PAGES = 16  # EXEC_RING_PAGES in include/user.bpf.h
 _START = struct.Struct("=QQQ")  # struct program_start in include/user.bpf.h: inode, device, pid
@@ -62,7 +62,7 @@ class Task(NamedTuple):
 class Finder:
     """The work of the process apart."""
 
-    def __init__(self, desk: Desk, task: Task) -> None:
+    def __init__(self, desk: WorkerEnd, task: Task) -> None:
         self.desk, self.task = desk, task
         self.coverage = Coverage(first=FIRST)
         self._execs = RingBuffer(task.execs, _EXEC_RING_PAGES * 4096, _START)

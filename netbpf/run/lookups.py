@@ -21,11 +21,11 @@ from netbpf.run.confinement import confine_finder
 from netbpf.run.filters import may_pass
 from netbpf.run.finder import Finder, Task
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Shape
+from netbpf.run.results.base import Result
 from netbpf.run.stop import Stop
 from netbpf.system.forks import note_cpu
 from netbpf.system.untrusted import read_text
-from netbpf.system.worker import Apart
+from netbpf.system.worker import Worker
 
 _FIRST_LOOK = 60.0  # seconds that the start waits for it, at most
 _SILENCE = 5.0  # and how long for a sign that it goes on
@@ -36,7 +36,7 @@ _PAUSE = 0.05  # seconds until a signal is noticed
 _AT_ONCE = 64  # messages
 
 
-class Watch(Shape):
+class Watch(Result):
     """Holds the tool's uprobes; a shape that writes nothing but what is covered."""
 
     def __init__(self, tool: Tool, settings: Mapping[str, Any], attached: Attached) -> None:
@@ -59,7 +59,7 @@ class Watch(Shape):
         task = Task(targets, maps["execs"], maps["programs_seen"], self.settings)
         programs = {program for program, _ in targets.values()}
         keep = {task.execs, task.seen, *programs}
-        self._apart = Apart(lambda desk: Finder(desk, task).run(), keep, confine_finder)
+        self._apart = Worker(lambda desk: Finder(desk, task).run(), keep, confine_finder)
         self.attached.closers.append(self._apart.close)
         self.attached.left = self.left
         self._wait_for_first_look(stop)
@@ -189,9 +189,9 @@ class Watch(Shape):
             print(f"netbpf: {message}", file=sys.stderr)
 
     def _programs(self) -> Iterator[tuple[str, tuple[int, bool]]]:
-        for choice in self.attached.choices:
-            if choice.kind in ("uprobe", "uretprobe"):
-                at_return = choice.kind == "uretprobe"
-                for target in choice.targets:
-                    program = self.attached.loaded.programs[choice.entry]
+        for selection in self.attached.selections:
+            if selection.kind in ("uprobe", "uretprobe"):
+                at_return = selection.kind == "uretprobe"
+                for target in selection.targets:
+                    program = self.attached.loaded.programs[selection.entry]
                     yield f"{target}{'()' * at_return}", (program, at_return)

@@ -13,7 +13,7 @@ from typing import Optional
 
 from netbpf.bpf.maps import Map
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Shape
+from netbpf.run.results.base import Result
 from netbpf.system.forks import cpu_seconds
 from netbpf.system.links import enable_statistics
 
@@ -130,12 +130,14 @@ class Budget:
 class Ledger:
     """What a run has lost so far, by cause: events that happened and will not be shown."""
 
-    def __init__(self, attached: Attached, cost: Cost, shape: Shape) -> None:
+    def __init__(self, attached: Attached, cost: Cost, shape: Result) -> None:
         """Read the losses of what is `attached` and shown by `shape`."""
         maps = attached.loaded.maps
         self._losses = Map(maps["losses"], 4, 8, per_cpu=True)
         self._ring = "events" in maps
-        self._besides = [c.entry for c in attached.choices if c.alternative and c.probe.besides]
+        self._besides = [
+            c.entry for c in attached.selections if c.alternative and c.probe.complements
+        ]
         self._cost, self._shape = cost, shape
         self.total: dict[str, int] = {}  # as last read
 

@@ -10,7 +10,7 @@ from netbpf.binaries.binary import Binary
 from netbpf.bpf.attach import attach_places, attach_user
 from netbpf.declare.values import escape
 from netbpf.system.untrusted import open_regular
-from netbpf.system.worker import Desk
+from netbpf.system.worker import WorkerEnd
 
 CANNOT = "cannot be probed"
 
@@ -18,7 +18,7 @@ CANNOT = "cannot be probed"
 Targets = Mapping[str, tuple[int, bool]]
 
 
-def attach_all(desk: Desk, targets: Targets, binary: Binary, path: str) -> str:
+def attach_all(desk: WorkerEnd, targets: Targets, binary: Binary, path: str) -> str:
     """Attach all probes that belong on a file, and send them on.
 
     Returns in words what the kernel refused; raises OSError, UnreadableBinary.
@@ -52,7 +52,7 @@ def _by_program(binary: Binary, targets: Targets) -> dict[tuple[int, bool], list
 
 
 def _attach(
-    desk: Desk,
+    desk: WorkerEnd,
     program: int,
     at_return: bool,
     path: str,
@@ -75,7 +75,7 @@ def _attach(
     return links
 
 
-def _go_on(desk: Desk) -> None:
+def _go_on(desk: WorkerEnd) -> None:
     desk.go_on()
     desk.send({})
 

@@ -23,7 +23,7 @@ from netbpf.kernel import thread_stacks
 from netbpf.kernel.btf import FUNC, Btf
 from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import LiveKernel
-from netbpf.kernel.select import Choice, select
+from netbpf.kernel.select import Selection, select
 from netbpf.system.privileges import refusal
 
 Say = Callable[[str], None]
@@ -39,36 +39,36 @@ class Attached:
 
     counters: Source
 
-    def __init__(self, choices: Sequence[Choice], loaded: Loaded) -> None:
+    def __init__(self, selections: Sequence[Selection], loaded: Loaded) -> None:
         """Take what was loaded; attach_targets() does the rest."""
-        self.choices = tuple(choices)
+        self.selections = tuple(selections)
         self.loaded = loaded
         self.links: dict[str, list[int]] = {}
         self.user_links: list[int] = []
         # Optional probes that this process must not attach: what they would see is lost.
-        self.not_covered = sum(bool(choice.denied) for choice in choices)
+        self.not_covered = sum(bool(selection.denied) for selection in selections)
         self.left = thread_stacks.left
         self.closers: list[Callable[[], None]] = []
 
     @property
     def lacking(self) -> set[str]:
         """The columns that the probes in use cannot tell."""
-        return {name for c in self.choices if c.alternative for name in c.alternative.loses}
+        return {name for c in self.selections if c.alternative for name in c.alternative.loses}
 
     def attach_targets(self) -> None:
         """Attach every program that has a target in the kernel; raise AttachRefused."""
-        for choice in self.choices:
-            if not choice.alternative or choice.kind in ("uprobe", "uretprobe"):
+        for selection in self.selections:
+            if not selection.alternative or selection.kind in ("uprobe", "uretprobe"):
                 continue
-            for name, target in ((n, t) for n, targets in choice.programs for t in targets):
-                over = self.loaded.maps.get(getattr(choice.alternative, "over", ""))
+            for name, target in ((n, t) for n, targets in selection.programs for t in targets):
+                over = self.loaded.maps.get(getattr(selection.alternative, "over", ""))
                 try:
-                    link = attach(choice.kind, self.loaded.programs[name], target, over)
+                    link = attach(selection.kind, self.loaded.programs[name], target, over)
                 except OSError as error:
                     raise AttachRefused(
-                        choice.probe.name, refusal("the kernel refused to attach it", error)
+                        selection.probe.name, refusal("the kernel refused to attach it", error)
                     ) from error
-                self.links.setdefault(choice.probe.name, []).append(link)
+                self.links.setdefault(selection.probe.name, []).append(link)
 
     def detach(self) -> None:
         """Detach everything; maps stay readable.
@@ -77,7 +77,7 @@ class Attached:
         machine: results were read before this, and events that come now are after the end.
         """
         later, self.user_links = self.user_links, []
-        names = [choice.probe.name for choice in self.choices if choice.kind == "tp"]
+        names = [selection.probe.name for selection in self.selections if selection.kind == "tp"]
         release([*later, *(link for name in names for link in self.links.pop(name, ()))])
         for links in self.links.values():
             for link in links:
@@ -98,13 +98,13 @@ class Attached:
         """Return the summary's list of probes, without those that others make superfluous."""
         return [
             {
-                "name": choice.probe.name,
-                "kind": choice.kind or None,
-                "targets": list(choice.targets),
-                "passed_over": [f"{words}: {why}" for words, why in choice.passed_over],
+                "name": selection.probe.name,
+                "kind": selection.kind or None,
+                "targets": list(selection.targets),
+                "rejected": [f"{words}: {why}" for words, why in selection.rejected],
             }
-            for choice in self.choices
-            if not choice.covered
+            for selection in self.selections
+            if not selection.covered
         ]
 
 
@@ -157,14 +157,14 @@ def _start(
         return (Btf() if settings.get("btf") else kernel.btf).find(function, FUNC)
 
     while True:
-        choices = select(probes, kernel, refused, forced)
+        selections = select(probes, kernel, refused, forced)
         cpus = f"#define CPUS {possible_cpus()}"  # see LRU_ENTRIES
-        header = "\n".join([*defines, cpus, layout.header(kernel, manifests, choices)])
+        header = "\n".join([*defines, cpus, layout.header(kernel, manifests, selections)])
         try:
             maps = maps_of(tool, settings)
-            loaded = compile_and_load(text, header, choices, maps, find_target, say)
+            loaded = compile_and_load(text, header, selections, maps, find_target, say)
             say(memory_words(loaded.memory))
-            attached = Attached(choices, loaded)
+            attached = Attached(selections, loaded)
             try:
                 attached.attach_targets()
             except BaseException:
@@ -172,7 +172,9 @@ def _start(
                 raise
             return attached
         except AttachRefused as error:
-            kind = next(choice.kind for choice in choices if choice.probe.name == error.probe)
+            kind = next(
+                selection.kind for selection in selections if selection.probe.name == error.probe
+            )
             say(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
             refused[error.probe, kind] = error.message
 

@@ -25,7 +25,7 @@ from netbpf.run.names import Names
 from netbpf.run.program import start
 from netbpf.run.ready import ReadyFile
 from netbpf.run.reports import Reports
-from netbpf.run.results.choose import left_out_of_csv, make_shape
+from netbpf.run.results.choose import left_out_of_csv, make_result
 from netbpf.run.results.tables import read_totals
 from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
@@ -49,8 +49,8 @@ class Run:
     ) -> None:
         """Check the options and privileges; nothing touches the kernel yet."""
         self.tool = tool
-        stamped = settings.get("time") or tool.stamped
-        stamps = {"time": stamped} if stamped else {}
+        show_time = settings.get("time") or tool.show_time
+        stamps = {"time": show_time} if show_time else {}
         self.settings = checked(tool, {**settings, **stamps})
         self.narrowed = narrowing(tool, settings)
         path = self.settings.get("ready_file")
@@ -91,7 +91,7 @@ class Run:
         self.tally = Tally(self.tool, self.settings, self.confinement.helper)
         keep(self.tally.close)
         self.attached.counters = self.tally.source
-        self.shape = make_shape(self.tool, self.settings, self.attached, self.clock)
+        self.shape = make_result(self.tool, self.settings, self.attached, self.clock)
         self.ledger = Ledger(self.attached, self.cost, self.shape)
         self.writer = make_writer(
             self.settings["output"], self.tool.name, self.shape.columns, self.clock,
@@ -241,10 +241,12 @@ class Run:
         return read_totals(self.tool.totals, self.attached.loaded.maps["totals"])
 
     def _ready(self) -> None:
-        for choice in self.attached.choices:
-            found = ", ".join(choice.targets) or ("found while running" if choice.kind else "")
-            self._say(f"probe {choice.probe.name}: {choice.kind or 'none'} {found}".rstrip())
-            for words, why in choice.passed_over:
+        for selection in self.attached.selections:
+            found = ", ".join(selection.targets) or (
+                "found while running" if selection.kind else ""
+            )
+            self._say(f"probe {selection.probe.name}: {selection.kind or 'none'} {found}".rstrip())
+            for words, why in selection.rejected:
                 self._say(f"  not {words}: {why}")
         if self.sign:
             self.sign.create()

@@ -8,7 +8,7 @@ from typing import Any
 from netbpf.declare.tool import Tool
 from netbpf.kernel.processes import ids_differ
 from netbpf.output.clock import Clock
-from netbpf.run.results.base import Shape
+from netbpf.run.results.base import Result
 from netbpf.run.tally import Tally
 
 _SHOWN_WHILE_RUNNING = ("measured", "runs", "run_ns", "ns_per_run", "cpu_percent",
@@ -16,7 +16,7 @@ _SHOWN_WHILE_RUNNING = ("measured", "runs", "run_ns", "ns_per_run", "cpu_percent
 
 
 def progress_of(
-    shape: Shape, clock: Clock, now: int, lost: Mapping[str, int], cost: Mapping[str, Any]
+    shape: Result, clock: Clock, now: int, lost: Mapping[str, int], cost: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what a report at the time `now` (ns) has while the tool runs."""
     more = shape.progress()
@@ -26,7 +26,7 @@ def progress_of(
 
 def summary_of(
     tool: Tool,
-    shape: Shape,
+    shape: Result,
     tally: Tally,
     clock: Clock,
     end: int,
@@ -49,7 +49,9 @@ def summary_of(
     }
 
 
-def _seen_and_lost(shape: Shape, clock: Clock, now: int, lost: Mapping[str, int]) -> dict[str, Any]:
+def _seen_and_lost(
+    shape: Result, clock: Clock, now: int, lost: Mapping[str, int]
+) -> dict[str, Any]:
     return {
         "seconds": round((now - clock.start) / 1e9, 3),
         "events": shape.seen,
@@ -63,7 +65,7 @@ def add_notes(
     summary: dict[str, Any],
     tool: Tool,
     settings: Mapping[str, Any],
-    shape: Shape,
+    shape: Result,
     tally: Tally,
     narrowed: Sequence[str],
 ) -> None:

@@ -1,11 +1,10 @@
-"""A process apart, for what may take long or never end: it can be killed at any time.
+"""A worker process for work on untrusted files, which can be killed at any time.
 
-What strangers have made can hold up who looks at it: a file on a file system that does not answer,
-tables that are read for minutes. So two processes are forked: one that looks, and one that forks
-another if it is killed, which leaves out what it was killed over. A timer of the kernel's kills it
-that runs as long as it is at one thing (`Desk.on`). Where it cannot even die (a request that a FUSE
-server has received and does not answer), it is left alone, and there is another one. All are gone
-when we are, whatever ends us.
+A file can hold up its reader: a file system that does not answer, a table that takes minutes. So
+two processes are forked: a worker, and a supervisor that forks the next worker if one is killed,
+with a list of what to leave out. A kernel timer kills the worker if it spends too long on one item
+(`WorkerEnd.on`). A worker that cannot even die (a FUSE server received its request and does not
+answer) is abandoned and replaced. All of them end when this process ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class Note:
         self._memory.close()
 
 
-class Desk:
+class WorkerEnd:
     """What the process apart works with.
 
     `channel` leads to the process that made it; `skipped` are the things that earlier ones were
@@ -135,7 +134,7 @@ class Desk:
         return self.channel.recv(_LARGEST)
 
 
-class Apart:
+class Worker:
     """The other end: starts the process that does `work`, receives from it, and ends it.
 
     `keep` are the descriptors that it needs; all others, and our output, are closed there.
@@ -144,7 +143,7 @@ class Apart:
 
     def __init__(
         self,
-        work: Callable[[Desk], None],
+        work: Callable[[WorkerEnd], None],
         keep: Iterable[int] = (),
         confine: Callable[[], None] = lambda: None,
     ) -> None:
@@ -205,7 +204,7 @@ class Apart:
             self.channel.send(message)
 
     def stuck(self, seconds: float) -> str:
-        """Return what it has been at for so long, in the words of `Desk.on`; "" if nothing."""
+        """Return what it has been at for so long, in the words of `WorkerEnd.on`; "" if nothing."""
         since = self._note.since
         return str(self._note) if 0 < since < time.monotonic() - seconds else ""
 
@@ -234,7 +233,7 @@ def _prepare(parent: int, keep: set[int]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _supervise(work: Callable[[Desk], None], channel: socket.socket, note: Note) -> None:
+def _supervise(work: Callable[[WorkerEnd], None], channel: socket.socket, note: Note) -> None:
     skipped: list[str] = []
     stuck = 0
     us = os.getpid()
@@ -246,7 +245,7 @@ def _supervise(work: Callable[[Desk], None], channel: socket.socket, note: Note)
             try:
                 end_with_parent(us)
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                work(Desk(channel, note, skipped))
+                work(WorkerEnd(channel, note, skipped))
                 status = 0
             finally:
                 os._exit(status)

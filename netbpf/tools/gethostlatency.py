@@ -62,11 +62,11 @@ import fnmatch
 from netbpf.declare import (
     NETNS,
     PROCESS,
-    Choice,
     Comm,
     Container,
     Cut,
     Duration,
+    Enum,
     Event,
     Family,
     Histogram,
@@ -109,8 +109,8 @@ class Lookup(Event):
     host = HostName("name asked for, or address (gethostbyaddr)")
     family = Family("address family asked for, null for any", wide=True)
     service = Cut("service asked for", ctype="char[32]", width=8, wide=True)
-    func = Choice("function that was called", FUNCTIONS, width=16, wide=True)
-    truncated = Choice("what was too long to be held whole", CUT, width=12, wide=True)
+    func = Enum("function that was called", FUNCTIONS, width=16, wide=True)
+    truncated = Enum("what was too long to be held whole", CUT, width=12, wide=True)
     container = Container("container of the process", wide=True)
     uid = Uid("user id of the process", wide=True)
     netns = Netns()
@@ -186,7 +186,7 @@ TOOL = Tool(
     },
     hooks={"enrich": enrich},
     maps=("execs", "programs_seen"),
-    stamped="seconds",
+    show_time="seconds",
     pending=("calls", "latency_us"),
     watch="lookups",
     summary_fields={

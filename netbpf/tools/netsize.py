@@ -41,8 +41,8 @@ LIMITS
 
 from netbpf.declare import (
     NETNS,
-    Choice,
     Count,
+    Enum,
     Histogram,
     Netns,
     Option,
@@ -70,7 +70,7 @@ class SizeKey(Record):
     cstruct = "size_key"
 
     dev = Text("network device")
-    point = Choice("nic_recv, stack_recv, stack_send or nic_send", POINTS, width=10)
+    point = Enum("nic_recv, stack_recv, stack_send or nic_send", POINTS, width=10)
     netns = Netns()
 
 

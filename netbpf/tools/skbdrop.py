@@ -54,9 +54,9 @@ from netbpf.declare import (
     Addr,
     Bytes,
     Cgroup,
-    Choice,
     Comm,
     Count,
+    Enum,
     Event,
     Family,
     Iterator,
@@ -126,8 +126,8 @@ class Drop(Event):
     len = Count("bytes from the network header on", ctype="u32", wide=True, width=5)
     dev = Text("device", wide=True)
     netns = Netns()
-    harmless = Choice("is it known to lose nothing? (--all)", YES_NO, wide=True)
-    socket = Choice("was it for a socket or from one?", YES_NO, wide=True, width=6)
+    harmless = Enum("is it known to lose nothing? (--all)", YES_NO, wide=True)
+    socket = Enum("was it for a socket or from one?", YES_NO, wide=True, width=6)
     uid = Uid("user id of the owner", wide=True)
     cgroup = Cgroup()
 
@@ -143,8 +143,8 @@ class DropKey(Record):
     netns = Netns()
     stack = KernelStack("how it came there", option="stack")
     dev = Text("device")
-    harmless = Choice("known to lose nothing", YES_NO)
-    socket = Choice("was there one", YES_NO)
+    harmless = Enum("known to lose nothing", YES_NO)
+    socket = Enum("was there one", YES_NO)
 
 
 class DropSums(Record):
@@ -172,8 +172,8 @@ class DropRow(Row):
     bytes = Bytes("bytes from the network header on", header="KB")
     netns = Netns()
     example = Text("one of them: source > destination", width=44, wide=True)
-    harmless = Choice("is it known to lose nothing? (--all)", YES_NO, wide=True)
-    socket = Choice("was it for a socket or from one?", YES_NO, wide=True, width=6)
+    harmless = Enum("is it known to lose nothing? (--all)", YES_NO, wide=True)
+    socket = Enum("was it for a socket or from one?", YES_NO, wide=True, width=6)
     meaning = Text("a sentence about the reason, if there is one", text=False)
     stack = KernelStack("kernel functions that led there, innermost first (--stack)",
                         header=" ", option="stack")  # fmt: skip
@@ -228,7 +228,7 @@ def review(summary, settings):  # type: ignore[no-untyped-def]
     """Say what was hidden, and what could not be seen."""
     hidden, notes = summary["totals"]["hidden"], []
     (drop,) = [probe for probe in summary["probes"] if probe["name"] == "drop"]
-    if any("lacks reason" in why for why in drop["passed_over"]):
+    if any("lacks reason" in why for why in drop["rejected"]):
         notes.append(NO_REASONS)
     if hidden:
         notes.append(f"{hidden} frees that lose nothing are not shown (--all shows them)")
@@ -302,7 +302,7 @@ TOOL = Tool(
         Probe("stale", Iterator("bpf_map_elem", over="owners"), optional=True),
     ),
     owners=True,
-    relearn="socket",
+    refresh_owners="socket",
     options=(
         Option("--events", help="a line for each packet, too"),
         Option("--all", help="show also frees that are known to lose nothing"),

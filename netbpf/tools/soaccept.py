@@ -70,9 +70,9 @@ from netbpf.declare import (
     Tracepoint,
     Uid,
 )
+from netbpf.declare.aggregation import Aggregation, percentile
 from netbpf.declare.calls import RING, SIGNAL
-from netbpf.declare.digest import Digest, percentile
-from netbpf.declare.sockets import AnyAddr, BoundAddr, Elapsed, Result, SockProto
+from netbpf.declare.sockets import AnyAddr, BoundAddr, CallResult, Elapsed, SockProto
 from netbpf.declare.states import GONE, state_probe
 
 _NONE = 2**32 - 1  # a queue that is not known
@@ -90,7 +90,7 @@ class Acceptance(Event):
     family = Family("address family, IPv4-mapped counts as ipv4", width=4, header="FAM")
     raddr = AnyAddr("remote address", width=23, header="ADDRESS")
     rport = Port("remote port", header="PORT", null=0)
-    result = Result("OK or the error in words", {})
+    result = CallResult("OK or the error in words", {})
     proto = SockProto(_PROTO, wide=True)
     laddr = AnyAddr("local address, or path of a unix socket", wide=True)
     lport = Port("local port", wide=True, null=0)
@@ -195,7 +195,7 @@ TOOL = Tool(
             "earlier",  # where another way is better for all other calls
             Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
             optional=True,
-            besides="leave",
+            complements="leave",
         ),
         Probe(
             "enter",
@@ -220,7 +220,7 @@ TOOL = Tool(
     constants=constants,
     counters=("Tcp.PassiveOpens", "TcpExt.ListenOverflows", "TcpExt.ListenDrops"),
     totals=Totals,
-    digest=Digest(
+    aggregation=Aggregation(
         ListenerRow, ("netns", "proto", "listener", "lport"), Listener, "accepts",
         lambda row, settings: bool(row["errors"]) or not settings["errors"],
     ),

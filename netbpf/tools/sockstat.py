@@ -56,9 +56,9 @@ from netbpf.declare import (
     PROCESS,
     SOCKET,
     Bytes,
-    Choice,
     Comm,
     Count,
+    Enum,
     Errno,
     Option,
     Pid,
@@ -93,8 +93,8 @@ class CallKey(Record):
     cstruct = "call_key"
 
     error = Errno("how it failed")
-    op = Choice("what was called", OPS)
-    proto = Choice("protocol", PROTOS)
+    op = Enum("what was called", OPS)
+    proto = Enum("protocol", PROTOS)
 
 
 class ProcessKey(Record):
@@ -105,7 +105,7 @@ class ProcessKey(Record):
     pid = Pid("process")
     error = Errno("how it failed")
     comm = Comm("its name")
-    op = Choice("what was called", OPS)
+    op = Enum("what was called", OPS)
 
 
 class CallSums(Record):
@@ -120,8 +120,8 @@ class CallSums(Record):
 class CallRow(Row):
     """What was done with the sockets of one protocol."""
 
-    op = Choice("what was called", OPS, width=10)
-    proto = Choice("protocol of the socket; null with --no-split", PROTOS, width=7)
+    op = Enum("what was called", OPS, width=10)
+    proto = Enum("protocol of the socket; null with --no-split", PROTOS, width=7)
     calls = Count("calls, or messages of send and recv, failed ones included")
     errors = Count("how many of them failed", width=6)
     would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", width=11)
@@ -133,7 +133,7 @@ class CallRow(Row):
 class ProcessRow(Row):
     """What one of the busiest processes did."""
 
-    op = Choice("what was called", OPS, width=10)
+    op = Enum("what was called", OPS, width=10)
     pid = Pid("one of the busiest processes")
     comm = Comm("its name", width=15)
     calls = Count("its calls, or messages of send and recv")

@@ -78,11 +78,11 @@ from netbpf.declare import (
     Tracepoint,
     Uid,
 )
+from netbpf.declare.aggregation import Aggregation, percentile
 from netbpf.declare.calls import SIGNAL
-from netbpf.declare.digest import Digest, percentile
 from netbpf.declare.options import milliseconds, nanoseconds
 from netbpf.declare.owners import SNAPSHOT
-from netbpf.declare.sockets import AnyAddr, Elapsed, Flag, LocalAddr, Result, SockProto
+from netbpf.declare.sockets import AnyAddr, CallResult, Elapsed, Flag, LocalAddr, SockProto
 from netbpf.declare.states import GONE, state_probe
 
 # Better or shorter words than the C library's; the first four are no error numbers.
@@ -111,7 +111,7 @@ class Connection(Event):
     latency_us = Elapsed(
         "handshake, or system call where there was none", header="LAT(us)", width=8
     )
-    result = Result("OK or the error in words, null if it goes on", RESULTS, SHORT)
+    result = CallResult("OK or the error in words, null if it goes on", RESULTS, SHORT)
     proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket", wide=True)
     laddr = LocalAddr("local address", wide=True)
     lport = Port("local port", wide=True, null=0)
@@ -228,7 +228,7 @@ TOOL = Tool(
             "earlier",  # calls that seccomp refuses end here only
             Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
             optional=True,
-            besides="leave",
+            complements="leave",
         ),
         state_probe(),
         Probe(
@@ -258,7 +258,7 @@ TOOL = Tool(
     constants=constants,
     counters=("Tcp.ActiveOpens", "Tcp.AttemptFails", "TcpExt.TCPSynRetrans"),
     totals=Totals,
-    digest=Digest(
+    aggregation=Aggregation(
         DestinationRow, ("netns", "raddr", "rport", "proto"), Destination, "attempts", keep
     ),
     hooks={"same": same_socket},

@@ -72,10 +72,10 @@ from netbpf.declare import (
     AmendedEvent,
     Bytes,
     Cgroup,
-    Choice,
     Comm,
     Count,
     Duration,
+    Enum,
     Family,
     Iterator,
     Micros,
@@ -126,8 +126,8 @@ class Session(AmendedEvent):
     duration_us = Duration("established to closed (or to now, if open)", header="MS", width=5)
     retrans = Count("segments that were sent again", ctype="u32", width=7, wide=True)
     srtt_us = Micros("smoothed round trip time", header="SRTT_US", wide=True)
-    role = Choice("active: connected, passive: accepted", ROLES, wide=True)
-    close = Choice("what ended it", CLOSES, width=11, wide=True)
+    role = Enum("active: connected, passive: accepted", ROLES, wide=True)
+    close = Enum("what ended it", CLOSES, width=11, wide=True)
     state = TcpState("TCP state: CLOSE, or what an open session is in", wide=True)
     tx_unacked = Count(
         "bytes written that the peer never acknowledged", wide=True, width=10, null=U64_MAX

@@ -60,9 +60,9 @@ from netbpf.declare import (
     PROCESS,
     SOCKET,
     Addr,
-    Choice,
     Comm,
     Count,
+    Enum,
     Fexit,
     Histogram,
     Kprobe,
@@ -97,7 +97,7 @@ class HeldKey(Record):
 
     cstruct = "held_key"
 
-    reason = Choice("why the data did not leave at once", REASONS, ctype="u32")
+    reason = Enum("why the data did not leave at once", REASONS, ctype="u32")
 
 
 class SettingKey(Record):
@@ -105,7 +105,7 @@ class SettingKey(Record):
 
     cstruct = "setting_key"
 
-    setting = Choice("setting", SETTINGS, ctype="u32")
+    setting = Enum("setting", SETTINGS, ctype="u32")
 
 
 class SettingSums(Record):
@@ -140,7 +140,7 @@ class Holder(Record):
     comm = Comm("name of the process")
     laddr = Addr("local address")
     raddr = Addr("remote address")
-    reason = Choice("why it held data", REASONS)
+    reason = Enum("why it held data", REASONS)
 
 
 _SLOTS = [f"slot{number}" for number in range(SLOTS)]
@@ -234,7 +234,7 @@ TOOL = Tool(
             Fexit("tcp_sendmsg", args=("sk",)),
             Kretprobe("tcp_sendmsg"),
         ),
-        Probe("enter_send", Kprobe("tcp_sendmsg", args=("sk",)), optional=True, instead="send"),
+        Probe("enter_send", Kprobe("tcp_sendmsg", args=("sk",)), optional=True, with_probe="send"),
         Probe(
             "leave",
             RawTracepoint("net_dev_queue", args=("skb",)),

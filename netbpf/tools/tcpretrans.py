@@ -55,10 +55,10 @@ from netbpf.declare import (
     SOCKET,
     Addr,
     Cgroup,
-    Choice,
     Column,
     Comm,
     Count,
+    Enum,
     Event,
     Family,
     Fentry,
@@ -107,7 +107,7 @@ class Retransmission(Event):
     rto_us = Micros("retransmission timeout in force", wide=True, width=8)
     srtt_us = Micros("smoothed round trip time", wide=True, width=8)
     err = SendError("why nothing was sent", wide=True)
-    ca_state = Choice("congestion: open, disorder, cwr, recovery or loss", CA_STATES, wide=True)
+    ca_state = Enum("congestion: open, disorder, cwr, recovery or loss", CA_STATES, wide=True)
     uid = Uid("user id of the owner", wide=True)
     netns = Netns()
     cgroup = Cgroup()
@@ -255,7 +255,7 @@ TOOL = Tool(
         ),
     ),
     owners=True,
-    stamped="seconds",
+    show_time="seconds",
     options=(
         *PROCESS,
         *NETNS,

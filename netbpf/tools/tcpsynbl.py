@@ -152,7 +152,7 @@ TOOL = Tool(
     histogram=Histogram("queues", QueueKey, "connections"),
     table=Table(
         "listeners", Listener, ListenerSums, ListenerRow, rows,
-        per_cpu=False, gauges=_GAUGES, standing=("accept_queue", "syn_queue"),
+        per_cpu=False, gauges=_GAUGES, persistent=("accept_queue", "syn_queue"),
         first="unheld", refresh=("holders", "listeners"), alarm=alarm, main=True,
     ),
     probes=(

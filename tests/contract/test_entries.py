@@ -88,7 +88,7 @@ def test_what_a_probe_refers_to_exists(name):
     options = {option.name for option in tool.options}
     seen: set[str] = set()
     for probe in tool.all_probes:
-        for partner in filter(None, (probe.instead, probe.besides)):
+        for partner in filter(None, (probe.with_probe, probe.complements)):
             assert partner in seen, f"{probe.name}: beside whom?"
         assert not probe.option or probe.option in options, f"{probe.name}: no such option"
         if probe in tool.probes:
@@ -102,7 +102,7 @@ def test_needed_probe_has_a_way_without_kprobes_or_fentry_or_says_why_not(name):
     # Kernels without them exist: a tool that needs them there is one that starts nowhere else.
     safe = {"rawtp", "tp", "iter", "uprobe", "uretprobe"}
     for probe in tool_of(name).all_probes:
-        if not probe.optional and not probe.option and not probe.instead:
+        if not probe.optional and not probe.option and not probe.with_probe:
             kinds = {a.kind for a in probe.alternatives}
             assert kinds & safe, f"{probe.name} has only {kinds}: make it optional, or find a way"
 

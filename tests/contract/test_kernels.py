@@ -104,14 +104,14 @@ def test_recording_covers_what_today_is_to_be_recorded(kernel):
 def test_tool_has_a_way_for_every_probe_or_it_is_known_why_not(name, kernel):
     tool = tool_of(name)
     try:
-        choices = select(tool.all_probes, KERNELS[kernel])
+        selections = select(tool.all_probes, KERNELS[kernel])
     except KeyError as question:
         not_asked(kernel, question)
     except Unsupported as error:
         assert (name, kernel) in UNSUPPORTED, error.message
         return
     assert (name, kernel) not in UNSUPPORTED, "it works now: take it off the list"
-    assert len(choices) == len(tool.all_probes)
+    assert len(selections) == len(tool.all_probes)
 
 
 @every_tool

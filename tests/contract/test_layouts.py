@@ -87,7 +87,7 @@ def test_tables_are_maps_of_their_records(name):
             else:
                 assert [ctype] == [column.ctype for column in record.members]
         assert table.sums.members[0].ctype == "u64", "sums are 64 bits wide, and there is one"
-        assert set(table.gauges) | set(table.standing) <= {c.name for c in table.sums.members}
+        assert set(table.gauges) | set(table.persistent) <= {c.name for c in table.sums.members}
         for column in table.row.columns:
             assert not column.ctype, f"{column.name} of a row is made in user space: ctype=''"
 

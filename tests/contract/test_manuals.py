@@ -39,7 +39,11 @@ def test_help_is_the_manual(tool: Tool):
 def test_manual_names_every_column_and_probe(tool: Tool):
     text = manual_text(tool)
     fields = text.split("\nFIELDS\n")[1].split("\nPROBES\n")[0]
-    rows = [tool.event, *(table.row for table in tool.tables), tool.digest and tool.digest.row]
+    rows = [
+        tool.event,
+        *(table.row for table in tool.tables),
+        tool.aggregation and tool.aggregation.row,
+    ]
     columns = [column.name for row in filter(None, rows) for column in row.columns]
     if tool.histogram:
         columns += [f"key.{column.name}" for column in tool.histogram.key.columns]

@@ -24,8 +24,8 @@ def shown_records(tool: Tool) -> list[type[Record]]:
     found = [tool.event, *(table.row for table in tool.tables)]
     if tool.histogram:
         found.append(tool.histogram.key)
-    if tool.digest:
-        found.append(tool.digest.row)
+    if tool.aggregation:
+        found.append(tool.aggregation.row)
     return [record for record in found if record]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 
-from netbpf.declare.columns import Choice, Family, Owner
+from netbpf.declare.columns import Enum, Family, Owner
 from netbpf.declare.values import TCP_STATES
 from netbpf.run.losses import CAUSES
 from tests.contract.house import (
@@ -59,7 +59,7 @@ def test_words_of_a_column_are_an_enum_of_the_program(name):
     known = enums(program(name))
     for record in records_of(tool_of(name)):
         for column in record.columns:
-            if type(column) is not Choice or not column.ctype:
+            if type(column) is not Enum or not column.ctype:
                 continue
             words = dict(column.words)
             if (name, column.name) in ELSEWHERE or words == {0: "no", 1: "yes"}:

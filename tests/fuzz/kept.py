@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from netbpf.bpf.constants import with_numbers
-from netbpf.bpf.object import MAGIC, Image, MapShape, map_references, pack, unpack, with_maps
+from netbpf.bpf.object import MAGIC, BpfObject, MapSpec, map_references, pack, unpack, with_maps
 from netbpf.kernel.recorded import AT, SIZE, NotRecorded, RecordedKernel
 from tests.fuzz.damage import mutated
 from tests.fuzz.target import Target
@@ -19,12 +19,12 @@ MOVE = bytes.fromhex("b700000003000000")  # r0 = 3
 EXIT = bytes.fromhex("9500000000000000")
 LOAD = bytes.fromhex("1811000007000000") + bytes(8)  # r1 = map 7
 CODE = MOVE + LOAD + bytes.fromhex("1801000066706e62") + bytes(8) + EXIT
-IMAGE = Image(
-    (MapShape("events", 27, 0, 0, 4096, 0), MapShape("lives", 1, 8, 96, 8192, 1)),
+IMAGE = BpfObject(
+    (MapSpec("events", 27, 0, 0, 4096, 0), MapSpec("lives", 1, 8, 96, 8192, 1)),
     {"state_tp": CODE, "empty": b"", "accept_tp": MOVE + EXIT},
 )
 KEY = "0" * 64
-PACKED = [pack(IMAGE, KEY), pack(IMAGE), pack(Image((), {"f": MOVE + EXIT}), KEY)]
+PACKED = [pack(IMAGE, KEY), pack(IMAGE), pack(BpfObject((), {"f": MOVE + EXIT}), KEY)]
 
 
 def summed_up(data: bytes) -> bytes:
@@ -40,7 +40,7 @@ def kept(data: bytes) -> None:
         if image is None:
             assert unpack(file, KEY) is None
             continue
-        assert all(isinstance(shape, MapShape) for shape in image.maps)
+        assert all(isinstance(shape, MapSpec) for shape in image.maps)
         places = {n for code in image.programs.values() for _, n in map_references(code)}
         for code in image.programs.values():
             assert len(with_maps(code, dict.fromkeys(places, 7))) == len(code)
@@ -50,15 +50,15 @@ def kept(data: bytes) -> None:
 
 
 SHAPES = st.lists(
-    st.builds(MapShape, st.text(max_size=8), *[st.integers(0, 2**32 - 1)] * 5), max_size=4
+    st.builds(MapSpec, st.text(max_size=8), *[st.integers(0, 2**32 - 1)] * 5), max_size=4
 )
 PROGRAMS = st.dictionaries(
     st.text(max_size=8), st.sampled_from([b"", MOVE, CODE, EXIT]), max_size=4
 )
 
 
-def there_and_back(case: tuple[list[MapShape], dict[str, bytes], str]) -> None:
-    image = Image(tuple(case[0]), case[1])
+def there_and_back(case: tuple[list[MapSpec], dict[str, bytes], str]) -> None:
+    image = BpfObject(tuple(case[0]), case[1])
     data = pack(image, case[2])
     assert unpack(data) == unpack(data, case[2]) == image
     assert unpack(data, case[2] + "x") is None

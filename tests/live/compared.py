@@ -57,8 +57,8 @@ def shapes_of(tool: Tool) -> dict[str, list[str]]:
         shapes["histogram"] = [*_names(tool.histogram.key.columns), *added]
     for table in tool.tables:
         shapes[f"--{table.option}" if table.option else "rows"] = _names(table.row.columns)
-    if tool.digest:
-        shapes[f"--{tool.digest.option}"] = _names(tool.digest.row.columns)
+    if tool.aggregation:
+        shapes[f"--{tool.aggregation.option}"] = _names(tool.aggregation.row.columns)
     totals = _names(tool.totals.columns) if tool.totals else []
     shapes["summary"] = [*tool.summary_fields, *totals]
     return {shape: columns for shape, columns in shapes.items() if columns}
@@ -95,7 +95,7 @@ def spoiled(line: dict[str, Any]) -> dict[str, Any]:
     if not tool or line.get("tool") != tool:
         return line
     shape, _, column = rest.partition(":")
-    if shape != shape_of(line):
+    if shape != spec_of(line):
         return line
     changed = dict(line)
     for part in ("key", "totals"):
@@ -107,7 +107,7 @@ def spoiled(line: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def shape_of(line: dict[str, Any]) -> str:
+def spec_of(line: dict[str, Any]) -> str:
     """Return which shape of its tool a line has."""
     if line["type"] != "interval":
         return str(line["type"])

@@ -23,7 +23,7 @@ from instructions import instruction
 from netbpf.bpf.attach import attach
 from netbpf.bpf.loader import Entry, load
 from netbpf.bpf.maps import Map
-from netbpf.bpf.object import Image, MapShape
+from netbpf.bpf.object import BpfObject, MapSpec
 from netbpf.system.syscalls import detached_mount
 
 # What is hit in a timer or softirq, and so in the time of any process.
@@ -73,7 +73,7 @@ def hides_init() -> bool:
     """
     if os.geteuid() != 0 or os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
         return False  # nobody knows: process 1 of a container is another one
-    image = Image((MapShape("seen", _ARRAY, 4, 8, 1, 0),), {"count_init": _COUNT_INIT})
+    image = BpfObject((MapSpec("seen", _ARRAY, 4, 8, 1, 0),), {"count_init": _COUNT_INIT})
     entry = Entry("init", "count_init", "count_init", _RAW_TRACEPOINT, 0, "")
     loaded = load(image, [entry], ["seen"], lambda name: 0)
     descriptors = [loaded.programs["count_init"], loaded.maps["seen"]]

@@ -196,7 +196,7 @@ def turns(name: str) -> list[dict[str, str]]:
     """What to force in each run: the best kind of every probe, the second best, and so on."""
     probes = probes_of(TOOLS[name], SETTINGS.get(name, {}))
     kinds = {probe.name: offered(probe) for probe in probes if offered(probe)}
-    leaders = [p for p in probes if p.name in kinds and not p.instead and not p.besides]
+    leaders = [p for p in probes if p.name in kinds and not p.with_probe and not p.complements]
     return [
         with_partners({p.name: kinds[p.name][min(turn, len(kinds[p.name]) - 1)] for p in leaders},
                       probes, kinds)
@@ -210,7 +210,7 @@ def with_partners(
     """The same, with probes that stand in only beside one of the same kind."""
     pairs = {"kretprobe": "kprobe"}
     for probe in probes:
-        kind = forced.get(probe.instead, "")
+        kind = forced.get(probe.with_probe, "")
         for fitting in (kind, pairs.get(kind)):
             if fitting in kinds.get(probe.name, ()):
                 forced[probe.name] = str(fitting)
@@ -219,8 +219,8 @@ def with_partners(
 
 
 def lost_columns(name: str, forced: dict[str, str]) -> set[str]:
-    choices = select(probes_of(TOOLS[name], SETTINGS.get(name, {})), kernel(), {}, forced)
-    return {column for choice in choices for column in choice.lost_columns}
+    selections = select(probes_of(TOOLS[name], SETTINGS.get(name, {})), kernel(), {}, forced)
+    return {column for selection in selections for column in selection.lost_columns}
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -18,7 +18,7 @@ from crowd import QUICK_ENDS, Crowd
 from harness import SOURCE_TREE, START_TIMEOUT, Run, command, netbpf_once, validator
 from traffic import Line
 
-from netbpf.bpf.object import Image, pack, unpack
+from netbpf.bpf.object import BpfObject, pack, unpack
 from netbpf.declare.tool import tool_names
 
 NOBODY = 65534
@@ -175,8 +175,10 @@ def test_what_the_verifier_refuses_is_compiled_again_though_its_seal_is_right(pl
     good = (place / name).read_bytes()
     image = unpack(good, name)
     assert image
-    zeros = Image(image.maps, {entry: bytes(len(code)) for entry, code in image.programs.items()})
-    for wrong in (zeros, Image((), image.programs)):
+    zeros = BpfObject(
+        image.maps, {entry: bytes(len(code)) for entry, code in image.programs.items()}
+    )
+    for wrong in (zeros, BpfObject((), image.programs)):
         (place / name).write_bytes(pack(wrong, name))
         done = once(place)
         assert "netbpf: what was kept is compiled again: " in done.stderr

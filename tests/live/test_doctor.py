@@ -89,7 +89,7 @@ def test_a_recording_chooses_as_the_kernel_does(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     recorded, live = RecordedKernel(json.loads(path.read_text())), LiveKernel()
     for tool in all_tools():
-        assert doctor.choices_of(tool, recorded) == doctor.choices_of(tool, live)
+        assert doctor.selections_of(tool, recorded) == doctor.selections_of(tool, live)
         assert doctor.examine_tool(tool, recorded) == doctor.examine_tool(tool, live)
 
 

@@ -24,7 +24,7 @@ from topology import Host
 from netbpf.bpf.attach import attach
 from netbpf.bpf.loader import Entry, load
 from netbpf.bpf.maps import possible_cpus
-from netbpf.bpf.object import Image
+from netbpf.bpf.object import BpfObject
 from netbpf.declare import memory
 from netbpf.declare.tool import find_tool
 
@@ -153,7 +153,7 @@ def busy_with_a_program(host: Host) -> Iterator[Callable[[], int]]:
     none of them inside another one, and counts that since dd8657894c11 ("bpf: Count missed stats in
     trace_call_bpf", 6.7): yields what returns how often it did so for a program of the test's.
     """
-    image = Image((), {"spin": _SPIN, "witness": _SPIN[-16:]})
+    image = BpfObject((), {"spin": _SPIN, "witness": _SPIN[-16:]})
     entries = [Entry(name, name, name, _TRACEPOINT, 0, "") for name in image.programs]
     programs = load(image, entries, [], lambda _: 0).programs
     events = {"syscalls:sys_enter_getppid": "spin"}

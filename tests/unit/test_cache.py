@@ -15,7 +15,7 @@ import pytest
 
 from netbpf.bpf import cache, compiler
 from netbpf.bpf.cache import NoCache
-from netbpf.bpf.object import Image, pack
+from netbpf.bpf.object import BpfObject, pack
 from netbpf.errors import AttachRefused
 from tests.contract.house import ROOT
 
@@ -386,7 +386,7 @@ def test_without_bcc_there_is_no_name(bcc, monkeypatch):
 
 # --- beside the compiler --------------------------------------------------------------------------
 
-IMAGE = Image((), {"f": bytes(8)})
+IMAGE = BpfObject((), {"f": bytes(8)})
 
 
 @pytest.fixture
@@ -436,20 +436,20 @@ def test_damaged_file_is_replaced(directory, compiled, content):
 def test_file_of_another_program_is_replaced(directory, compiled):
     start()
     (path,) = directory.iterdir()
-    for image, key in ((IMAGE, ""), (IMAGE, "0" * 64), (Image((), {"g": bytes(8)}), path.name)):
+    for image, key in ((IMAGE, ""), (IMAGE, "0" * 64), (BpfObject((), {"g": bytes(8)}), path.name)):
         path.write_bytes(pack(image, key))
         assert start()[0].endswith("is thrown away: its content is wrong")
         assert path.read_bytes() == pack(IMAGE, path.name)
     assert len(compiled) == 4
 
 
-WRONG = Image((), {"f": bytes(16)})
+WRONG = BpfObject((), {"f": bytes(16)})
 
 
 @pytest.fixture
 def loading(directory, compiled, monkeypatch):
     """A kernel that refuses WRONG; returns what starts it. Its list has what was loaded."""
-    tried: list[Image] = []
+    tried: list[BpfObject] = []
 
     def load(image, *_):
         tried.append(image)

@@ -76,7 +76,7 @@ def test_a_tool_is_usable_if_every_needed_probe_and_field_is_there():
     assert found["usable"] is True and found["problems"] == []
     seen, felt = found["probes"]
     assert (seen["kind"], seen["targets"]) == ("rawtp", ["seen"])
-    assert seen["passed_over"] == [
+    assert seen["rejected"] == [
         {"alternative": "fentry see", "why": "this kernel refuses fentry programs"}
     ]
     assert (felt["kind"], felt["lost_columns"]) == (None, ["pid"])
@@ -103,7 +103,7 @@ def test_a_program_that_is_not_there_is_told(programs):
 def test_without_privileges_nothing_is_claimed():
     found = report.examine_tool(TOOL, FakeKernel(**HAS_FIELDS), lacking=["CAP_BPF"])
     assert found["usable"] is None and found["problems"] == []
-    whys = {over["why"] for probe in found["probes"] for over in probe["passed_over"]}
+    whys = {over["why"] for probe in found["probes"] for over in probe["rejected"]}
     assert whys == {machine.ROOT_TELLS}
 
 
@@ -123,7 +123,7 @@ def test_a_probe_of_an_option_that_cannot_be_is_no_problem():
 def test_a_probe_that_its_partner_covers_loses_nothing():
     probes = (
         Probe("a", Fexit("f"), Tracepoint("s:a")),
-        Probe("b", Tracepoint("s:b"), optional=True, loses=("pid",), instead="a"),
+        Probe("b", Tracepoint("s:b"), optional=True, loses=("pid",), with_probe="a"),
     )
     tool = Tool("pretend - with partners\n", event=Thing, probes=probes)
     kernel = FakeKernel(

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from netbpf.declare.columns import Choice, Count
+from netbpf.declare.columns import Count, Enum
 from netbpf.declare.histogram import SLOTS, Histogram, bucket_bounds
 from netbpf.declare.record import Record
 from netbpf.run.results import histograms
@@ -75,7 +75,7 @@ class Key(Record):
     """A key with padding at its end."""
 
     port = Count("port", ctype="u32")
-    point = Choice("point", {0: "in", 1: "out"})
+    point = Enum("point", {0: "in", 1: "out"})
 
 
 class Sums(Record):
@@ -137,7 +137,7 @@ def test_keys_that_differ_only_in_what_is_left_out_are_added(monkeypatch, reader
         """The same key, whose port is shown only when asked for."""
 
         port = Count("port", ctype="u32", wide=True)
-        point = Choice("point", {0: "in", 1: "out"})
+        point = Enum("point", {0: "in", 1: "out"})
 
     declared = Histogram("sizes", WideKey, "bytes", extra=Sums)
     joined = HistogramReader(declared, 5, join=True)

@@ -197,8 +197,8 @@ int main(void) { return 0; }"""
 
 def test_nothing_is_generated_for_a_probe_without_alternative():
     found = FakeKernel()
-    choices = select([Probe("state", Kprobe("f"), optional=True)], found)
-    assert header(found, [], choices).strip() == ""
+    selections = select([Probe("state", Kprobe("f"), optional=True)], found)
+    assert header(found, [], selections).strip() == ""
 
 
 def test_manifests_are_read_from_the_text():

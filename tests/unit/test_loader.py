@@ -11,7 +11,7 @@ import pytest
 
 from netbpf.bpf import loader, preemption
 from netbpf.bpf.loader import Entry, entries_of
-from netbpf.bpf.object import Image, MapShape
+from netbpf.bpf.object import BpfObject, MapSpec
 from netbpf.declare.probes import (
     Fentry,
     Fexit,
@@ -23,7 +23,7 @@ from netbpf.declare.probes import (
     Uprobe,
 )
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
-from netbpf.kernel.select import Choice
+from netbpf.kernel.select import Selection
 from netbpf.system import syscalls
 from tests.unit.test_object import EXIT, MOVE, load_map
 
@@ -132,15 +132,15 @@ def found(name: str) -> int:
     ],
 )
 def test_kinds_of_programs_are_those_of_the_kernel(alternative, targets, kinds, target):
-    choice = Choice(Probe("see", alternative), alternative, targets, ())
-    (made,) = entries_of([choice, Choice(Probe("none", optional=True), None, (), ())])
+    selection = Selection(Probe("see", alternative), alternative, targets, ())
+    (made,) = entries_of([selection, Selection(Probe("none", optional=True), None, (), ())])
     assert (made.kind, made.attach_type, made.target) == (*kinds, target)
     assert made.function == made.program == f"see_{alternative.kind}"
 
 
 def test_fentry_of_two_functions_is_two_programs_of_one_c_function():
     alternative = Fentry("f", "g", every=True)
-    first, second = entries_of([Choice(Probe("see", alternative), alternative, ("f", "g"), ())])
+    first, second = entries_of([Selection(Probe("see", alternative), alternative, ("f", "g"), ())])
     assert first.function == second.function == "see_fentry"
     assert (first.program, first.target) == ("see_fentry", "f")
     assert (second.program, second.target) == ("see_fentry:g", "g")
@@ -148,7 +148,7 @@ def test_fentry_of_two_functions_is_two_programs_of_one_c_function():
 
 def test_program_is_asked_for_as_the_kernel_reads_it(kernel):
     code = MOVE + EXIT
-    image = Image((), {"a_name_that_is_too_long": code})
+    image = BpfObject((), {"a_name_that_is_too_long": code})
     made = entry("a_name_that_is_too_long", 26, 25, "tcp_connect")
     loader.load(image, [made], [], found)
     ((asked, instructions),) = kernel.programs
@@ -162,8 +162,8 @@ def test_program_is_asked_for_as_the_kernel_reads_it(kernel):
 
 
 def test_map_is_asked_for_as_it_was_described(kernel):
-    shape = MapShape("calls_by_process", 10, 24, 56, 8192, 2)
-    loader.load(Image((shape,), {}), [], ["calls_by_process"], found)
+    shape = MapSpec("calls_by_process", 10, 24, 56, 8192, 2)
+    loader.load(BpfObject((shape,), {}), [], ["calls_by_process"], found)
     (asked,) = kernel.maps
     told = (asked.map_type, asked.key_size, asked.value_size, asked.max_entries, asked.map_flags)
     assert told == shape[1:]
@@ -173,8 +173,10 @@ def test_map_is_asked_for_as_it_was_described(kernel):
 
 def test_only_maps_that_somebody_uses_are_made_and_programs_get_theirs(kernel, open_files):
     before = open_files()
-    shapes = [MapShape(name, 1, 4, 8, 16, 0) for name in ("spare", "inner", "losses", "events")]
-    image = Image(tuple(shapes), {"state_rawtp": load_map(1) + load_map(2) + EXIT, "other": EXIT})
+    shapes = [MapSpec(name, 1, 4, 8, 16, 0) for name in ("spare", "inner", "losses", "events")]
+    image = BpfObject(
+        tuple(shapes), {"state_rawtp": load_map(1) + load_map(2) + EXIT, "other": EXIT}
+    )
     loaded = loader.load(image, [entry()], ["losses", "events"], found)
     assert [asked.map_name for asked in kernel.maps] == [b"inner", b"losses", b"events"]
     assert set(loaded.maps) == {"losses", "events"}
@@ -205,21 +207,21 @@ def found_with_switches(name: str) -> int:
 )
 def test_programs_of_uprobes_switch_preemption_off(kernel, kind, attach, expected):
     made = entry("see", kind, attach, "tcp_connect" if kind == 26 else "")
-    loader.load(Image((), {"see": PLAIN}), [made], [], found_with_switches)
+    loader.load(BpfObject((), {"see": PLAIN}), [made], [], found_with_switches)
     ((_, instructions),) = kernel.programs
     assert instructions == expected
 
 
 def test_kernel_that_takes_no_such_calls_gets_the_program_as_it_is(kernel):
     kernel.errors = [524]  # ENOTSUPP, which only the kernel has: no JIT compiler
-    loader.load(Image((), {"see": PLAIN}), [entry("see", 2, 48)], [], found_with_switches)
+    loader.load(BpfObject((), {"see": PLAIN}), [entry("see", 2, 48)], [], found_with_switches)
     ((_, instructions),) = kernel.programs
     assert instructions == PLAIN
 
 
 # --- refusals -------------------------------------------------------------------------------------
 
-IMAGE = Image((MapShape("losses", 6, 4, 8, 4, 0),), {"state_rawtp": EXIT, "accept_tp": EXIT})
+IMAGE = BpfObject((MapSpec("losses", 6, 4, 8, 4, 0),), {"state_rawtp": EXIT, "accept_tp": EXIT})
 
 
 def test_refused_program_is_named_with_the_reason_and_what_the_verifier_says(kernel, open_files):

@@ -11,9 +11,9 @@ import pytest
 from netbpf.declare import (
     PROCESS,
     Bytes,
-    Choice,
     Column,
     Duration,
+    Enum,
     Event,
     Fentry,
     Option,
@@ -67,7 +67,7 @@ class Thing(Event):
     pid = Pid("whose")
     size = Bytes("how large", header="SIZE_KB")
     span_us = Duration("how long", wide=True)
-    how = Choice("in which way", {0: None, 1: "well", 2: "badly"})
+    how = Enum("in which way", {0: None, 1: "well", 2: "badly"})
     secret = Column("not for people", text=False)
 
 

@@ -5,42 +5,42 @@ from __future__ import annotations
 import pytest
 
 from netbpf.bpf.map_memory import bytes_of
-from netbpf.bpf.object import MapShape
+from netbpf.bpf.object import MapSpec
 from netbpf.declare import memory
 from netbpf.declare.tool import all_tools, find_tool
 from netbpf.run.program import memory_words
 
 # memlock of maps that a 6.18 kernel made, on a machine with 2 CPUs.
 COUNTED = [
-    (MapShape("hash", 1, 8, 32, 16384, 0), 1_705_024),
-    (MapShape("hash", 1, 16, 16, 65536, 0), 6_292_528),
-    (MapShape("array", 2, 4, 440, 1, 0), 752),
-    (MapShape("percpu_hash", 5, 28, 336, 16384, 0), 12_714_880),
-    (MapShape("percpu_array", 6, 4, 2048, 1, 0), 4_416),
-    (MapShape("lru_hash", 9, 8, 1, 16896, 0), 1_606_528),
-    (MapShape("ring", 27, 0, 0, 1 << 20, 0), 1_065_288),
+    (MapSpec("hash", 1, 8, 32, 16384, 0), 1_705_024),
+    (MapSpec("hash", 1, 16, 16, 65536, 0), 6_292_528),
+    (MapSpec("array", 2, 4, 440, 1, 0), 752),
+    (MapSpec("percpu_hash", 5, 28, 336, 16384, 0), 12_714_880),
+    (MapSpec("percpu_array", 6, 4, 2048, 1, 0), 4_416),
+    (MapSpec("lru_hash", 9, 8, 1, 16896, 0), 1_606_528),
+    (MapSpec("ring", 27, 0, 0, 1 << 20, 0), 1_065_288),
 ]
 
 
 @pytest.mark.parametrize(("shape", "counted"), COUNTED)
-def test_a_map_takes_what_the_kernel_counts_or_little_more(shape: MapShape, counted: int) -> None:
+def test_a_map_takes_what_the_kernel_counts_or_little_more(shape: MapSpec, counted: int) -> None:
     stated = bytes_of(shape, 2)
     assert counted <= stated <= counted + 4096
 
 
 def test_per_cpu_values_count_for_each_cpu():
-    shape = MapShape("percpu_hash", 5, 8, 100, 1024, 0)
+    shape = MapSpec("percpu_hash", 5, 8, 100, 1024, 0)
     assert bytes_of(shape, 9) - bytes_of(shape, 8) >= 1024 * 104
     assert bytes_of(shape._replace(kind=1), 9) - bytes_of(shape._replace(kind=1), 8) < 1024
 
 
 def test_places_of_a_hash_table_are_a_power_of_two():
-    one, more = (bytes_of(MapShape("hash", 1, 8, 8, n, 0), 2) for n in (1024, 1025))
+    one, more = (bytes_of(MapSpec("hash", 1, 8, 8, n, 0), 2) for n in (1024, 1025))
     assert more - one == 64 + 16 * 1024
 
 
 def test_stacks_count_their_places():
-    assert bytes_of(MapShape("stacks", 7, 4, 127 * 8, 4096, 0), 2) >= 4096 * 127 * 8
+    assert bytes_of(MapSpec("stacks", 7, 4, 127 * 8, 4096, 0), 2) >= 4096 * 127 * 8
 
 
 def test_every_tool_states_its_maps_and_no_other_does():

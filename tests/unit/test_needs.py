@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from netbpf.bpf import loader
-from netbpf.bpf.object import MapShape
+from netbpf.bpf.object import MapSpec
 from netbpf.declare import Probe, RawTracepoint, Tracepoint, needs
 from netbpf.declare.needs import Need, needs_of
 from netbpf.declare.tool import all_tools, find_tool
@@ -119,21 +119,21 @@ def test_hidden_tracepoint_is_a_lack_of_privileges_and_not_of_the_kernel():
 
 def test_way_that_needs_no_tracefs_is_taken_without_a_word():
     probe = Probe("leave", EXITS, RawTracepoint("sys_exit"))
-    (choice,) = select([probe], HiddenTracefs(raw={"sys_exit": ()}))
-    assert choice.kind == "rawtp" and choice.denied == ""
+    (selection,) = select([probe], HiddenTracefs(raw={"sys_exit": ()}))
+    assert selection.kind == "rawtp" and selection.denied == ""
 
 
 def test_way_that_loses_columns_for_lack_of_a_privilege_is_named():
     probe = Probe("leave", EXITS, RawTracepoint("sys_exit", loses=("pid",)))
-    (choice,) = select([probe], HiddenTracefs(raw={"sys_exit": ()}))
-    assert choice.kind == "rawtp" and "CAP_DAC_READ_SEARCH" in choice.denied
+    (selection,) = select([probe], HiddenTracefs(raw={"sys_exit": ()}))
+    assert selection.kind == "rawtp" and "CAP_DAC_READ_SEARCH" in selection.denied
 
 
 def test_optional_probe_that_is_hidden_is_named():
-    (choice,) = select([Probe("leave", EXITS, optional=True)], HiddenTracefs())
-    assert choice.kind == "" and "CAP_DAC_READ_SEARCH" in choice.denied
-    (choice,) = select([Probe("leave", EXITS, optional=True)], FakeKernel())
-    assert choice.denied == ""
+    (selection,) = select([Probe("leave", EXITS, optional=True)], HiddenTracefs())
+    assert selection.kind == "" and "CAP_DAC_READ_SEARCH" in selection.denied
+    (selection,) = select([Probe("leave", EXITS, optional=True)], FakeKernel())
+    assert selection.denied == ""
 
 
 def test_refusal_of_a_needed_probe_is_one_of_privileges_only_if_one_is_missing(monkeypatch):
@@ -172,7 +172,7 @@ def test_map_that_takes_more_than_may_be_locked_is_a_lack_of_privileges(monkeypa
     monkeypatch.setattr(loader, "_raise_limit", lambda: False)
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF"])
     monkeypatch.setattr(privileges.resource, "getrlimit", lambda _: (limit, limit))
-    shape = MapShape("events", 27, 0, 0, 1 << 20, 0)
+    shape = MapSpec("events", 27, 0, 0, 1 << 20, 0)
     with pytest.raises((PrivilegeError, Exception)) as raised:
         loader._make_map(shape)
     assert isinstance(raised.value, PrivilegeError) is (limit == 65536)
@@ -190,8 +190,8 @@ def confined(monkeypatch: Any, tool: str, *without: Need) -> Confinement:
 
 
 def attached(*denied: str) -> Any:
-    choices = [SimpleNamespace(denied=why, probe=SimpleNamespace(name="x")) for why in denied]
-    return SimpleNamespace(choices=choices, not_covered=sum(map(bool, denied)))
+    selections = [SimpleNamespace(denied=why, probe=SimpleNamespace(name="x")) for why in denied]
+    return SimpleNamespace(selections=selections, not_covered=sum(map(bool, denied)))
 
 
 SHAPE: Any = SimpleNamespace(lost={})

@@ -9,7 +9,7 @@ import struct
 import pytest
 from instructions import instruction
 
-from netbpf.bpf.object import MAGIC, Image, MapShape, map_references, pack, unpack, with_maps
+from netbpf.bpf.object import MAGIC, BpfObject, MapSpec, map_references, pack, unpack, with_maps
 
 
 def load_map(number: int, dst: int = 1) -> bytes:
@@ -21,8 +21,8 @@ EXIT = instruction(0x95)
 # A 64-bit number whose second half looks like a load of a map.
 NUMBER = instruction(0x18, 1, 0, 0, 5) + instruction(0x18, 1, 1, 0, 6)
 CODE = MOVE + load_map(7) + NUMBER + load_map(8, 3) + load_map(7) + EXIT
-IMAGE = Image(
-    (MapShape("events", 27, 0, 0, 4096, 0), MapShape("lives", 1, 8, 96, 8192, 1)),
+IMAGE = BpfObject(
+    (MapSpec("events", 27, 0, 0, 4096, 0), MapSpec("lives", 1, 8, 96, 8192, 1)),
     {"state_tp": CODE, "empty": b"", "accept_tp": MOVE + EXIT},
 )
 
@@ -46,7 +46,7 @@ def test_an_image_comes_back_as_it_was():
     found = unpack(pack(IMAGE))
     assert found == IMAGE
     assert found and list(found.programs) == list(IMAGE.programs)
-    assert unpack(pack(Image((), {}))) == Image((), {})
+    assert unpack(pack(BpfObject((), {}))) == BpfObject((), {})
 
 
 def test_the_same_image_gives_the_same_bytes():
@@ -91,7 +91,7 @@ def saying(**changed: object) -> dict[str, object]:
 
 
 def test_what_is_summed_up_by_hand_is_read_if_it_is_right():
-    assert unpack(summed_up(saying(), MOVE)) == Image((MapShape(*MAP),), {"f": MOVE})
+    assert unpack(summed_up(saying(), MOVE)) == BpfObject((MapSpec(*MAP),), {"f": MOVE})
 
 
 @pytest.mark.parametrize(

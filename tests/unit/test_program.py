@@ -13,7 +13,7 @@ from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
 from netbpf.declare.record import Event, Record
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
-from netbpf.kernel.select import Choice
+from netbpf.kernel.select import Selection
 from netbpf.run.program import Attached, maps_of, parse_forced, probes_of
 
 STATE = Probe("state", RawTracepoint("t"))
@@ -77,17 +77,19 @@ def test_anything_else_is_a_usage_error(text):
 
 
 def test_summary_describes_what_was_chosen_and_why():
-    choice = Choice(STATE, STATE.alternatives[0], ("t",), (("fentry f", "no such function"),))
-    none = Choice(Probe("accept", Tracepoint("s:t"), optional=True), None, (), ())
-    covered = Choice(Probe("more", Tracepoint("s:t")), None, (), (("more", "covered by state_tp"),))
-    assert Attached([choice, none, covered], Loaded({}, {})).described() == [
+    selection = Selection(STATE, STATE.alternatives[0], ("t",), (("fentry f", "no such function"),))
+    none = Selection(Probe("accept", Tracepoint("s:t"), optional=True), None, (), ())
+    covered = Selection(
+        Probe("more", Tracepoint("s:t")), None, (), (("more", "covered by state_tp"),)
+    )
+    assert Attached([selection, none, covered], Loaded({}, {})).described() == [
         {
             "name": "state",
             "kind": "rawtp",
             "targets": ["t"],
-            "passed_over": ["fentry f: no such function"],
+            "rejected": ["fentry f: no such function"],
         },
-        {"name": "accept", "kind": None, "targets": [], "passed_over": []},
+        {"name": "accept", "kind": None, "targets": [], "rejected": []},
     ]
 
 

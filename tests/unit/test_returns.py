@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from netbpf.binaries import returns
-from netbpf.binaries.elf import Function, Image, UnreadableBinary
+from netbpf.binaries.elf import ElfFile, Function, UnreadableBinary
 from netbpf.binaries.returns import Step, Unproven, decode
 
 LENGTHS = """
@@ -126,7 +126,7 @@ LIBCS = [
 @pytest.mark.skipif(not shutil.which("objdump") or not LIBCS, reason="apt install binutils")
 @pytest.mark.parametrize("path", LIBCS, ids=lambda path: path.name)
 def test_every_instruction_of_libc_is_as_long_as_objdump_says(path):
-    with Image(str(path)) as image:
+    with ElfFile(str(path)) as image:
         text = image.section(".text")
         code = image.read(text.offset, text.size) + bytes(16)
     words = ["objdump", "-d", "-w", "-j", ".text", path]

@@ -30,7 +30,7 @@ class Fakes:
         run.out = SimpleNamespace(error=None, blocked=False)
         run.clock, run.narrowed, run._longer = Clock(), [], 0
         run.stop = SimpleNamespace(reason="SIGINT", finish=lambda _: None)
-        run.attached = SimpleNamespace(described=list, choices=(), not_covered=0)
+        run.attached = SimpleNamespace(described=list, selections=(), not_covered=0)
         run.shape = SimpleNamespace(
             summary=dict, seen=0, empty=True, unit="events", notes=[], namespaces=set(), after_end=0
         )

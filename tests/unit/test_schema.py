@@ -12,10 +12,10 @@ import pytest
 from netbpf.declare.columns import (
     Addr,
     Bytes,
-    Choice,
     Comm,
     Count,
     Duration,
+    Enum,
     Errno,
     Family,
     Micros,
@@ -50,7 +50,7 @@ class Everything(Event):
     tx_bytes = Bytes("b")
     span_us = Duration("d")
     srtt_us = Micros("m")
-    role = Choice("r", {0: None, 1: "active"})
+    role = Enum("r", {0: None, 1: "active"})
     err = Errno("e")
     state = TcpState("s")
     uid = Uid("u")
@@ -74,7 +74,7 @@ SUMMARY = {
     "lost": {"ring_full": 0, "map_full": 0, "probe_missed": 0, "reader": 0, "unwritten": 0,
              "not_covered": 0},
     "complete": True, "after_end": 0,
-    "probes": [{"name": "state", "kind": None, "targets": ["t"], "passed_over": []}],
+    "probes": [{"name": "state", "kind": None, "targets": ["t"], "rejected": []}],
     "counters": {"Tcp.OutRsts": 1},
     "overhead": {"measured": True, "runs": 1, "run_ns": 1, "cpu_percent": 0.1, "more": 1},
     "notes": [],

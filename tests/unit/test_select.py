@@ -1,4 +1,4 @@
-"""The choice of probes: the first alternative that the kernel offers, and why no better one."""
+"""The selection of probes: the first alternative that the kernel offers, and why no better one."""
 
 from __future__ import annotations
 
@@ -30,47 +30,47 @@ FORMAT = {"sock:inet_sock_set_state": ("skaddr", "oldstate")}
 
 
 def kinds(kernel, *probes, **more) -> list[str]:
-    return [choice.kind for choice in select(probes, kernel, **more)]
+    return [selection.kind for selection in select(probes, kernel, **more)]
 
 
 def test_first_usable_alternative_wins():
     # GIVEN a kernel that offers everything
     kernel = FakeKernel(FORMAT, RAW, {"tcp_set_state": ("sk", "state")}, takes=("kprobe",))
     # THEN the best is used
-    [choice] = select([STATE], kernel)
-    assert (choice.kind, choice.entry, choice.targets) == (
+    [selection] = select([STATE], kernel)
+    assert (selection.kind, selection.entry, selection.targets) == (
         "rawtp", "state_rawtp", ("inet_sock_set_state",)
     )  # fmt: skip
-    assert choice.passed_over == ()
+    assert selection.rejected == ()
 
 
 def test_next_alternative_is_used_when_the_target_is_missing():
     kernel = FakeKernel(FORMAT, takes=("kprobe",))
-    [choice] = select([STATE], kernel)
-    assert choice.kind == "tp"
-    assert choice.passed_over == (
+    [selection] = select([STATE], kernel)
+    assert selection.kind == "tp"
+    assert selection.rejected == (
         ("raw tracepoint inet_sock_set_state", "this kernel has no such tracepoint"),
     )
 
 
 def test_alternative_without_a_needed_argument_is_not_usable():
     kernel = FakeKernel(FORMAT, {"inet_sock_set_state": ("sk", "oldstate")})
-    [choice] = select([STATE], kernel)
-    assert choice.kind == "tp"
-    assert choice.passed_over[0][1] == "it lacks newstate here"
+    [selection] = select([STATE], kernel)
+    assert selection.kind == "tp"
+    assert selection.rejected[0][1] == "it lacks newstate here"
 
 
 def test_first_of_several_names_that_is_usable_is_the_target():
     probe = Probe("drop", RawTracepoint("gone", "there", "also_there"))
-    [choice] = select([probe], FakeKernel(raw={"there": (), "also_there": ()}))
-    assert choice.targets == ("there",)
+    [selection] = select([probe], FakeKernel(raw={"there": (), "also_there": ()}))
+    assert selection.targets == ("there",)
 
 
 def test_every_takes_all_names_that_are_there():
     probe = Probe("bind", Kprobe("inet_bind", "gone", "inet6_bind", every=True))
     kernel = FakeKernel(functions={"inet_bind": (), "inet6_bind": ()}, takes=("kprobe",))
-    [choice] = select([probe], kernel)
-    assert choice.targets == ("inet_bind", "inet6_bind")
+    [selection] = select([probe], kernel)
+    assert selection.targets == ("inet_bind", "inet6_bind")
 
 
 def test_missing_says_why_the_first_name_cannot_be_used():
@@ -95,9 +95,9 @@ def test_missing_says_why_the_first_name_cannot_be_used():
 )
 def test_a_kernel_without_anything_says_so(alternative, why):
     probe = Probe("p", alternative, optional=True)
-    [choice] = select([probe], FakeKernel(functions={"f": ()}))
-    assert choice.alternative is None
-    assert [reason for _, reason in choice.passed_over] == [why]
+    [selection] = select([probe], FakeKernel(functions={"f": ()}))
+    assert selection.alternative is None
+    assert [reason for _, reason in selection.rejected] == [why]
 
 
 @pytest.mark.parametrize(
@@ -112,24 +112,26 @@ def test_a_kernel_with_everything_takes_any_kind(alternative):
 
 
 def test_uprobes_need_no_target_in_the_kernel():
-    [choice] = select([Probe("lookup", Uprobe())], FakeKernel(takes=("uprobe",)))
-    assert (choice.kind, choice.targets) == ("uprobe", ())
+    [selection] = select([Probe("lookup", Uprobe())], FakeKernel(takes=("uprobe",)))
+    assert (selection.kind, selection.targets) == ("uprobe", ())
 
 
 def test_optional_probe_may_have_none_and_says_which_columns_it_costs():
     probe = Probe("accept", Fexit("inet_csk_accept"), optional=True, loses=("pid", "comm"))
-    [choice] = select([probe], FakeKernel())
-    assert (choice.kind, choice.lost_columns) == ("", ("pid", "comm"))
+    [selection] = select([probe], FakeKernel())
+    assert (selection.kind, selection.lost_columns) == ("", ("pid", "comm"))
 
 
 def test_alternative_says_which_columns_it_costs():
     probe = Probe("accept", Kretprobe("f", loses=("queue",)), loses=("pid",))
-    [choice] = select([probe], FakeKernel(functions={"f": ()}, takes=("kprobe",)))
-    assert choice.lost_columns == ("queue",)
+    [selection] = select([probe], FakeKernel(functions={"f": ()}, takes=("kprobe",)))
+    assert selection.lost_columns == ("queue",)
 
 
 ACCEPT = Probe("accept", Fexit("inet_csk_accept"), Tracepoint("syscalls:sys_exit_accept"))
-ACCEPT4 = Probe("accept4", Tracepoint("syscalls:sys_exit_accept4"), optional=True, instead="accept")
+ACCEPT4 = Probe(
+    "accept4", Tracepoint("syscalls:sys_exit_accept4"), optional=True, with_probe="accept"
+)
 SYSCALLS = {"syscalls:sys_exit_accept": ("ret",), "syscalls:sys_exit_accept4": ("ret",)}
 
 
@@ -139,15 +141,15 @@ def test_stand_in_is_used_beside_a_partner_of_the_same_kind():
 
 def test_stand_in_is_covered_by_a_partner_of_another_kind():
     kernel = FakeKernel(SYSCALLS, functions={"inet_csk_accept": ()}, takes=("fentry",))
-    choices = select([ACCEPT, ACCEPT4], kernel)
-    assert [choice.kind for choice in choices] == ["fexit", ""]
-    assert choices[1].passed_over == (("accept4", "covered by accept_fexit"),)
-    assert [choice.covered for choice in choices] == [False, True]
+    selections = select([ACCEPT, ACCEPT4], kernel)
+    assert [selection.kind for selection in selections] == ["fexit", ""]
+    assert selections[1].rejected == (("accept4", "covered by accept_fexit"),)
+    assert [selection.covered for selection in selections] == [False, True]
 
 
 SENDS = ("inet_sendmsg", "inet6_sendmsg", "gone_sendmsg")
 SEND = Probe("send", Fexit(*SENDS, every=True), Kretprobe(*SENDS, every=True))
-ENTER = Probe("enter_send", Kprobe(*SENDS, every=True), optional=True, instead="send")
+ENTER = Probe("enter_send", Kprobe(*SENDS, every=True), optional=True, with_probe="send")
 FUNCTIONS = {"inet_sendmsg": ("sock",), "inet6_sendmsg": ("sock",)}
 
 
@@ -157,8 +159,8 @@ def test_begin_of_a_function_is_used_beside_its_end():
 
 
 def test_a_kretprobe_is_one_program_for_all_functions():
-    [choice] = select([SEND], FakeKernel(functions=FUNCTIONS, takes=("kprobe",)))
-    assert choice.programs == (("send_kretprobe", ("inet_sendmsg", "inet6_sendmsg")),)
+    [selection] = select([SEND], FakeKernel(functions=FUNCTIONS, takes=("kprobe",)))
+    assert selection.programs == (("send_kretprobe", ("inet_sendmsg", "inet6_sendmsg")),)
 
 
 def test_fexit_is_one_program_per_function():
@@ -172,9 +174,13 @@ def test_fexit_is_one_program_per_function():
 
 
 PACKETS = Probe(
-    "packets", Fexit("packet_sendmsg"), Kretprobe("packet_sendmsg"), optional=True, instead="send"
+    "packets",
+    Fexit("packet_sendmsg"),
+    Kretprobe("packet_sendmsg"),
+    optional=True,
+    with_probe="send",
 )
-BEGIN = Probe("enter_packets", Kprobe("packet_sendmsg"), optional=True, instead="packets")
+BEGIN = Probe("enter_packets", Kprobe("packet_sendmsg"), optional=True, with_probe="packets")
 
 
 @pytest.mark.parametrize(
@@ -188,22 +194,22 @@ BEGIN = Probe("enter_packets", Kprobe("packet_sendmsg"), optional=True, instead=
 def test_stand_in_takes_the_kind_of_its_partner(forced, wanted):
     functions = {**FUNCTIONS, "packet_sendmsg": ("sock",)}
     kernel = FakeKernel(functions=functions, takes=("fentry", "kprobe"))
-    choices = select([SEND, PACKETS, BEGIN], kernel, forced=forced)
-    assert [choice.kind for choice in choices] == wanted
+    selections = select([SEND, PACKETS, BEGIN], kernel, forced=forced)
+    assert [selection.kind for selection in selections] == wanted
 
 
 def test_who_stands_in_with_one_that_is_covered_is_covered_too():
     kernel = FakeKernel(FORMAT, RAW, functions={"packet_sendmsg": ("sock",)}, takes=("fentry",))
-    partner = Probe("packets", Fexit("packet_sendmsg"), optional=True, instead="state")
-    _, *choices = select([STATE, partner, BEGIN], kernel)
-    assert [choice.passed_over[-1][1] for choice in choices] == ["covered by state_rawtp"] * 2
-    assert all(choice.covered for choice in choices)
+    partner = Probe("packets", Fexit("packet_sendmsg"), optional=True, with_probe="state")
+    _, *selections = select([STATE, partner, BEGIN], kernel)
+    assert [selection.rejected[-1][1] for selection in selections] == ["covered by state_rawtp"] * 2
+    assert all(selection.covered for selection in selections)
 
 
 def test_who_stands_in_with_one_that_has_no_way_has_none_and_is_not_covered():
-    choices = select([PACKETS, BEGIN], FakeKernel(takes=("kprobe",)))
-    assert [choice.kind for choice in choices] == ["", ""]
-    assert not any(choice.covered for choice in choices)
+    selections = select([PACKETS, BEGIN], FakeKernel(takes=("kprobe",)))
+    assert [selection.kind for selection in selections] == ["", ""]
+    assert not any(selection.covered for selection in selections)
 
 
 # --- programs that other tasks interrupt ----------------------------------------------------------
@@ -232,23 +238,23 @@ def test_what_is_preempted_comes_last(what, kinds):
 
 def test_it_is_said_why_what_is_preempted_was_passed_over():
     state, call = select([STATE, CALL], preemptive("rawtp", "syscalls"))
-    assert state.passed_over == (("raw tracepoint inet_sock_set_state", PREEMPTED),)
-    assert call.passed_over == (("fexit f", PREEMPTED), ("tracepoint syscalls:f", PREEMPTED))
+    assert state.rejected == (("raw tracepoint inet_sock_set_state", PREEMPTED),)
+    assert call.rejected == (("fexit f", PREEMPTED), ("tracepoint syscalls:f", PREEMPTED))
 
 
 def test_what_is_preempted_is_used_where_nothing_else_is():
     [call] = select([CALL], preemptive("rawtp", "syscalls", takes=("fentry",)))
     assert call.kind == "fexit"
-    assert call.passed_over == (("kretprobe f", "this kernel has no kprobes"),)
+    assert call.rejected == (("kretprobe f", "this kernel has no kprobes"),)
     [call] = select([CALL], preemptive("rawtp", "syscalls", takes=()))
     assert call.kind == "tp"
     # THEN each way is told once
     reasons = ["kretprobe f", "fexit f"]
-    assert [words for words, _ in call.passed_over] == reasons
+    assert [words for words, _ in call.rejected] == reasons
 
 
 LEAVE = Probe("leave", Tracepoint("syscalls:f"), Fexit("f"), Kretprobe("f"))
-EARLIER = Probe("earlier", Tracepoint("syscalls:f"), optional=True, besides="leave")
+EARLIER = Probe("earlier", Tracepoint("syscalls:f"), optional=True, complements="leave")
 
 
 @pytest.mark.parametrize(
@@ -268,20 +274,20 @@ def test_what_adds_to_another_is_used_unless_that_takes_the_same_kind(what, forc
 def test_what_tells_more_is_used_even_if_it_is_preempted():
     lossy = Tracepoint("sock:inet_sock_set_state", loses=("err",))
     probe = Probe("state", RawTracepoint("inet_sock_set_state"), lossy)
-    [choice] = select([probe], preemptive("rawtp"))
-    assert (choice.kind, choice.passed_over) == ("rawtp", ())
+    [selection] = select([probe], preemptive("rawtp"))
+    assert (selection.kind, selection.rejected) == ("rawtp", ())
 
 
 def test_forced_kind_is_used_even_if_it_is_preempted():
-    [choice] = select([STATE], preemptive("rawtp"), forced={"state": "rawtp"})
-    assert choice.kind == "rawtp"
+    [selection] = select([STATE], preemptive("rawtp"), forced={"state": "rawtp"})
+    assert selection.kind == "rawtp"
 
 
 def test_forced_kind_passes_better_ones_over():
     kernel = FakeKernel(FORMAT, RAW)
-    [choice] = select([STATE], kernel, forced={"state": "tp"})
-    assert choice.kind == "tp"
-    assert choice.passed_over[0][1] == "--probe asks for tp"
+    [selection] = select([STATE], kernel, forced={"state": "tp"})
+    assert selection.kind == "tp"
+    assert selection.rejected[0][1] == "--probe asks for tp"
 
 
 def test_forced_kind_that_this_kernel_lacks_is_unsupported():
@@ -300,9 +306,9 @@ def test_refused_alternative_falls_through_with_the_kernels_reason():
     # GIVEN a kernel that offers the raw tracepoint but refused to attach it
     refused = {("state", "rawtp"): "the kernel refused to attach it (EPERM)"}
     # THEN the next one is used, and the reason is told
-    [choice] = select([STATE], FakeKernel(FORMAT, RAW), refused)
-    assert choice.kind == "tp"
-    assert choice.passed_over[0][1] == "the kernel refused to attach it (EPERM)"
+    [selection] = select([STATE], FakeKernel(FORMAT, RAW), refused)
+    assert selection.kind == "tp"
+    assert selection.rejected[0][1] == "the kernel refused to attach it (EPERM)"
 
 
 def test_needed_probe_without_alternatives_is_unsupported_with_all_reasons():

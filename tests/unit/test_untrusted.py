@@ -13,7 +13,7 @@ import pytest
 
 from netbpf.binaries import elf
 from netbpf.binaries.binary import identity_of, looks_like_go, read_libc, read_program
-from netbpf.binaries.elf import Image
+from netbpf.binaries.elf import ElfFile
 from netbpf.system import untrusted
 from netbpf.system.untrusted import Budget, GivenUp, Limits, UnreadableBinary, open_regular
 from tests.unit import hostile
@@ -232,7 +232,7 @@ def test_function_that_is_all_returns_gets_no_probe_on_each(tmp_path):
 def test_file_that_is_cut_short_while_it_is_read_is_an_error(tmp_path):
     path = tmp_path / "libc.so.6"
     path.write_bytes(LIBC)
-    with Image(str(path)) as image:
+    with ElfFile(str(path)) as image:
         os.truncate(path, 0x300)
         with pytest.raises(UnreadableBinary, match="truncated"):
             image.functions(["getaddrinfo"])

@@ -119,7 +119,7 @@ class Kernel:
         return os.open(os.devnull, os.O_RDONLY)
 
 
-class Desk:
+class WorkerEnd:
     """What the other end would receive."""
 
     def __init__(self) -> None:
@@ -170,8 +170,8 @@ def libc(tmp_path):
     return Binary(found.st_dev, found.st_ino, "glibc", named, paths=[str(path)])
 
 
-def attach_all(libc: Binary) -> tuple[str, Desk]:
-    desk, before = Desk(), len(os.listdir("/proc/self/fd"))
+def attach_all(libc: Binary) -> tuple[str, WorkerEnd]:
+    desk, before = WorkerEnd(), len(os.listdir("/proc/self/fd"))
     words = places.attach_all(desk, TARGETS, libc, libc.paths[0])
     assert len(os.listdir("/proc/self/fd")) == before
     return words, desk

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from netbpf.system import worker
-from netbpf.system.worker import Apart, Desk
+from netbpf.system.worker import Worker, WorkerEnd
 
 TREE = Path(__file__).parents[2]
 LIMIT = 30.0
 
 
-def receive(process: Apart, key: str) -> dict[str, Any]:
+def receive(process: Worker, key: str) -> dict[str, Any]:
     """Return the first message with `key`."""
     end = time.monotonic() + LIMIT
     while time.monotonic() < end and not process.ended:
@@ -47,12 +47,12 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 
 @pytest.fixture
-def start(monkeypatch) -> Iterator[Callable[..., Apart]]:
+def start(monkeypatch) -> Iterator[Callable[..., Worker]]:
     monkeypatch.setattr(worker, "PATIENCE", 0.3)
     made = []
 
-    def begin(work: Callable[[Desk], None], *keep: int) -> Apart:
-        made.append(Apart(work, keep))
+    def begin(work: Callable[[WorkerEnd], None], *keep: int) -> Worker:
+        made.append(Worker(work, keep))
         return made[-1]
 
     yield begin
@@ -64,7 +64,7 @@ def test_messages_of_any_length_and_descriptors_arrive(start, tmp_path):
     path = tmp_path / "file"
     path.write_text("content")
 
-    def work(desk: Desk) -> None:
+    def work(desk: WorkerEnd) -> None:
         files = [os.open(path, os.O_RDONLY) for _ in range(300)]
         desk.send({"long": "x" * 500_000})
         desk.send({"files": len(files)}, files)
@@ -86,7 +86,7 @@ def test_what_never_ends_is_skipped_by_the_next_one(start, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
-    def work(desk: Desk) -> None:
+    def work(desk: WorkerEnd) -> None:
         for what in ("good", "blocks", "loops", "other"):
             if what not in desk.skipped:
                 with desk.on(what):
@@ -101,7 +101,7 @@ def test_what_never_ends_is_skipped_by_the_next_one(start, tmp_path):
 
 
 def test_what_makes_it_fail_is_skipped_by_the_next_one(start):
-    def work(desk: Desk) -> None:
+    def work(desk: WorkerEnd) -> None:
         if "bad" not in desk.skipped:
             with desk.on("bad"):
                 os.kill(os.getpid(), signal.SIGSEGV)
@@ -114,7 +114,7 @@ def test_what_makes_it_fail_is_skipped_by_the_next_one(start):
 
 
 def test_message_that_is_torn_is_left_out(start):
-    def work(desk: Desk) -> None:
+    def work(desk: WorkerEnd) -> None:
         if not desk.skipped:
             desk.channel.send(b'<+{"torn": ')
             with desk.on("x"):
@@ -125,7 +125,7 @@ def test_message_that_is_torn_is_left_out(start):
 
 
 def test_its_memory_is_bounded(start):
-    def work(desk: Desk) -> None:
+    def work(desk: WorkerEnd) -> None:
         try:
             bytes(2 << 30)
         except MemoryError:
@@ -137,7 +137,7 @@ def test_its_memory_is_bounded(start):
 def test_what_it_is_at_can_be_asked(start, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "PATIENCE", LIMIT)
 
-    def work(desk: Desk) -> None:
+    def work(desk: WorkerEnd) -> None:
         with desk.on("process 7"):
             desk.send({"on": 1})
             time.sleep(LIMIT)
@@ -154,7 +154,7 @@ def test_what_it_is_at_can_be_asked(start, tmp_path, monkeypatch):
 def test_it_holds_nothing_of_ours_but_what_it_needs(start):
     kept, other = os.open("/dev/null", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)
 
-    def work(desk: Desk) -> None:
+    def work(desk: WorkerEnd) -> None:
         links = {n: os.readlink(f"/proc/self/fd/{n}") for n in (kept, other) if _is_open(n)}
         ours = [os.readlink(f"/proc/self/fd/{n}") for n in (0, 1, 2)]
         desk.send({"links": [links.get(kept), links.get(other)], "ours": ours})
@@ -174,12 +174,12 @@ def test_both_processes_end_with_us(way):
     script = f"""
 import os, sys, time
 sys.path.insert(0, {str(TREE)!r})
-from netbpf.system.worker import Apart
+from netbpf.system.worker import Worker
 def work(desk):
     desk.send({{"pids": [os.getpid(), os.getppid()]}})
     with desk.on("sleep"):
         time.sleep({LIMIT})
-process = Apart(work)
+process = Worker(work)
 process.wait(time.monotonic() + {LIMIT})
 for message, _ in process.receive():
     print(*message["pids"], flush=True)
@@ -202,7 +202,7 @@ process.close()
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_to_all_of_us_do_not_end_it(start, number):
-    def work(desk: Desk) -> None:
+    def work(desk: WorkerEnd) -> None:
         os.kill(os.getpid(), number), os.kill(os.getppid(), number)
         desk.send({"alive": 1})
         desk.receive()

@@ -9,7 +9,7 @@ from netbpf.output.writers import Writer
 from netbpf.run.stop import Stop
 
 
-class Shape:
+class Result:
     """What the runner needs to know of a result.
 
     `columns` are what is written, `seen` counts it in `unit`, `strange` counts records that could

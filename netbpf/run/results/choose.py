@@ -10,17 +10,17 @@ from netbpf.declare.tool import Tool
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Shape
-from netbpf.run.results.counted import DigestShape, DistributionShape
-from netbpf.run.results.events import EventShape
-from netbpf.run.results.maps import HistogramShape, TableShape
+from netbpf.run.results.base import Result
+from netbpf.run.results.counted import AggregateResult, DistributionResult
+from netbpf.run.results.events import EventResult
+from netbpf.run.results.maps import HistogramResult, TableResult
 from netbpf.run.stop import Stop
 
 
-class Shapes(Shape):
+class Results(Result):
     """Several shapes of one tool, one after the other; `chosen` is the one whose rows CSV has."""
 
-    def __init__(self, parts: Sequence[Shape], chosen: int = 0) -> None:
+    def __init__(self, parts: Sequence[Result], chosen: int = 0) -> None:
         super().__init__()
         self.parts = tuple(parts)
         for part in parts:
@@ -106,7 +106,7 @@ class Shapes(Shape):
         return self.more
 
 
-def main_part(parts: Sequence[Shape]) -> int:
+def main_part(parts: Sequence[Result]) -> int:
     """Return the index of the shape that a CSV file holds: a file has one kind of rows.
 
     It is the one that an option asks for, else the one that is declared to be the main one.
@@ -115,10 +115,10 @@ def main_part(parts: Sequence[Shape]) -> int:
     return next(iter([*asked, *(index for index, part in enumerate(parts) if part.main)]), 0)
 
 
-def left_out_of_csv(shape: Shape) -> str:
+def left_out_of_csv(shape: Result) -> str:
     """Return in words what a run shows elsewhere and a CSV file of it has not, "" if nothing."""
-    parts = shape.parts if isinstance(shape, Shapes) else (shape,)
-    main = shape.chosen if isinstance(shape, Shapes) else 0
+    parts = shape.parts if isinstance(shape, Results) else (shape,)
+    main = shape.chosen if isinstance(shape, Results) else 0
     titles = [part.title for index, part in enumerate(parts) if index != main and part.title]
     titles += [also for part in parts for also in part.beside]
     if not titles:
@@ -126,27 +126,29 @@ def left_out_of_csv(shape: Shape) -> str:
     return f"CSV has only {parts[main].title}; --json shows {' and '.join(titles)} as well"
 
 
-def make_shape(tool: Tool, settings: Mapping[str, Any], attached: Attached, clock: Clock) -> Shape:
+def make_result(
+    tool: Tool, settings: Mapping[str, Any], attached: Attached, clock: Clock
+) -> Result:
     """Return the shape that `tool` declares, or all of its shapes as one."""
-    parts: list[Shape] = []
+    parts: list[Result] = []
     counted = tool.histogram if tool.histogram and tool.histogram.of else None
     if tool.event and tool.has_events(settings):
         context = (tool, tool.event, settings, attached, clock)
         if counted and settings.get(counted.option):
-            parts.append(DistributionShape(counted, *context))
-        elif tool.digest and settings.get(tool.digest.option):
-            parts.append(DigestShape(tool.digest, *context))
+            parts.append(DistributionResult(counted, *context))
+        elif tool.aggregation and settings.get(tool.aggregation.option):
+            parts.append(AggregateResult(tool.aggregation, *context))
         else:
-            parts.append(EventShape(*context))
+            parts.append(EventResult(*context))
     if tool.histogram and not counted:
-        parts.append(HistogramShape(tool, tool.histogram, settings, attached, clock))
+        parts.append(HistogramResult(tool, tool.histogram, settings, attached, clock))
     tables = tool.tables_of(settings)
     for table in tables:
         counters = tool.interval_counters if table is tables[-1] else ()
-        parts.append(TableShape(tool, table, settings, attached, counters))
+        parts.append(TableResult(tool, table, settings, attached, counters))
     if tool.watch:
         watch = import_module(f"netbpf.run.{tool.watch}").Watch
         parts.append(watch(tool, settings, attached))
     if len(parts) == 1:
         return parts[0]
-    return Shapes(parts, main_part(parts) if settings["output"] == "csv" else 0)
+    return Results(parts, main_part(parts) if settings["output"] == "csv" else 0)

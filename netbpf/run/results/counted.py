@@ -1,19 +1,19 @@
-"""Results counted from events while they are read: distributions, and digests of them."""
+"""Results counted from events while they are read: distributions and aggregations."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from netbpf.declare.digest import Digest
+from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.histogram import Histogram
 from netbpf.kernel.clock import kernel_ns
+from netbpf.run.results.aggregates import Aggregator
 from netbpf.run.results.base import bucket_columns
-from netbpf.run.results.digests import DigestReader
-from netbpf.run.results.events import EventShape
+from netbpf.run.results.events import EventResult
 from netbpf.run.results.histograms import HistogramCounter
 
 
-class DistributionShape(EventShape):
+class DistributionResult(EventResult):
     """Distributions of a column of the events, counted while they are read."""
 
     unit = "values"
@@ -57,14 +57,14 @@ class DistributionShape(EventShape):
             self.writer.histogram(now, histogram)
 
 
-class DigestShape(EventShape):
+class AggregateResult(EventResult):
     """Rows made of the events while they are read."""
 
-    def __init__(self, declared: Digest, *more: Any) -> None:
+    def __init__(self, declared: Aggregation, *more: Any) -> None:
         super().__init__(*more)
         self.columns = declared.row.columns
         self._intervals = 0
-        self.reader = DigestReader(declared, self.settings)
+        self.reader = Aggregator(declared, self.settings)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
         self.reader.add(values, True)

@@ -19,7 +19,7 @@ from netbpf.kernel.clock import kernel_ns
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Shape
+from netbpf.run.results.base import Result
 from netbpf.run.results.held import AMENDMENT, Held
 from netbpf.run.results.pending import Pending
 from netbpf.run.snapshot import read_records, run_iterators
@@ -33,7 +33,7 @@ _MOST_LOOKED_AT = 1 << 18  # records that are counted one by one at the end
 _STRAGGLERS = 256  # records behind the mark that may have begun before it
 
 
-class EventShape(Shape):
+class EventResult(Result):
     """A line per event."""
 
     heading = True
@@ -201,8 +201,8 @@ class EventShape(Shape):
         values: dict[str, Any] = {**self._decode(raw), **self._lost}
         for name in self._containers:
             values[name] = container_of(path_of(values[name])) or None
-        if self.tool.relearn and values["owner"] == "unknown":
-            self._strangers = self._strangers or values[self.tool.relearn] == "yes"
+        if self.tool.refresh_owners and values["owner"] == "unknown":
+            self._strangers = self._strangers or values[self.tool.refresh_owners] == "yes"
         return self._enrich(values, self.settings) if self._enrich else values
 
     def collect(self, final: bool) -> None:

@@ -17,14 +17,14 @@ from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.filters import netns_of
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Shape, bucket_columns
+from netbpf.run.results.base import Result, bucket_columns
 from netbpf.run.results.histograms import HistogramReader
 from netbpf.run.results.tables import TableReader
 from netbpf.run.snapshot import run_in_namespaces, run_iterators
 from netbpf.run.stop import Stop
 
 
-class HistogramShape(Shape):
+class HistogramResult(Result):
     """Distributions, per interval or once at the end.
 
     With the hook `devices`, what devices count themselves is compared with the sums of the whole
@@ -99,7 +99,7 @@ class HistogramShape(Shape):
         self.notes += notes
 
 
-class TableShape(Shape):
+class TableResult(Result):
     """Rows made from a map, per interval or once at the end."""
 
     unit = "rows"
@@ -120,7 +120,9 @@ class TableShape(Shape):
         self.columns = table.row.columns
         self.reader = TableReader(table, attached.loaded.maps[table.map])
         self._alarms: dict[str, str] = {}
-        lost = {name for c in attached.choices if c.probe in tool.probes for name in c.lost_columns}
+        lost = {
+            name for c in attached.selections if c.probe in tool.probes for name in c.lost_columns
+        }
         self._lost = dict.fromkeys((c.name for c in self.columns if c.name in lost), None)
         self._names = counters
         self._counters = attached.counters.read() if counters else {}

@@ -97,5 +97,5 @@ class TableReader:
         return {n: v if n in gauges else v - before.get(n, 0) for n, v in now.items()}
 
     def _told(self, sums: dict[str, int]) -> bool:
-        silent = set(self._declared.gauges) - set(self._declared.standing)
+        silent = set(self._declared.gauges) - set(self._declared.persistent)
         return any(value for name, value in sums.items() if name not in silent)

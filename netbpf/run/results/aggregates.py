@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netbpf.declare.digest import Digest, Group
+from netbpf.declare.aggregation import Aggregation, Group
 from netbpf.kernel.clock import kernel_ns
 
 
-class DigestReader:
+class Aggregator:
     """Sorts events into groups; each read returns the rows of an interval and begins anew.
 
     At most --map-entries groups are kept apart in an interval; what comes after is in a row of
     which no key is known, and `crowded` is true.
     """
 
-    def __init__(self, declared: Digest, settings: Mapping[str, Any]) -> None:
+    def __init__(self, declared: Aggregation, settings: Mapping[str, Any]) -> None:
         """Take the declaration."""
         self._declared = declared
         self._settings = settings

@@ -1,4 +1,4 @@
-"""A declared digest: rows per interval that are made of a tool's events, shown instead of them."""
+"""A declared aggregation: rows per interval made of a tool's events, and shown instead of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Group(Protocol):
         """Return the row's columns, those of the key left out."""
 
 
-class Digest:
+class Aggregation:
     """Rows per interval, made of the events if the tool's option `option` is given.
 
     Events with the same values of the columns `key` are one row: `group` makes what collects them.
