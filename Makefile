@@ -85,7 +85,7 @@ lint: setup-dev ## every check that needs no kernel
 	@if command -v shellcheck >/dev/null; then shellcheck $(SHELL_FILES); \
 		else echo 'lint: no shellcheck here, shell scripts were not checked' >&2; fi
 
-format: setup-dev ## put Python and C into the house's form
+format: setup-dev ## format Python and C
 	@$(VENV)/ruff check --fix .
 	@$(VENV)/ruff format .
 	@clang-format -i $(C_FILES)

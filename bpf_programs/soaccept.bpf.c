@@ -251,8 +251,6 @@ static inline int on_ring(struct io_kiocb *req, s32 ret)
 	return sk && waits(sk) ? on_accepted(NULL, sk, ret) : 0;
 }
 
-#include "ring_entries.bpf.h"
-
 /* These three serve accept and accept4, which have what matters at the same place. */
 #ifdef USE_enter_tp
 int enter_tp(struct enter_args *ctx)

@@ -294,9 +294,6 @@ static inline int on_gone(struct sock *sk)
 	return 0;
 }
 
-#include "gone_entries.bpf.h"
-#include "state_entries.bpf.h"
-
 #ifdef USE_enter_fentry
 int enter_fentry(u64 *ctx)
 {

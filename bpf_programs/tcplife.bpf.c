@@ -179,8 +179,6 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
-#include "state_entries.bpf.h"
-
 /* The session has ended by a RST of ours, which left after the change to CLOSE. */
 static inline void amend(struct sock *sk)
 {
@@ -199,7 +197,7 @@ static inline void amend(struct sock *sk)
 	}
 }
 
-#include "reset_entries.bpf.h"
+#include "resets.bpf.h"
 
 #ifdef USE_open_iter
 /* Sessions that are still open: every TCP socket in a file table, once. */

@@ -4,6 +4,7 @@
 #include "sock.bpf.h"
 #include "owners.bpf.h"
 #include "unfollowed.bpf.h"
+#include <netbpf/records.h>
 #include "resent.bpf.h"
 #include "resend_kind.bpf.h"
 
@@ -16,76 +17,8 @@ KERNEL_FIELDS(request_sock, num_retrans, __req_common.skc_listener)
 KERNEL_FIELDS(tcp_request_sock, snt_isn)
 KERNEL_FIELDS(sock, sk_write_queue.next)
 
-struct retransmission {
-	u64 time;
-	u64 cgroup;
-	u32 pid;
-	u32 segs;
-	u32 len;
-	u32 seq;
-	u32 attempt;
-	u32 rto_us;
-	u32 srtt_us;
-	s32 err; /* negative errno, or NET_XMIT_DROP (1) from a full queue */
-	u32 uid;
-	u32 netns;
-	u16 lport;
-	u16 rport;
-	u8 owner;
-	u8 family;
-	u8 laddr[16];
-	u8 raddr[16];
-	u8 state;
-	char comm[16];
-	u8 kind;
-	u8 ca_state;
-	u8 pad[7];
-};
-
-/* Order of the record Totals in netbpf/tools/tcpretrans.py. */
-enum total { TOTAL_SEGS, TOTAL_FAILED, TOTAL_NAMESPACE, TOTAL_NAMESPACE_FAILED, TOTALS };
-BPF_PERCPU_ARRAY(totals, u64, TOTALS);
-
-static inline void add_total(int which, u32 segs)
-{
-	u64 *total = totals.lookup(&which);
-
-	if (total)
-		*total += segs;
-}
-
 #ifdef COUNT_FLOWS
-struct flow_sums {
-	u64 segs;
-	u64 failed;
-	u64 retrans; /* those that failed are in neither of these */
-	u64 sent;
-	u64 all_retrans; /* as the socket had it when it was last seen here */
-	u64 all_sent;
-	u64 over; /* nothing more can come: the entry may go */
-	u32 pid;
-	u32 netns;
-	u16 lport;
-	u16 rport;
-	char comm[16];
-	u8 family;
-	u8 laddr[16];
-	u8 raddr[16];
-	u8 pad[3];
-};
 BPF_HASH(flows, struct connection, struct flow_sums, MAP_ENTRIES);
-
-static inline void fill_flow(struct flow_sums *flow, struct retransmission *ev)
-{
-	flow->pid = ev->pid;
-	flow->netns = ev->netns;
-	flow->lport = ev->lport;
-	flow->rport = ev->rport;
-	flow->family = ev->family;
-	__builtin_memcpy(flow->comm, ev->comm, sizeof(flow->comm));
-	__builtin_memcpy(flow->laddr, ev->laddr, sizeof(flow->laddr));
-	__builtin_memcpy(flow->raddr, ev->raddr, sizeof(flow->raddr));
-}
 
 /* The socket is locked: nobody else changes the sums of its flow meanwhile. */
 static inline void show(struct retransmission *ev, struct connection *connection, struct sock *sk)
@@ -98,7 +31,9 @@ static inline void show(struct retransmission *ev, struct connection *connection
 		count_unfollowed(connection->object);
 		return;
 	}
-	fill_flow(sums, ev); /* the owner may be another one now */
+	sums->pid = ev->pid; /* the owner may be another one now */
+	__builtin_memcpy(sums->comm, ev->comm, sizeof(sums->comm));
+	SET_ENDS(sums, ev);
 	if (ev->kind == KIND_FAILED)
 		sums->failed += ev->segs;
 	else
@@ -137,16 +72,6 @@ static inline void show(struct retransmission *ev, struct connection *connection
 #define end_flow forget_segments
 #endif
 
-static inline void fill_ends(struct retransmission *ev, struct endpoints *ends)
-{
-	ev->netns = ends->netns;
-	ev->family = ends->family;
-	ev->lport = ends->lport;
-	ev->rport = ends->rport;
-	__builtin_memcpy(ev->laddr, ends->laddr, 16);
-	__builtin_memcpy(ev->raddr, ends->raddr, 16);
-}
-
 /*
  * Count a retransmission for the comparison with the kernel's counters, and find whose it is: was
  * it asked for? `holder` is the socket whose owner is wanted, or `other` if that has none as yet.
@@ -158,7 +83,7 @@ static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends, 
 	struct owner owner = {};
 
 	if (ends->netns == COUNTED_NETNS)
-		add_total(ev->kind == KIND_FAILED ? TOTAL_NAMESPACE_FAILED : TOTAL_NAMESPACE,
+		add_total(ev->kind == KIND_FAILED ? TOTAL_FAILED_THERE : TOTAL_IN_NAMESPACE,
 			  ev->segs);
 	if (!pass_endpoints(ends))
 		return false;
@@ -166,12 +91,8 @@ static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends, 
 		find_owner(other, &owner);
 	if (!pass_owner(&owner))
 		return false;
-	ev->pid = owner.process.pid;
-	ev->uid = owner.how ? owner.process.uid : ~0U;
-	ev->cgroup = owner.process.cgroup;
-	ev->owner = owner.how;
-	__builtin_memcpy(ev->comm, owner.process.comm, sizeof(ev->comm));
-	fill_ends(ev, ends);
+	SET_OWNER(ev, &owner);
+	SET_ENDS(ev, ends);
 	return true;
 }
 
@@ -237,44 +158,6 @@ static inline int on_synack(struct sock *sk, struct request_sock *req)
 	return 0;
 }
 
-#ifdef USE_retransmit_rawtp
-int retransmit_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-#ifdef ARG_retransmit_err
-	int err = RAWTP_ARG(retransmit, err);
-#else
-	int err = 0;
-#endif
-	return on_retransmit((struct sock *)RAWTP_ARG(retransmit, sk),
-			     (struct sk_buff *)RAWTP_ARG(retransmit, skb), err);
-}
-#endif
-#ifdef USE_retransmit_tp
-int retransmit_tp(struct retransmit_args *ctx)
-{
-#ifdef ARG_retransmit_err
-	int err = ctx->err;
-#else
-	int err = 0;
-#endif
-	return on_retransmit((struct sock *)ctx->skaddr, (struct sk_buff *)ctx->skbaddr, err);
-}
-#endif
-
-#ifdef USE_synack_rawtp
-int synack_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_synack((struct sock *)RAWTP_ARG(synack, sk),
-			 (struct request_sock *)RAWTP_ARG(synack, req));
-}
-#endif
-#ifdef USE_synack_tp
-int synack_tp(struct synack_args *ctx)
-{
-	return on_synack((struct sock *)ctx->skaddr, (struct request_sock *)ctx->req);
-}
-#endif
-
 /*
  * A loss probe with new data, if there is any and the window takes it. The others are seen when
  * they retransmit, and with one on its way none is sent.
@@ -318,18 +201,3 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 		end_flow(sk);
 	return on_owner_state(sk, oldstate, newstate);
 }
-
-#include "state_entries.bpf.h"
-
-#ifdef USE_loss_probe_fentry
-int loss_probe_fentry(u64 *ctx)
-{
-	return on_loss_probe((struct sock *)ctx[ARG_loss_probe_sk]);
-}
-#endif
-#ifdef USE_loss_probe_kprobe
-int loss_probe_kprobe(struct pt_regs *ctx)
-{
-	return on_loss_probe((struct sock *)PT_REGS_PARM1(ctx));
-}
-#endif

@@ -263,8 +263,6 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
-#include "state_entries.bpf.h"
-
 #ifdef USE_listeners_iter
 /*
  * Every listener that is known, also one that no file table holds: its descriptor is on its way to

@@ -22,7 +22,7 @@ BPF_TABLE("lru_hash", u64, u8, told, LRU_ENTRIES(4096));
 /* Told calls whose end was not seen: where the kernel skips a run for such a one, nothing is lost. */
 static inline void count_covered(s64 more)
 {
-	int which = COVERED;
+	int which = DUPLICATE_MISSES;
 	u64 *covered = losses.lookup(&which);
 
 	if (covered)

@@ -80,7 +80,4 @@ static inline int on_gone(struct sock *sk)
 	return 0;
 }
 
-#include "gone_entries.bpf.h"
-#include "state_entries.bpf.h"
-
 #endif

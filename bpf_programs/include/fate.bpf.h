@@ -21,6 +21,4 @@ static inline int on_signal(int sig, u64 handler, u64 flags)
 	return on_decided(ends_process(sig, handler) ? CALL_DIES : CALL_RESTARTS);
 }
 
-#include "signal_entries.bpf.h"
-
 #endif

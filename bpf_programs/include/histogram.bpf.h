@@ -5,8 +5,6 @@
 
 #include "netbpf.bpf.h"
 
-#define HISTOGRAM_SLOTS 40
-
 /* Per CPU, so that plain additions are exact; the reader sums. */
 struct histogram {
 	u64 slots[HISTOGRAM_SLOTS];

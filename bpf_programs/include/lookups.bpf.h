@@ -272,6 +272,4 @@ static inline int on_signal(int sig, u64 handler, u64 flags)
 	return 0;
 }
 
-#include "signal_entries.bpf.h"
-
 #endif

@@ -47,13 +47,8 @@
 /* An argument of a raw tracepoint, by name, at the place that it has on this kernel. */
 #define RAWTP_ARG(probe, name) ((ctx)->args[ARG_##probe##_##name])
 
-/* Everything that can be lost, counted per CPU; the order is that of LOSSES in run/losses.py. */
-enum loss {
-	LOSS_RING_FULL, /* an event found no room in the ring buffer */
-	LOSS_MAP_FULL, /* something could not be followed, as its map had no room */
-	LOSS_CAUSES,
-};
-#define COVERED LOSS_CAUSES /* no loss: runs that had nothing to add, see earlier.bpf.h */
+/* Everything that can be lost, counted per CPU: netbpf/declare/losses.py lists the causes. */
+#define DUPLICATE_MISSES LOSS_CAUSES /* no loss: runs that had nothing to add, see earlier.bpf.h */
 BPF_PERCPU_ARRAY(losses, u64, LOSS_CAUSES + 1);
 
 static inline void count_loss(int cause)
@@ -82,6 +77,19 @@ static inline bool emit(void *event, u64 size)
 		return true;
 	count_loss(LOSS_RING_FULL);
 	return false;
+}
+#endif
+
+#ifdef TOTALS
+/* Sums for the summary: the columns of the record Totals of the tool. */
+BPF_PERCPU_ARRAY(totals, u64, TOTALS);
+
+static inline void add_total(int which, u64 more)
+{
+	u64 *total = totals.lookup(&which);
+
+	if (total)
+		*total += more;
 }
 #endif
 

@@ -15,11 +15,8 @@
 
 #include "holding.bpf.h"
 #include "mptcp.bpf.h"
-#include "task_file.bpf.h"
+#include "iterators.bpf.h"
 #include "unfollowed.bpf.h"
-
-/* Numbers of the column class Owner. */
-enum owner_how { OWNER_UNKNOWN, OWNER_EXACT, OWNER_SNAPSHOT };
 
 struct owner {
 	struct process process;
@@ -186,6 +183,16 @@ static inline bool find_owner(struct sock *sk, struct owner *to)
 	return false;
 }
 
+/* Fill in the columns that say whose an event is; `by` is a struct owner. */
+#define SET_OWNER(to, by)                                                                          \
+	({                                                                                         \
+		(to)->pid = (by)->process.pid;                                                     \
+		(to)->uid = (by)->how ? (by)->process.uid : ~0U;                                   \
+		(to)->cgroup = (by)->process.cgroup;                                               \
+		(to)->owner = (by)->how;                                                           \
+		__builtin_memcpy((to)->comm, (by)->process.comm, sizeof((to)->comm));              \
+	})
+
 /* Would the owner be shown? With a process filter an unknown owner is nobody's match. */
 static inline bool pass_owner(const struct owner *owner)
 {
@@ -235,7 +242,7 @@ static inline s32 newest_fd(void)
 }
 
 /* The current process has got a socket, as descriptor `fd` if that is known, else 0. */
-static inline int on_accept(struct sock *sk, s32 fd)
+static inline int own_new_sock(struct sock *sk, s32 fd)
 {
 	struct owner owner = {.fd = fd};
 
@@ -291,9 +298,44 @@ static inline int on_owner_send(struct sock *sk)
 	sk = ip_sock(sk);
 	if (!sk || (recorded_owner(sk, &owner) && owner.process.pid == current_pid()))
 		return 0;
-	return on_accept(sk, 0);
+	return own_new_sock(sk, 0);
 }
 
-#include "owner_entries.bpf.h"
+/* inet_csk_accept() returns the new socket. */
+static inline int on_accept(struct sock *sk)
+{
+	return own_new_sock(sk, newest_fd());
+}
+
+/* accept() ties a new socket to its descriptor, whenever the call began. */
+static inline int on_graft(struct sock *sk)
+{
+	return own_new_sock(ip_sock(sk), newest_fd());
+}
+
+/* The system call accept() returns. */
+static inline int on_accept_exit(int fd)
+{
+	return own_new_sock(ip_sock(socket_of_fd(fd)), fd);
+}
+
+/* Each open socket, once per process that has it open. */
+static inline int on_snapshot(struct task_file_context *ctx, struct task_struct *task,
+			      struct sock *sk)
+{
+	struct owner owner = {};
+
+	if (is_closed(sk) || find_owner(sk, &owner)) /* recorded, and still true */
+		return 0;
+#ifdef SNAPSHOT_STATES /* a program may care for some states only: bits 1 << TCP_* */
+	if (!(SNAPSHOT_STATES >> READ(sk, __sk_common.skc_state) & 1))
+		return 0;
+#endif
+	own(&owner, task, OWNER_SNAPSHOT);
+	owner.fd = ctx->fd;
+	if (owner.how)
+		set_owner(sk, &owner);
+	return 0;
+}
 
 #endif

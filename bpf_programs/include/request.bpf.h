@@ -19,6 +19,16 @@ enum ring_op {
 	RING_LISTEN = 57,
 };
 
+static inline int on_ring(struct io_kiocb *req, s32 result);
+
+#ifdef HAVE_io_uring_cqe_res
+/* The tracepoint gives the whole result here; on other kernels its number. */
+static inline int on_ring_cqe(struct io_kiocb *req, struct io_uring_cqe *cqe)
+{
+	return on_ring(req, READ(cqe, res));
+}
+#endif
+
 /* Does what this accept() returns go to a table of io_uring's own? Then it is no descriptor. */
 static inline bool accepts_direct(struct io_kiocb *req)
 {

@@ -21,9 +21,6 @@ KERNEL_ENUM(tcp_ca_state, TCP_CA_Loss)
 #define TCPCB_LOST 0x04
 #define TCP_RTO_MAX_US 120000000ULL
 
-/* Numbers of the column `kind` in netbpf/tools/tcpretrans.py. */
-enum kind { KIND_SYN, KIND_SYNACK, KIND_RTO, KIND_FAST, KIND_TLP, KIND_FAILED, KIND_PROBE };
-
 /*
  * Did the probe's timer expire? Until 5.10 what the SYN-ACK of Fast Open did not acknowledge is sent
  * again without being marked lost, as the probe is (a7abf3cd76e1, 5.11, marks it); by then the timer

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Which connection, and how often each of its segments was sent again. */
+/*
+ * Which connection, and how often each of its segments was sent again. A program includes
+ * <netbpf/records.h> before.
+ */
 #ifndef NETBPF_RESENT_BPF_H
 #define NETBPF_RESENT_BPF_H
 
@@ -9,16 +12,10 @@ KERNEL_FIELDS(tcp_sock, snd_una, bytes_acked)
 KERNEL_FIELDS(inet_connection_sock, icsk_retransmits)
 
 /*
- * A connection, for as long as its counters and sequence numbers mean the same. The address of a
- * socket is not enough: it is used again, by another socket or by the same one after a connect()
- * with AF_UNSPEC. Each connection has a first sequence number of its own; a request has it as well.
+ * struct connection is the key of the table of flows: the address of a socket is not enough, as it is
+ * used again, by another socket or by the same one after a connect() with AF_UNSPEC. Each connection
+ * has a first sequence number of its own; a request has it as well.
  */
-struct connection {
-	u64 object;
-	u32 first_seq;
-	u32 pad;
-};
-
 /*
  * How often each segment was sent again: for a connection as long as it exists, each segment until
  * it is acknowledged, at most. A segment is named by its distance from the first one: sequence

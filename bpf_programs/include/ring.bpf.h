@@ -51,7 +51,7 @@ static inline int on_ring(struct io_kiocb *req, s32 result)
 }
 
 /* A request is begun. */
-static inline int on_ring_begin(struct io_kiocb *req)
+static inline int on_ring_close(struct io_kiocb *req)
 {
 #if defined(HAVE_io_close_file_slot) && defined(HAVE_io_kiocb_cmd)
 	struct io_close *asked = (struct io_close *)FIELD_AT(req, cmd);
@@ -61,20 +61,5 @@ static inline int on_ring_begin(struct io_kiocb *req)
 #endif
 	return 0;
 }
-
-#include "ring_entries.bpf.h"
-
-#ifdef USE_ring_close_rawtp
-int ring_close_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_ring_begin((struct io_kiocb *)RAWTP_ARG(ring_close, req));
-}
-#endif
-#ifdef USE_ring_close_tp
-int ring_close_tp(struct ring_close_args *ctx)
-{
-	return on_ring_begin((struct io_kiocb *)ctx->req);
-}
-#endif
 
 #endif

@@ -21,6 +21,14 @@ KERNEL_FIELDS(k_sigaction, sa.sa_handler, sa.sa_flags)
 #define ERESTARTNOINTR 513
 #define ERESTART_RESTARTBLOCK 516
 
+static inline int on_signal(int sig, u64 handler, u64 flags);
+
+/* The raw tracepoint gives the action as a whole, the trace event takes it apart. */
+static inline int on_signal_action(int sig, struct k_sigaction *action)
+{
+	return on_signal(sig, (u64)READ(action, sa.sa_handler), READ(action, sa.sa_flags));
+}
+
 /* Did a signal interrupt the call that has this result? */
 static inline bool is_interrupted(s64 result)
 {

@@ -13,20 +13,6 @@ KERNEL_OPTIONAL(sock, __sk_common.skc_v6_rcv_saddr, __sk_common.skc_v6_daddr)
 KERNEL_FIELDS(inet_sock, inet_sport)
 KERNEL_FIELDS(net, ns.inum)
 
-/* include/net/tcp_states.h: part of the ABI (/proc/net/tcp, sock_diag). */
-enum {
-	TCP_ESTABLISHED = 1,
-	TCP_SYN_SENT,
-	TCP_SYN_RECV,
-	TCP_FIN_WAIT1,
-	TCP_FIN_WAIT2,
-	TCP_TIME_WAIT,
-	TCP_CLOSE,
-	TCP_CLOSE_WAIT,
-	TCP_LAST_ACK,
-	TCP_LISTEN,
-	TCP_CLOSING,
-};
 #define IPPROTO_TCP 6
 
 struct endpoints {
@@ -77,6 +63,17 @@ static inline void read_endpoints(struct sock *sk, struct endpoints *ends)
 		ends->family = AF_INET;
 #endif
 }
+
+/* Copy the columns of both ends, from endpoints or from another struct that has them. */
+#define SET_ENDS(to, from)                                                                         \
+	({                                                                                         \
+		(to)->netns = (from)->netns;                                                       \
+		(to)->family = (from)->family;                                                     \
+		(to)->lport = (from)->lport;                                                       \
+		(to)->rport = (from)->rport;                                                       \
+		__builtin_memcpy((to)->laddr, (from)->laddr, 16);                                  \
+		__builtin_memcpy((to)->raddr, (from)->raddr, 16);                                  \
+	})
 
 /* Is `addr` in the block `net` with `mask`? Both are given as two big words in memory order. */
 static inline bool in_block(const u8 *addr, u64 net0, u64 net1, u64 mask0, u64 mask1)

@@ -5,21 +5,14 @@
 
 #include "owners.bpf.h"
 
-#ifdef USE_stale_iter
-int stale_iter(struct map_element_context *ctx)
+static inline int on_stale(struct map_element_context *ctx, u64 *key)
 {
-	u64 *key = ctx->key;
-	struct owner *owner;
-	u64 address;
+	u64 address = *key;
+	struct owner *owner = owners.lookup(&address);
 
-	if (!key)
-		return 0;
-	address = *key;
-	owner = owners.lookup(&address);
 	if (owner && owner->inode && !is_owned_still((struct sock *)address, owner))
 		owners.delete(&address);
 	return 0;
 }
-#endif
 
 #endif

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
+from netbpf.declare.probe_kinds import TRACE_KPROBE_MULTI, TRACE_UPROBE_MULTI, ProbeKind
 from netbpf.kernel.inspect import tracepoint_id
 from netbpf.system.forks import close_all_but
 from netbpf.system.links import LINK_CREATE, attach_iterator
@@ -23,30 +24,29 @@ from netbpf.system.syscalls import SYS_PERF_EVENT_OPEN, bpf, load_program, sysca
 
 # Commands of bpf(2), include/uapi/linux/bpf.h
 _RAW_TRACEPOINT_OPEN = 17
-BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI = 42, 48
 _PERF_TYPE_TRACEPOINT = 2
 _IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
 _CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
 
 
-def attach(kind: str, program: int, target: str, over: Optional[int] = None) -> int:
+def attach(kind: ProbeKind, program: int, target: str, over: Optional[int] = None) -> int:
     """Attach `program` (a descriptor) to `target` of the kernel; return the link's descriptor.
 
     `over` is the descriptor of the map whose elements an iterator goes through.
 
     Raises OSError if the kernel refuses.
     """
-    if kind == "rawtp":
+    if kind.attach == "raw_tracepoint":
         return _raw_tracepoint(program, target)
-    if kind in ("fentry", "fexit"):
+    if kind.attach == "trampoline":
         return _raw_tracepoint(program, "")  # the program knows its target since it was loaded
-    if kind == "tp":
+    if kind.attach == "trace_event":
         return _perf_event(program, _PERF_TYPE_TRACEPOINT, tracepoint_id(target))
-    if kind in ("kprobe", "kretprobe"):
-        return _function_probe(program, kind == "kretprobe", target)
-    if kind == "iter":
+    if kind.attach == "function":
+        return _function_probe(program, kind.at_return, target)
+    if kind.attach == "iterator":
         return attach_iterator(program, over)
-    raise ValueError(kind)
+    raise ValueError(kind.name)
 
 
 def attach_places(program: int, path: str, offsets: Sequence[int], at_return: bool) -> int:
@@ -68,7 +68,7 @@ def attach_places(program: int, path: str, offsets: Sequence[int], at_return: bo
         "=QQQQIII4x", ctypes.addressof(name), ctypes.addressof(listed), 0, 0, len(offsets),
         int(at_return), 0,
     )  # fmt: skip
-    return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, BPF_TRACE_UPROBE_MULTI, 0) + multi)
+    return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, TRACE_UPROBE_MULTI, 0) + multi)
 
 
 def attach_user(program: int, path: str, offset: int, at_return: bool) -> int:
@@ -128,7 +128,7 @@ def _accepts_links() -> bool:
     # They take no privilege but what loading their program takes (return 0, attached to nothing).
     code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
     with suppress(OSError):
-        program = load_program(2, code, attach=(BPF_TRACE_UPROBE_MULTI, 0))  # BPF_PROG_TYPE_KPROBE
+        program = load_program(2, code, attach=(TRACE_UPROBE_MULTI, 0))  # BPF_PROG_TYPE_KPROBE
         try:
             os.close(attach_places(program, "/", [0], False))
         except OSError as error:
@@ -153,7 +153,7 @@ def _function_probe(program: int, at_return: bool, function: str) -> int:
     listed = ctypes.create_string_buffer(names, len(names))
     multi = struct.pack("=IIQQQ", int(at_return), 1, ctypes.addressof(listed), 0, 0)
     with suppress(OSError):
-        return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, BPF_TRACE_KPROBE_MULTI, 0) + multi)
+        return bpf(LINK_CREATE, struct.pack("=IIII", program, 0, TRACE_KPROBE_MULTI, 0) + multi)
     return _probe_event(program, "kprobe", at_return, function, 0)
 
 

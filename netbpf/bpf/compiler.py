@@ -46,23 +46,25 @@ Say = Callable[[str], None]
 
 def compile_and_load(
     text: str,
-    header: str,
+    headers: Mapping[str, str],
     selections: Sequence[Selection],
     maps: Sequence[str],
     find_target: FindTarget,
     say: Say,
 ) -> Loaded:
-    """Compile `text` with the generated `header`, unless it is cached; load the selected entries.
+    """Compile `text`, unless that is cached, and load the selected entries.
+
+    `headers` are generated: text by name in <netbpf/>.
 
     Numbers in AT_LOAD() are put in at loading.
     `maps` names those that the reader needs, `find_target` finds a function in the kernel's BTF.
     Raises AttachRefused if the kernel refuses one program, Unsupported if bcc is missing, and
     NetbpfError (with the compiler's output as detail) if the program does not compile.
     """
-    header, numbers = take_numbers(header)
+    header, numbers = take_numbers(headers["kernel.h"])
     entries = entries_of(selections)
     functions = sorted({entry.function for entry in entries})
-    files = _header_files(header)
+    files = _header_files({**headers, "kernel.h": header})
 
     def ready(image: BpfObject) -> Loaded:
         return load(image, entries, maps, find_target, numbers)
@@ -275,11 +277,11 @@ def _remove(directory: str) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _header_files(header: str) -> Files:
+def _header_files(headers: Mapping[str, str]) -> Files:
     machine = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     own = (program_directory() / "include" / "kernel").iterdir()
     files = {f"include/linux/{path.name}": path.read_text() for path in sorted(own)}
-    files["include/netbpf/kernel.h"] = header
+    files.update({f"include/netbpf/{name}": text for name, text in headers.items()})
     empty = ("linux/bpf_common.h", "uapi/linux/bpf.h", "uapi/linux/if_packet.h")
     files.update({f"include/{name}": "" for name in empty})
     files[f"arch/{machine}/include/asm/page.h"] = ""

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from netbpf.declare.probes import Alternative, is_of_target
 from netbpf.errors import Unsupported
 from netbpf.kernel.btf import Field
 from netbpf.kernel.inspect import Kernel, tracepoint_format
@@ -157,21 +158,31 @@ def _bit_reader(struct: str, path: str, field: Field) -> str:
     )
 
 
+def arguments_of(kernel: Kernel, used: Alternative, target: str) -> Sequence[str]:
+    """Return the names of the arguments of `target` on this kernel, in order."""
+    return tuple(getattr(kernel, used.how.offers)(target) or ()) if used.how.offers else ()
+
+
+def offered_name(arg: str, offered: Sequence[str]) -> str:
+    """Return which of the names in "a|b" the target has."""
+    return next(name for name in arg.split("|") if name in offered)
+
+
 def _context(kernel: Kernel, selection: Selection) -> Iterator[str]:
-    # How the C entry reads its arguments: by name, at the place they have on this kernel.
-    if not selection.alternative:
+    used = selection.alternative
+    if not used:
         return
     yield f"#define USE_{selection.entry} 1"
-    args, target = selection.alternative.args, selection.targets[0] if selection.targets else ""
-    if selection.kind in ("rawtp", "fentry", "fexit", "kprobe"):
-        ask = kernel.raw_tracepoint if selection.kind == "rawtp" else kernel.function
-        offered = ask(target) or ()
-        for name in args:
-            yield f"#define ARG_{selection.probe.name}_{name} {offered.index(name)}"
-        yield f"#define ARGS_{selection.probe.name} {len(offered)}"
-    elif selection.kind == "tp":
+    name, target = selection.probe.name, selection.targets[0] if selection.targets else ""
+    if used.how.offers == "iterator":
+        return
+    offered = arguments_of(kernel, used, target)
+    for arg in filter(is_of_target, used.args):
+        index = offered.index(offered_name(arg, offered))
+        yield f"#define ARG_{name}_{arg.partition('|')[0]} {index}"
+    yield f"#define ARGS_{name} {len(offered)}"
+    if used.how.attach == "trace_event":  # its context is a struct of its own
         fields = tracepoint_format(target) or {}
-        used = {name: fields[name] for name in args}
-        yield from (f"#define ARG_{selection.probe.name}_{name} 1" for name in args)
+        own = [offered_name(arg, offered) for arg in filter(is_of_target, used.args)]
         size = max((f.bit_offset // 8 + 8 for f in fields.values()), default=8)
-        yield _struct(f"{selection.probe.name}_args", size, used)
+        yield _struct(f"{name}_args", size, {field: fields[field] for field in own})

@@ -17,33 +17,19 @@ from contextlib import suppress
 from functools import partial
 from typing import Callable, NamedTuple, Optional
 
-from netbpf.bpf.attach import BPF_TRACE_KPROBE_MULTI, BPF_TRACE_UPROBE_MULTI
 from netbpf.bpf.constants import with_numbers
 from netbpf.bpf.map_memory import bytes_of
 from netbpf.bpf.maps import possible_cpus
 from netbpf.bpf.object import BpfObject, MapSpec, map_references, with_maps
 from netbpf.bpf.preemption import Switches, find_switches, without_preemption
 from netbpf.declare.needs import MEMORY
+from netbpf.declare.probe_kinds import ProbeKind
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel.select import Selection
 from netbpf.system.privileges import lack, memory_is_limited, refusal
 from netbpf.system.syscalls import bpf, load_program
 
 _MAP_CREATE, _OBJECT_INFO = 0, 15  # commands of bpf(2), include/uapi/linux/bpf.h
-# By kind: bpf_prog_type, bpf_attach_type, and what comes before the target's name in BTF.
-_KINDS = {
-    "rawtp": (17, 0, ""),
-    "tp": (5, 0, ""),
-    "fentry": (26, 24, ""),
-    "fexit": (26, 25, ""),
-    "iter": (26, 28, "bpf_iter_"),
-    # The second number allows a kprobe_multi link (since 5.18), and does not forbid anything else.
-    "kprobe": (2, BPF_TRACE_KPROBE_MULTI, ""),
-    "kretprobe": (2, BPF_TRACE_KPROBE_MULTI, ""),
-}
-# Entries and returns: a uprobe_multi link (since 6.6), or a perf event, by ioctl(2), all the same.
-_UPROBE = (2, BPF_TRACE_UPROBE_MULTI, "")
-_TRACING = 26  # its programs know their target, by its BTF id, when they are loaded
 _LOG_BYTES = (1 << 24) - 1  # the most that kernels before 5.13 take
 _LOG_SHOWN = 1 << 16
 
@@ -51,16 +37,15 @@ FindTarget = Callable[[str], int]  # from a function's name to its id in the ker
 
 
 class Entry(NamedTuple):
-    """A function to load: for which probe, the program's name among all, its kinds and target.
+    """A function to load: for which probe, the program's name among all, its kind and target.
 
-    `target` is the function in the kernel's BTF that it is for, "" if that is told at attaching.
+    `target` is the function in the kernel's BTF that it is for, "" if attaching names it.
     """
 
     probe: str
     function: str
     program: str
-    kind: int
-    attach_type: int
+    kind: ProbeKind
     target: str
 
 
@@ -79,11 +64,12 @@ def entries_of(selections: Sequence[Selection]) -> list[Entry]:
     """Return what is to be loaded for these selections."""
     found = []
     for selection in selections:
-        kind, attach_type, prefix = _KINDS.get(selection.kind, _UPROBE)
+        if not selection.alternative:
+            continue
+        kind = selection.alternative.how
         for program, targets in selection.programs:
-            target = prefix + targets[0] if kind == _TRACING else ""
-            entry = Entry(selection.probe.name, selection.entry, program, kind, attach_type, target)
-            found.append(entry)
+            target = kind.btf_prefix + targets[0] if kind.typed else ""
+            found.append(Entry(selection.probe.name, selection.entry, program, kind, target))
     return found
 
 
@@ -99,7 +85,7 @@ def load(
     Raises AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
     """
     codes = [with_numbers(image.programs[entry.function], numbers) for entry in entries]
-    user_space = any(_is_uprobe(entry) for entry in entries)
+    user_space = any(entry.kind.user_space for entry in entries)
     switches = find_switches(find_target) if user_space else None
     used = {place for code in codes for _, place in map_references(code)}
     used |= {place for place, shape in enumerate(image.maps) if shape.name in maps}
@@ -148,17 +134,13 @@ def _make_map(shape: MapSpec) -> int:
         ) from error
 
 
-def _is_uprobe(entry: Entry) -> bool:
-    return (entry.kind, entry.attach_type) == _UPROBE[:2]
-
-
 def _load(entry: Entry, code: bytes, target: int, switches: Optional[Switches]) -> int:
-    attach = (entry.attach_type, target)
+    attach = (entry.kind.attach_type, target)
 
     def load(code: bytes, log: tuple[int, int] = (0, 0)) -> int:
-        return load_program(entry.kind, code, entry.function, attach, log)
+        return load_program(entry.kind.program_type, code, entry.function, attach, log)
 
-    if switches and _is_uprobe(entry):
+    if switches and entry.kind.user_space:
         with suppress(OSError):  # without a JIT compiler: no such calls, and no such stack
             return _patiently(partial(load, without_preemption(code, switches)))
     call = partial(load, code)

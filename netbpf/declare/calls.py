@@ -90,7 +90,7 @@ MESSAGE_PROBES = (*_messages("send", "sock"), *_messages("recv", "sock", "flags"
 # is.
 RING = Probe(
     "ring",
-    RawTracepoint("io_uring_complete", args=("req", "cqe")),
+    RawTracepoint("io_uring_complete", args=("req", "cqe"), call="on_ring_cqe"),
     RawTracepoint("io_uring_complete", args=("req", "res")),
     Tracepoint("io_uring:io_uring_complete", args=("req", "res")),
     optional=True,
@@ -108,7 +108,7 @@ RING_PROBES = (
 # A thread takes a signal: that decides whether the call that it interrupted is made again.
 SIGNAL = Probe(
     "signal",
-    RawTracepoint("signal_deliver", args=("sig", "ka")),
+    RawTracepoint("signal_deliver", args=("sig", "ka"), call="on_signal_action"),
     Tracepoint("signal:signal_deliver", args=("sig", "sa_handler", "sa_flags")),
     optional=True,
 )

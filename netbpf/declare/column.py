@@ -23,7 +23,8 @@ _SCALARS = {
 class Column:
     """A number, and the base of all other meanings.
 
-    `ctype` is the C member's type ("u64", "char[16]"; "" for a value made in user space), `null`
+    `ctype` is the C member's type ("u64", "char[16]"; "" for a value made in user space), `cstruct`
+    the name of a C struct of bytes that stands for an array, `null`
     the raw value that means "not known", `wide` hides the column from text unless -w is given,
     `header` is the text heading (the upper-case name if empty), `width` its width in characters,
     `full` the width with -w if that is more.
@@ -32,6 +33,7 @@ class Column:
     """
 
     ctype = "u32"
+    cstruct = ""
     width = 8
     full = 0
     align = "<"
@@ -74,6 +76,12 @@ class Column:
         if "[" in self.ctype:
             return self.ctype.partition("[")[2][:-1] + "s"
         return _SCALARS[self.ctype][0]
+
+    @property
+    def c_member(self) -> str:
+        """The declaration of the C member."""
+        kind, bracket, length = self.ctype.partition("[")
+        return f"{self.cstruct or kind} {self.name}" + ("" if self.cstruct else bracket + length)
 
     @property
     def alignment(self) -> int:

@@ -165,6 +165,11 @@ class Enum(Column):
         super().__init__(help, **more)
         self.words = words
 
+    @property
+    def prefix(self) -> str:
+        """What the names of the words begin with in C: KIND_RTO of a column `kind`."""
+        return f"{self.name.upper()}_"
+
     def converter(self) -> Optional[Converter]:
         """Return the conversion from number to word; a number without a word stays a number."""
         words = self.words
@@ -177,9 +182,10 @@ class Enum(Column):
 
 
 class Owner(Enum):
-    """How the owner of a socket is known. Numbers: enum owner_how in include/owners.bpf.h."""
+    """How the owner of a socket is known."""
 
     width = 8
+    prefix = "OWNER_"
 
     def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
         super().__init__(help, {0: "unknown", 1: "exact", 2: "snapshot"}, **more)
@@ -239,6 +245,7 @@ class TcpState(Enum):
     """A TCP state; numbers are those of include/net/tcp_states.h, fixed by the kernel's ABI."""
 
     width = 11
+    prefix = "TCP_"
 
     def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
         super().__init__(help, TCP_STATES, **more)
@@ -249,6 +256,7 @@ class LookupResult(Enum):
 
     ctype = "s32"
     width = 16
+    prefix = ""
 
     def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
         words = {number: name for number, (name, _) in LOOKUP_RESULTS.items()}

@@ -27,18 +27,18 @@ OWNER_PROBES = (
         "accept",
         # Called by accept() after all waiting, so that it does not matter when the call began: with
         # exits only those calls are seen whose entry was.
-        Fentry("security_sock_graft", args=("sk",)),
-        Kprobe("security_sock_graft"),
+        Fentry("security_sock_graft", args=("sk",), call="on_graft"),
+        Kprobe("security_sock_graft", args=("sk",), call="on_graft"),
         # For kernels without CONFIG_SECURITY_NETWORK.
-        Fexit("inet_csk_accept"),
-        Kretprobe("inet_csk_accept"),
-        Tracepoint("syscalls:sys_exit_accept", args=("ret",)),
+        Fexit("inet_csk_accept", args=("return",)),
+        Kretprobe("inet_csk_accept", args=("return",)),
+        Tracepoint("syscalls:sys_exit_accept", args=("ret",), call="on_accept_exit"),
         optional=True,
         loses=("pid", "comm"),
     ),
     Probe(
         "accept4",
-        Tracepoint("syscalls:sys_exit_accept4", args=("ret",)),
+        Tracepoint("syscalls:sys_exit_accept4", args=("ret",), call="on_accept_exit"),
         optional=True,
         loses=("pid", "comm"),
         with_probe="accept",

@@ -2,13 +2,16 @@
 
 A probe is a moment that a tool needs ("a socket changes state"). Its alternatives are the ways to
 see that moment, best first. Which one is used is chosen by `netbpf.kernel.select` from what the
-kernel offers, never from its version. In the C program, the entry of alternative KIND of probe
-NAME is the function `NAME_KIND`, compiled only if `USE_NAME_KIND` is defined.
+kernel offers, never from its version. `netbpf.bpf.generate` makes the C entry of the alternative
+that is used, `NAME_KIND`, which calls the program's own `on_NAME(arguments)`. `USE_NAME_KIND` is
+defined for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from netbpf.declare.probe_kinds import CONTEXT, KINDS, RESULT, ProbeKind
 
 
 class Alternative:
@@ -16,12 +19,16 @@ class Alternative:
 
     `names` are targets that carry the same arguments: the first one that the kernel has is used
     (functions get renamed), or with `every=True` all that it has (one function per family).
-    `args` are the argument or field names that the C entry reads: an alternative whose target
-    lacks one of them is not usable. `loses` are columns that this alternative cannot fill.
+
+    `args` are passed to the C function `on_<probe>`, or the one that `call` names: parameter or
+    field names of the target, "return" for a function's result, "ctx" for the context of the
+    program. "a|b" is the first of these names that the target has. A name in capitals, or a number,
+    is passed to C as it is. If another alternative of the probe passes more to the same function,
+    the rest is 0. An alternative whose target lacks an argument is not usable. `loses` are columns
+    that this alternative cannot fill.
     """
 
     kind = ""
-    words = ""
 
     def __init__(
         self,
@@ -29,14 +36,36 @@ class Alternative:
         args: Sequence[str] = (),
         loses: Sequence[str] = (),
         every: bool = False,
+        call: str = "",
     ) -> None:
         self.names = names
         self.args = tuple(args)
         self.loses = tuple(loses)
         self.every = every
+        self.call = call
 
     def __repr__(self) -> str:
         return f"{self.kind}:{'|'.join(self.names)}"
+
+    @property
+    def how(self) -> ProbeKind:
+        """What the kind is."""
+        return KINDS[self.kind]
+
+    @property
+    def words(self) -> str:
+        """The kind as manuals name it."""
+        return self.how.label
+
+    @property
+    def needed(self) -> tuple[tuple[str, ...], ...]:
+        """What the target must have: for each argument the names that it may have."""
+        return tuple(tuple(arg.split("|")) for arg in self.args if is_of_target(arg))
+
+
+def is_of_target(arg: str) -> bool:
+    """Return whether an argument is the target's own, and no constant, context or result."""
+    return arg[:1].islower() and arg not in (RESULT, CONTEXT)
 
 
 class RawTracepoint(Alternative):
@@ -46,37 +75,37 @@ class RawTracepoint(Alternative):
     names of the kernel's TP_PROTO, found through BTF. `names` have no "system:" prefix.
     """
 
-    kind, words = "rawtp", "raw tracepoint"
+    kind = "rawtp"
 
 
 class Tracepoint(Alternative):
     """A trace event "system:name"; `args` are field names of its format file in tracefs."""
 
-    kind, words = "tp", "tracepoint"
+    kind = "tp"
 
 
 class Fentry(Alternative):
     """Entry of a kernel function through the BPF trampoline; `args` are parameter names."""
 
-    kind, words = "fentry", "fentry"
+    kind = "fentry"
 
 
 class Fexit(Alternative):
     """Return of a kernel function through the BPF trampoline, arguments and result at hand."""
 
-    kind, words = "fexit", "fexit"
+    kind = "fexit"
 
 
 class Kprobe(Alternative):
     """Entry of a kernel function through a breakpoint or ftrace."""
 
-    kind, words = "kprobe", "kprobe"
+    kind = "kprobe"
 
 
 class Kretprobe(Alternative):
     """Return of a kernel function; only the result is at hand."""
 
-    kind, words = "kretprobe", "kretprobe"
+    kind = "kretprobe"
 
 
 class Iterator(Alternative):
@@ -85,7 +114,7 @@ class Iterator(Alternative):
     `over` names the program's own map, for the iterator over its elements (`bpf_map_elem`).
     """
 
-    kind, words = "iter", "BPF iterator"
+    kind = "iter"
 
     def __init__(self, *names: str, over: str = "") -> None:
         super().__init__(*names)
@@ -95,23 +124,23 @@ class Iterator(Alternative):
 class Uprobe(Alternative):
     """Entries of user-space functions; the tool's watcher finds the binaries while running."""
 
-    kind, words = "uprobe", "uprobe"
+    kind = "uprobe"
 
 
 class Uretprobe(Alternative):
     """Returns of user-space functions; the tool's watcher finds the binaries while running."""
 
-    kind, words = "uretprobe", "uretprobe"
+    kind = "uretprobe"
 
 
 class Probe:
     """A moment that a tool needs, by name, with the ways to see it, best first.
 
-    `optional`: the tool runs without it, `loses` says which columns are then empty.
-    `option`: the probe is used only if this option of the tool is given. `with_probe`: it works only
-    together with the probe of that name (a kprobe with a kretprobe), uses the same kind as that
-    one, and is not used if it has no such alternative. `complements`: it adds what the probe of
-    that name does not see, unless that one uses the same kind.
+    `optional`: the tool runs without it, `loses` says which columns are then empty. `option`: the
+    probe is used only if this option of the tool is given. `with_probe`: it works only together
+    with the probe of that name (a kprobe with a kretprobe), uses the same kind as that one, and is
+    not used if it has no such alternative. `complements`: it adds what the probe of that name does
+    not see, unless that one uses the same kind.
     """
 
     def __init__(

@@ -7,7 +7,8 @@ from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
 RESET_PROBES = (
     Probe(
         "send_reset",
-        RawTracepoint("tcp_send_reset", args=("sk",)),
+        # The packet that is answered is named skb__nullable since 6.11.
+        RawTracepoint("tcp_send_reset", args=("sk", "skb__nullable|skb")),
         Tracepoint("tcp:tcp_send_reset", args=("skaddr", "skbaddr")),
     ),
     Probe(

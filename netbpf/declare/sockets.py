@@ -16,6 +16,7 @@ class AnyAddr(Addr):
     """An IP address or the path of a unix socket (abstract ones with @): struct any_addr in C."""
 
     ctype = "u8[109]"
+    cstruct = "struct any_addr"
 
     def converter(self) -> Optional[Converter]:
         """Return the conversion by the kind that the first byte tells."""

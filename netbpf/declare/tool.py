@@ -114,6 +114,15 @@ class Tool:
         )
 
     @property
+    def records(self) -> list[type[Record]]:
+        """The records that C fills: of events, and of the keys and values of maps."""
+        found: list[Optional[type[Record]]] = [self.event]
+        if self.histogram and self.histogram.map:
+            found += [self.histogram.key, self.histogram.extra]
+        found += [record for table in self.tables for record in (table.key, table.sums)]
+        return [record for record in found if record]
+
+    @property
     def options(self) -> tuple[Option, ...]:
         """All options that the tool honours; its own stand in for shared ones of that name."""
         own = {option.name for option in self.own_options}

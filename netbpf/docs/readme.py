@@ -118,8 +118,8 @@ def privileges_table(tools: Sequence[Tool]) -> str:
     """Return a row for each capability and purpose, with the tools that need it."""
     found: dict[Need, list[str]] = {}
     for tool in tools:
-        kinds = {way.kind for probe in tool.all_probes for way in probe.alternatives}
-        for need in [*needs_of(tool, {}), *([TRACEFS] if "tp" in kinds else [])]:
+        asked = {way.how.offers for probe in tool.all_probes for way in probe.alternatives}
+        for need in [*needs_of(tool, {}), *([TRACEFS] if "tracepoint" in asked else [])]:
             found.setdefault(need, []).append(f"`{tool.name}`")
     rows = []
     for need, names in found.items():

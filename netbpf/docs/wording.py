@@ -27,7 +27,7 @@ def option_words(option: Option) -> tuple[str, str]:
 def alternative_words(alternative: Alternative, mark: str = "") -> str:
     """Return an alternative in words, its targets between two `mark`s; "or" where one will do."""
     names = [f"{mark}{name}{mark}" for name in alternative.names]
-    joint = ", " if alternative.every or alternative.kind in ("uprobe", "uretprobe") else " or "
+    joint = ", " if alternative.every or alternative.how.user_space else " or "
     return f"{alternative.words} {joint.join(names)}".rstrip() + lost_words(alternative)
 
 

@@ -216,12 +216,5 @@ def ask_everything(tool: Tool, kernel: Kernel) -> None:
 
 
 def _ask(alternative: Alternative, kernel: Kernel) -> None:
-    if alternative.kind in ("uprobe", "uretprobe"):
-        return
-    questions = {
-        "rawtp": kernel.raw_tracepoint,
-        "tp": kernel.tracepoint,
-        "iter": kernel.iterator,
-    }
-    for name in alternative.names:
-        questions.get(alternative.kind, kernel.function)(name)
+    for name in alternative.names if alternative.how.offers else ():
+        getattr(kernel, alternative.how.offers)(name)

@@ -30,7 +30,6 @@ from netbpf.system.file_limit import allow_many_files
 from netbpf.system.privileges import Denied, missing_privileges
 
 _MARKS = {OK: "ok", ABSENT: "--", BAD: "!!"}
-_USER_SPACE = ("uprobe", "uretprobe")
 _MOST_NAMES = 6  # processes named in text; JSON has them all
 
 
@@ -191,7 +190,7 @@ def manifests_of(tool: Tool) -> list[layout.Manifest]:
 def _libraries() -> Optional[dict[str, Any]]:
     """Return how far probes in user space reach, if any tool has them."""
     probes = [probe for tool in all_tools() for probe in tool.all_probes]
-    if not any(a.kind in _USER_SPACE for probe in probes for a in probe.alternatives):
+    if not any(a.how.user_space for probe in probes for a in probe.alternatives):
         return None
     return survey()
 

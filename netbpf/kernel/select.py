@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 from netbpf.declare.probes import Alternative, Probe
 from netbpf.errors import PrivilegeError, Unsupported, UsageError
@@ -40,8 +40,10 @@ class Selection(NamedTuple):
     @property
     def programs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """The programs to load, by name, with their targets: fentry and fexit take one each."""
-        if self.kind not in ("fentry", "fexit"):
-            return ((self.entry, self.targets),) if self.alternative else ()
+        if not self.alternative:
+            return ()
+        if not self.alternative.how.typed or not self.targets:
+            return ((self.entry, self.targets),)
         more = ((f"{self.entry}:{target}", (target,)) for target in self.targets[1:])
         return ((self.entry, self.targets[:1]), *more)
 
@@ -105,8 +107,8 @@ def missing(alternative: Alternative, kernel: Kernel) -> tuple[tuple[str, ...], 
 def _ways(probe: Probe, partner: Selection) -> list[Alternative]:
     if probe.complements:
         return [way for way in probe.alternatives if way.kind != partner.kind]
-    kinds = ("kprobe", "kretprobe") if partner.kind == "kretprobe" else (partner.kind,)
-    return [way for way in probe.alternatives if way.kind in kinds]
+    begins = partner.alternative.how.begins if partner.alternative else ()
+    return [way for way in probe.alternatives if way.kind in (partner.kind, *begins)]
 
 
 def _why_not(partner: Optional[Selection]) -> str:
@@ -163,9 +165,9 @@ def _ranked(ways: Sequence[Alternative], kernel: Kernel) -> list[Alternative]:
 
 
 def _preempted(alternative: Alternative, kernel: Kernel) -> bool:
-    if alternative.kind in ("rawtp", "fentry", "fexit"):
+    if alternative.how.preemptible:
         return kernel.preempts("rawtp")
-    of_calls = alternative.kind == "tp" and alternative.names[0].startswith("syscalls:")
+    of_calls = any(name.startswith("syscalls:") for name in alternative.names)
     return of_calls and kernel.preempts("syscalls")
 
 
@@ -183,30 +185,29 @@ def _words(alternative: Alternative) -> str:
 
 
 def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:
-    kind = alternative.kind
-    if kind in ("uprobe", "uretprobe"):
-        return "" if kernel.dynamic("uprobe") else "this kernel has no uprobes"
-    if kind == "iter":
-        return "" if kernel.iterator(name) else "this kernel has no such iterator"
-    if kind in ("fentry", "fexit") and not kernel.dynamic("fentry"):
-        return "this kernel refuses fentry programs"
-    if kind in ("kprobe", "kretprobe") and not kernel.dynamic("kprobe"):
-        return "this kernel has no kprobes"
-    ask: Any = {"rawtp": kernel.raw_tracepoint, "tp": kernel.tracepoint}.get(kind, kernel.function)
+    kind = alternative.how
+    if kind.needs and not kernel.dynamic(kind.needs):
+        refused = "refuses fentry programs" if kind.needs == "fentry" else f"has no {kind.needs}s"
+        return f"this kernel {refused}"
+    if not kind.offers:
+        return ""
     try:
-        offered = ask(name)
+        offered = getattr(kernel, kind.offers)(name)
     except PermissionError as error:
         return Denied(f"it takes {error.strerror}")
-    if offered is None:
-        return f"this kernel has no such {'tracepoint' if 'tp' in kind else 'function'}"
-    if kind in ("fentry", "fexit") and not kernel.typed(name):
+    if offered is None or offered is False:
+        what = {"raw_tracepoint": "tracepoint"}.get(kind.offers, kind.offers)
+        return f"this kernel has no such {what}"
+    if offered is True:
+        return ""
+    if kind.typed and not kernel.typed(name):
         return "this kernel does not know the types of its parameters"
-    return _missing_arguments(alternative.args, offered)
+    return _missing_arguments(alternative.needed, offered)
 
 
-def _missing_arguments(needed: Collection[str], offered: Collection[str]) -> str:
-    lacking = [argument for argument in needed if argument not in offered]
-    return f"it lacks {', '.join(lacking)} here" if lacking else ""
+def _missing_arguments(needed: Sequence[Sequence[str]], offered: Collection[str]) -> str:
+    missing = [names[0] for names in needed if not any(name in offered for name in names)]
+    return f"it lacks {', '.join(missing)} here" if missing else ""
 
 
 def _check_forced(probes: Sequence[Probe], forced: Mapping[str, str]) -> None:

@@ -190,8 +190,8 @@ class Watch(Result):
 
     def _programs(self) -> Iterator[tuple[str, tuple[int, bool]]]:
         for selection in self.attached.selections:
-            if selection.kind in ("uprobe", "uretprobe"):
-                at_return = selection.kind == "uretprobe"
+            if selection.alternative and selection.alternative.how.user_space:
+                at_return = selection.alternative.how.at_return
                 for target in selection.targets:
                     program = self.attached.loaded.programs[selection.entry]
                     yield f"{target}{'()' * at_return}", (program, at_return)

@@ -12,24 +12,21 @@ from pathlib import Path
 from typing import Optional
 
 from netbpf.bpf.maps import Map
+from netbpf.declare.losses import DUPLICATE_MISSES, IN_PROGRAMS
 from netbpf.run.program import Attached
 from netbpf.run.results.base import Result
 from netbpf.system.forks import cpu_seconds
 from netbpf.system.links import enable_statistics
 
-# The causes that the C side counts, in the order of enum loss in include/netbpf.bpf.h.
-CAUSES = ("ring_full", "map_full")
-_COVERED = len(CAUSES)
-
 
 def read_losses(losses: Map) -> dict[str, int]:
     """Return {cause: number} from the per-CPU array that every program has."""
-    return {cause: _sum(losses, index) for index, cause in enumerate(CAUSES)}
+    return {cause: _sum(losses, index) for index, cause in enumerate(IN_PROGRAMS)}
 
 
-def read_covered(losses: Map) -> int:
-    """Return how many ends of calls no probe `earlier...` saw that had been told before."""
-    return _sum(losses, _COVERED)
+def read_duplicate_misses(losses: Map) -> int:
+    """Return how many runs were missed of calls that another probe had reported already."""
+    return _sum(losses, DUPLICATE_MISSES)
 
 
 def _sum(losses: Map, index: int) -> int:
@@ -82,7 +79,8 @@ class Cost:
     def missed(self, besides: Collection[str] = (), covered: int = 0) -> int:
         """Return how often a program was skipped as another one ran on that CPU (since 5.12).
 
-        Of those of the programs `besides` others, so many had nothing to add (see read_covered).
+        Of those of the programs `besides` others, so many had nothing to add (see
+        read_duplicate_misses).
         """
         each = {n: _program(fd).get("recursion_misses", 0) for n, fd in self._programs.items()}
         return sum(each.values()) - min(covered, sum(each[name] for name in besides))
@@ -143,7 +141,7 @@ class Ledger:
 
     def read(self) -> dict[str, int]:
         """Return {cause: number} since the start."""
-        missed = self._cost.missed(self._besides, read_covered(self._losses))
+        missed = self._cost.missed(self._besides, read_duplicate_misses(self._losses))
         lost = {
             **read_losses(self._losses),
             "probe_missed": missed,

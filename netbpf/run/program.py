@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Callable
 
-from netbpf.bpf import layout
+from netbpf.bpf import generate, layout
 from netbpf.bpf.attach import attach, release
 from netbpf.bpf.compiler import compile_and_load
 from netbpf.bpf.loader import Loaded
@@ -58,12 +58,13 @@ class Attached:
     def attach_targets(self) -> None:
         """Attach every program that has a target in the kernel; raise AttachRefused."""
         for selection in self.selections:
-            if not selection.alternative or selection.kind in ("uprobe", "uretprobe"):
+            kind = selection.alternative.how if selection.alternative else None
+            if not kind or kind.user_space:
                 continue
             for name, target in ((n, t) for n, targets in selection.programs for t in targets):
                 over = self.loaded.maps.get(getattr(selection.alternative, "over", ""))
                 try:
-                    link = attach(selection.kind, self.loaded.programs[name], target, over)
+                    link = attach(kind, self.loaded.programs[name], target, over)
                 except OSError as error:
                     raise AttachRefused(
                         selection.probe.name, refusal("the kernel refused to attach it", error)
@@ -77,7 +78,8 @@ class Attached:
         machine: results were read before this, and events that come now are after the end.
         """
         later, self.user_links = self.user_links, []
-        names = [selection.probe.name for selection in self.selections if selection.kind == "tp"]
+        used = [(s.probe.name, s.alternative.how) for s in self.selections if s.alternative]
+        names = [name for name, kind in used if kind.attach == "trace_event"]
         release([*later, *(link for name in names for link in self.links.pop(name, ()))])
         for links in self.links.values():
             for link in links:
@@ -159,10 +161,15 @@ def _start(
     while True:
         selections = select(probes, kernel, refused, forced)
         cpus = f"#define CPUS {possible_cpus()}"  # see LRU_ENTRIES
-        header = "\n".join([*defines, cpus, layout.header(kernel, manifests, selections)])
+        header = layout.header(kernel, manifests, selections)
+        headers = {
+            "kernel.h": "\n".join([*defines, cpus, header, generate.enums(tool, text)]),
+            "records.h": generate.structs(tool),
+        }
+        program = text + generate.entries(kernel, selections, text)
         try:
             maps = maps_of(tool, settings)
-            loaded = compile_and_load(text, header, selections, maps, find_target, say)
+            loaded = compile_and_load(program, headers, selections, maps, find_target, say)
             say(memory_words(loaded.memory))
             attached = Attached(selections, loaded)
             try:

@@ -12,7 +12,7 @@ import compared
 import pytest
 
 from netbpf.declare.tool import all_tools
-from tests.contract.house import ROOT
+from tests.contract.conventions import ROOT
 
 CLAIMS = compared.all_claims()
 COLUMNS = {

@@ -12,7 +12,7 @@ from netbpf.bpf.constants import take_numbers
 from netbpf.declare.options import Option
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.run.filters import filter_defines
-from tests.contract.house import PROGRAMS
+from tests.contract.conventions import PROGRAMS
 
 TOOLS = {tool.name: tool for tool in all_tools()}
 # Two arguments of each option that takes one.

@@ -1,4 +1,4 @@
-"""Rule: who may import whom (DESIGN of the house), and what is imported only when it is needed."""
+"""Rule: who may import whom, and what is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.house import PACKAGE
+from tests.contract.conventions import PACKAGE
 
 # A room imports rooms below it only; rooms of one height do not import each other.
 HEIGHTS = {

@@ -11,7 +11,7 @@ from netbpf.docs.tested import recordings
 from netbpf.doctor.recording import COVERS
 from netbpf.errors import Unsupported
 from netbpf.kernel.select import missing, select
-from tests.contract.house import DATA, every_tool, program, tool_of
+from tests.contract.conventions import DATA, every_tool, program, tool_of
 
 KERNELS = recordings()
 # (tool, name of the recording): what that kernel lacks.

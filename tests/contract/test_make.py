@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import netbpf
-from tests.contract.house import ROOT
+from tests.contract.conventions import ROOT
 
 TREES = ("unit", "contract", "live", "packaging", "fuzz")
 FILES = {tree: set((ROOT / "tests" / tree).glob("test_*.py")) for tree in TREES}

@@ -11,7 +11,7 @@ import pytest
 from netbpf import cli
 from netbpf.declare.record import text_columns
 from netbpf.declare.tool import Tool
-from tests.contract.house import every_tool, tool_of
+from tests.contract.conventions import every_tool, tool_of
 
 SECTIONS = ["DESCRIPTION", "EXAMPLES", "OVERHEAD", "LIMITS"]
 SUMMARY, COLUMNS, DOC = 76, 80, 100  # characters

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.contract.house import PROGRAMS
+from tests.contract.conventions import PROGRAMS
 
 _SOURCES = sorted(PROGRAMS.rglob("*.bpf.[ch]"))
 _LRU = re.compile(r'"lru_\w*hash", [^;]*?, (\w+), (\w+\(\d+\)|\w+)\);')

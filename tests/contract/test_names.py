@@ -10,7 +10,7 @@ import pytest
 from netbpf.declare.columns import Addr, Bytes, Column, Duration, Micros, Port
 from netbpf.declare.record import Record
 from netbpf.declare.tool import Tool, tool_names
-from tests.contract.house import DATA, PROGRAMS, ROOT, every_tool, tool_of
+from tests.contract.conventions import DATA, PROGRAMS, ROOT, every_tool, tool_of
 
 WORDS = {
     line.split()[0]

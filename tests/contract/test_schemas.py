@@ -12,7 +12,7 @@ import pytest
 from netbpf.output.clock import Clock
 from netbpf.output.schema import schema_of
 from netbpf.output.writers import make_writer
-from tests.contract.house import DATA, every_tool, tool_of
+from tests.contract.conventions import DATA, every_tool, tool_of
 
 jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema: make setup-dev")
 

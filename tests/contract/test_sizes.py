@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.house import PACKAGE, PROGRAMS
+from tests.contract.conventions import PACKAGE, PROGRAMS
 
 # Lines. A tool's docstring is its manual, with real output: it does not count.
 MODULE, TOOL, PROGRAM, FUNCTION = 300, 120, 150, 40

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.house import PACKAGE, PROGRAMS, ROOT
+from tests.contract.conventions import PACKAGE, PROGRAMS, ROOT
 
 TREES = (
     "netbpf",

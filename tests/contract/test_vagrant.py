@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.house import PACKAGE, ROOT
+from tests.contract.conventions import PACKAGE, ROOT
 
 # It belongs to no package: it runs with the system's Python alone.
 sys.path.insert(0, str(ROOT / "vagrant"))

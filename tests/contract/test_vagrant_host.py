@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.contract.house import ROOT
+from tests.contract.conventions import ROOT
 
 # It belongs to no package: it runs with the system's Python alone.
 sys.path.insert(0, str(ROOT / "vagrant"))

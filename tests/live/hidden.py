@@ -24,6 +24,7 @@ from netbpf.bpf.attach import attach
 from netbpf.bpf.loader import Entry, load
 from netbpf.bpf.maps import Map
 from netbpf.bpf.object import BpfObject, MapSpec
+from netbpf.declare.probe_kinds import KINDS
 from netbpf.system.syscalls import detached_mount
 
 # What is hit in a timer or softirq, and so in the time of any process.
@@ -35,7 +36,7 @@ EVENTS = (
 )
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _numbers = itertools.count()
-_RAW_TRACEPOINT, _ARRAY = 17, 2  # bpf_prog_type, bpf_map_type
+_ARRAY = 2  # bpf_map_type
 
 
 _COUNT_INIT = b"".join((
@@ -74,11 +75,11 @@ def hides_init() -> bool:
     if os.geteuid() != 0 or os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
         return False  # nobody knows: process 1 of a container is another one
     image = BpfObject((MapSpec("seen", _ARRAY, 4, 8, 1, 0),), {"count_init": _COUNT_INIT})
-    entry = Entry("init", "count_init", "count_init", _RAW_TRACEPOINT, 0, "")
+    entry = Entry("init", "count_init", "count_init", KINDS["rawtp"], "")
     loaded = load(image, [entry], ["seen"], lambda name: 0)
     descriptors = [loaded.programs["count_init"], loaded.maps["seen"]]
     try:
-        descriptors.append(attach("rawtp", descriptors[0], "sys_enter"))
+        descriptors.append(attach(KINDS["rawtp"], descriptors[0], "sys_enter"))
         before = _switches()
         for _ in range(10):
             subprocess.run(["sh", "-c", "true & exit 0"], check=True)

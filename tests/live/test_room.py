@@ -26,6 +26,7 @@ from netbpf.bpf.loader import Entry, load
 from netbpf.bpf.maps import possible_cpus
 from netbpf.bpf.object import BpfObject
 from netbpf.declare import memory
+from netbpf.declare.probe_kinds import KINDS
 from netbpf.declare.tool import find_tool
 
 STORM = Path(__file__).parent / "programs" / "storm.py"
@@ -158,7 +159,7 @@ def busy_with_a_program(host: Host) -> Iterator[Callable[[], int]]:
     programs = load(image, entries, [], lambda _: 0).programs
     events = {"syscalls:sys_enter_getppid": "spin"}
     events.update(dict.fromkeys(("sock:inet_sock_set_state", "skb:kfree_skb"), "witness"))
-    links = [attach("tp", programs[name], event) for event, name in events.items()]
+    links = [attach(KINDS["tp"], programs[name], event) for event, name in events.items()]
     info = Path(f"/proc/self/fdinfo/{programs['witness']}")
     caller = subprocess.Popen([sys.executable, "-c", _CALLER])
     everywhere = os.sched_getaffinity(0)

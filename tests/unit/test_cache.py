@@ -17,7 +17,7 @@ from netbpf.bpf import cache, compiler
 from netbpf.bpf.cache import NoCache
 from netbpf.bpf.object import BpfObject, pack
 from netbpf.errors import AttachRefused
-from tests.contract.house import ROOT
+from tests.contract.conventions import ROOT
 
 KEYS = [f"{number:064x}" for number in range(100)]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away: sudo make unit")
@@ -459,7 +459,9 @@ def loading(directory, compiled, monkeypatch):
 
     def start() -> tuple[object, list[str]]:
         said: list[str] = []
-        return compiler.compile_and_load("text", "", [], [], lambda _: 0, said.append), said
+        return compiler.compile_and_load(
+            "text", {"kernel.h": ""}, [], [], lambda _: 0, said.append
+        ), said
 
     loading = SimpleNamespace(start=start, tried=tried, refused=[WRONG], compiled=compiled)
     monkeypatch.setattr(compiler, "load", load)

@@ -12,6 +12,7 @@ import pytest
 from netbpf.bpf import loader, preemption
 from netbpf.bpf.loader import Entry, entries_of
 from netbpf.bpf.object import BpfObject, MapSpec
+from netbpf.declare.probe_kinds import KINDS
 from netbpf.declare.probes import (
     Fentry,
     Fexit,
@@ -106,10 +107,8 @@ def open_files():
     return lambda: len(os.listdir("/proc/self/fd"))
 
 
-def entry(
-    function: str = "state_rawtp", kind: int = 17, attach: int = 0, target: str = ""
-) -> Entry:
-    return Entry("state", function, function, kind, attach, target)
+def entry(function: str = "state_rawtp", kind: str = "rawtp", target: str = "") -> Entry:
+    return Entry("state", function, function, KINDS[kind], target)
 
 
 def found(name: str) -> int:
@@ -134,7 +133,7 @@ def found(name: str) -> int:
 def test_kinds_of_programs_are_those_of_the_kernel(alternative, targets, kinds, target):
     selection = Selection(Probe("see", alternative), alternative, targets, ())
     (made,) = entries_of([selection, Selection(Probe("none", optional=True), None, (), ())])
-    assert (made.kind, made.attach_type, made.target) == (*kinds, target)
+    assert (made.kind.program_type, made.kind.attach_type, made.target) == (*kinds, target)
     assert made.function == made.program == f"see_{alternative.kind}"
 
 
@@ -149,7 +148,7 @@ def test_fentry_of_two_functions_is_two_programs_of_one_c_function():
 def test_program_is_asked_for_as_the_kernel_reads_it(kernel):
     code = MOVE + EXIT
     image = BpfObject((), {"a_name_that_is_too_long": code})
-    made = entry("a_name_that_is_too_long", 26, 25, "tcp_connect")
+    made = entry("a_name_that_is_too_long", "fexit", "tcp_connect")
     loader.load(image, [made], [], found)
     ((asked, instructions),) = kernel.programs
     assert instructions == code
@@ -202,11 +201,11 @@ def found_with_switches(name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "attach", "expected"),
-    [(2, 48, ALONE), (2, 42, PLAIN), (17, 0, PLAIN), (5, 0, PLAIN), (26, 24, PLAIN)],
+    ("kind", "expected"),
+    [("uprobe", ALONE), ("kprobe", PLAIN), ("rawtp", PLAIN), ("tp", PLAIN), ("fentry", PLAIN)],
 )
-def test_programs_of_uprobes_switch_preemption_off(kernel, kind, attach, expected):
-    made = entry("see", kind, attach, "tcp_connect" if kind == 26 else "")
+def test_programs_of_uprobes_switch_preemption_off(kernel, kind, expected):
+    made = entry("see", kind, "tcp_connect" if kind == "fentry" else "")
     loader.load(BpfObject((), {"see": PLAIN}), [made], [], found_with_switches)
     ((_, instructions),) = kernel.programs
     assert instructions == expected
@@ -214,7 +213,7 @@ def test_programs_of_uprobes_switch_preemption_off(kernel, kind, attach, expecte
 
 def test_kernel_that_takes_no_such_calls_gets_the_program_as_it_is(kernel):
     kernel.errors = [524]  # ENOTSUPP, which only the kernel has: no JIT compiler
-    loader.load(BpfObject((), {"see": PLAIN}), [entry("see", 2, 48)], [], found_with_switches)
+    loader.load(BpfObject((), {"see": PLAIN}), [entry("see", "uprobe")], [], found_with_switches)
     ((_, instructions),) = kernel.programs
     assert instructions == PLAIN
 
@@ -228,7 +227,7 @@ def test_refused_program_is_named_with_the_reason_and_what_the_verifier_says(ker
     before = open_files()
     kernel.errors = [0, errno.EINVAL, errno.EINVAL]
     kernel.log = b"0: (95) exit\nR0 !read_ok\n"
-    second = Entry("accept", "accept_tp", "accept_tp", 5, 0, "")
+    second = Entry("accept", "accept_tp", "accept_tp", KINDS["tp"], "")
     with pytest.raises(AttachRefused) as caught:
         loader.load(IMAGE, [entry(), second], ["losses"], found)
     assert caught.value.probe == "accept"
@@ -251,7 +250,7 @@ def test_function_that_types_lack_is_a_refusal(kernel):
 
     for find in (found, none):
         with pytest.raises(AttachRefused, match="do not have 'gone'"):
-            loader.load(IMAGE, [entry(kind=26, attach=24, target="gone")], [], find)
+            loader.load(IMAGE, [entry(kind="fentry", target="gone")], [], find)
     assert kernel.programs == []
 
 

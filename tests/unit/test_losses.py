@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from netbpf.declare.losses import IN_PROGRAMS
 from netbpf.run import losses
-from netbpf.run.losses import CAUSES, Budget, Cost, read_covered, read_losses
+from netbpf.run.losses import Budget, Cost, read_duplicate_misses, read_losses
 
 FDINFO = """\
 pos:\t0
@@ -52,8 +53,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_losses_are_summed_over_cpus_by_cause():
     assert read_losses(FakeMap()) == {"ring_full": 11, "map_full": 12}
-    assert read_losses(EmptyMap()) == dict.fromkeys(CAUSES, 0)
-    assert read_covered(FakeMap()) == 13
+    assert read_losses(EmptyMap()) == dict.fromkeys(IN_PROGRAMS, 0)
+    assert read_duplicate_misses(FakeMap()) == 13
 
 
 @pytest.mark.usefixtures("programs")

@@ -20,20 +20,6 @@ static inline int on_send_reset(struct sock *sk, bool answer)
 	return 0;
 }
 
-#ifdef USE_send_reset_rawtp
-int send_reset_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	/* The packet that is answered comes second, under another name since 6.11. */
-	return on_send_reset((struct sock *)RAWTP_ARG(send_reset, sk), ctx->args[1]);
-}
-#endif
-#ifdef USE_send_reset_tp
-int send_reset_tp(struct send_reset_args *ctx)
-{
-	return on_send_reset((struct sock *)ctx->skaddr, ctx->skbaddr);
-}
-#endif
-
 static inline int on_receive_reset(struct sock *sk)
 {
 	if (READ(sk, __sk_common.skc_state) != TCP_CLOSE)
@@ -41,15 +27,3 @@ static inline int on_receive_reset(struct sock *sk)
 	return 0;
 }
 
-#ifdef USE_receive_reset_rawtp
-int receive_reset_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_receive_reset((struct sock *)RAWTP_ARG(receive_reset, sk));
-}
-#endif
-#ifdef USE_receive_reset_tp
-int receive_reset_tp(struct receive_reset_args *ctx)
-{
-	return on_receive_reset((struct sock *)ctx->skaddr);
-}
-#endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* What BPF iterators are given: over the open files of all tasks, the elements of a map, sockets. */
-#ifndef NETBPF_TASK_FILE_BPF_H
-#define NETBPF_TASK_FILE_BPF_H
+#ifndef NETBPF_ITERATORS_BPF_H
+#define NETBPF_ITERATORS_BPF_H
 
 /* bpf_iter__task_file: fixed order; the verifier knows the types, `fd` is a number. */
 struct iterator_meta {

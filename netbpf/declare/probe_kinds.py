@@ -1,0 +1,134 @@
+"""The kinds of probes: the one module that knows what a kind is.
+
+How its programs are loaded and attached, what its C entry is given, where its arguments are, and
+what it takes of the kernel. Every other module asks here, so that a new kind is an entry of KINDS.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+RESULT = "return"  # stands for the result of a function: a keyword of C names no parameter
+CONTEXT = "ctx"  # stands for the entry's own context
+
+# Values of enum bpf_prog_type and enum bpf_attach_type, include/uapi/linux/bpf.h
+_KPROBE, _TRACEPOINT, _RAW_TRACEPOINT, _TRACING = 2, 5, 17, 26
+_TRACE_FENTRY, _TRACE_FEXIT, _TRACE_ITER = 24, 25, 28
+TRACE_KPROBE_MULTI, TRACE_UPROBE_MULTI = 42, 48
+
+
+class ProbeKind(NamedTuple):
+    """One kind of probe.
+
+    `name` is the word in C entries, --probe and JSON, `label` the one in manuals. `context` is the
+    C type that the entry gets a pointer to, "" for one per probe. `argument` maps (name, index of
+    the parameter, number of parameters) to a C expression. `offers` names the method of
+    `netbpf.kernel.inspect.Kernel` that lists the arguments of a target, `needs` what
+    `Kernel.dynamic` must confirm. `attach` is how `netbpf.bpf.attach` attaches it. A `typed`
+    program knows its target's BTF id, of which `btf_prefix` is the beginning, from loading on, so
+    that each target has a program of its own. A `preemptible` one may be interrupted by other tasks
+    since 7.0, whose events the kernel then skips. `begins` are the kinds that can show the begin of
+    a call of which this one shows the end.
+    """
+
+    name: str
+    label: str
+    program_type: int
+    context: str
+    argument: Callable[[str, int, int], str]
+    offers: str
+    attach: str
+    attach_type: int = 0
+    btf_prefix: str = ""
+    needs: str = ""
+    typed: bool = False
+    preemptible: bool = False
+    at_return: bool = False
+    user_space: bool = False
+    begins: tuple[str, ...] = ()
+
+
+def _register(name: str, index: int, count: int) -> str:
+    return "PT_REGS_RC(ctx)" if name == RESULT else f"PT_REGS_PARM{index + 1}(ctx)"
+
+
+def _trampoline(name: str, index: int, count: int) -> str:
+    return f"ctx[{count if name == RESULT else index}]"
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        ProbeKind(
+            "rawtp", "raw tracepoint", _RAW_TRACEPOINT, "struct bpf_raw_tracepoint_args",
+            lambda name, index, count: f"ctx->args[{index}]", "raw_tracepoint", "raw_tracepoint",
+            preemptible=True,
+        ),
+        ProbeKind(
+            "tp", "tracepoint", _TRACEPOINT, "", lambda name, index, count: f"ctx->{name}",
+            "tracepoint", "trace_event",
+        ),
+        ProbeKind(
+            "fentry", "fentry", _TRACING, "u64", _trampoline, "function", "trampoline",
+            _TRACE_FENTRY, needs="fentry", typed=True, preemptible=True,
+        ),
+        ProbeKind(
+            "fexit", "fexit", _TRACING, "u64", _trampoline, "function", "trampoline",
+            _TRACE_FEXIT, needs="fentry", typed=True, preemptible=True, at_return=True,
+        ),
+        ProbeKind(
+            # The attach type allows a kprobe_multi link (since 5.18), and forbids nothing else.
+            "kprobe", "kprobe", _KPROBE, "struct pt_regs", _register, "function", "function",
+            TRACE_KPROBE_MULTI, needs="kprobe",
+        ),
+        ProbeKind(
+            "kretprobe", "kretprobe", _KPROBE, "struct pt_regs", _register, "function", "function",
+            TRACE_KPROBE_MULTI, needs="kprobe", at_return=True, begins=("kprobe",),
+        ),
+        ProbeKind(
+            "iter", "BPF iterator", _TRACING, "", lambda name, index, count: "", "iterator",
+            "iterator", _TRACE_ITER, btf_prefix="bpf_iter_", typed=True,
+        ),
+        ProbeKind(
+            # A uprobe_multi link (since 6.6), or a perf event, which takes the program as well.
+            "uprobe", "uprobe", _KPROBE, "struct pt_regs", _register, "", "user",
+            TRACE_UPROBE_MULTI, needs="uprobe", user_space=True,
+        ),
+        ProbeKind(
+            "uretprobe", "uretprobe", _KPROBE, "struct pt_regs", _register, "", "user",
+            TRACE_UPROBE_MULTI, needs="uprobe", at_return=True, user_space=True,
+        ),
+    )
+}  # fmt: skip
+
+_TASK_FILE = """\
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct sock *sk = task && file ? sock_of_file(file) : NULL;
+
+	return sk ? {call}(ctx, task, sk) : 0;
+"""
+_TASK = """\
+	struct task_struct *task = ctx->task;
+
+	return task ? {call}(ctx, task) : 0;
+"""
+_MAP_ELEMENT = """\
+	void *key = ctx->key;
+
+	return key ? {call}(ctx, key) : 0;
+"""
+# The verifier allows no arithmetic with a pointer whose type it knows: take the number.
+_TCP = """\
+	struct sock *typed = ctx->sk, *sk = NULL;
+
+	bpf_probe_read_kernel(&sk, sizeof(sk), &typed);
+	return sk ? {call}(ctx, sk) : 0;
+"""
+# By target of an iterator: the context of include/iterators.bpf.h, and the body of the entry.
+ITERATORS = {
+    "task_file": ("struct task_file_context", _TASK_FILE),
+    "task": ("struct task_context", _TASK),
+    "bpf_map_elem": ("struct map_element_context", _MAP_ELEMENT),
+    "tcp": ("struct tcp_context", _TCP),
+}
