@@ -24,6 +24,8 @@ from topology import Host
 from netbpf.declare.options import LIMITS, OUTPUT, Option
 from netbpf.declare.tool import all_tools
 
+pytestmark = pytest.mark.beside
+
 USAGE = 2
 CGROUPS = next(
     (words[1] for words in map(str.split, open("/proc/self/mounts")) if words[2] == "cgroup2"), ""
