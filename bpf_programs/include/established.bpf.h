@@ -5,8 +5,6 @@
 
 #include "early.bpf.h"
 
-#define UNKNOWN (~0ULL)
-
 /*
  * When a connection came into its listener's queue, until it is accepted or gone: with Fast Open that
  * is at the SYN, else at the handshake's last packet. One that finds no room is lost: the wait is not
