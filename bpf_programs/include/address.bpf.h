@@ -10,15 +10,6 @@ KERNEL_FIELDS(sock, sk_type)
 KERNEL_OPTIONAL(unix_sock, addr)
 KERNEL_OPTIONAL(unix_address, len, name)
 
-#define IPPROTO_UDP 17
-#define IPPROTO_UDPLITE 136
-#define SOCK_DGRAM 2 /* of enum sock_type, that of most machines; MIPS differs */
-
-/* Numbers of the column class SockProto for unix sockets: see sock_proto(). */
-#define PROTO_UNIX_STREAM 1001
-#define PROTO_UNIX_DGRAM 1002
-#define PROTO_UNIX_SEQPACKET 1005
-
 #define UNIX_PATH 108
 
 /* C side of the column class AnyAddr. */

@@ -82,20 +82,28 @@ from netbpf.declare.aggregation import Aggregation, percentile
 from netbpf.declare.calls import SIGNAL
 from netbpf.declare.options import milliseconds, nanoseconds
 from netbpf.declare.owners import SNAPSHOT
-from netbpf.declare.sockets import AnyAddr, CallResult, Elapsed, Flag, LocalAddr, SockProto
+from netbpf.declare.sockets import AnyAddr, CallResult, Elapsed, Flag, LocalAddr, SockProto, ends_of
 from netbpf.declare.states import GONE, state_probe
 
-# Better or shorter words than the C library's; the first four are no error numbers.
+# Results that are no error numbers: RESULT_* in C.
+NUMBERS = {
+    "PENDING": -1,
+    "PORTS_USED_UP": 1000,
+    "CLOSED": 1001,
+    "UNANSWERED": 1002,
+    "NOT_SENT": 1003,
+}
+# Better or shorter words than the C library's.
 RESULTS = {
-    1000: "Local ports used up",
-    1001: "Closed by the program",
-    1002: "SYN unanswered, closed by the program",
-    1003: "No SYN was sent",
+    NUMBERS["PORTS_USED_UP"]: "Local ports used up",
+    NUMBERS["CLOSED"]: "Closed by the program",
+    NUMBERS["UNANSWERED"]: "SYN unanswered, closed by the program",
+    NUMBERS["NOT_SENT"]: "No SYN was sent",
     11: "Backlog is full",
     99: "Address unavailable",
     101: "Network unreachable",
 }
-SHORT = {RESULTS[1002]: "Unanswered, closed"}
+SHORT = {RESULTS[NUMBERS["UNANSWERED"]]: "Unanswered, closed"}
 
 
 class Connection(Event):
@@ -185,16 +193,17 @@ class Destination:
 
 
 def constants(settings):  # type: ignore[no-untyped-def]
-    """Tell the C side what to leave out; a summary is of all attempts."""
+    """Return the numbers of results, and what C leaves out; a summary is of all attempts."""
+    results = {f"RESULT_{name}": number for name, number in NUMBERS.items()}
     found = {f"WITH_{name.upper()}": 1 for name in ("udp", "unix") if settings[name]}
     summary = settings["summary"]
     if settings["failed"] and not summary:
         found["ONLY_FAILED"] = 1
-    return {**found, "MIN_NS": nanoseconds(None if summary else settings["min_ms"])}
+    return {**results, **found, "MIN_NS": nanoseconds(None if summary else settings["min_ms"])}
 
 
 def keep(row, settings):  # type: ignore[no-untyped-def]
-    """Tell whether --failed and --min-ms want a row to be shown."""
+    """Return whether a row passes --failed and --min-ms."""
     if settings["failed"] and not row["failures"]:
         return False
     return not settings["min_ms"] or (row["p99_us"] or 0) >= settings["min_ms"] * 1000
@@ -202,30 +211,28 @@ def keep(row, settings):  # type: ignore[no-untyped-def]
 
 def same_socket(values):  # type: ignore[no-untyped-def]
     """Two descriptors of one socket are one attempt; a unix socket is listed by its one call."""
-    if values["family"] == "unix":
-        return object()
-    return tuple(values[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))
+    return object() if values["family"] == "unix" else ends_of(values)
 
 
 TOOL = Tool(
     __doc__,
     event=Connection,
     probes=(
-        # In this order: a call whose return would be missed would wait for it.
+        # In this order: a call that begins before its return is probed would never end.
         Probe(
             "leave",
-            Fexit("__sys_connect"),
+            Fexit("__sys_connect", args=("return",)),
             Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
-            Kretprobe("__sys_connect"),
+            Kretprobe("__sys_connect", args=("return",)),
         ),
         Probe(
             "enter",
             Fentry("__sys_connect", args=("fd", "uservaddr", "addrlen")),
             Tracepoint("syscalls:sys_enter_connect", args=("fd", "uservaddr", "addrlen")),
-            Kprobe("__sys_connect"),
+            Kprobe("__sys_connect", args=("fd", "uservaddr", "addrlen")),
         ),
         Probe(
-            "earlier",  # calls that seccomp refuses end here only
+            "earlier",  # calls that seccomp refuses have no other end
             Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
             optional=True,
             complements="leave",

@@ -91,6 +91,7 @@ from netbpf.declare import (
     Uid,
 )
 from netbpf.declare.resets import RESET_PROBES
+from netbpf.declare.sockets import ends_of
 from netbpf.declare.states import state_probe
 
 ROLES = {0: None, 1: "active", 2: "passive"}
@@ -137,11 +138,6 @@ class Session(AmendedEvent):
     cgroup = Cgroup()
 
 
-def same_session(values):  # type: ignore[no-untyped-def]
-    """Two descriptors of one socket are one session."""
-    return tuple(values[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))
-
-
 TOOL = Tool(
     __doc__,
     event=Session,
@@ -169,6 +165,6 @@ TOOL = Tool(
         "Tcp.EstabResets",
         "Tcp.OutRsts",
     ),
-    hooks={"same": same_session},
+    hooks={"same": ends_of},
     summary_fields={"open": {"type": "integer", "description": "sessions open at the end"}},
 )
