@@ -85,6 +85,7 @@ from netbpf.declare import (
     Pid,
     Port,
     Probe,
+    Role,
     TcpState,
     Tool,
     Tracepoint,
@@ -147,7 +148,7 @@ TOOL = Tool(
         Probe(
             "sockmap", Tracepoint("syscalls:sys_enter_bpf", args=("cmd", "uattr")), optional=True
         ),
-        Probe("open", Iterator("task_file"), option="open"),
+        Probe("open", Iterator("task_file"), role=Role.OPEN, option="open"),
     ),
     owners=True,
     interval=True,
@@ -165,6 +166,6 @@ TOOL = Tool(
         "Tcp.EstabResets",
         "Tcp.OutRsts",
     ),
-    hooks={"same": ends_of},
+    identity=ends_of,
     summary_fields={"open": {"type": "integer", "description": "sessions open at the end"}},
 )
