@@ -56,7 +56,7 @@ static inline int on_earlier(s32 ret)
 }
 #endif
 
-/* The kernel has decided what becomes of the current thread's interrupted call. */
+/* The kernel restarts or ends the interrupted call of the current thread. */
 static inline int on_decided(enum fate fate)
 {
 	u64 thread = bpf_get_current_pid_tgid();

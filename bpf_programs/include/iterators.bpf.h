@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What BPF iterators are given: over the open files of all tasks, tasks, the elements of a map, sockets. */
+/* Contexts of BPF iterators: over open files of all tasks, tasks, elements of a map, and sockets. */
 #ifndef NETBPF_ITERATORS_BPF_H
 #define NETBPF_ITERATORS_BPF_H
 
