@@ -75,7 +75,9 @@ class SizeKey(Record):
 
 
 class SizeSums(Record):
-    """What is summed besides the sizes."""
+    """What is summed with the sizes."""
+
+    cstruct = "sizes"
 
     small = Count("packets smaller than 128 bytes")
     wire_packets = Count("packets on the wire, estimated")
@@ -161,12 +163,14 @@ def constants(settings):  # type: ignore[no-untyped-def]
     return {"FILTER_DEV(a, b)": one_of_names("a", "b", names)} if names else {}
 
 
-def _point(name: str, event: str, optional: bool = False) -> Probe:
+def _packets(name: str, event: str, point: str, way: str = "OTHER") -> Probe:
+    """Return the probe of packets at one point; `way` is how a device hands them over."""
+    more = (f"POINT_{point}", f"WAY_{way}")
     return Probe(
         name,
-        RawTracepoint(event, args=("skb",)),
-        Tracepoint(f"net:{event}", args=("skbaddr",)),
-        optional=optional,
+        RawTracepoint(event, args=("skb", *more), call="on_packet"),
+        Tracepoint(f"net:{event}", args=("skbaddr", *more), call="on_packet"),
+        optional=point == "NIC_RECV",
     )
 
 
@@ -192,14 +196,14 @@ TOOL = Tool(
         },
     ),
     probes=(
-        _point("gro", "napi_gro_receive_entry", optional=True),
-        _point("gro_frags", "napi_gro_frags_entry", optional=True),
-        _point("netif_rx", "netif_rx", optional=True),
-        _point("direct", "netif_receive_skb_entry", optional=True),
-        _point("direct_list", "netif_receive_skb_list_entry", optional=True),
-        _point("stack_recv", "netif_receive_skb"),
-        _point("stack_send", "net_dev_queue"),
-        _point("nic_send", "net_dev_start_xmit"),
+        _packets("gro", "napi_gro_receive_entry", "NIC_RECV", "GRO"),
+        _packets("gro_frags", "napi_gro_frags_entry", "NIC_RECV", "GRO"),
+        _packets("netif_rx", "netif_rx", "NIC_RECV", "NETIF_RX"),
+        _packets("direct", "netif_receive_skb_entry", "NIC_RECV", "DIRECT"),
+        _packets("direct_list", "netif_receive_skb_list_entry", "NIC_RECV", "DIRECT"),
+        _packets("stack_recv", "netif_receive_skb", "STACK_RECV"),
+        _packets("stack_send", "net_dev_queue", "STACK_SEND"),
+        _packets("nic_send", "net_dev_start_xmit", "NIC_SEND"),
         Probe(
             "sent",
             RawTracepoint("net_dev_xmit", args=("skb", "rc")),
