@@ -1,113 +1,86 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What sockets hold back, for how long and why: per reason, and with TOP per socket. */
-#ifndef NETBPF_HELD_BPF_H
-#define NETBPF_HELD_BPF_H
+/*
+ * Stalls: how long sockets hold written data, and why. Counts them per reason, and with TOP per
+ * socket. Needs the records of tcpnagle.
+ */
+#ifndef NETBPF_STALLS_BPF_H
+#define NETBPF_STALLS_BPF_H
 
 #include "histogram.bpf.h"
 #include "unfollowed.bpf.h"
 #include "unsent.bpf.h"
 
-/* Whose data is held, for the table. */
-struct holder {
-	u64 sk;
-	u32 pid;
-	u32 netns;
-	u16 lport;
-	u16 rport;
-	char comm[16];
-	u8 laddr[16];
-	u8 raddr[16];
-	u8 reason;
-	u8 pad[3];
-};
-
-/* What a socket holds, by its address: all that is not sent before sequence number `end`. */
-struct hold {
-	struct holder holder;
+/* A socket that holds data: everything before sequence number `end` that is not sent yet. */
+struct stall {
+	struct stalled_socket socket;
 	u64 start;
 	u32 end;
 	u32 copied_seq; /* what the program had read by then */
 	u32 small_writes;
 	u32 pad;
 };
-BPF_HASH(holds, u64, struct hold, MAP_ENTRIES);
+BPF_HASH(stalls, u64, struct stall, MAP_ENTRIES); /* by address of the socket */
 
-struct held_key {
-	u32 reason;
-};
-BPF_F_TABLE("percpu_hash", struct held_key, struct histogram, held, REASONS, 0);
-BPF_PERCPU_ARRAY(no_holds, struct histogram, 1);
+BPF_F_TABLE("percpu_hash", struct stall_key, struct histogram, stall_times, REASON_REFUSED + 1, 0);
+#ifdef TOP
+BPF_HASH(stalled_sockets, struct stalled_socket, struct stalled_sums, MAP_ENTRIES);
+#endif
+/* New entries of both maps start from it: too large for the stack. */
+BPF_PERCPU_ARRAY(zeros, struct stalled_sums, 1);
 
 #ifdef TOP
-struct holder_sums {
-	struct histogram holds;
-	u64 small_writes;
-	u64 rounds;
-	u64 copied_seq;
-};
-BPF_HASH(holders, struct holder, struct holder_sums, MAP_ENTRIES);
-BPF_PERCPU_ARRAY(empty, struct holder_sums, 1);
-
-/* Count a hold that ended, or with `times` -1 take it back. */
-static inline void count_holder(struct hold *hold, u64 us, s64 times)
+/* A socket's stalls end one after the other: no other CPU changes its sums. */
+static inline void count_socket(struct stall *stall, u64 us, s64 times, struct stalled_sums *empty)
 {
-	struct holder_sums *sums = holders.lookup(&hold->holder);
-	int zero = 0;
+	struct stalled_sums *sums = stalled_sockets.lookup_or_try_init(&stall->socket, empty);
 
 	if (!sums) {
-		sums = empty.lookup(&zero); /* too large for the stack */
-		if (sums)
-			holders.insert(&hold->holder, sums);
-		sums = holders.lookup(&hold->holder);
-	}
-	if (!sums) {
-		count_unfollowed(hold->holder.sk);
+		count_unfollowed(stall->socket.sk);
 		return;
 	}
-	/* A socket's holds end one after the other: no other CPU counts here. */
-	record_value(&sums->holds, us, times);
-	sums->small_writes += hold->small_writes * times;
+	/* Its first members are those of a histogram. */
+	record_value((struct histogram *)sums, us, times);
+	sums->small_writes += stall->small_writes * times;
 	/* A write waited for the acknowledgement of another one, then an answer was read. */
-	if (times > 0 && sums->copied_seq && sums->copied_seq != hold->copied_seq)
+	if (times > 0 && sums->copied_seq && sums->copied_seq != stall->copied_seq)
 		sums->rounds += 1;
-	sums->copied_seq = hold->copied_seq;
+	sums->copied_seq = stall->copied_seq;
 }
 #endif
 
-static inline void count_hold(struct hold *hold, u64 us, s64 times)
+/* Count a stall that ended, or with `times` -1 take it back. */
+static inline void count_stall(struct stall *stall, u64 us, s64 times)
 {
-	struct held_key key = {.reason = hold->holder.reason};
-	struct histogram *histogram = held.lookup(&key);
+	struct stall_key key = {.reason = stall->socket.reason};
 	int zero = 0;
+	struct stalled_sums *empty = zeros.lookup(&zero);
+	struct histogram *histogram;
 
-	if (!histogram) {
-		histogram = no_holds.lookup(&zero); /* too large for the stack */
-		if (histogram)
-			held.insert(&key, histogram);
-		histogram = held.lookup(&key);
-	}
+	if (!empty)
+		return;
+	histogram = stall_times.lookup_or_try_init(&key, (struct histogram *)empty);
 	if (histogram)
 		record_value(histogram, us, times);
 #ifdef TOP
-	count_holder(hold, us, times);
+	count_socket(stall, us, times, empty);
 #endif
 }
 
-/* The hold that ended last on this CPU: its packet may yet be refused. */
+/* The latest stall that ended on this CPU: its packet may still be refused. */
 struct ended {
-	struct hold hold;
+	struct stall stall;
 	u64 us;
 };
 BPF_PERCPU_ARRAY(last_ended, struct ended, 1);
 
-static inline void end_hold(struct hold *hold, u64 us)
+static inline void end_stall(struct stall *stall, u64 us)
 {
 	int zero = 0;
 	struct ended *ended = last_ended.lookup(&zero);
 
-	count_hold(hold, us, 1);
+	count_stall(stall, us, 1);
 	if (ended) {
-		ended->hold = *hold;
+		ended->stall = *stall;
 		ended->us = us;
 	}
 }
