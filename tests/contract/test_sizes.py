@@ -20,7 +20,6 @@ EXCEPTIONS = {
     "bpf_programs/soconnect.bpf.c": (420, "calls of all families, what stands in for their ends"),
     "bpf_programs/tcplife.bpf.c": (300, "one state machine: exact bytes, reason of the end, open"),
     "bpf_programs/tcpretrans.bpf.c": (335, "six kinds of retransmission, and counts per flow"),
-    "bpf_programs/tcpsynbl.bpf.c": (330, "both queues of a listener, at three moments"),
     "netbpf/tools/gethostlatency.py": (142, "lookups of C and of Go, and how each ends"),
     "netbpf/tools/netsize.py": (
         208,
