@@ -110,7 +110,7 @@ def describe(found, sums):  # type: ignore[no-untyped-def]
 
 
 def conclude(histograms):  # type: ignore[no-untyped-def]
-    """Name the devices that GRO never saw."""
+    """Return a note for each device whose packets never passed GRO."""
     ways: dict[str, set[str]] = {}
     for one in histograms:
         if one["key"]["point"] == "nic_recv":
@@ -122,7 +122,7 @@ def conclude(histograms):  # type: ignore[no-untyped-def]
     ]
 
 
-# What a point cannot see of a device's packets.
+# Packets of a device that pass no probe of a point.
 _BEHIND = (
     "received {} packets more than pass a probe: another device handed them over (macvlan, ipvlan, "
     "VLAN, bond, team), or XDP took them"
@@ -135,7 +135,7 @@ _WAY_OF_POINTS = (("received", "nic_recv", _BEHIND), ("sent", "nic_send", _AROUN
 
 
 def devices_own(histograms, risen, settings):  # type: ignore[no-untyped-def]
-    """Compare with what the devices counted themselves: at least so many packets were not seen."""
+    """Compare with the devices' own counters: return how many packets at least were not seen."""
     seen = {tuple(one["key"].values()): one for one in histograms}
     found, notes = [], []
     for (netns, dev), counted in sorted(risen.items()):
