@@ -73,7 +73,7 @@ def _tool_command(tool: Tool) -> click.Command:
         sys.exit(run(tool, settings))
 
     parameters: list[click.Parameter] = [_parameter(option) for option in tool.options]
-    parameters += [_refused(tool, option) for option in tool.refused]
+    parameters += [_refused(tool, option) for option in tool.unsupported_options]
     if tool.interval:
         parameters.append(click.Argument(["interval"], required=False))
         parameters.append(click.Argument(["count"], required=False))
@@ -93,7 +93,7 @@ def _parameter(option: Option) -> click.Option:
 def _refused(tool: Tool, option: Option) -> click.Option:
     def refuse(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value:
-            what = f"{tool.name} has no {option.flags[-1]}: {tool.refusal}"
+            what = f"{tool.name} has no {option.flags[-1]}: {tool.unsupported_reason}"
             raise UsageError(what, _try_help(tool.name))
 
     flag = option.parse is None

@@ -15,7 +15,7 @@ from netbpf.bpf.maps import possible_cpus
 from netbpf.declare.memory import in_words
 from netbpf.declare.network import KernelStack
 from netbpf.declare.owners import OWNER_PROBES
-from netbpf.declare.probes import Iterator, Probe
+from netbpf.declare.probes import Iterator, Probe, Role
 from netbpf.declare.record import AmendedEvent
 from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, NetbpfError, UsageError
@@ -50,9 +50,14 @@ class Attached:
         self.left = thread_stacks.left
         self.closers: list[Callable[[], None]] = []
 
+    def with_role(self, role: Role) -> list[int]:
+        """Return the links of the probes that have a role."""
+        names = [s.probe.name for s in self.selections if s.probe.role is role]
+        return [link for name in names for link in self.links.get(name, ())]
+
     @property
-    def lacking(self) -> set[str]:
-        """The columns that the probes in use cannot tell."""
+    def missing(self) -> set[str]:
+        """The columns that the probes in use cannot fill."""
         return {name for c in self.selections if c.alternative for name in c.alternative.loses}
 
     def attach_targets(self) -> None:
@@ -206,8 +211,9 @@ def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
         names.append(tool.pending[0])
     if tool.totals:
         names.append("totals")
-    if tool.histogram and tool.histogram.map:
-        names.append(tool.histogram.map)
+    histogram = tool.histogram_of(settings)
+    if histogram and histogram.map:
+        names.append(histogram.map)
     tables = tool.tables_of(settings)
     names += [table.map for table in tables]
     keys = [column for table in tables for column in table.key.columns]

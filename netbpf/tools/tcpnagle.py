@@ -80,6 +80,7 @@ from netbpf.declare import (
     Text,
     Tool,
     Tracepoint,
+    sums,
 )
 from netbpf.declare.histogram import SLOTS, bucket_bounds
 from netbpf.declare.holds import Advice, Bound, Setting
@@ -146,9 +147,9 @@ class StalledSocket(Record):
 
 # As struct histogram: buckets, number and sum.
 _SLOTS = [f"slot{number}" for number in range(SLOTS)]
-_MORE = ("holds", "held_us", "small_writes", "rounds", "copied_seq")
-_SUMS = {name: Count("") for name in (*_SLOTS, *_MORE)}
-StalledSums = type("StalledSums", (Record,), {"cstruct": "stalled_sums", **_SUMS})
+StalledSums = sums(
+    "stalled_sums", " ".join((*_SLOTS, "holds held_us small_writes rounds")), gauges="copied_seq"
+)
 
 
 class StalledRow(Row):
@@ -173,19 +174,13 @@ class StalledRow(Row):
     netns = Netns()
 
 
-def setting_rows(groups, settings):  # type: ignore[no-untyped-def]
-    """Make a row per setting that was seen, most sends first."""
-    found = [{**key, **sums} for key, sums in groups]
-    return sorted(found, key=lambda row: -row["sends"])
-
-
-def stalled_rows(groups, settings):  # type: ignore[no-untyped-def]
+def stalled_rows(groups, settings):
     """Make a row for each of the sockets that held data longest."""
     found = sorted(groups, key=lambda group: -group[1]["held_us"])[: settings["top"]]
     return [_stalled_row({**key, **sums}) for key, sums in found]
 
 
-def _stalled_row(row):  # type: ignore[no-untyped-def]
+def _stalled_row(row):
     rank, seen, row["p99_us"] = -(-row["holds"] * 99 // 100), 0, None
     for slot, name in enumerate(_SLOTS):
         seen += row[name]
@@ -198,7 +193,7 @@ def _stalled_row(row):  # type: ignore[no-untyped-def]
     return {column.name: row[column.name] for column in StalledRow.columns}
 
 
-def still_held(now, maps):  # type: ignore[no-untyped-def]
+def still_held(now, maps):
     """Return how many sockets still hold data, and notes on the oldest: no distribution has it."""
     decode, layout, start = StalledSocket.decoder(), StalledSocket.layout(), struct.Struct("=Q")
     waiting = [
@@ -214,7 +209,7 @@ def still_held(now, maps):  # type: ignore[no-untyped-def]
     return {"still_held": len(waiting)}, notes
 
 
-def conclude(found):  # type: ignore[no-untyped-def]
+def conclude(found):
     """Return a note if the stalls are typical of delayed acknowledgements."""
     slow = [h for h in found if h["key"]["reason"] == "nagle" and h["percentiles"]["p50"] > 32000]
     return ["nagle holds of 32 ms and more: the other end delays its acknowledgements"] * len(slow)
@@ -224,9 +219,9 @@ TOOL = Tool(
     __doc__,
     histogram=Histogram("stall_times", StallKey, "us"),
     table=(
-        Table("settings", SettingKey, SettingSums, SettingRow, setting_rows),
+        Table("settings", SettingKey, SettingSums, SettingRow, order="sends"),
         Table("stalled_sockets", StalledSocket, StalledSums, StalledRow, stalled_rows,
-              per_cpu=False, gauges=("copied_seq",), option="top", forget=True),
+              per_cpu=False, option="top", forget=True),
     ),
     probes=(
         Probe(
@@ -258,7 +253,8 @@ TOOL = Tool(
     ),
     constants=lambda settings: {"TOP": 1} if settings.get("top") else {},
     counters=("TcpExt.TCPAutoCorking", "TcpExt.TCPFromZeroWindowAdv", "TcpExt.DelayedACKs"),
-    hooks={"conclude": conclude, "left": still_held},
+    histogram_notes=conclude,
+    pending_state=still_held,
     maps=("stalls",),
     summary_fields={
         "still_held": {"type": "integer", "description": "sockets that held data at the end"}
