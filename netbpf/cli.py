@@ -151,10 +151,17 @@ def doctor(as_json: bool, btf: str, record: Optional[str]) -> None:
 
 @cli.command()
 @click.argument("tool")
-def schema(tool: str) -> None:
+@click.option("--c", "as_c", is_flag=True, help="print the C text that is generated for it here")
+def schema(tool: str, as_c: bool) -> None:
     """Print the JSON Schema of a tool's JSON lines."""
     from netbpf.output.schema import schema_of
 
+    if as_c:
+        from netbpf.kernel.inspect import LiveKernel
+        from netbpf.run.program import generated_text
+
+        click.echo(generated_text(find_tool(tool), LiveKernel()))
+        return
     click.echo(json.dumps(schema_of(find_tool(tool)), indent=2))
 
 

@@ -151,7 +151,7 @@ class Option:
         default: Any = None,
         sets: Mapping[str, Any] | None = None,
         define: str = "",
-        number: Callable[[Any], object] | None = None,
+        number: Callable[[Any], int] | None = None,
     ) -> None:
         self.flags = flags
         self.help = help
@@ -169,7 +169,7 @@ class Option:
         """Return the C constants that follow from the option's value."""
         if not self.define or not (value or self.number):
             return {}
-        return {self.define: self.number(value) if self.number else 1}
+        return {self.define: at_load(self.number(value)) if self.number else 1}
 
     def value(self, text: Any) -> Any:
         """Return the value of the argument `text`, or raise UsageError."""
