@@ -14,8 +14,7 @@ _UNUSED = re.compile(r"^\t+(\w+)\.(?:update|insert)\(", re.MULTILINE)
 # What is stored without a look at the result: those that are looked up at once, which shows whether
 # there is room, those with room for every key, and what takes the place of an entry.
 _LOOKED_UP = {
-    "sizes", "calls_by_protocol", "calls_by_process", "listeners", "queues", "known", "holders",
-    "held", "settings",
+    "calls_by_protocol", "calls_by_process",
 }  # fmt: skip
 _IN_PLACE = {"owners"}
 
