@@ -83,11 +83,12 @@ def test_usage_error_is_one_line_with_a_hint_and_exits_2(capsys, words, message)
 @pytest.mark.parametrize(
     ("error", "code", "lines"),
     [
-        (NetbpfError("it broke", "mend it", "much more"), 1,
-         ["netbpf: error: it broke", "hint: mend it"]),
+        (NetbpfError("it broke", "fix it", "much more"), 1,
+         ["netbpf: error: it broke", "hint: fix it"]),
         (PrivilegeError("tracing needs CAP_BPF"), 77, ["netbpf: error: tracing needs CAP_BPF"]),
         (ValueError("odd\nthing"), 1,
-         ["netbpf: error: ValueError: odd thing", "hint: run it with -v, and please report this"]),
+         ["netbpf: error: ValueError: odd thing",
+          "hint: this is a bug: please report it with the output of -v"]),
         (KeyboardInterrupt(), 0, []),
     ],
     ids=lambda part: type(part).__name__,

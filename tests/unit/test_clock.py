@@ -97,11 +97,11 @@ def test_after_a_step_times_follow_and_those_before_stay(hands, step):
     before = hands.kernel
     assert at(one, before) == pytest.approx(5000, abs=1e-3)
     hands.pass_by(10**9)
-    assert one.look() is False
+    assert one.resync() is False
     hands.wall += step
-    assert one.look() is True
+    assert one.resync() is True
     hands.pass_by(10**9)
-    assert one.look() is False
+    assert one.resync() is False
     assert at(one, before) == pytest.approx(5000, abs=2e-6)
     assert at(one, hands.kernel) == pytest.approx(hands.wall / 1e9, abs=2e-6)
     assert one.since_start(hands.kernel) == pytest.approx(2, abs=1e-3)
@@ -113,7 +113,7 @@ def test_each_of_several_steps_counts_from_its_moment(hands):
         hands.pass_by(10**9)
         moments.append((hands.kernel, hands.wall))
         hands.wall += step * 10**9
-        assert one.look()
+        assert one.resync()
     for kernel, wall in moments:
         assert at(one, kernel) == pytest.approx(wall / 1e9, abs=2e-6)
 
@@ -139,7 +139,7 @@ def test_a_reading_that_is_interrupted_is_no_step(hands, monkeypatch):
         return hands.time_ns()
 
     monkeypatch.setattr(time, "time_ns", interrupted)
-    assert one.look() is False
+    assert one.resync() is False
 
 
 def test_listed_shift_is_exact_and_the_measured_one_decides_whose_it_is():

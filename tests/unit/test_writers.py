@@ -268,9 +268,9 @@ def test_summary_is_words_on_stderr_and_an_object_in_json(capsys):
             assert out.getvalue() == begun
             assert words.splitlines() == [
                 "demo: 23 events in 1.0 s; nothing lost (ring_full 0, map_full 0)",
-                "demo: probes state=rawtp, accept=none; they cost 0.12 % of one CPU"
-                " (46 runs, 980.5 ns each), the reader 4 %",
-                "demo: kernel counters meanwhile: Tcp.OutRsts +2",
+                "demo: probes state=rawtp, accept=none; cost: 0.12 % of one CPU"
+                " (46 runs, 980.5 ns each), reader 4 %",
+                "demo: kernel counters: Tcp.OutRsts +2",
                 "demo: note: eth0\\x1b[1m does not pass GRO",
             ]
 
