@@ -89,7 +89,7 @@ def test_kernel_is_asked_where_it_may_take_less(monkeypatch):
 def test_error_says_what_is_missing_what_for_and_how_to_give_it():
     error = lack([needs.PROCESSES], "gethostlatency", [needs.UPROBES, needs.PROCESSES])
     assert error.exit_code == 77
-    assert error.message == "tracing needs CAP_SYS_PTRACE to look into processes of other users"
+    assert error.message == "tracing needs CAP_SYS_PTRACE to inspect processes of other users"
     assert "sudo netbpf gethostlatency" in error.hint or "user namespace" in error.hint
     if "user namespace" not in error.hint:
         assert "--ambient-caps +sys_admin,+sys_ptrace" in error.hint
@@ -213,7 +213,7 @@ def test_denied_probes_and_what_a_shape_lost_count_each(monkeypatch):
 
 
 def test_needed_privilege_ends_the_start(monkeypatch):
-    with pytest.raises(PrivilegeError, match="CAP_SYS_PTRACE to look into"):
+    with pytest.raises(PrivilegeError, match="CAP_SYS_PTRACE to inspect"):
         confined(monkeypatch, "gethostlatency", needs.PROCESSES, needs.FILES)
 
 

@@ -10,8 +10,11 @@ import pytest
 from netbpf.declare import options
 from netbpf.declare.constants import one_of_names
 from netbpf.declare.options import (
-    COMMON,
+    EVENT_LIMITS,
+    FILTERS,
+    LIMITS,
     MAX_LIST,
+    OUTPUT,
     Option,
     by_name,
     comm_glob,
@@ -28,6 +31,7 @@ from netbpf.declare.options import (
 )
 from netbpf.errors import UsageError
 
+COMMON = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
 NET = ipaddress.ip_network
 GOOD = [
     (words, "any text\n", "any text\n"),
