@@ -1,6 +1,6 @@
-"""Rule: the list of kernels is sound, and `make vm` counts and chooses as it says.
+"""Rule: the list of kernels is consistent, and `make vm` selects and counts as documented.
 
-Here without libvirt: what the lab decides, not what it does.
+Without libvirt: these tests cover decisions of the lab, not its effects.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from tests.contract.conventions import PACKAGE, ROOT
 
-# It belongs to no package: it runs with the system's Python alone.
+# Not part of a package, because it runs with the system's Python.
 sys.path.insert(0, str(ROOT / "vagrant"))
 from lab import __main__ as command  # noqa: E402
 from lab import boxes, machine, report, rows  # noqa: E402
@@ -60,7 +60,7 @@ def test_the_oldest_kernel_is_the_one_that_the_readme_promises():
     assert f"Linux {oldest} or newer" in (ROOT / "README.md").read_text()
 
 
-# --- words about it ------------------------------------------------------------------------------
+# --- documentation -------------------------------------------------------------------------------
 
 
 def test_every_variable_is_explained():
@@ -69,8 +69,8 @@ def test_every_variable_is_explained():
     used = set(re.findall(r'ENV(?:\.fetch\(|\[)"(\w+)"', vagrantfile))
     assert used >= {"NETBPF_VM_DRIVER", "NETBPF_VM_SERIAL"}
     for name in used:
-        assert f"# {name} " in vagrantfile, f"{name}: say in the Vagrantfile's head what it is"
-        assert f"`{name}`" in readme, f"{name}: vagrant/README.md does not explain it"
+        assert f"# {name} " in vagrantfile, f"{name}: describe it at the top of the Vagrantfile"
+        assert f"`{name}`" in readme, f"{name}: describe it in vagrant/README.md"
 
 
 def test_every_setting_of_make_reaches_the_lab_and_is_explained():
@@ -80,7 +80,7 @@ def test_every_setting_of_make_reaches_the_lab_and_is_explained():
     passed = re.search(r"^VM_SETTINGS = ((?:.*\\\n)*.*)$", makefile, re.M)
     for name in re.findall(r'given\("(\w+)"', source):
         assert passed and name in passed[1].split(), f"{name} is not in VM_SETTINGS"
-        assert re.search(rf"`{name}(=1)?`", readme), f"{name}: vagrant/README.md has no word of it"
+        assert re.search(rf"`{name}(=1)?`", readme), f"{name}: describe it in vagrant/README.md"
 
 
 # --- rows and boxes ------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ def test_a_kernel_is_not_taken_for_one_with_a_longer_number():
 
 
 def test_recordings_come_from_the_first_row_of_a_kernel():
-    assert rows.namesake(ROWS, named("sid"))
-    assert not rows.namesake(ROWS, named("bookworm-7.2"))
+    assert rows.provides_recording(ROWS, named("sid"))
+    assert not rows.provides_recording(ROWS, named("bookworm-7.2"))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""Rule: `make vm` takes away what it brought, and nothing that another run or somebody else needs.
+"""Rule: `make vm` removes what it created, and nothing that another run or user needs.
 
-Without libvirt: virsh and the daemons are played here; files, locks and processes are real.
+Without libvirt: virsh and the daemons are fakes; files, locks and processes are real.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import pytest
 
 from tests.contract.conventions import ROOT
 
-# It belongs to no package: it runs with the system's Python alone.
+# Not part of a package, because it runs with the system's Python.
 sys.path.insert(0, str(ROOT / "vagrant"))
 from lab import host, libvirt, processes, shared  # noqa: E402
 
-# --- what a source tree's runs leave -------------------------------------------------------------
+# --- machines and images of a source tree --------------------------------------------------------
 
 
 class Virsh:
-    """Two source trees' machines and images, a network and a pool, as virsh has them."""
+    """A fake virsh with machines and images of two source trees, a network and a pool."""
 
     def __init__(self, running=()):
         self.running = list(running)
@@ -84,12 +84,12 @@ def test_images_that_were_there_stay(virsh):
     assert ("vol-delete", "netbpf-vm-sid.img") not in virsh.removed
 
 
-# --- what runs share -----------------------------------------------------------------------------
+# --- resources shared by runs --------------------------------------------------------------------
 
 
 @pytest.fixture
 def lab(virsh, tmp_path, monkeypatch):
-    """A host without libvirt's daemons, whose packet filter is left alone."""
+    """A host without running libvirt daemons; the firewall is not touched."""
 
     def start(directory):
         virsh.daemons = True
@@ -105,7 +105,7 @@ def lab(virsh, tmp_path, monkeypatch):
     monkeypatch.setattr(libvirt, "start_daemons", start)
     monkeypatch.setattr(libvirt, "stop_daemons", stop)
     monkeypatch.setattr(libvirt, "is_ours", lambda directory: (directory / "started").exists())
-    monkeypatch.setattr(shared, "_restore_packet_filter", lambda found: None)
+    monkeypatch.setattr(shared, "_restore_firewall", lambda found: None)
     return virsh
 
 
@@ -120,7 +120,7 @@ def test_daemons_end_with_the_run_that_started_them(lab):
     share.enter()
     share.leave()
     assert not lab.daemons
-    assert ("net-destroy", "default") in lab.removed, "it came with the daemon"
+    assert ("net-destroy", "default") in lab.removed, "the daemon autostarted it"
     assert left_in(shared.SHARED) == []
 
 
@@ -130,8 +130,8 @@ def test_the_last_of_several_runs_ends_them_and_no_earlier_one(lab, capsys):
         run.enter()
     for run in runs[:2]:
         run.leave()
-        assert lab.daemons, "between two machines of a run none is to be seen"
-    assert "another run is at work" in capsys.readouterr().err
+        assert lab.daemons, "a run may be between two machines"
+    assert "another run is active" in capsys.readouterr().err
     runs[2].leave()
     assert not lab.daemons
 
@@ -151,10 +151,10 @@ def test_daemons_stay_for_a_machine_and_the_next_that_leaves_ends_them(lab, caps
     lab.running = ["netbpf-vm-sid"]
     share.leave()
     assert lab.daemons
-    assert "stays as it is for what runs: netbpf-vm-sid" in capsys.readouterr().err
+    assert "keeps running for: netbpf-vm-sid" in capsys.readouterr().err
     assert ("net-destroy", "netbpf-vm-none") not in lab.removed
     lab.running = []
-    # `make vm-clean` of a tree that had nothing to do with it.
+    # `make vm-clean` in another tree.
     shared.Share().leave()
     assert not lab.daemons
     assert left_in(shared.SHARED) == []
@@ -174,7 +174,7 @@ def test_nobody_waits_for_a_run_that_was_killed(lab):
         share = shared.Share()
         share.enter()
         share.leave()
-        assert lab.daemons, "the other one is at work"
+        assert lab.daemons, "the other run is active"
         child.kill()
         child.wait()
     shared.Share().leave()
@@ -205,7 +205,7 @@ def test_who_waits_for_another_run_can_be_stopped(lab, monkeypatch):
 
 def test_a_daemon_of_somebody_else_is_not_stopped(tmp_path):
     with subprocess.Popen(["sleep", "60"]) as child:
-        # The number of a daemon that ended may belong to another process by now.
+        # A pid may have been reused since the daemon exited.
         (tmp_path / "libvirtd.pid").write_text(str(child.pid))
         assert not libvirt.is_ours(tmp_path)
         assert not libvirt.stop_daemons(tmp_path)
@@ -213,7 +213,7 @@ def test_a_daemon_of_somebody_else_is_not_stopped(tmp_path):
         child.kill()
 
 
-# --- the packet filter ---------------------------------------------------------------------------
+# --- firewall ------------------------------------------------------------------------------------
 
 RULES = """*nat
 :POSTROUTING ACCEPT [0:0]
