@@ -98,7 +98,7 @@ class Netns(Count):
 class Cgroup(Count):
     """A cgroup v2 id, which is the inode number of the cgroup's directory."""
 
-    def __init__(self, help: str = "cgroup id of the process, 0 if not known") -> None:
+    def __init__(self, help: str = "cgroup id of the process, 0 if unknown") -> None:
         super().__init__(help, text=False)
 
 

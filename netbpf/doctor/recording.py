@@ -142,41 +142,41 @@ _RAW, _ITER, _COMMON = "__traceiter_", "bpf_iter__", "common_"
 
 def _events(kernel: Kernel, systems: Iterable[str]) -> tuple[str, dict[str, dict[str, str]]]:
     """Return the common fields of trace events, and {system: {event: its other fields}}."""
-    found: dict[str, dict[str, str]] = {}
+    events: dict[str, dict[str, str]] = {}
     common: list[str] = []
     for system in systems:
         paths = sorted(Path(tracefs(), "events", system).glob("*/format"))
         for event in (path.parent.name for path in paths):
             fields = kernel.tracepoint(f"{system}:{event}") or ()
             common = [name for name in fields if name.startswith(_COMMON)]
-            found.setdefault(system, {})[event] = " ".join(fields[len(common) :])
-    return " ".join(common), found
+            events.setdefault(system, {})[event] = " ".join(fields[len(common) :])
+    return " ".join(common), events
 
 
 def _structs(btf: Btf, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the structs `names` and all structs that they contain."""
-    found: dict[str, dict[str, Any]] = {}
+    structs: dict[str, dict[str, Any]] = {}
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name not in structs:
             members = _members(btf.members(name), waiting)
-            found[name] = {SIZE: btf.size(name), **members}
-    return found
+            structs[name] = {SIZE: btf.size(name), **members}
+    return structs
 
 
 def _members(members: dict[str, Member], nested: list[str]) -> dict[str, Any]:
     """Return the members for JSON; append the names of structs among them to `nested`."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, (field, struct, inner) in members.items():
         bits = f":{field.bit_size}" if field.bit_size else ""
-        found[name] = f"{field.bit_offset}{bits} {struct or field.ctype}"
+        result[name] = f"{field.bit_offset}{bits} {struct or field.ctype}"
         if struct:
             nested.append(struct)
         elif inner is not None:
             size = int(field.ctype[len("u8 %s[") : -1])
-            found[name] = {SIZE: size, AT: field.bit_offset, **_members(inner, nested)}
-    return found
+            result[name] = {SIZE: size, AT: field.bit_offset, **_members(inner, nested)}
+    return result
 
 
 class QueryRecorder:

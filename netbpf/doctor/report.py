@@ -260,19 +260,19 @@ def _probe_text(probe: Mapping[str, Any]) -> str:
     return f"{probe['kind']} {targets}{condition}"
 
 
-def _library_lines(found: Mapping[str, Any]) -> Iterator[str]:
+def _library_lines(coverage: Mapping[str, Any]) -> Iterator[str]:
     yield "programs whose name lookups can be traced"
-    if "error" in found:
-        yield f"  !!  {found['error']}"
+    if "error" in coverage:
+        yield f"  !!  {coverage['error']}"
         return
-    for libc in found["libcs"]:
+    for libc in coverage["libcs"]:
         text = f"{libc['path'] or 'a deleted file'}, {libc['processes']} processes"
         yield from fill(text, f"  ok  {libc['kind']:<12} ", 19)
-    if found["programs"]:
-        yield f"  ok  {found['programs']} static or Go programs"
-    yield f"  ok  {found['covered']} processes in total"
-    gaps = sorted({f"{gap['name']} ({gap['reason']})" for gap in found["uncovered"]})
+    if coverage["programs"]:
+        yield f"  ok  {coverage['programs']} static or Go programs"
+    yield f"  ok  {coverage['covered']} processes in total"
+    gaps = sorted({f"{gap['name']} ({gap['reason']})" for gap in coverage["uncovered"]})
     if gaps:
         more = f", and {len(gaps) - _MAX_NAMES} more" if len(gaps) > _MAX_NAMES else ""
         text = f"cannot be traced: {', '.join(gaps[:_MAX_NAMES])}{more}"
-        yield from fill(text, f"  --  {len(found['uncovered'])} ", 6)
+        yield from fill(text, f"  --  {len(coverage['uncovered'])} ", 6)

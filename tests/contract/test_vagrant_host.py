@@ -60,7 +60,7 @@ def virsh(tmp_path, monkeypatch):
     return virsh
 
 
-def test_what_a_killed_run_left_is_known_to_the_next(virsh):
+def test_next_run_finds_the_record_of_a_killed_run(virsh):
     assert host.left_behind() is None
     before = host.prepare()
     assert before.volumes == ["netbpf-vm-bookworm.img", "netbpf-vm-sid.img"]
@@ -79,7 +79,7 @@ def test_machines_of_another_source_tree_and_their_images_stay(others, virsh):
     assert ("destroy", "netbpf-vm-sid") not in virsh.removed
 
 
-def test_images_that_were_there_stay(virsh):
+def test_existing_images_stay(virsh):
     host.clean_up(host.Before(volumes=["netbpf-vm-sid.img"]))
     assert ("vol-delete", "netbpf-vm-sid.img") not in virsh.removed
 
@@ -124,7 +124,7 @@ def test_daemons_end_with_the_run_that_started_them(lab):
     assert left_in(shared.SHARED) == []
 
 
-def test_the_last_of_several_runs_ends_them_and_no_earlier_one(lab, capsys):
+def test_only_the_last_of_several_runs_stops_daemons(lab, capsys):
     runs = [shared.Share() for _ in range(3)]
     for run in runs:
         run.enter()
@@ -145,7 +145,7 @@ def test_a_run_that_comes_later_starts_them_again(lab):
         assert not lab.daemons
 
 
-def test_daemons_stay_for_a_machine_and_the_next_that_leaves_ends_them(lab, capsys):
+def test_daemons_stay_while_a_machine_runs_and_a_later_run_stops_them(lab, capsys):
     share = shared.Share()
     share.enter()
     lab.running = ["netbpf-vm-sid"]
@@ -160,7 +160,7 @@ def test_daemons_stay_for_a_machine_and_the_next_that_leaves_ends_them(lab, caps
     assert left_in(shared.SHARED) == []
 
 
-def test_nobody_waits_for_a_run_that_was_killed(lab):
+def test_killed_run_does_not_keep_daemons_running(lab):
     words = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from lab import libvirt, shared"
         "; shared.SHARED = pathlib.Path(sys.argv[2]); libvirt.answers = lambda: True"
@@ -181,7 +181,7 @@ def test_nobody_waits_for_a_run_that_was_killed(lab):
     assert not lab.daemons
 
 
-def test_daemons_and_networks_of_somebody_else_stay(lab):
+def test_existing_daemons_and_networks_stay(lab):
     lab.daemons = True
     share = shared.Share()
     share.enter()
@@ -190,7 +190,7 @@ def test_daemons_and_networks_of_somebody_else_stay(lab):
     assert left_in(shared.SHARED) == []
 
 
-def test_who_waits_for_another_run_can_be_stopped(lab, monkeypatch):
+def test_waiting_for_another_run_can_be_interrupted(lab, monkeypatch):
     def stop():
         raise processes.Stopped
 
@@ -203,7 +203,7 @@ def test_who_waits_for_another_run_can_be_stopped(lab, monkeypatch):
     assert not lab.daemons
 
 
-def test_a_daemon_of_somebody_else_is_not_stopped(tmp_path):
+def test_process_with_a_reused_pid_is_not_stopped(tmp_path):
     with subprocess.Popen(["sleep", "60"]) as child:
         # A pid may have been reused since the daemon exited.
         (tmp_path / "libvirtd.pid").write_text(str(child.pid))
@@ -240,7 +240,7 @@ def test_only_new_chains_without_rules_are_removed():
     ]
 
 
-def test_chains_that_were_there_or_are_in_use_stay():
+def test_existing_and_used_chains_stay():
     assert shared.chain_commands("iptables", RULES.format(nat="", filter=""), NOTHING) == []
     same = RULES.format(nat=NAT, filter="")
     assert shared.chain_commands("iptables", same, same) == []

@@ -1,4 +1,4 @@
-"""Options: each parser takes what is meant and refuses the rest with words."""
+"""Options: each parser accepts valid arguments and rejects others with a message."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ PARSERS = {parse for parse, _ in BAD} | {words}
 @pytest.mark.parametrize(
     ("parse", "text", "value"), GOOD, ids=[f"{p.__name__}-{t[:20]!r}" for p, t, _ in GOOD]
 )
-def test_what_is_meant_is_understood(parse, text, value):
+def test_valid_argument_is_parsed(parse, text, value):
     assert parse(text) == value
 
 
@@ -99,13 +99,13 @@ def test_what_is_meant_is_understood(parse, text, value):
     [(parse, text) for parse, texts in BAD for text in texts],
     ids=lambda part: part.__name__ if callable(part) else repr(part[:20]),
 )
-def test_what_cannot_be_meant_is_refused_in_words(parse, text):
+def test_invalid_argument_has_an_error_message(parse, text):
     with pytest.raises(ValueError, match=r"\w+ \w+") as caught:
         parse(text)
     assert "invalid literal" not in str(caught.value)
 
 
-def test_every_parser_is_tried():
+def test_every_parser_is_tested():
     used = {option.parse for option in COMMON if option.parse}
     assert used <= PARSERS
     public = {
@@ -159,7 +159,7 @@ def test_defaults_are_acceptable():
 
 
 @pytest.mark.parametrize("name", ["eth0", "a\x1cb", "\udcff", "à", "\u2028", "x" * 127])
-def test_device_may_have_any_name_that_the_kernel_allows(name):
+def test_every_valid_device_name_is_accepted(name):
     assert devices(f"lo,{name}") == ["lo", name]
     short = name[:5]
     text = one_of_names("a", "b", [short])
@@ -168,6 +168,6 @@ def test_device_may_have_any_name_that_the_kernel_allows(name):
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a\n", "a/b", "\0", "à" * 64])
-def test_device_that_no_kernel_has_is_refused(name):
+def test_invalid_device_name_is_an_error(name):
     with pytest.raises(ValueError, match="empty|network device"):
         devices(name)

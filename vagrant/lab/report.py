@@ -55,10 +55,10 @@ class Outcome:
 
 def exit_status(outcomes: Iterable[Outcome]) -> int:
     """Return 1 if a test failed, else 69 if a machine could not be created, else 0."""
-    known = list(outcomes)
-    if any(outcome.failed for outcome in known):
+    outcomes = list(outcomes)
+    if any(outcome.failed for outcome in outcomes):
         return FAILED
-    return UNAVAILABLE if any(outcome.missing for outcome in known) else PASSED
+    return UNAVAILABLE if any(outcome.missing for outcome in outcomes) else PASSED
 
 
 def tool_names() -> set[str]:
@@ -74,14 +74,14 @@ def read_junit(outcome: Outcome, text: str, tools: set[str]) -> None:
         stem = next((part for part in module.split(".") if part.startswith("test_")), "")
         name = stem[5:] or OTHER
         # A test of all tools names its own in the parameters: test_x[tcplife].
-        words = re.split(r"[][-]", case.get("name") or "")
+        parts = re.split(r"[][-]", case.get("name") or "")
         if name not in tools:
-            name = "/".join([name, *(word for word in words if word in tools)][:2])
+            name = "/".join([name, *(part for part in parts if part in tools)][:2])
         _count(outcome, case, outcome.tests.setdefault(name, Counts()))
 
 
 def tool_of(name: str, tools: Iterable[str]) -> str:
-    """Return the tool that a member of `Outcome.tests` tells of, or OTHER."""
+    """Return the tool of a key of `Outcome.tests`, or OTHER."""
     last = name.split("/")[-1]
     return last if last in tools else OTHER
 
@@ -126,11 +126,11 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _by_tool(outcome: Outcome) -> dict[str, Counts]:
-    tools, found = tool_names(), dict[str, Counts]()
+    tools, counts_by_tool = tool_names(), dict[str, Counts]()
     for name, counts in outcome.tests.items():
         tool = tool_of(name, tools)
-        found[tool] = found.get(tool, Counts()) + counts
-    return found
+        counts_by_tool[tool] = counts_by_tool.get(tool, Counts()) + counts
+    return counts_by_tool
 
 
 def _result(outcome: Outcome) -> str:
