@@ -236,7 +236,9 @@ def _tool_lines(tool: Mapping[str, Any]) -> Iterator[str]:
     for problem in tool["problems"]:
         yield from fill(problem, "    ", 6)
     for one in tool.get("privileges", ()):
-        yield from fill(f"needs {one['it_takes']}: {one['without'] or 'cannot run'}", "    ", 6)
+        yield from fill(
+            f"needs {one['it_takes']}: {one['without'] or 'cannot run without it'}", "    ", 6
+        )
     width = max([14, *(len(probe["name"]) for probe in tool["probes"])])
     indent = width + 5
     for probe in tool["probes"]:
