@@ -48,7 +48,7 @@ run: setup ## install missing dependencies and run the demonstration (root)
 demo: run ## same as run
 
 test: setup-test ## run all tests: unit, contract and live (root)
-	@$(ROOT) $(PYTEST)
+	@$(ROOT) $(VENV)/python -m tests.lanes $(if $(ROOT),-p no:cacheprovider)
 
 unit: setup-dev ## run unit tests: no root, no bcc
 	@$(VENV)/python -m pytest tests/unit

@@ -28,7 +28,8 @@ class Column:
     "unknown". `wide` columns are in text only with -w, those with `option` only if that option is
     given, those with `text=False` never. `header` is the heading (default: the name in upper case),
     `width` the width in characters, `full` the width with -w if larger. `unit` is the unit of the
-    value, `text_unit` that of the text if different.
+    value, `text_unit` that of the text if different. `over` is how a column of an aggregation is
+    computed from events, see `netbpf.declare.aggregation`.
     """
 
     ctype = "u32"
@@ -51,6 +52,7 @@ class Column:
         null: Optional[int] = None,
         text: bool = True,
         option: str = "",
+        over: Any = None,
     ) -> None:
         self.help = help
         self.name = ""
@@ -63,6 +65,7 @@ class Column:
         self.null = null
         self.in_text = text
         self.option = option
+        self.over = over
 
     @property
     def title(self) -> str:

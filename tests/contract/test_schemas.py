@@ -43,9 +43,9 @@ def test_schema_is_valid(name):
 @every_tool
 def test_published_fields_still_exist(name):
     path = DATA / "schema" / f"{name}.json"
-    if not path.exists():
-        pytest.skip(f"not published yet: run netbpf schema {name} > tests/data/schema/{name}.json")
-    published, now = fields(json.loads(path.read_text())), fields(schema_of(tool_of(name)))
+    # A tool that is not in any release has no published fields.
+    published = fields(json.loads(path.read_text())) if path.exists() else {}
+    now = fields(schema_of(tool_of(name)))
     for field, kind in published.items():
         assert field in now, f"{field} was published and is missing: keep it and its name"
         assert now[field] == kind, f"{field} was {kind} and is {now[field]} now"

@@ -114,7 +114,7 @@ def test_names_in_messages_are_escaped(capsys):
 
 def test_unsupported_filter_is_a_usage_error_with_a_reason(capsys):
     tool = next(
-        (t for t in cli.all_tools() if any(o.name == "pid" for o in t.refused)), None
+        (t for t in cli.all_tools() if any(o.name == "pid" for o in t.unsupported_options)), None
     )  # fmt: skip
     if tool is None:
         pytest.skip("every tool honours --pid: nothing is refused")
