@@ -73,7 +73,7 @@ def _tool_command(tool: Tool) -> click.Command:
         sys.exit(run(tool, settings))
 
     parameters: list[click.Parameter] = [_parameter(option) for option in tool.options]
-    parameters += [_refused(tool, option) for option in tool.unsupported_options]
+    parameters += [_unsupported(tool, option) for option in tool.unsupported_options]
     if tool.interval:
         parameters.append(click.Argument(["interval"], required=False))
         parameters.append(click.Argument(["count"], required=False))
@@ -90,15 +90,15 @@ def _parameter(option: Option) -> click.Option:
     return click.Option(names, is_flag=True, help=option.help)
 
 
-def _refused(tool: Tool, option: Option) -> click.Option:
-    def refuse(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+def _unsupported(tool: Tool, option: Option) -> click.Option:
+    def reject(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value:
-            what = f"{tool.name} has no {option.flags[-1]}: {tool.unsupported_reason}"
-            raise UsageError(what, _try_help(tool.name))
+            message = f"{tool.name} has no {option.flags[-1]}: {tool.unsupported_reason}"
+            raise UsageError(message, _try_help(tool.name))
 
     flag = option.parse is None
     return click.Option(
-        [*option.flags, option.name], is_flag=flag, hidden=True, expose_value=False, callback=refuse
+        [*option.flags, option.name], is_flag=flag, hidden=True, expose_value=False, callback=reject
     )
 
 

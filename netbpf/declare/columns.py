@@ -28,12 +28,12 @@ class Count(Column):
 
 
 class Gauge(Count):
-    """A number that is no sum: the greatest of all CPUs' values, as it stands.
+    """A current value, not a sum: the maximum of the CPUs' values.
 
-    With `shown`, a row is shown as long as it is not 0, even if nothing has changed.
+    With `shown`, a row is shown while the value is not 0, even if nothing has changed.
     """
 
-    def __init__(self, help: str, *, shown: bool = False, **more: Any) -> None:  # noqa: A002
+    def __init__(self, help: str, *, shown: bool = False, **more: Any) -> None:
         super().__init__(help, **more)
         self.shown = shown
 

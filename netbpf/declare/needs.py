@@ -118,7 +118,8 @@ UNDISTURBED = Need(
     "on a preemptible kernel, events during a map read may be missed",
 )
 READY_FILE = Need(
-    ("CAP_DAC_OVERRIDE",), "remove --ready-file from another user's directory", "it stays",
+    ("CAP_DAC_OVERRIDE",), "remove --ready-file from another user's directory",
+    "the ready file is not removed",
     running=True,
 )  # fmt: skip
 
@@ -128,22 +129,22 @@ def needs_of(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
 
     Probe selection reports those that the selected probes need in addition (TRACEFS).
     """
-    found = [PROGRAMS, ATTACH]
+    needs = [PROGRAMS, ATTACH]
     if tool.uprobes:
-        found += LOOKUPS
+        needs += LOOKUPS
     if any(table.first for table in tool.tables_of(settings)):
-        found += FIRST
+        needs += FIRST
     if tool.counters or tool.interval_counters:
-        found += ONE_NAMESPACE if settings.get("netns") else COUNTERS
+        needs += ONE_NAMESPACE if settings.get("netns") else COUNTERS
     if tool.compare_devices:
-        found += DEVICES
-    if _names_places(tool, settings):  # and its program goes by them, if it asks for constants
-        found.append(PLACES if tool.kernel_constants else SYMBOLS)
-    found.append(LIMIT if settings.get("max_overhead") else STATISTICS)
-    return [*found, UNDISTURBED]
+        needs += DEVICES
+    if _shows_symbols(tool, settings):  # kernel_constants are addresses that the program compares
+        needs.append(PLACES if tool.kernel_constants else SYMBOLS)
+    needs.append(LIMIT if settings.get("max_overhead") else STATISTICS)
+    return [*needs, UNDISTURBED]
 
 
-def _names_places(tool: Tool, settings: Mapping[str, Any]) -> bool:
+def _shows_symbols(tool: Tool, settings: Mapping[str, Any]) -> bool:
     records = [tool.event] if tool.event and tool.has_events(settings) else []
     rows = [table.row for table in tool.tables_of(settings)]
     columns = [column for record in (*records, *rows) for column in record.columns]

@@ -21,7 +21,7 @@ COMM_TOKEN = re.compile(r"\[(?:!.|[^!])[^\]]*\]|.", re.DOTALL)
 MAX_LIST = 256  # items of a list option: each becomes one comparison in the BPF program
 
 
-def words(text: str) -> str:
+def nonempty(text: str) -> str:
     """Accept text that is not blank."""
     if not text.strip():
         raise ValueError(f"'{text}' is empty")
@@ -135,9 +135,9 @@ class Option:
 
     `flags` are its spellings, `help` is one sentence, `metavar` names the argument. `parse` returns
     the value of an argument or raises ValueError; without `parse` the option is a switch.
-    `choices` restricts a text argument. `sets` makes a switch stand for other settings. The value
-    is found under `name` in the settings. `define` names a C constant that is 1 if the option is
-    given; with `number`, a function of the value, it is always defined, as what that returns.
+    `choices` are the valid values of a text argument. A switch with `sets` changes other settings.
+    `name` is the key of the value in the settings. `define` names a C constant that is 1 if the
+    option is given or, with `number`, always defined as the result of `number(value)`.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Option:
         self.name = longest.lstrip("-").replace("-", "_")
 
     def constant(self, value: Any) -> dict[str, object]:
-        """Return the C constants that follow from the option's value."""
+        """Return the C constants for the option's value."""
         if not self.define or not (value or self.number):
             return {}
         return {self.define: at_load(self.number(value)) if self.number else 1}
@@ -203,11 +203,11 @@ LIMITS = (
     Option("--fail-on-loss", help="exit with status 3 if data was lost"),
     Option("--max-overhead", metavar="PERCENT", parse=percent,
            help="stop if probes and reader use more than this share of one CPU over 3 seconds"),
-    Option("--ready-file", metavar="PATH", parse=words,
+    Option("--ready-file", metavar="PATH", parse=nonempty,
            help="create this file when all probes are attached, remove it at exit"),
-    Option("--btf", metavar="FILE", parse=words,
+    Option("--btf", metavar="FILE", parse=nonempty,
            help="read kernel types from this file, for a kernel without BTF"),
-    Option("--probe", metavar="NAME=KIND,...", parse=words,
+    Option("--probe", metavar="NAME=KIND,...", parse=nonempty,
            help="use only this kind (tp, rawtp, fentry, kprobe ...) for a probe"),
     Option("-v", "--verbose",
            help="log compilation, probe selection, attaching and memory use"),
@@ -219,14 +219,14 @@ PROCESS = (
     Option("-p", "--pid", metavar="LIST", parse=integers, help="only these process ids"),
     Option("--comm", metavar="GLOB", parse=comm_glob,
            help="only process names that match this pattern, such as 'nginx*'"),
-    Option("-u", "--uid", metavar="LIST", parse=words, help="only these users, by id or name"),
-    Option("--cgroup", metavar="PATH", parse=words,
+    Option("-u", "--uid", metavar="LIST", parse=nonempty, help="only these users, by id or name"),
+    Option("--cgroup", metavar="PATH", parse=nonempty,
            help="only processes in this cgroup (version 2) and below"),
-    Option("--container", metavar="ID", parse=words,
+    Option("--container", metavar="ID", parse=nonempty,
            help="only processes of this container, by a prefix of its id"),
 )  # fmt: skip
 NETNS = (
-    Option("--netns", metavar="PID|NAME|INODE", parse=words, help="only this network namespace"),
+    Option("--netns", metavar="PID|NAME|INODE", parse=nonempty, help="only this network namespace"),
 )
 SOCKET = (
     Option("-4", "--ipv4", help="only IPv4, IPv4-mapped addresses included"),

@@ -28,10 +28,10 @@ from netbpf.declare.columns import (
 
 
 class Record:
-    """Base of all records; a subclass lists its columns as class attributes.
+    """Base class of records; a subclass lists its columns as class attributes.
 
-    `cstruct` is the name of the C struct. `shared` are columns of a base class, before and behind a
-    subclass's own; an own column of the same name takes the place of a shared one.
+    `cstruct` is the name of the C struct. `shared` are the columns that a base class puts before
+    and after those of its subclasses; a subclass replaces a shared column by one of the same name.
     """
 
     cstruct: ClassVar[str] = ""
@@ -45,7 +45,7 @@ class Record:
     def __init_subclass__(cls) -> None:
         own = {n: c for n, c in vars(cls).items() if isinstance(c, Column)}
         for name, column in own.items():
-            column.name = name.rstrip("_")  # a name may be one of Python's keywords
+            column.name = name.rstrip("_")  # "_" is appended to names that are Python keywords
             column.ctype = column.ctype if cls.in_c else ""
         first, last = (
             {c.name: copy(c) for c in columns if c.name not in own} for columns in cls.shared
@@ -84,16 +84,16 @@ class Record:
 
 
 def named(**columns: Column) -> tuple[Column, ...]:
-    """Return columns with their names, for a base class."""
+    """Return `columns` as a tuple, with their names set."""
     for name, column in columns.items():
         column.name = name
     return tuple(columns.values())
 
 
 def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **more: Any) -> type[Record]:
-    """Return a record of u64 members, by their names, and of `more` columns.
+    """Return a record of u64 members, given as space-separated names, and `more` columns.
 
-    `names` are sums, `gauges` and `shown` are gauges (see `netbpf.declare.columns.Gauge`).
+    `names` are sums, `gauges` and `shown` are gauges (see netbpf.declare.columns.Gauge).
     """
     members: dict[str, object] = {name: Count(name) for name in names.split()}
     members.update({name: Gauge(name) for name in gauges.split()})
@@ -111,9 +111,9 @@ class Event(Record):
 
 
 class SocketEvent(Event):
-    """An event of a socket: its owner, both ends, and its network namespace.
+    """An event of a socket: owner, endpoints and network namespace.
 
-    SET_OWNER and SET_ENDS of the C headers fill these columns.
+    The C macros SET_OWNER and SET_ENDS fill these columns.
     """
 
     shared = (

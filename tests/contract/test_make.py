@@ -30,7 +30,7 @@ def commands(target: str, *words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def words_for_pytest(target: str) -> list[str]:
+def pytest_args(target: str) -> list[str]:
     """Return the arguments that a make target passes to pytest."""
     (line,) = [line for line in commands(target) if "-m pytest" in line]
     assert "||" not in line and not line.lstrip("@").startswith("-"), "a failure must count"
@@ -55,7 +55,7 @@ def files_of(tests: set[str]) -> dict[str, set[Path]]:
 
 
 def test_make_live_runs_every_live_test():
-    assert files_of(collected(words_for_pytest("live")))["live"] == FILES["live"]
+    assert files_of(collected(pytest_args("live")))["live"] == FILES["live"]
 
 
 def test_make_test_runs_every_test_once():
@@ -82,7 +82,7 @@ def test_lanes_fail_if_one_of_them_does(monkeypatch, capfd):
 
 @pytest.mark.parametrize("target", ["unit", "contract"])
 def test_smaller_target_runs_its_directory(target):
-    assert words_for_pytest(target) == [f"tests/{target}"]
+    assert pytest_args(target) == [f"tests/{target}"]
 
 
 def test_nothing_is_deselected():

@@ -48,7 +48,7 @@ def test_published_fields_still_exist(name):
     now = fields(schema_of(tool_of(name)))
     for field, kind in published.items():
         assert field in now, f"{field} was published and is missing: keep it and its name"
-        assert now[field] == kind, f"{field} was {kind} and is {now[field]} now"
+        assert now[field] == kind, f"{field} was {kind} and is now {now[field]}"
 
 
 @every_tool

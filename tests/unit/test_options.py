@@ -23,18 +23,18 @@ from netbpf.declare.options import (
     integers,
     milliseconds,
     network,
+    nonempty,
     percent,
     ports,
     seconds,
     size,
-    words,
 )
 from netbpf.errors import UsageError
 
 COMMON = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
 NET = ipaddress.ip_network
 GOOD = [
-    (words, "any text\n", "any text\n"),
+    (nonempty, "any text\n", "any text\n"),
     (integers, "1", [1]),
     (integers, "12,34,12", [12, 34, 12]),
     (integers, "4294967295", [2**32 - 1]),
@@ -70,7 +70,7 @@ GOOD = [
     (devices, "x" * 15, ["x" * 15]),
 ]
 BAD = [
-    (words, ["", " "]),
+    (nonempty, ["", " "]),
     (integers, ["", "0", "-1", "1,", ",1", "1,,2", "x", "1.5", "4294967296", " 1", "1 ", "0x10",
                 "99999999999", "\u0661", ",".join(["1"] * (MAX_LIST + 1))]),
     (ports, ["", "0", "65536", "90-80", "-80", "80-", "1-2-3", "http", "80,", "80;90", "\u0668"]),
@@ -84,7 +84,7 @@ BAD = [
 
     (devices, ["", "lo,", ",lo", "lo,a b", "x" * 128, "a/b", "a\nb", "a\0b", "\u00e9" * 64]),
 ]  # fmt: skip
-PARSERS = {parse for parse, _ in BAD} | {words}
+PARSERS = {parse for parse, _ in BAD} | {nonempty}
 
 
 @pytest.mark.parametrize(
