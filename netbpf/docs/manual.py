@@ -14,7 +14,12 @@ from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, Option
 from netbpf.declare.probes import Probe
 from netbpf.declare.tool import Tool
 from netbpf.docs.pages import Block, Heading, Paragraph, Section, Terms, as_roff, as_text, parse
-from netbpf.docs.wording import EXIT_STATUS, alternative_words, option_words, probe_conditions
+from netbpf.docs.wording import (
+    EXIT_STATUS,
+    describe_alternative,
+    describe_conditions,
+    describe_option,
+)
 
 Pairs = list[tuple[str, str]]
 
@@ -69,7 +74,7 @@ def _options(tool: Tool) -> Iterator[Block]:
     if tool.interval:
         pairs.append(("INTERVAL", "show a result every INTERVAL seconds, not only at the end"))
         pairs.append(("COUNT", "stop after this many intervals"))
-    pairs += map(option_words, own)
+    pairs += map(describe_option, own)
     if pairs:
         yield Terms(tuple(pairs))
     for title, names in (
@@ -77,7 +82,7 @@ def _options(tool: Tool) -> Iterator[Block]:
         ("Output", _OUTPUT_NAMES),
         ("Limits", _LIMIT_NAMES),
     ):
-        group = [option_words(option) for option in shared if option.name in names]
+        group = [describe_option(option) for option in shared if option.name in names]
         if title == "Limits":
             group.append(("-h, --help", "show this manual"))
         if group:
@@ -198,8 +203,8 @@ def _probes(tool: Tool) -> Iterator[Block]:
 
 def _probe(probe: Probe) -> str:
     # Some differ in their arguments only.
-    lines = list(dict.fromkeys(f"{alternative_words(a)} ({a.kind})" for a in probe.alternatives))
+    lines = list(dict.fromkeys(f"{describe_alternative(a)} ({a.kind})" for a in probe.alternatives))
     if len(lines) > 1:
         lines = [f"{number}. {line}" for number, line in enumerate(lines, 1)]
-    conditions = probe_conditions(probe)
+    conditions = describe_conditions(probe)
     return "\n".join([*lines, *([conditions] if conditions else [])])

@@ -64,7 +64,7 @@ from netbpf.declare.docs import written
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT
 from netbpf.declare.tool import all_tools, sections_of
 from netbpf.docs.pages import Block, Heading, Paragraph, Section, Terms, as_roff, parse
-from netbpf.docs.wording import EXIT_STATUS, option_words
+from netbpf.docs.wording import EXIT_STATUS, describe_option
 
 _DOC = written(__doc__, __file__)
 
@@ -114,5 +114,5 @@ def _options() -> tuple[Block, ...]:
         )
     ]
     for title, group in groups:
-        blocks += [Heading(title), Terms(tuple(map(option_words, group)))]
+        blocks += [Heading(title), Terms(tuple(map(describe_option, group)))]
     return tuple(blocks)

@@ -1,4 +1,4 @@
-"""Manuals: a page's two forms, what is made from a declaration, and the README's tables."""
+"""Manuals: the two forms of a page, what is generated from a declaration, and generated tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from netbpf.declare import (
     Tracepoint,
 )
 from netbpf.declare.costs import COSTS
-from netbpf.declare.tool import all_tools, tool_names
+from netbpf.declare.tool import find_tool, tool_names
 from netbpf.docs.__main__ import main, write_pages
 from netbpf.docs.manual import man_page, manual_text
 from netbpf.docs.pages import (
@@ -37,7 +37,7 @@ from netbpf.docs.pages import (
     escape,
     parse,
 )
-from netbpf.docs.readme import kernels_table, renew, tools_table
+from netbpf.docs.tables import probes_table, renew, tools_table
 from netbpf.errors import NetbpfError
 
 DOC = r"""pretend - what is not there, and 'how' much of it
@@ -127,7 +127,7 @@ def test_probes_tell_alternatives_in_order_and_conditions():
     assert (
         "seen 1. fentry see (fentry) 2. tracepoint eye:see or eye:saw, without size (tp)" in probes
     )
-    assert "only with --odd; optional: span_us may stay unknown without it" in probes
+    assert "only with --odd; optional: without it, span_us may be unknown" in probes
 
 
 def test_parse_fills_paragraphs_and_keeps_what_is_laid_out():
@@ -201,7 +201,7 @@ def test_all_pages_are_written(tmp_path):
     assert all(path.read_text().startswith(".TH") for path in written)
 
 
-# --- the README's tables --------------------------------------------------------------------------
+# --- generated tables -----------------------------------------------------------------------------
 
 README = "# x\n<!-- generated: tools -->\nold\n<!-- end -->\nkept\n"
 
@@ -223,26 +223,32 @@ def test_tables_are_made_from_declarations():
     assert tools_table([TOOL]).splitlines()[2] == (
         "| `pretend` | what is not there, and 'how' much of it | a line per event |"
     )
-    rows = kernels_table([TOOL]).splitlines()
+    rows = probes_table([TOOL]).splitlines()
     assert rows[2] == (
         "| `pretend` | `seen` | fentry `see`<br>"
         "tracepoint `eye:see` or `eye:saw`, without size | always |"
     )
 
 
-def test_check_tells_and_writes_nothing(tmp_path: Path, capsys):
+def test_check_reports_and_writes_nothing(tmp_path: Path, capsys):
     path = tmp_path / "README.md"
     path.write_text(README)
-    assert main(["--readme", str(path), "--check"]) == 1
-    assert "out of date" in capsys.readouterr().err
+    other = tmp_path / "other.md"
+    other.write_text(README.replace("tools", "options"))
+    paths = [str(path), str(other)]
+    assert main(["--tables", *paths, "--check"]) == 1
+    messages = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1) for line in messages] == [
+        [one, "is out of date: run make readme"] for one in paths
+    ]
     assert path.read_text() == README
-    assert main(["--readme", str(path)]) == 0
-    assert main(["--readme", str(path), "--check"]) == 0
+    assert main(["--tables", *paths]) == 0
+    assert main(["--tables", *paths, "--check"]) == 0
+    assert "| tool |" in path.read_text() and "| option |" in other.read_text()
 
 
-@pytest.mark.parametrize("tool", all_tools(), ids=lambda tool: tool.name)
-def test_manual_says_what_its_tool_cost(tool):
-    text = " ".join(manual_text(tool).split())
-    cost = COSTS[tool.name]
-    assert f"{cost.probes:.1f} us of CPU time per" in text
-    assert f"its reader {cost.reader:.1f} us" in text
+@pytest.mark.parametrize("name", COSTS)
+def test_manual_has_the_measured_cost_of_its_tool(name):
+    text = " ".join(manual_text(find_tool(name)).split())
+    assert f"{COSTS[name].probes:.1f} us of CPU time per" in text
+    assert f"its reader {COSTS[name].reader:.1f} us" in text
