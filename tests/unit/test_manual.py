@@ -105,7 +105,7 @@ def test_own_options_come_first_and_refused_ones_with_the_reason():
     first = [line for line in options.splitlines() if line.strip()][0]
     assert first.split() == ["--odd", "only", "the", "odd", "ones"]
     assert options.index("Filters:") < options.index("Output:") < options.index("Limits:")
-    assert "Refused as a usage error, since it pretends: --netns, --ipv4" in options
+    assert "Not supported, a usage error, since it pretends: --netns, --ipv4" in options
 
 
 def test_a_default_is_told():
