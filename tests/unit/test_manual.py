@@ -100,7 +100,7 @@ def test_text_is_80_columns_wide_at_most():
     assert max(map(len, manual_text(TOOL).splitlines())) <= 80
 
 
-def test_own_options_come_first_and_refused_ones_with_the_reason():
+def test_own_options_come_first_and_unsupported_ones_with_the_reason():
     options = section(manual_text(TOOL), "OPTIONS")
     first = [line for line in options.splitlines() if line.strip()][0]
     assert first.split() == ["--odd", "only", "the", "odd", "ones"]
@@ -108,11 +108,11 @@ def test_own_options_come_first_and_refused_ones_with_the_reason():
     assert "Not supported, a usage error, since it pretends: --netns, --ipv4" in options
 
 
-def test_a_default_is_told():
+def test_defaults_are_shown():
     assert "(default 32m)" in section(manual_text(TOOL), "OPTIONS")
 
 
-def test_fields_tell_type_unit_and_place_in_text():
+def test_fields_have_type_unit_and_text_heading():
     fields = " ".join(section(manual_text(TOOL), "FIELDS").split())
     assert "pid whose [integer]" in fields
     assert "size how large [integer, bytes; text SIZE_KB in KB]" in fields
@@ -122,7 +122,7 @@ def test_fields_tell_type_unit_and_place_in_text():
     assert "growth of the kernel's own Ip.InReceives" in fields
 
 
-def test_probes_tell_alternatives_in_order_and_conditions():
+def test_probes_list_alternatives_in_order_and_conditions():
     probes = " ".join(section(manual_text(TOOL), "PROBES").split())
     assert (
         "seen 1. fentry see (fentry) 2. tracepoint eye:see or eye:saw, without size (tp)" in probes
@@ -130,7 +130,7 @@ def test_probes_tell_alternatives_in_order_and_conditions():
     assert "only with --odd; optional: without it, span_us may be unknown" in probes
 
 
-def test_parse_fills_paragraphs_and_keeps_what_is_laid_out():
+def test_parse_fills_paragraphs_and_keeps_indented_lines():
     filled, kept = parse(TOOL.sections()["DESCRIPTION"])
     assert isinstance(filled, Paragraph) and filled.text.endswith("by the text form.")
     assert kept == Literal(("if (laid out)", "    kept as it is"))
@@ -142,11 +142,11 @@ def test_parse_takes_two_columns_as_terms():
     assert parse(text) == (Terms(pairs),)
 
 
-def test_two_spaces_after_a_sentence_are_no_columns():
+def test_two_spaces_after_a_sentence_are_not_columns():
     assert parse("  One.  Two.\n  Three:  four.\n") == (Paragraph("One.  Two. Three:  four."),)
 
 
-def test_terms_stand_in_columns_and_long_ones_alone():
+def test_terms_are_in_columns_and_long_ones_on_their_own_line():
     long = "x" * 50
     page = as_text([Section("T", (Heading("H"), Terms((("a", "one\ntwo"), (long, "three")))))])
     assert page.splitlines() == ["T", "  H:", "  a  one", "     two", f"  {long}", "     three"]
@@ -167,7 +167,7 @@ def test_roff_prints_just_these_characters(text, roff):
     assert escape(text) == roff
 
 
-def test_a_dot_at_the_start_of_a_line_is_no_request():
+def test_a_dot_at_the_start_of_a_line_is_not_a_request():
     page = as_roff("n", "v", [Section("S", (Paragraph(".br"), Literal((".SH", "", " x"))))])
     assert [line for line in page.splitlines() if line.startswith(r"\&")] == [
         r"\&.br", r"\&.SH", r"\&", r"\& x",
@@ -181,7 +181,7 @@ def test_man_page_has_a_name_that_apropos_finds():
 
 
 @pytest.mark.skipif(not shutil.which("groff"), reason="needs groff: apt install groff")
-def test_man_page_is_typeset_as_meant(tmp_path):
+def test_man_page_is_typeset_without_warnings(tmp_path):
     path = tmp_path / "page.8"
     path.write_text(man_page(TOOL))
     done = subprocess.run(
@@ -206,7 +206,7 @@ def test_all_pages_are_written(tmp_path):
 README = "# x\n<!-- generated: tools -->\nold\n<!-- end -->\nkept\n"
 
 
-def test_renewing_changes_only_what_is_between_the_marks():
+def test_renewing_changes_only_text_between_marks():
     new = renew(README)
     assert new.startswith("# x\n<!-- generated: tools -->\n| tool |")
     assert new.endswith("|\n<!-- end -->\nkept\n")
@@ -219,7 +219,7 @@ def test_an_unknown_table_is_an_error():
         renew("<!-- generated: chairs -->\n<!-- end -->")
 
 
-def test_tables_are_made_from_declarations():
+def test_tables_are_generated_from_declarations():
     assert tools_table([TOOL]).splitlines()[2] == (
         "| `pretend` | what is not there, and 'how' much of it | a line per event |"
     )
