@@ -48,7 +48,7 @@ run: setup ## install what is missing and run the demonstration (root)
 demo: run ## the same as run
 
 test: setup-test ## all tests: unit, contract and live (root)
-	@$(ROOT) $(PYTEST)
+	@$(ROOT) $(VENV)/python -m tests.lanes $(if $(ROOT),-p no:cacheprovider)
 
 unit: setup-dev ## tests without root, kernel and bcc
 	@$(VENV)/python -m pytest tests/unit

@@ -73,7 +73,7 @@ def _tool_command(tool: Tool) -> click.Command:
         sys.exit(run(tool, settings))
 
     parameters: list[click.Parameter] = [_parameter(option) for option in tool.options]
-    parameters += [_refused(tool, option) for option in tool.refused]
+    parameters += [_refused(tool, option) for option in tool.unsupported_options]
     if tool.interval:
         parameters.append(click.Argument(["interval"], required=False))
         parameters.append(click.Argument(["count"], required=False))
@@ -93,7 +93,7 @@ def _parameter(option: Option) -> click.Option:
 def _refused(tool: Tool, option: Option) -> click.Option:
     def refuse(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value:
-            what = f"{tool.name} has no {option.flags[-1]}: {tool.refusal}"
+            what = f"{tool.name} has no {option.flags[-1]}: {tool.unsupported_reason}"
             raise UsageError(what, _try_help(tool.name))
 
     flag = option.parse is None
@@ -151,10 +151,17 @@ def doctor(as_json: bool, btf: str, record: Optional[str]) -> None:
 
 @cli.command()
 @click.argument("tool")
-def schema(tool: str) -> None:
+@click.option("--c", "as_c", is_flag=True, help="print the C text that is generated for it here")
+def schema(tool: str, as_c: bool) -> None:
     """Print the JSON Schema of a tool's JSON lines."""
     from netbpf.output.schema import schema_of
 
+    if as_c:
+        from netbpf.kernel.inspect import LiveKernel
+        from netbpf.run.program import generated_text
+
+        click.echo(generated_text(find_tool(tool), LiveKernel()))
+        return
     click.echo(json.dumps(schema_of(find_tool(tool)), indent=2))
 
 

@@ -24,12 +24,12 @@ class Column:
     """A number, and the base of all other meanings.
 
     `ctype` is the C member's type ("u64", "char[16]"; "" for a value made in user space), `cstruct`
-    the name of a C struct of bytes that stands for an array, `null`
-    the raw value that means "not known", `wide` hides the column from text unless -w is given,
-    `header` is the text heading (the upper-case name if empty), `width` its width in characters,
-    `full` the width with -w if that is more.
-    `unit` is the value's unit, `text_unit` that of the text where it is another one. With
-    `option`, text has the column only if that option of the tool is given.
+    the name of a C struct of bytes that stands for an array, `null` the raw value that means "not
+    known", `wide` hides the column from text unless -w is given, `header` is the text heading (the
+    upper-case name if empty), `width` its width in characters, `full` the width with -w if that is
+    more. `unit` is the value's unit, `text_unit` that of the text where it is another one. With
+    `option`, text has the column only if that option of the tool is given. `over` is how the column
+    of an aggregation follows from events, see `netbpf.declare.aggregation`.
     """
 
     ctype = "u32"
@@ -52,6 +52,7 @@ class Column:
         null: Optional[int] = None,
         text: bool = True,
         option: str = "",
+        over: Any = None,
     ) -> None:
         self.help = help
         self.name = ""
@@ -64,6 +65,7 @@ class Column:
         self.null = null
         self.in_text = text
         self.option = option
+        self.over = over
 
     @property
     def title(self) -> str:

@@ -28,6 +28,17 @@ class Count(Column):
     align = ">"
 
 
+class Gauge(Count):
+    """A number that is no sum: the greatest of all CPUs' values, as it stands.
+
+    With `shown`, a row is shown as long as it is not 0, even if nothing has changed.
+    """
+
+    def __init__(self, help: str, *, shown: bool = False, **more: Any) -> None:  # noqa: A002
+        super().__init__(help, **more)
+        self.shown = shown
+
+
 class Bytes(Column):
     """A size in bytes; in text in units of 1024 bytes, as bcc's tools print it."""
 

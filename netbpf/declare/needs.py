@@ -131,16 +131,16 @@ def needs_of(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
     What the chosen probes need in addition (TRACEFS) is for the choice of probes to say.
     """
     found = [PROGRAMS, ATTACH]
-    if tool.watch:
+    if tool.uprobes:
         found += LOOKUPS
     if any(table.first for table in tool.tables_of(settings)):
         found += FIRST
     if tool.counters or tool.interval_counters:
         found += ONE_NAMESPACE if settings.get("netns") else COUNTERS
-    if "devices" in tool.hooks:
+    if tool.compare_devices:
         found += DEVICES
     if _names_places(tool, settings):  # and its program goes by them, if it asks for constants
-        found.append(PLACES if "named_constants" in tool.hooks else SYMBOLS)
+        found.append(PLACES if tool.kernel_constants else SYMBOLS)
     found.append(LIMIT if settings.get("max_overhead") else STATISTICS)
     return [*found, UNDISTURBED]
 

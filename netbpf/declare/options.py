@@ -137,7 +137,8 @@ class Option:
     `flags` are its spellings, `help` one sentence, `metavar` names the argument, `parse` turns the
     argument into a value or raises ValueError with words; without `parse` the option is a switch.
     `choices` restricts a text argument. `sets` makes a switch stand for other settings. The value
-    is found under `name` in the settings.
+    is found under `name` in the settings. `define` names a C constant that is 1 if the option is
+    given; with `number`, a function of the value, it is always defined, as what that returns.
     """
 
     def __init__(
@@ -149,6 +150,8 @@ class Option:
         choices: Sequence[str] = (),
         default: Any = None,
         sets: Mapping[str, Any] | None = None,
+        define: str = "",
+        number: Callable[[Any], int] | None = None,
     ) -> None:
         self.flags = flags
         self.help = help
@@ -157,8 +160,16 @@ class Option:
         self.choices = tuple(choices)
         self.default = default if parse or choices else False
         self.sets = dict(sets or {})
+        self.define = define
+        self.number = number
         longest = max(flags, key=len)
         self.name = longest.lstrip("-").replace("-", "_")
+
+    def constant(self, value: Any) -> dict[str, object]:
+        """Return the C constants that follow from the option's value."""
+        if not self.define or not (value or self.number):
+            return {}
+        return {self.define: at_load(self.number(value)) if self.number else 1}
 
     def value(self, text: Any) -> Any:
         """Return the value of the argument `text`, or raise UsageError."""

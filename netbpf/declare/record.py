@@ -9,30 +9,52 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Container, Iterator, Sequence
+from copy import copy
 from typing import Any, Callable, ClassVar
 
-from netbpf.declare.columns import Column
+from netbpf.declare.columns import (
+    Addr,
+    Cgroup,
+    Column,
+    Comm,
+    Count,
+    Family,
+    Gauge,
+    Netns,
+    Owner,
+    Pid,
+    Port,
+    Uid,
+)
 
 
 class Record:
     """Base of all records; a subclass lists its columns as class attributes.
 
-    `cstruct` is the name of the C struct.
+    `cstruct` is the name of the C struct. `shared` are columns of a base class, before and behind a
+    subclass's own; an own column of the same name takes the place of a shared one.
     """
 
     cstruct: ClassVar[str] = ""
     in_c: ClassVar[bool] = True
+    shared: ClassVar[tuple[tuple[Column, ...], tuple[Column, ...]]] = ((), ())
     head: ClassVar[tuple[Column, ...]] = ()
     columns: ClassVar[tuple[Column, ...]] = ()
     members: ClassVar[tuple[Column, ...]] = ()
     size: ClassVar[int] = 0
 
     def __init_subclass__(cls) -> None:
-        named = [(n, c) for n, c in vars(cls).items() if isinstance(c, Column)]
-        for name, column in named:
+        own = {n: c for n, c in vars(cls).items() if isinstance(c, Column)}
+        for name, column in own.items():
             column.name = name.rstrip("_")  # a name may be one of Python's keywords
             column.ctype = column.ctype if cls.in_c else ""
-        cls.columns = tuple(column for _, column in named)
+        first, last = (
+            {c.name: copy(c) for c in columns if c.name not in own} for columns in cls.shared
+        )
+        named = {**first, **own, **last}
+        for name in first.keys() | last.keys():
+            setattr(cls, name, named[name])
+        cls.columns = tuple(named.values())
         inside = [*cls.head, *(column for column in cls.columns if column.ctype)]
         cls.members = tuple(sorted(inside, key=lambda column: -column.alignment))
         used = sum(column.size for column in cls.members)
@@ -62,10 +84,22 @@ class Record:
         return decode
 
 
-def _stamp() -> Column:
-    column = Column("when it happened", ctype="u64")
-    column.name = "time"
-    return column
+def named(**columns: Column) -> tuple[Column, ...]:
+    """Return columns with their names, for a base class."""
+    for name, column in columns.items():
+        column.name = name
+    return tuple(columns.values())
+
+
+def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **more: Any) -> type[Record]:
+    """Return a record of u64 members, by their names, and of `more` columns.
+
+    `names` are sums, `gauges` and `shown` are gauges (see `netbpf.declare.columns.Gauge`).
+    """
+    members: dict[str, object] = {name: Count(name) for name in names.split()}
+    members.update({name: Gauge(name) for name in gauges.split()})
+    members.update({name: Gauge(name, shown=True) for name in shown.split()})
+    return type("Sums", (Record,), {"cstruct": cstruct, **members, **more})
 
 
 class Event(Record):
@@ -74,13 +108,28 @@ class Event(Record):
     The time is bpf_ktime_get_ns(), CLOCK_MONOTONIC in nanoseconds, taken where the event happened.
     """
 
-    head: ClassVar[tuple[Column, ...]] = (_stamp(),)
+    head: ClassVar[tuple[Column, ...]] = named(time=Column("when it happened", ctype="u64"))
 
 
-def _key() -> Column:
-    column = Column("what an amendment refers to", ctype="u64")
-    column.name = "key"
-    return column
+class SocketEvent(Event):
+    """An event of a socket: its owner, both ends, and its network namespace.
+
+    SET_OWNER and SET_ENDS of the C headers fill these columns.
+    """
+
+    shared = (
+        named(
+            pid=Pid("process that owns the socket"),
+            comm=Comm("its name"),
+            owner=Owner("how the owner is known: exact, snapshot or unknown", wide=True),
+            family=Family("address family, IPv4-mapped counts as ipv4", wide=True),
+            laddr=Addr("local address"),
+            lport=Port("local port"),
+            raddr=Addr("remote address"),
+            rport=Port("remote port"),
+        ),
+        named(uid=Uid("user id of the owner", wide=True), netns=Netns(), cgroup=Cgroup()),
+    )
 
 
 class AmendedEvent(Event):
@@ -92,7 +141,7 @@ class AmendedEvent(Event):
     value is in the BPF map `late` (u8), by key.
     """
 
-    head = (*Event.head, _key())
+    head = (*Event.head, *named(key=Column("what an amendment refers to", ctype="u64")))
     amended: ClassVar[str] = ""
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
+from netbpf.declare.probes import Probe, RawTracepoint, Role, Tracepoint
 
 
-def state_probe(name: str = "state", **options: Any) -> Probe:
+def state_probe(name: str = "state", role: Role = Role.STATE, **options: Any) -> Probe:
     """Return the probe (`options` as for Probe): the tracepoint is there since 4.16."""
     return Probe(
         name,
         RawTracepoint("inet_sock_set_state", args=("sk", "oldstate", "newstate")),
         Tracepoint("sock:inet_sock_set_state", args=("skaddr", "oldstate", "newstate")),
+        role=role,
         **options,
     )
 

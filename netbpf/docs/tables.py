@@ -57,7 +57,7 @@ def options_table(tools: Sequence[Tool]) -> str:
     rows = []
     for option in (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS):
         usage, meaning = describe_option(option)
-        rejecting = [f"`{tool.name}`" for tool in tools if option in tool.refused]
+        rejecting = [f"`{tool.name}`" for tool in tools if option in tool.unsupported_options]
         rows.append((f"`{usage}`", meaning, ", ".join(rejecting)))
     return _table(("option", "meaning", "not in"), rows)
 

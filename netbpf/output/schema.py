@@ -113,7 +113,7 @@ def _progress(tool: Tool) -> dict[str, Any]:
 
 
 def _summary(tool: Tool) -> dict[str, Any]:
-    own = ("unseen",) if "unseen" in tool.hooks else ()
+    own = ("unseen",) if tool.count_unseen else ()
     word = {"type": "string"}
     words = {"type": "array", "items": word}
     probe = {

@@ -127,7 +127,7 @@ class HostKey(Record):
     host = HostName("name asked for, or address")
 
 
-def enrich(values, settings):  # type: ignore[no-untyped-def]
+def enrich(values, settings):
     """Leave out what --host and --min-ms do: the kernel knows neither names nor the age at exit."""
     host = (values["host"] or "").lower().rstrip(".")
     if settings["host"] and not fnmatch.fnmatchcase(host, settings["host"].lower()):
@@ -137,7 +137,7 @@ def enrich(values, settings):  # type: ignore[no-untyped-def]
     return values if values["latency_us"] >= (settings["min_ms"] or 0) * 1000 else None
 
 
-def headline(found, _):  # type: ignore[no-untyped-def]
+def headline(found, _):
     """Say what the distribution is about."""
     number, average = found["count"], found["sum"] / found["count"] / 1000
     return {"headline": f"lookups: {number}, average {average:.2f} ms"}
@@ -184,11 +184,11 @@ TOOL = Tool(
         "MIN_NS": nanoseconds(settings["min_ms"]),
         "FAILED_ONLY": int(settings["failed"]),
     },
-    hooks={"enrich": enrich},
+    enrich=enrich,
     maps=("execs", "programs_seen"),
     show_time="seconds",
     pending=("calls", "latency_us"),
-    watch="lookups",
+    uprobes="lookups",
     summary_fields={
         "pending": {**_NUMBER, "description": "lookups that had not ended"},
         "abandoned": {

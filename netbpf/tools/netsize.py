@@ -86,7 +86,7 @@ class SizeSums(Record):
     hardware = Count("not 0 for a device with hardware of its own")
 
 
-def describe(found, sums):  # type: ignore[no-untyped-def]
+def describe(found, sums):
     """Add averages, the share of small packets, and the merge factor."""
     packets, total = found["count"] or 1, found["sum"]
     wire = sums["wire_bytes"] / (sums["wire_packets"] or 1)
@@ -107,7 +107,7 @@ def describe(found, sums):  # type: ignore[no-untyped-def]
     return {**more, "headline": headline}
 
 
-def conclude(histograms):  # type: ignore[no-untyped-def]
+def conclude(histograms):
     """Name the devices that GRO never saw."""
     ways: dict[str, set[str]] = {}
     for one in histograms:
@@ -132,7 +132,7 @@ _AROUND = (
 _WAY_OF_POINTS = (("received", "nic_recv", _BEHIND), ("sent", "nic_send", _AROUND))
 
 
-def devices_own(histograms, risen, settings):  # type: ignore[no-untyped-def]
+def devices_own(histograms, risen, settings):
     """Compare with what the devices counted themselves: at least so many packets were not seen."""
     seen = {tuple(one["key"].values()): one for one in histograms}
     found, notes = [], []
@@ -155,7 +155,7 @@ def devices_own(histograms, risen, settings):  # type: ignore[no-untyped-def]
     return {"devices": found}, notes
 
 
-def constants(settings):  # type: ignore[no-untyped-def]
+def constants(settings):
     """Return the filter of devices."""
     names = settings["interface"]
     return {"FILTER_DEV(a, b)": one_of_names("a", "b", names)} if names else {}
@@ -221,7 +221,8 @@ TOOL = Tool(
     ),  # fmt: skip
     no_filter="it counts packets at devices, before anything is known of processes and sockets",
     constants=constants,
-    hooks={"conclude": conclude, "devices": devices_own},
+    histogram_notes=conclude,
+    compare_devices=devices_own,
     summary_fields={
         "devices": {
             "type": "array",

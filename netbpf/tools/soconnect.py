@@ -46,9 +46,6 @@ LIMITS
   delivered shows up at later calls, never at connect(2).
 """
 
-from array import array
-from collections import Counter
-
 from netbpf.declare import (
     NETNS,
     PROCESS,
@@ -73,12 +70,13 @@ from netbpf.declare import (
     Probe,
     RawTracepoint,
     Record,
+    Role,
     Row,
     Tool,
     Tracepoint,
     Uid,
 )
-from netbpf.declare.aggregation import Aggregation, percentile
+from netbpf.declare.aggregation import Aggregation, MostCommon, Number, Percentile, Sum
 from netbpf.declare.calls import SIGNAL
 from netbpf.declare.options import milliseconds, nanoseconds
 from netbpf.declare.owners import SNAPSHOT
@@ -134,57 +132,47 @@ class Totals(Record):
     dissolved = Count("calls that end a connection or an association (AF_UNSPEC): no attempts")
 
 
+def succeeded(values, ended):
+    """Return whether an attempt ended with a connection."""
+    return ended and values["result"] == "OK"
+
+
+def failed(values, ended):
+    """Return whether an attempt ended without a connection."""
+    return ended and values["result"] != "OK"
+
+
+def going_on(values, ended):
+    """Return whether an attempt had not ended."""
+    return not ended
+
+
+def any_attempt(values, ended):
+    """Count all attempts."""
+    return True
+
+
 class DestinationRow(Row):
     """A destination in an interval."""
 
     raddr = Addr("remote address, or path of a unix socket", header="ADDRESS", width=24)
     rport = Port("remote port", header="PORT")
     proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket")
-    attempts = Count("attempts that ended", width=8)
-    failures = Count("those that failed", width=8)
-    pending = Count("attempts that had not ended", width=7)
-    p50_us = Elapsed("median time of those that succeeded", header="P50(us)", width=7)
-    p99_us = Elapsed("99 % took no longer", header="P99(us)", width=7)
-    retransmits = Count("SYNs that were sent again", width=7, wide=True)
-    top_error = Errno("the most frequent error", width=24, wide=True)
+    attempts = Count("attempts that ended", width=8, over=Number())
+    failures = Count("attempts that failed", width=8, over=Number(when=failed))
+    pending = Count("attempts that had not ended", width=7, over=Number(when=going_on))
+    p50_us = Elapsed("median time of successful attempts", header="P50(us)", width=7,
+                     over=Percentile("latency_us", 50, succeeded))  # fmt: skip
+    p99_us = Elapsed("99 % took no longer", header="P99(us)", width=7,
+                     over=Percentile("latency_us", 99, succeeded))  # fmt: skip
+    retransmits = Count("SYNs sent again", width=7, wide=True,
+                        over=Sum("retransmits", any_attempt))  # fmt: skip
+    top_error = Errno("the most frequent error", width=24, wide=True,
+                      over=MostCommon("errno", failed))  # fmt: skip
     netns = Netns()
 
 
-class Destination:
-    """What is kept of the attempts to one destination."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.taken = array("Q")
-        self.errors: Counter[str] = Counter()
-        self.attempts = self.failures = self.pending = self.retransmits = 0
-
-    def add(self, values, ended):  # type: ignore[no-untyped-def]
-        """Take an attempt."""
-        self.retransmits += values["retransmits"]
-        if not ended:
-            self.pending += 1
-            return
-        self.attempts += 1
-        if values["result"] == "OK":
-            if values["latency_us"] is not None:
-                self.taken.append(values["latency_us"])
-            return
-        self.failures += 1
-        if values["errno"]:
-            self.errors[values["errno"]] += 1
-
-    def row(self):  # type: ignore[no-untyped-def]
-        """Return the row."""
-        taken = sorted(self.taken)
-        top = self.errors.most_common(1)
-        names = ("attempts", "failures", "pending", "retransmits")
-        row = {name: getattr(self, name) for name in names}
-        row.update({f"p{p}_us": percentile(taken, p) for p in (50, 99)})
-        return {**row, "top_error": top[0][0] if top else None}
-
-
-def constants(settings):  # type: ignore[no-untyped-def]
+def constants(settings):
     """Tell the C side what to leave out; a summary is of all attempts."""
     found = {f"WITH_{name.upper()}": 1 for name in ("udp", "unix") if settings[name]}
     summary = settings["summary"]
@@ -193,14 +181,14 @@ def constants(settings):  # type: ignore[no-untyped-def]
     return {**found, "MIN_NS": nanoseconds(None if summary else settings["min_ms"])}
 
 
-def keep(row, settings):  # type: ignore[no-untyped-def]
+def keep(row, settings):
     """Tell whether --failed and --min-ms want a row to be shown."""
     if settings["failed"] and not row["failures"]:
         return False
     return not settings["min_ms"] or (row["p99_us"] or 0) >= settings["min_ms"] * 1000
 
 
-def same_socket(values):  # type: ignore[no-untyped-def]
+def same_socket(values):
     """Two descriptors of one socket are one attempt; a unix socket is listed by its one call."""
     if values["family"] == "unix":
         return object()
@@ -239,8 +227,8 @@ TOOL = Tool(
         ),
         GONE,
         SIGNAL,
-        Probe("open", Iterator("task_file"), optional=True),
-        Probe("open_calls", Iterator("task"), optional=True),
+        Probe("open", Iterator("task_file"), role=Role.OPEN, optional=True),
+        Probe("open_calls", Iterator("task"), role=Role.OPEN, optional=True),
         SNAPSHOT,
     ),
     interval=True,
@@ -259,8 +247,8 @@ TOOL = Tool(
     counters=("Tcp.ActiveOpens", "Tcp.AttemptFails", "TcpExt.TCPSynRetrans"),
     totals=Totals,
     aggregation=Aggregation(
-        DestinationRow, ("netns", "raddr", "rport", "proto"), Destination, "attempts", keep
+        DestinationRow, ("netns", "raddr", "rport", "proto"), order="attempts", having=keep
     ),
-    hooks={"same": same_socket},
+    identity=same_socket,
     summary_fields={"open": {"type": "integer", "description": "attempts open at the end"}},
 )  # fmt: skip

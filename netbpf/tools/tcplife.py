@@ -85,6 +85,7 @@ from netbpf.declare import (
     Pid,
     Port,
     Probe,
+    Role,
     TcpState,
     Tool,
     Tracepoint,
@@ -137,7 +138,7 @@ class Session(AmendedEvent):
     cgroup = Cgroup()
 
 
-def same_session(values):  # type: ignore[no-untyped-def]
+def same_session(values):
     """Two descriptors of one socket are one session."""
     return tuple(values[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))
 
@@ -151,7 +152,7 @@ TOOL = Tool(
         Probe(
             "sockmap", Tracepoint("syscalls:sys_enter_bpf", args=("cmd", "uattr")), optional=True
         ),
-        Probe("open", Iterator("task_file"), option="open"),
+        Probe("open", Iterator("task_file"), role=Role.OPEN, option="open"),
     ),
     owners=True,
     interval=True,
@@ -169,6 +170,6 @@ TOOL = Tool(
         "Tcp.EstabResets",
         "Tcp.OutRsts",
     ),
-    hooks={"same": same_session},
+    identity=same_session,
     summary_fields={"open": {"type": "integer", "description": "sessions open at the end"}},
 )

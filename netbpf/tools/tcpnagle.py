@@ -79,6 +79,7 @@ from netbpf.declare import (
     Text,
     Tool,
     Tracepoint,
+    sums,
 )
 from netbpf.declare.histogram import SLOTS, bucket_bounds
 from netbpf.declare.holds import Advice, Bound, Setting
@@ -144,9 +145,9 @@ class Holder(Record):
 
 
 _SLOTS = [f"slot{number}" for number in range(SLOTS)]
-_MORE = ("holds", "held_us", "small_writes", "rounds", "copied_seq")
-_SUMS = {name: Count("") for name in (*_SLOTS, *_MORE)}
-HolderSums = type("HolderSums", (Record,), {"cstruct": "holder_sums", **_SUMS})
+HolderSums = sums(
+    "holder_sums", " ".join((*_SLOTS, "holds held_us small_writes rounds")), gauges="copied_seq"
+)
 
 
 class HolderRow(Row):
@@ -171,19 +172,13 @@ class HolderRow(Row):
     netns = Netns()
 
 
-def setting_rows(groups, settings):  # type: ignore[no-untyped-def]
-    """Make a row per setting that was seen, most sends first."""
-    found = [{**key, **sums} for key, sums in groups]
-    return sorted(found, key=lambda row: -row["sends"])
-
-
-def holder_rows(groups, settings):  # type: ignore[no-untyped-def]
+def holder_rows(groups, settings):
     """Make a row for each of the sockets that held data longest."""
     found = sorted(groups, key=lambda group: -group[1]["held_us"])[: settings["top"]]
     return [_holder_row({**key, **sums}) for key, sums in found]
 
 
-def _holder_row(row):  # type: ignore[no-untyped-def]
+def _holder_row(row):
     rank, seen, row["p99_us"] = -(-row["holds"] * 99 // 100), 0, None
     for slot, name in enumerate(_SLOTS):
         seen += row[name]
@@ -196,7 +191,7 @@ def _holder_row(row):  # type: ignore[no-untyped-def]
     return {column.name: row[column.name] for column in HolderRow.columns}
 
 
-def still_held(now, maps):  # type: ignore[no-untyped-def]
+def still_held(now, maps):
     """Tell what is held as yet: it is in no distribution."""
     decode, layout, start = Holder.decoder(), Holder.layout(), struct.Struct("=Q")
     waiting = [
@@ -212,7 +207,7 @@ def still_held(now, maps):  # type: ignore[no-untyped-def]
     return {"still_held": len(waiting)}, notes
 
 
-def conclude(found):  # type: ignore[no-untyped-def]
+def conclude(found):
     """Tell what is typical for a delayed acknowledgement."""
     slow = [h for h in found if h["key"]["reason"] == "nagle" and h["percentiles"]["p50"] > 32000]
     return ["nagle holds of 32 ms and more: the other end delays its acknowledgements"] * len(slow)
@@ -222,9 +217,9 @@ TOOL = Tool(
     __doc__,
     histogram=Histogram("held", HeldKey, "us"),
     table=(
-        Table("settings", SettingKey, SettingSums, SettingRow, setting_rows),
+        Table("settings", SettingKey, SettingSums, SettingRow, order="sends"),
         Table("holders", Holder, HolderSums, HolderRow, holder_rows, per_cpu=False,
-              gauges=("copied_seq",), option="top", forget=True),
+              option="top", forget=True),
     ),
     probes=(
         Probe(
@@ -259,7 +254,8 @@ TOOL = Tool(
     ),
     constants=lambda settings: {"TOP": 1} if settings.get("top") else {},
     counters=("TcpExt.TCPAutoCorking", "TcpExt.TCPFromZeroWindowAdv", "TcpExt.DelayedACKs"),
-    hooks={"conclude": conclude, "left": still_held},
+    histogram_notes=conclude,
+    pending_state=still_held,
     maps=("holds",),
     summary_fields={
         "still_held": {"type": "integer", "description": "sockets that held data at the end"}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import netbpf
+from tests import lanes
 from tests.contract.conventions import ROOT
 
 TREES = ("unit", "contract", "live", "packaging", "fuzz")
@@ -36,23 +37,47 @@ def words_for_pytest(target: str) -> list[str]:
     return shlex.split(line.partition("-m pytest")[2])
 
 
-def collected(words: list[str]) -> dict[str, set[Path]]:
-    """Return which files' tests pytest collects, by the directory below tests."""
+def collected(words: list[str]) -> set[str]:
+    """Return the tests that pytest collects."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words, "--collect-only", "-q", "-p", "no:cacheprovider"],
         cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    files = {ROOT / name for name in re.findall(r"^(tests/\S+?\.py)::", done.stdout, re.M)}
+    return set(re.findall(r"^tests/\S+?\.py::.*$", done.stdout, re.M))
+
+
+def files_of(tests: set[str]) -> dict[str, set[Path]]:
+    """Return the files of tests, by the directory below tests."""
+    files = {ROOT / test.partition("::")[0] for test in tests}
     return {tree: {path for path in files if path.parts[-2] == tree} for tree in TREES}
 
 
-@pytest.mark.parametrize(("target", "trees"), [("test", TREES), ("live", ("live",))])
-def test_target_runs_every_test_of_its_trees(target, trees):
-    found = collected(words_for_pytest(target))
-    for tree in trees:
-        assert found[tree] == FILES[tree], f"make {target} leaves tests out"
+def test_make_live_runs_every_live_test():
+    assert files_of(collected(words_for_pytest("live")))["live"] == FILES["live"]
+
+
+def test_make_test_runs_every_test_once():
+    (line,) = [line for line in commands("test") if "tests.lanes" in line]
+    assert "||" not in line and not line.lstrip("@").startswith("-"), "a failure must count"
+    lanes_of = [collected(["-m", lane]) for lane in (lanes.BESIDE, lanes.LIVE, lanes.ALONE)]
+    assert sorted(test for lane in lanes_of for test in lane) == sorted(collected([]))
+    assert files_of({test for lane in lanes_of for test in lane}) == FILES
+
+
+def test_lanes_fail_if_one_of_them_does(monkeypatch, capfd):
+    marks = {lanes.BESIDE: 0, lanes.LIVE: 0, lanes.ALONE: 0}
+    code = "import sys; print('ran', sys.argv[1]); sys.exit(int(sys.argv[2]))"
+    monkeypatch.setattr(
+        lanes, "command", lambda lane, words: [sys.executable, "-c", code, lane, str(marks[lane])]
+    )
+    assert lanes.main([]) == 0
+    assert sorted(capfd.readouterr().out.splitlines()) == sorted(f"ran {lane}" for lane in marks)
+    for lane in marks:
+        marks[lane] = 1
+        assert lanes.main([]) == 1
+        marks[lane] = 0
 
 
 @pytest.mark.parametrize("target", ["unit", "contract"])
@@ -61,7 +86,6 @@ def test_smaller_target_runs_its_directory(target):
 
 
 def test_nothing_is_deselected():
-    assert words_for_pytest("test") in ([], ["-p", "no:cacheprovider"])
     settings = (ROOT / "pyproject.toml").read_text()
     options = re.search(r"^addopts = (.*)$", settings, re.M)
     assert options and not re.search(r'"-m|"-k|deselect|ignore', options[1])

@@ -43,9 +43,9 @@ def test_schema_is_valid(name):
 @every_tool
 def test_what_was_promised_is_still_there(name):
     path = DATA / "schema" / f"{name}.json"
-    if not path.exists():
-        pytest.skip(f"no promise yet: run netbpf schema {name} > tests/data/schema/{name}.json")
-    promised, now = fields(json.loads(path.read_text())), fields(schema_of(tool_of(name)))
+    # A tool that no release had yet promises nothing.
+    promised = fields(json.loads(path.read_text())) if path.exists() else {}
+    now = fields(schema_of(tool_of(name)))
     for field, told in promised.items():
         assert field in now, f"{field} was promised and is gone: keep it, or its old name"
         assert now[field] == told, f"{field} was {told} and is {now[field]} now"

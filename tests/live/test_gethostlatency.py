@@ -25,6 +25,8 @@ from conftest import Netbpf
 from elftools.elf.elffile import ELFFile
 from harness import SLOW, Json, Run, wait_until
 
+pytestmark = pytest.mark.alone
+
 PROGRAMS = Path(__file__).parent / "programs"
 CONTAINER = "5eed" * 16  # a container id: 64 hexadecimal digits
 NOBODY = 65534

@@ -27,6 +27,8 @@ from topology import Host
 from netbpf.declare.tool import tool_names
 from netbpf.system.privileges import CAPABILITIES, capabilities
 
+pytestmark = pytest.mark.beside
+
 NOBODY = 65534
 # Of each tool, beside those that an old kernel takes for maps, and for the CPU where limits cannot
 # be raised.

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from harness import SLOW, SOURCE_TREE, command
 
+pytestmark = pytest.mark.beside
+
 TRACE = ("sockstat", "-d", "0.3", "-p", "1")
 
 

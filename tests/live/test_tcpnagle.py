@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from alternatives import Case, Stage
 from compared import compares
 from harness import SLOW, Json, Run, wait_until
 from topology import Host
@@ -683,3 +684,24 @@ def test_text_fits_80_columns_and_gives_the_advice(netbpf: Any, one_host: Host, 
     assert max(map(len, lines)) <= 80
     assert "reason=nagle" in lines
     assert any(line.endswith("TCP_NODELAY/writev") for line in lines)
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+def writes(stage: Stage, run: Run) -> None:
+    pair = Pair(stage.alone, stage.alone)
+    pair.interactive()
+    for _ in range(3):
+        pair.write_write_read()
+    pair.client.close()
+    pair.server.close()
+
+
+def holders_and_settings(run: Run, lost: set[str]) -> Any:
+    wanted = ("pid", "comm", "laddr", "lport", "rport", "holds", "small_writes", "reason")
+    shown = [tuple(row[name] for name in wanted) for row in holders(run)]
+    return sorted(shown), settings(run)
+
+
+ALTERNATIVES = Case(lambda s: ("--top", 5, "--netns", s.alone.inode), writes, holders_and_settings)

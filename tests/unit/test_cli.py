@@ -113,7 +113,7 @@ def test_name_in_a_message_cannot_reach_the_terminal_raw(capsys):
 
 def test_refused_filter_is_a_usage_error_that_says_why(capsys):
     tool = next(
-        (t for t in cli.all_tools() if any(o.name == "pid" for o in t.refused)), None
+        (t for t in cli.all_tools() if any(o.name == "pid" for o in t.unsupported_options)), None
     )  # fmt: skip
     if tool is None:
         pytest.skip("every tool honours --pid: nothing is refused")

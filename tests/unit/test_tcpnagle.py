@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netbpf.tools.tcpnagle import ADVICE, HolderRow, holder_rows, setting_rows
+from netbpf.tools.tcpnagle import ADVICE, TOOL, HolderRow, holder_rows
 
 EMPTY = {column.name: 0 for column in HolderRow.columns}
 
@@ -47,8 +47,13 @@ def test_advice_is_for_writes_that_wait_for_each_other(holds, rounds, reason, ad
 
 
 def test_settings_come_by_their_sends():
-    groups = [({"setting": name}, {"sends": n}) for name, n in (("ON", 2), ("OFF", 9), ("CORK", 3))]
-    assert [row["setting"] for row in setting_rows(groups, {})] == ["OFF", "CORK", "ON"]
+    counts = {"small": 0, "held": 0}
+    groups = [
+        ({"setting": name}, {"sends": n, **counts})
+        for name, n in (("ON", 2), ("OFF", 9), ("CORK", 3))
+    ]
+    table = TOOL.tables[0]
+    assert [row["setting"] for row in table.build(groups, {})] == ["OFF", "CORK", "ON"]
 
 
 def test_holders_are_those_that_held_longest():
