@@ -93,8 +93,8 @@ format: setup-dev ## format Python and C
 man: setup-dev ## generate man pages in build/man
 	@$(VENV)/python -m netbpf.docs build/man
 
-readme: setup-dev ## regenerate the tables in README.md
-	@$(VENV)/python -m netbpf.docs --readme README.md
+readme: setup-dev ## regenerate the tables in README.md and docs
+	@$(VENV)/python -m netbpf.docs --tables README.md docs/*.md
 
 bench: setup-bench ## measure startup cost, compared with bcc and libbpf-tools (root)
 	@$(ROOT) /usr/bin/python3 bench/start.py

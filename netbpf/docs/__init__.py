@@ -1,1 +1,1 @@
-"""Manuals, man pages and the tables of the documents, all made from the declarations."""
+"""Manuals, man pages and the tables of README.md and docs/, generated from the declarations."""

@@ -1,26 +1,26 @@
-"""Write the generated documents: man pages, and the tables of the README.
+"""Write the generated documentation: man pages, and the tables of Markdown files.
 
-`python3 -m netbpf.docs DIR` writes all man pages; `--readme FILE` renews the generated parts of
-FILE, with `--check` it only reports whether they are current.
+`python3 -m netbpf.docs DIR` writes all man pages to DIR. `--tables FILE...` renews the generated
+tables of these files; with `--check` it writes nothing and fails if a table is out of date.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Optional
 
 from netbpf.declare.tool import all_tools
 from netbpf.docs.manual import man_page
 from netbpf.docs.overview import overview_page
-from netbpf.docs.readme import renew
+from netbpf.docs.tables import renew
 from netbpf.errors import EXIT_FAILURE
 
 
 def write_pages(directory: Path) -> list[Path]:
-    """Write the man pages of all tools and of netbpf itself; return their paths."""
+    """Write the man pages of netbpf and of each tool to `directory`; return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     pages = {"netbpf": overview_page()}
     pages.update({f"netbpf-{tool.name}": man_page(tool) for tool in all_tools()})
@@ -31,23 +31,28 @@ def write_pages(directory: Path) -> list[Path]:
     return paths
 
 
-def main(words: Optional[Sequence[str]] = None) -> int:
-    """Do what this module's docstring says; return the exit code."""
+def outdated(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return {path: new text} of the files whose generated tables are out of date."""
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    return {path: new for path, text in texts.items() if (new := renew(text)) != text}
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run the command line that the module's docstring describes; return the exit code."""
     parser = argparse.ArgumentParser(prog="netbpf.docs", description=__doc__)
     parser.add_argument("directory", nargs="?", type=Path, metavar="DIR")
-    parser.add_argument("--readme", type=Path, metavar="FILE")
+    parser.add_argument("--tables", nargs="+", type=Path, default=[], metavar="FILE")
     parser.add_argument("--check", action="store_true", help="write nothing")
-    given = parser.parse_args(words)
-    if given.directory:
-        write_pages(given.directory)
-    if given.readme:
-        old = given.readme.read_text(encoding="utf-8")
-        new = renew(old)
-        if given.check and new != old:
-            print(f"{given.readme} is out of date: make readme", file=sys.stderr)
-            return EXIT_FAILURE
-        given.readme.write_text(new, encoding="utf-8")
-    return 0
+    options = parser.parse_args(arguments)
+    if options.directory:
+        write_pages(options.directory)
+    stale = outdated(options.tables)
+    for path, text in stale.items():
+        if options.check:
+            print(f"{path} is out of date: run make readme", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8")
+    return EXIT_FAILURE if stale and options.check else 0
 
 
 if __name__ == "__main__":

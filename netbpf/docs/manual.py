@@ -1,4 +1,4 @@
-"""Declaration -> manual: the text of `--help`, and a man page."""
+"""Manual of a tool, generated from its declaration: the text of `--help`, and a man page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, Option
 from netbpf.declare.probes import Probe
 from netbpf.declare.tool import Tool
 from netbpf.docs.pages import Block, Heading, Paragraph, Section, Terms, as_roff, as_text, parse
-from netbpf.docs.wording import EXIT_STATUS, alternative_words, option_words, probe_conditions
+from netbpf.docs.wording import (
+    EXIT_STATUS,
+    describe_alternative,
+    describe_conditions,
+    describe_option,
+)
 
 Pairs = list[tuple[str, str]]
 
 _RFC = "[RFC 3339, UTC, microseconds]"
-_END = ("time", f"the interval's end {_RFC}")
-_MOST_WORDS = 8  # a choice of more words than this is not spelled out
+_END = ("time", f"end of the interval {_RFC}")
+_MOST_VALUES = 8  # longer enumerations are not spelled out
 _FILTER_NAMES = frozenset(option.name for option in FILTERS)
 _LIMIT_NAMES = frozenset(option.name for option in (*LIMITS, *EVENT_LIMITS))
 _OUTPUT_NAMES = frozenset(option.name for option in OUTPUT)
 
 
 def manual_text(tool: Tool) -> str:
-    """Return the whole manual of `tool` for a terminal, 80 columns wide."""
+    """Return the manual of `tool` for a terminal, 80 columns wide."""
     return as_text(tool_sections(tool))
 
 
@@ -37,7 +42,7 @@ def man_page(tool: Tool) -> str:
 
 
 def tool_sections(tool: Tool, man: bool = False) -> list[Section]:
-    """Return a tool's manual: its docstring's sections, and those made from its declaration."""
+    """Return the manual: the sections of the tool's docstring, and the generated ones."""
     own = {title: parse(text, title == "EXAMPLES") for title, text in tool.sections().items()}
     line = f"netbpf {tool.name} [OPTIONS]" + (" [INTERVAL [COUNT]]" if tool.interval else "")
     name = f"netbpf-{tool.name}" if man else tool.name
@@ -57,7 +62,7 @@ def tool_sections(tool: Tool, man: bool = False) -> list[Section]:
 
 
 def own_options(tool: Tool) -> list[Option]:
-    """Return the options that only this tool has, or has in its own way."""
+    """Return the options that only this tool has, or that replace a common one."""
     shared = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
     return [option for option in tool.own_options if option not in shared]
 
@@ -67,9 +72,9 @@ def _options(tool: Tool) -> Iterator[Block]:
     shared = [option for option in tool.options if option not in own]
     pairs: Pairs = []
     if tool.interval:
-        pairs.append(("INTERVAL", "show a result every INTERVAL seconds, not only at the end"))
+        pairs.append(("INTERVAL", "show results every INTERVAL seconds, not only at the end"))
         pairs.append(("COUNT", "stop after this many intervals"))
-    pairs += map(option_words, own)
+    pairs += map(describe_option, own)
     if pairs:
         yield Terms(tuple(pairs))
     for title, names in (
@@ -77,7 +82,7 @@ def _options(tool: Tool) -> Iterator[Block]:
         ("Output", _OUTPUT_NAMES),
         ("Limits", _LIMIT_NAMES),
     ):
-        group = [option_words(option) for option in shared if option.name in names]
+        group = [describe_option(option) for option in shared if option.name in names]
         if title == "Limits":
             group.append(("-h, --help", "show this manual"))
         if group:
@@ -87,7 +92,7 @@ def _options(tool: Tool) -> Iterator[Block]:
         yield Paragraph(cost_words(tool.name))
     if tool.unsupported_options:
         flags = ", ".join(option.flags[-1] for option in tool.unsupported_options)
-        yield Paragraph(f"Refused as a usage error, since {tool.unsupported_reason}: {flags}.")
+        yield Paragraph(f"Not supported, a usage error, since {tool.unsupported_reason}: {flags}.")
 
 
 # --- fields ---------------------------------------------------------------------------------------
@@ -95,15 +100,15 @@ def _options(tool: Tool) -> Iterator[Block]:
 
 def _fields(tool: Tool) -> Iterator[Block]:
     yield Paragraph(
-        "These are the names in JSON and CSV. What is not known is null in JSON, empty in CSV and "
-        "- in text. 'netbpf schema " + tool.name + "' prints the same for programs."
+        "Names of fields in JSON and CSV. Unknown values are null in JSON, empty in CSV and - in "
+        f"text. 'netbpf schema {tool.name}' prints the JSON Schema."
     )
     if tool.event:
         condition = f" with --{tool.event_option}" if tool.event_option else ""
         unfinished = tool.interval and not tool.tables
         more = "; type interval: not ended yet" if unfinished else ""
         yield Heading(f"Events{condition} (type event{more})")
-        yield Terms((("time", f"when it happened {_RFC}"), *map(_column, tool.event.columns)))
+        yield Terms((("time", f"time of the event {_RFC}"), *map(_column, tool.event.columns)))
     for table in tool.tables:
         option = f" with --{table.option}" if table.option else ""
         yield Heading(f"Rows{option}, per interval or once at the end (type interval)")
@@ -126,8 +131,8 @@ def _fields(tool: Tool) -> Iterator[Block]:
 
 
 def _column(column: Column, prefix: str = "") -> tuple[str, str]:
-    notes = [", ".join(filter(None, (_type_words(column), column.unit)))]
-    title = column.title.strip()  # one may be blank, of a column that is mostly empty
+    notes = [", ".join(filter(None, (_describe_type(column), column.unit)))]
+    title = column.title.strip()  # blank for a column that is mostly empty
     text = [title] if title and title != column.name.upper() else []
     text += [f"in {column.text_unit}"] if column.text_unit else []
     text += ["with -w"] if column.wide else []
@@ -138,46 +143,48 @@ def _column(column: Column, prefix: str = "") -> tuple[str, str]:
     return prefix + column.name, f"{column.help} [{'; '.join(notes)}]"
 
 
-def _type_words(column: Column) -> str:
+def _describe_type(column: Column) -> str:
     if isinstance(column, Enum):
-        words = [word for word in column.words.values() if word]
-        if len(words) <= _MOST_WORDS:
-            return " | ".join(words)
-    kinds = column.json_type
-    return kinds if isinstance(kinds, str) else " or ".join(kinds)
+        values = [word for word in column.words.values() if word]
+        if len(values) <= _MOST_VALUES:
+            return " | ".join(values)
+    types = column.json_type
+    return types if isinstance(types, str) else " or ".join(types)
 
 
 def _histogram_fields(histogram: Histogram) -> Iterator[tuple[str, str]]:
     for column in histogram.key.columns:
         yield _column(column, "key.")
-    yield "unit", f"of the values: {histogram.unit}"
+    yield "unit", f"unit of the values: {histogram.unit}"
     yield "buckets", "list of {low, high, count}; low and high are inclusive"
-    yield "count", "how many values [integer]"
-    yield "sum", f"of all values [integer, {histogram.unit}]"
-    yield "percentiles", "p50, p90 and p99, as the upper bound of the bucket that each falls into"
+    yield "count", "number of values [integer]"
+    yield "sum", f"sum of the values [integer, {histogram.unit}]"
+    yield "percentiles", "p50, p90 and p99, as the upper bound of the bucket of each"
     for name, schema in histogram.fields.items():
-        yield from _schema_words(name, schema)
+        yield from _describe_schema(name, schema)
 
 
-def _schema_words(name: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _describe_schema(name: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if schema.get("type") == "object" and "properties" in schema:
         for inner, more in schema["properties"].items():
-            yield from _schema_words(f"{name}.{inner}", more)
+            yield from _describe_schema(f"{name}.{inner}", more)
         return
-    kinds = schema.get("type", "")
-    kind = kinds if isinstance(kinds, str) else " or ".join(kinds)
+    types = schema.get("type", "")
+    type_text = types if isinstance(types, str) else " or ".join(types)
     members = schema.get("items", {}).get("properties", {})
-    kind += f" of {{{', '.join(members)}}}" if members else ""
-    words = schema.get("description", ""), f"[{kind}]" if kind else ""
-    yield name, " ".join(filter(None, words))
+    type_text += f" of {{{', '.join(members)}}}" if members else ""
+    parts = schema.get("description", ""), f"[{type_text}]" if type_text else ""
+    yield name, " ".join(filter(None, parts))
 
 
 def _summary_fields(tool: Tool) -> Iterator[Block]:
     yield Paragraph(
-        "What was seen, what was lost by cause (zeros included), which probes were used, and what "
-        "they cost; see netbpf(8)."
+        "What was seen, what was lost by cause (zeros included), the probes that were used, and "
+        "their cost; see netbpf(8)."
     )
-    pairs = [p for name, schema in tool.summary_fields.items() for p in _schema_words(name, schema)]
+    pairs = [
+        p for name, schema in tool.summary_fields.items() for p in _describe_schema(name, schema)
+    ]
     if tool.counters:
         pairs.append(("counters", "growth of the kernel's own " + ", ".join(tool.counters)))
     if pairs:
@@ -189,17 +196,17 @@ def _summary_fields(tool: Tool) -> Iterator[Block]:
 
 def _probes(tool: Tool) -> Iterator[Block]:
     yield Paragraph(
-        "Of the alternatives of each probe, the first one that this kernel offers is used, or a "
-        "later one where other tasks interrupt its programs and would not be seen. "
-        "'netbpf doctor' shows which, and --probe NAME=KIND asks for another one."
+        "Of the alternatives of each probe, the first one that the running kernel supports is "
+        "used, those last that are preemptible there and so would miss events. 'netbpf doctor' "
+        "shows the selection, --probe NAME=KIND forces another one."
     )
     yield Terms(tuple((probe.name, _probe(probe)) for probe in tool.all_probes))
 
 
 def _probe(probe: Probe) -> str:
-    # Some differ in their arguments only.
-    lines = list(dict.fromkeys(f"{alternative_words(a)} ({a.kind})" for a in probe.alternatives))
+    # Alternatives may differ in their arguments only.
+    lines = list(dict.fromkeys(f"{describe_alternative(a)} ({a.kind})" for a in probe.alternatives))
     if len(lines) > 1:
         lines = [f"{number}. {line}" for number, line in enumerate(lines, 1)]
-    conditions = probe_conditions(probe)
+    conditions = describe_conditions(probe)
     return "\n".join([*lines, *([conditions] if conditions else [])])

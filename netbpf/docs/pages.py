@@ -1,8 +1,8 @@
 """A manual page as data, and its two forms: text for the terminal and roff for man(1).
 
-A page is a list of sections, a section is a title and blocks. What is written in a tool's docstring
-becomes blocks through `parse`: paragraphs are filled anew, lines in two columns become terms with
-their meaning, other indented or aligned lines stay as they are.
+A page is a list of sections, a section has a title and blocks. `parse` splits a section of a
+docstring into blocks: paragraphs are filled, lines in two columns become terms with their meaning,
+other indented or aligned lines are kept.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Paragraph(NamedTuple):
 
 
 class Literal(NamedTuple):
-    """Lines that are kept as they are."""
+    """Lines that are not filled."""
 
     lines: tuple[str, ...]
 
 
 class Shown(NamedTuple):
-    """What a tool printed: kept as it is, from the first column on, as it may be 80 wide."""
+    """Output of a tool: kept, and not indented, as it may be 80 columns wide."""
 
     lines: tuple[str, ...]
 
@@ -42,7 +42,7 @@ class Heading(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Terms with what they mean; a line break in the meaning is kept."""
+    """(term, meaning) pairs; line breaks in a meaning are kept."""
 
     pairs: tuple[tuple[str, str], ...]
 
@@ -58,12 +58,12 @@ class Section(NamedTuple):
 
 
 def parse(text: str, output: bool = False) -> tuple[Block, ...]:
-    """Return the blocks of a section; with `output`, deeper ones are what a tool printed."""
+    """Return the blocks of a section; with `output`, indented blocks are output of a tool."""
     parts = re.split(r"\n\s*\n", textwrap.dedent(text).strip("\n"))
     return tuple(_block(part.splitlines(), output) for part in parts if part.strip())
 
 
-_GAP = re.compile(r"(?<![ .:?!]) {2,}")  # between two columns, and not between sentences
+_GAP = re.compile(r"(?<![ .:?!]) {2,}")  # between two columns, not between sentences
 
 
 def _block(lines: Sequence[str], output: bool) -> Block:
@@ -75,8 +75,8 @@ def _block(lines: Sequence[str], output: bool) -> Block:
     if not any(_GAP.search(line.strip()) for line in lines):
         return Literal(tuple(lines)) if any(indented) else Paragraph(" ".join(lines))
     pairs: list[tuple[str, str]] = []
-    for line, goes_on in zip(lines, indented):
-        if goes_on and pairs:
+    for line, continues in zip(lines, indented):
+        if continues and pairs:
             term, meaning = pairs.pop()
             pairs.append((term, f"{meaning} {line.strip()}".strip()))
         else:
@@ -91,7 +91,7 @@ def as_text(sections: Sequence[Section]) -> str:
     for section in sections:
         lines.append(section.title)
         for number, block in enumerate(section.blocks):
-            # A heading belongs to what follows it, and so stands close to it.
+            # No empty line between a heading and the block below it.
             if number and not isinstance(section.blocks[number - 1], Heading):
                 lines.append("")
             lines += _text_block(block)
@@ -128,8 +128,8 @@ def _text_term(term: str, meaning: str, column: int) -> Iterator[str]:
 
 
 def as_roff(name: str, version: str, sections: Sequence[Section]) -> str:
-    """Return the page for man(1), in section 8; `name` is its name there."""
-    # No hyphenation and no justification: options and names must stay what they are.
+    """Return the page `name`(8) for man(1)."""
+    # No hyphenation and no justification, which would change options and names.
     title = f'.TH "{escape(name.upper())}" 8 "" "{escape(version)}" "netbpf manual"'
     lines = [title, ".nh", ".ad l"]
     for section in sections:
@@ -154,7 +154,7 @@ def _roff_block(block: Block) -> Iterator[str]:
 
 _SPECIAL = {
     "\\": r"\e",
-    "-": r"\-",  # else a hyphen that cannot be pasted into a shell
+    "-": r"\-",  # else roff prints a hyphen that a shell does not accept
     "'": r"\(aq",
     "`": r"\(ga",
     "^": r"\(ha",
@@ -164,7 +164,7 @@ _SPECIAL = {
 
 
 def escape(text: str) -> str:
-    """Return `text` so that roff prints just these characters."""
+    """Return `text` escaped, so that roff prints exactly these characters."""
     return "".join(
         _SPECIAL.get(char) or (char if char.isascii() else f"\\[u{ord(char):04X}]") for char in text
     )

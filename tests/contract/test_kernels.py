@@ -7,7 +7,7 @@ import json
 import pytest
 
 from netbpf.bpf import layout
-from netbpf.docs.tested import recordings
+from netbpf.docs.kernels import recordings
 from netbpf.doctor.recording import COVERS
 from netbpf.errors import Unsupported
 from netbpf.kernel.select import missing, select

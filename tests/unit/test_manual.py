@@ -1,4 +1,4 @@
-"""Manuals: a page's two forms, what is made from a declaration, and the README's tables."""
+"""Manuals: the two forms of a page, what is generated from a declaration, and generated tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from netbpf.declare import (
     Tracepoint,
 )
 from netbpf.declare.costs import COSTS
-from netbpf.declare.tool import all_tools, tool_names
+from netbpf.declare.tool import find_tool, tool_names
 from netbpf.docs.__main__ import main, write_pages
 from netbpf.docs.manual import man_page, manual_text
 from netbpf.docs.pages import (
@@ -37,7 +37,7 @@ from netbpf.docs.pages import (
     escape,
     parse,
 )
-from netbpf.docs.readme import kernels_table, renew, tools_table
+from netbpf.docs.tables import probes_table, renew, tools_table
 from netbpf.errors import NetbpfError
 
 DOC = r"""pretend - what is not there, and 'how' much of it
@@ -100,19 +100,19 @@ def test_text_is_80_columns_wide_at_most():
     assert max(map(len, manual_text(TOOL).splitlines())) <= 80
 
 
-def test_own_options_come_first_and_refused_ones_with_the_reason():
+def test_own_options_come_first_and_unsupported_ones_with_the_reason():
     options = section(manual_text(TOOL), "OPTIONS")
     first = [line for line in options.splitlines() if line.strip()][0]
     assert first.split() == ["--odd", "only", "the", "odd", "ones"]
     assert options.index("Filters:") < options.index("Output:") < options.index("Limits:")
-    assert "Refused as a usage error, since it pretends: --netns, --ipv4" in options
+    assert "Not supported, a usage error, since it pretends: --netns, --ipv4" in options
 
 
-def test_a_default_is_told():
+def test_defaults_are_shown():
     assert "(default 32m)" in section(manual_text(TOOL), "OPTIONS")
 
 
-def test_fields_tell_type_unit_and_place_in_text():
+def test_fields_have_type_unit_and_text_heading():
     fields = " ".join(section(manual_text(TOOL), "FIELDS").split())
     assert "pid whose [integer]" in fields
     assert "size how large [integer, bytes; text SIZE_KB in KB]" in fields
@@ -122,15 +122,15 @@ def test_fields_tell_type_unit_and_place_in_text():
     assert "growth of the kernel's own Ip.InReceives" in fields
 
 
-def test_probes_tell_alternatives_in_order_and_conditions():
+def test_probes_list_alternatives_in_order_and_conditions():
     probes = " ".join(section(manual_text(TOOL), "PROBES").split())
     assert (
         "seen 1. fentry see (fentry) 2. tracepoint eye:see or eye:saw, without size (tp)" in probes
     )
-    assert "only with --odd; optional: span_us may stay unknown without it" in probes
+    assert "only with --odd; optional: without it, span_us may be unknown" in probes
 
 
-def test_parse_fills_paragraphs_and_keeps_what_is_laid_out():
+def test_parse_fills_paragraphs_and_keeps_indented_lines():
     filled, kept = parse(TOOL.sections()["DESCRIPTION"])
     assert isinstance(filled, Paragraph) and filled.text.endswith("by the text form.")
     assert kept == Literal(("if (laid out)", "    kept as it is"))
@@ -142,11 +142,11 @@ def test_parse_takes_two_columns_as_terms():
     assert parse(text) == (Terms(pairs),)
 
 
-def test_two_spaces_after_a_sentence_are_no_columns():
+def test_two_spaces_after_a_sentence_are_not_columns():
     assert parse("  One.  Two.\n  Three:  four.\n") == (Paragraph("One.  Two. Three:  four."),)
 
 
-def test_terms_stand_in_columns_and_long_ones_alone():
+def test_terms_are_in_columns_and_long_ones_on_their_own_line():
     long = "x" * 50
     page = as_text([Section("T", (Heading("H"), Terms((("a", "one\ntwo"), (long, "three")))))])
     assert page.splitlines() == ["T", "  H:", "  a  one", "     two", f"  {long}", "     three"]
@@ -167,7 +167,7 @@ def test_roff_prints_just_these_characters(text, roff):
     assert escape(text) == roff
 
 
-def test_a_dot_at_the_start_of_a_line_is_no_request():
+def test_a_dot_at_the_start_of_a_line_is_not_a_request():
     page = as_roff("n", "v", [Section("S", (Paragraph(".br"), Literal((".SH", "", " x"))))])
     assert [line for line in page.splitlines() if line.startswith(r"\&")] == [
         r"\&.br", r"\&.SH", r"\&", r"\& x",
@@ -181,7 +181,7 @@ def test_man_page_has_a_name_that_apropos_finds():
 
 
 @pytest.mark.skipif(not shutil.which("groff"), reason="needs groff: apt install groff")
-def test_man_page_is_typeset_as_meant(tmp_path):
+def test_man_page_is_typeset_without_warnings(tmp_path):
     path = tmp_path / "page.8"
     path.write_text(man_page(TOOL))
     done = subprocess.run(
@@ -201,12 +201,12 @@ def test_all_pages_are_written(tmp_path):
     assert all(path.read_text().startswith(".TH") for path in written)
 
 
-# --- the README's tables --------------------------------------------------------------------------
+# --- generated tables -----------------------------------------------------------------------------
 
 README = "# x\n<!-- generated: tools -->\nold\n<!-- end -->\nkept\n"
 
 
-def test_renewing_changes_only_what_is_between_the_marks():
+def test_renewing_changes_only_text_between_marks():
     new = renew(README)
     assert new.startswith("# x\n<!-- generated: tools -->\n| tool |")
     assert new.endswith("|\n<!-- end -->\nkept\n")
@@ -219,30 +219,36 @@ def test_an_unknown_table_is_an_error():
         renew("<!-- generated: chairs -->\n<!-- end -->")
 
 
-def test_tables_are_made_from_declarations():
+def test_tables_are_generated_from_declarations():
     assert tools_table([TOOL]).splitlines()[2] == (
         "| `pretend` | what is not there, and 'how' much of it | a line per event |"
     )
-    rows = kernels_table([TOOL]).splitlines()
+    rows = probes_table([TOOL]).splitlines()
     assert rows[2] == (
         "| `pretend` | `seen` | fentry `see`<br>"
         "tracepoint `eye:see` or `eye:saw`, without size | always |"
     )
 
 
-def test_check_tells_and_writes_nothing(tmp_path: Path, capsys):
+def test_check_reports_and_writes_nothing(tmp_path: Path, capsys):
     path = tmp_path / "README.md"
     path.write_text(README)
-    assert main(["--readme", str(path), "--check"]) == 1
-    assert "out of date" in capsys.readouterr().err
+    other = tmp_path / "other.md"
+    other.write_text(README.replace("tools", "options"))
+    paths = [str(path), str(other)]
+    assert main(["--tables", *paths, "--check"]) == 1
+    messages = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1) for line in messages] == [
+        [one, "is out of date: run make readme"] for one in paths
+    ]
     assert path.read_text() == README
-    assert main(["--readme", str(path)]) == 0
-    assert main(["--readme", str(path), "--check"]) == 0
+    assert main(["--tables", *paths]) == 0
+    assert main(["--tables", *paths, "--check"]) == 0
+    assert "| tool |" in path.read_text() and "| option |" in other.read_text()
 
 
-@pytest.mark.parametrize("tool", all_tools(), ids=lambda tool: tool.name)
-def test_manual_says_what_its_tool_cost(tool):
-    text = " ".join(manual_text(tool).split())
-    cost = COSTS[tool.name]
-    assert f"{cost.probes:.1f} us of CPU time per" in text
-    assert f"the reader {cost.reader:.1f} us" in text
+@pytest.mark.parametrize("name", COSTS)
+def test_manual_has_the_measured_cost_of_its_tool(name):
+    text = " ".join(manual_text(find_tool(name)).split())
+    assert f"{COSTS[name].probes:.1f} us of CPU time per" in text
+    assert f"the reader {COSTS[name].reader:.1f} us" in text
