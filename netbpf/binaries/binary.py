@@ -15,12 +15,12 @@ from netbpf.binaries.returns import returns
 from netbpf.system.untrusted import (
     WHOLE,
     Budget,
-    GivenUp,
+    LimitExceeded,
     Limits,
     OutOfScope,
     UnreadableBinary,
-    look,
     open_regular,
+    stat_path,
 )
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class File:
 def identity_of(path: str) -> Identity | None:
     """Return which file a path opens now, or None if it opens none."""
     try:
-        return _identity(look(path))
+        return _identity(stat_path(path))
     except (OSError, ValueError):
         return None
 
@@ -124,7 +124,7 @@ def _check(image: ElfFile, identity: Identity) -> None:
 
 def _failed(error: UnreadableBinary, kind: str = "") -> File:
     words = f"{kind}: {error.why}" if kind else error.why
-    given_up = isinstance(error, GivenUp)
+    given_up = isinstance(error, LimitExceeded)
     if given_up:
         words += f" ({_short(error.path)})"
     return File(reason=words, lost=not isinstance(error, OutOfScope), unfinished=given_up)

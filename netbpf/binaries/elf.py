@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from netbpf.system.untrusted import (
     MAX_FILE,
     Budget,
-    GivenUp,
+    LimitExceeded,
     OutOfScope,
     UnreadableBinary,
     open_regular,
@@ -177,7 +177,7 @@ class ElfFile:
         if not (0 <= size <= MAX_FILE and 0 <= offset <= MAX_FILE):
             raise UnreadableBinary(self.path, "impossible offset or size")
         if size > MAX_TABLE:
-            raise GivenUp(self.path, f"given up: a table of more than {MAX_TABLE >> 20} MB")
+            raise LimitExceeded(self.path, f"given up: a table of more than {MAX_TABLE >> 20} MB")
         self.budget.spend(size)
         try:
             data = os.pread(self._file.fileno(), size, offset)
@@ -258,7 +258,7 @@ class ElfFile:
             for match in pattern.finditer(piece):
                 known[place + match.start()] = match[0].decode()
                 if len(known) > _MAX_HITS:
-                    raise GivenUp(self.path, f"given up: {match[0].decode()} again and again")
+                    raise LimitExceeded(self.path, f"given up: {match[0].decode()} again and again")
         return known
 
     def _search(self, symbols: _Part, known: dict[int, str]) -> Iterator[Function]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import islice
 
 from netbpf.binaries.binary import identity_of
-from netbpf.system.untrusted import Budget, GivenUp, Limits, open_directory
+from netbpf.system.untrusted import Budget, LimitExceeded, Limits, open_directory
 
 KNOWN_PATHS = (
     "/lib/ld-musl-*.so.1",
@@ -87,7 +87,7 @@ def mapped_libcs(proc: str, pid: int) -> tuple[list[tuple[str, str]], str]:
                 found[path] = kind_of(os.fsdecode(mapping[4]))
     except PermissionError:
         why = DENIED
-    except GivenUp as error:
+    except LimitExceeded as error:
         why = f"{error.why} ({error.path})"
     except OSError:
         return [], ""  # it has ended

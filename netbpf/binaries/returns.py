@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from netbpf.system.untrusted import GivenUp, UnreadableBinary
+from netbpf.system.untrusted import LimitExceeded, UnreadableBinary
 
 if TYPE_CHECKING:
     from netbpf.binaries.elf import ElfFile, Function
@@ -73,7 +73,7 @@ def returns(image: ElfFile, function: Function) -> tuple[int, ...]:
     try:
         found = tuple(sorted(_returns(image, function)))
         return found if len(found) <= MAX_RETURNS else ()
-    except GivenUp:
+    except LimitExceeded:
         raise
     except (Unproven, UnreadableBinary, IndexError):
         return ()

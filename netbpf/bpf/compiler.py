@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from netbpf.bpf import cache
-from netbpf.bpf.constants import take_numbers
+from netbpf.bpf.constants import take_constants
 from netbpf.bpf.layout import program_directory
 from netbpf.bpf.loader import FindTarget, Loaded, entries_of, load, spec_of
 from netbpf.bpf.object import MAGIC, BpfObject, pack, unpack, with_maps
@@ -56,12 +56,12 @@ def compile_and_load(
 
     `headers` are generated: text by name in <netbpf/>.
 
-    Numbers in AT_LOAD() are put in at loading.
+    Numbers in LOAD_CONSTANT() are put in at loading.
     `maps` names those that the reader needs, `find_target` finds a function in the kernel's BTF.
     Raises AttachRefused if the kernel refuses one program, Unsupported if bcc is missing, and
     NetbpfError (with the compiler's output as detail) if the program does not compile.
     """
-    header, numbers = take_numbers(headers["kernel.h"])
+    header, numbers = take_constants(headers["kernel.h"])
     entries = entries_of(selections)
     functions = sorted({entry.function for entry in entries})
     files = _header_files({**headers, "kernel.h": header})
@@ -160,7 +160,7 @@ def _build(text: str, directory: str, functions: Sequence[str]) -> bytes:
         return _failure("no-bcc", error)
     except Exception as error:  # libbcc is missing, there is not enough memory for it
         return _failure("bad-bcc", error)
-    drop_code_pages()
+    unmap_text_pages()
     try:
         # Load nothing: that is done by `netbpf.bpf.loader`, which can say what went wrong.
         bcc.BPF._trace_autoload = lambda _: None
@@ -198,7 +198,7 @@ def _declare(library: Any) -> None:
     library.bpf_table_fd_id.restype = ctypes.c_int
 
 
-def drop_code_pages() -> None:
+def unmap_text_pages() -> None:
     """Unmap the pages of shared libraries' code: those that are needed again are still cached.
 
     Linking LLVM and clang touches some 60 MB that compiling a small program never comes back to.

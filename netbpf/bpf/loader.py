@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Callable, NamedTuple, Optional
 
-from netbpf.bpf.constants import with_numbers
+from netbpf.bpf.constants import with_constants
 from netbpf.bpf.map_memory import bytes_of
 from netbpf.bpf.maps import possible_cpus
 from netbpf.bpf.object import BpfObject, MapSpec, map_references, with_maps
@@ -26,7 +26,7 @@ from netbpf.declare.needs import MEMORY
 from netbpf.declare.probe_kinds import ProbeKind
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel.select import Selection
-from netbpf.system.privileges import lack, memory_is_limited, refusal
+from netbpf.system.privileges import memory_is_limited, privilege_error, refusal_reason
 from netbpf.system.syscalls import bpf, load_program
 
 _MAP_CREATE, _OBJECT_INFO = 0, 15  # commands of bpf(2), include/uapi/linux/bpf.h
@@ -84,7 +84,7 @@ def load(
 
     Raises AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
     """
-    codes = [with_numbers(image.programs[entry.function], numbers) for entry in entries]
+    codes = [with_constants(image.programs[entry.function], numbers) for entry in entries]
     user_space = any(entry.kind.user_space for entry in entries)
     switches = find_switches(find_target) if user_space else None
     used = {place for code in codes for _, place in map_references(code)}
@@ -126,7 +126,7 @@ def _make_map(shape: MapSpec) -> int:
         return _unlimited(lambda: bpf(_MAP_CREATE, attributes))
     except OSError as error:
         if error.errno == errno.EPERM and memory_is_limited():
-            raise lack([MEMORY]) from error
+            raise privilege_error([MEMORY]) from error
         raise NetbpfError(
             f"the kernel refused the map '{shape.name}' ({error.strerror})",
             "smaller ones take less memory: --map-entries, --buffer",
@@ -148,7 +148,7 @@ def _load(entry: Entry, code: bytes, target: int, switches: Optional[Switches]) 
         return _unlimited(lambda: _patiently(call))
     except OSError as error:
         # EACCES is the verifier's word for most of what it refuses.
-        words = refusal("the kernel refused to load it", error, (errno.EPERM,))
+        words = refusal_reason("the kernel refused to load it", error, (errno.EPERM,))
         raise AttachRefused(entry.probe, words, "", _verifier_log(call)) from error
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
-from netbpf.system.realtime import undisturbed
+from netbpf.system.realtime import realtime_priority
 from netbpf.system.syscalls import bpf
 
 _LOOKUP, _UPDATE, _DELETE, _NEXT, _TAKE = 1, 2, 3, 4, 21  # include/uapi/linux/bpf.h
@@ -95,7 +95,7 @@ class Map:
     ) -> Iterator[tuple[bytes, bytes]]:
         for start in range(0, len(keys), _AT_ONCE):
             some = keys[start : start + _AT_ONCE]
-            with undisturbed():
+            with realtime_priority():
                 values = [call(key) for key in some]
             for key, value in zip(some, values):
                 if value is not None:

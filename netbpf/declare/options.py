@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional, Union
 
-from netbpf.declare.constants import Range, at_load
+from netbpf.declare.constants import Range, load_constant
 from netbpf.errors import UsageError
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
@@ -71,7 +71,7 @@ def milliseconds(text: str) -> float:
 
 def nanoseconds(span: Optional[float]) -> str:
     """Return C for a time span in milliseconds, in nanoseconds; 0 if there is none."""
-    return at_load(int((span or 0) * 1e6))
+    return load_constant(int((span or 0) * 1e6))
 
 
 def count(text: str) -> int:

@@ -43,10 +43,10 @@ def _look(desk: WorkerEnd) -> None:
             if what in pids and has_program(int(what)):
                 found.skip(int(what), "given up: it takes too long to look at")
             continue
-        with desk.on(what):
+        with desk.item(what):
             found.rescan(int(what)) if what in pids else found.add_known()
     while found.unfinished and time.monotonic() < end:
-        with desk.on("unfinished"):
+        with desk.item("unfinished"):
             found.finish_one()
     report = {
         "libcs": [{"kind": b.kind, "path": b.path, "processes": len(b.pids)} for b in found.libcs],

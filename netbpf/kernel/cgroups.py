@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from netbpf.errors import Unsupported, UsageError
-from netbpf.system.lines import lines_of, plain_path
+from netbpf.system.lines import lines_of, unescape_path
 from netbpf.system.syscalls import filesystem_type, open_by_inode
 
 _FIRST_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO of include/linux/proc_ns.h
@@ -32,7 +32,7 @@ def _mounted_at(mounts: bytes) -> str:
     for line in lines_of(mounts, "surrogateescape"):
         words = line.split(" ")
         if words[2:3] == ["cgroup2"]:
-            return plain_path(words[1])
+            return unescape_path(words[1])
     return ""
 
 
@@ -112,7 +112,7 @@ def _whole(root: str) -> bool:
 
 def _is_whole(mounts: bytes, root: str) -> bool:
     places = (line.split(" ")[3:5] for line in lines_of(mounts, "surrogateescape"))
-    return any([plain_path(word) for word in place] == ["/", root] for place in places)
+    return any([unescape_path(word) for word in place] == ["/", root] for place in places)
 
 
 def container_of(path: str) -> str:

@@ -10,7 +10,7 @@ from glob import iglob
 from pathlib import Path
 from threading import Thread
 
-from netbpf.system.lines import lines_of, plain_path
+from netbpf.system.lines import lines_of, unescape_path
 from netbpf.system.syscalls import enter_network
 
 NAMED = "/run/netns"  # where `ip netns` keeps them
@@ -40,7 +40,7 @@ def _mounted(mounts: Path) -> Iterator[str]:
         for line in lines_of(mounts.read_bytes(), "surrogateescape"):
             match = _MOUNTED.match(line)
             if match:
-                yield plain_path(match[1])
+                yield unescape_path(match[1])
 
 
 def namespace_of(process: str) -> int:

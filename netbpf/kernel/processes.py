@@ -20,7 +20,7 @@ from netbpf.errors import UsageError
 from netbpf.kernel.btf import FUNC, Btf
 from netbpf.system.lines import lines_of
 from netbpf.system.links import attach_iterator, open_iterator
-from netbpf.system.privileges import lack
+from netbpf.system.privileges import privilege_error
 from netbpf.system.syscalls import load_program
 
 _FIRST_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
@@ -37,7 +37,7 @@ def kernel_pid(pid: int, proc: str = "/proc") -> int:
     """
     if not Path(proc, str(pid)).is_dir():
         if proc == "/proc" and _is_hidden(pid):
-            raise lack([HIDDEN])
+            raise privilege_error([HIDDEN])
         raise UsageError(f"--pid: there is no process {pid}", "processes: ps -e")
     status = _status(pid, proc)
     group = re.fullmatch(r"[0-9]{1,10}", status.get("Tgid", ""))

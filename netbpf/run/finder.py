@@ -104,7 +104,7 @@ class Finder:
         """Look at all processes: at root's in any case, at the others' as long as there is time."""
         began = time.monotonic()
         if "libraries" not in self.desk.skipped:
-            with self.desk.on("libraries"):
+            with self.desk.item("libraries"):
                 self._attach(self.coverage.add_known())
         order = processes()
         others = next((n for n, pid in enumerate(order) if owner(pid)), len(order))
@@ -142,7 +142,7 @@ class Finder:
         stacks = json.loads(question) if question not in (b"", b"end") else []
         found = []
         for stack in stacks:
-            with self.desk.on(str(stack[0])):
+            with self.desk.item(str(stack[0])):
                 found += [stack] * has_left(*stack)
         self.desk.send({"left": found})
         return bool(stacks)
@@ -198,14 +198,14 @@ class Finder:
             self._forget(pid)
             return
         self._pids.add(pid)
-        with self.desk.on(str(pid)):
+        with self.desk.item(str(pid)):
             self._attach(self.coverage.rescan(pid))
         if not any(pid in pids for pids in self.coverage.unfinished.values()):
             self._count(pid)
 
     def _finish_one(self) -> None:
         pids = next(reversed(self.coverage.unfinished.values()))
-        with self.desk.on(str(min(pids))):
+        with self.desk.item(str(min(pids))):
             self._attach(self.coverage.finish_one())
         for pid in pids:
             self._count(pid)

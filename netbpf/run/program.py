@@ -24,7 +24,7 @@ from netbpf.kernel.btf import FUNC, Btf
 from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.select import Selection, select
-from netbpf.system.privileges import refusal
+from netbpf.system.privileges import refusal_reason
 
 Say = Callable[[str], None]
 _MOST_MAPS = 4  # that are named
@@ -67,7 +67,8 @@ class Attached:
                     link = attach(kind, self.loaded.programs[name], target, over)
                 except OSError as error:
                     raise AttachRefused(
-                        selection.probe.name, refusal("the kernel refused to attach it", error)
+                        selection.probe.name,
+                        refusal_reason("the kernel refused to attach it", error),
                     ) from error
                 self.links.setdefault(selection.probe.name, []).append(link)
 

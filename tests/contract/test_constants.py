@@ -8,7 +8,7 @@ import re
 import pytest
 
 from netbpf.bpf import constants
-from netbpf.bpf.constants import take_numbers
+from netbpf.bpf.constants import take_constants
 from netbpf.declare.options import Option
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.run.filters import filter_defines
@@ -69,7 +69,7 @@ def text_of(tool: Tool, option: Option, argument: object) -> str:
 def test_what_is_compiled_is_the_same_for_any_argument(name: str, option: Option) -> None:
     assert option.name in ARGUMENTS, "give two arguments in ARGUMENTS, or the reason in DECIDE"
     texts = [text_of(TOOLS[name], option, argument) for argument in ARGUMENTS[option.name]]
-    assert len({take_numbers(text)[0] for text in texts}) == 1
+    assert len({take_constants(text)[0] for text in texts}) == 1
 
 
 def test_exceptions_are_options() -> None:
@@ -77,13 +77,13 @@ def test_exceptions_are_options() -> None:
     assert set(DECIDE) | set(ARGUMENTS) <= known
 
 
-def test_places_are_as_the_compiler_is_told() -> None:
+def test_index_width_matches_the_c_macro() -> None:
     text = (PROGRAMS / "include" / "netbpf.bpf.h").read_text()
-    (digits,) = re.findall(r'asm\("%0 = 0x([0-9a-f]+)" #place " ll"', text)
+    (digits,) = re.findall(r'asm\("%0 = 0x([0-9a-f]+)" #index " ll"', text)
     assert int(digits + "00", 16) == constants._MARK << 32
-    assert 0x100 == constants._PLACES
+    assert 0x100 == constants._MAX_CONSTANTS
 
 
-def test_programs_take_no_place_by_themselves() -> None:
+def test_programs_use_no_index_themselves() -> None:
     texts = [path.read_text() for path in PROGRAMS.rglob("*.bpf.[ch]")]
-    assert sum(text.count("AT_LOAD(") for text in texts) == 1  # its definition
+    assert sum(text.count("LOAD_CONSTANT(") for text in texts) == 1  # its definition

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from netbpf.bpf.constants import with_numbers
+from netbpf.bpf.constants import with_constants
 from netbpf.bpf.object import MAGIC, BpfObject, MapSpec, map_references, pack, unpack, with_maps
 from netbpf.kernel.recorded import AT, SIZE, NotRecorded, RecordedKernel
 from tests.fuzz.damage import mutated
@@ -44,7 +44,7 @@ def kept(data: bytes) -> None:
         places = {n for code in image.programs.values() for _, n in map_references(code)}
         for code in image.programs.values():
             assert len(with_maps(code, dict.fromkeys(places, 7))) == len(code)
-            assert len(with_numbers(code, [1] * 256)) == len(code) or len(code) < 16
+            assert len(with_constants(code, [1] * 256)) == len(code) or len(code) < 16
         if unpack(file, KEY):
             assert file in PACKED, "the seal is another one's"
 
@@ -68,7 +68,7 @@ def codes(data: bytes) -> None:
     """Instructions that end anywhere are looked at up to there."""
     for offset, _ in map_references(data):
         assert 0 <= offset <= len(data) - 4
-    struct.pack("=I", len(with_numbers(data, [1] * 256)))
+    struct.pack("=I", len(with_constants(data, [1] * 256)))
 
 
 RECORDING: dict[str, Any] = {

@@ -77,7 +77,7 @@ def test_place_in_a_function_is_one_that_a_call_in_it_returns_to(symbols):
     test = place_in(symbols.span, ["second", "missing"])
     places = (0xFFFFFFFF81000100, 0xFFFFFFFF81000101, 0xFFFFFFFF81000200, 0xFFFFFFFF81000201)
     # What stands at its first instruction was called from the function before it.
-    words = {"x": 0, "AT_LOAD": int}
+    words = {"x": 0, "LOAD_CONSTANT": int}
     as_python = test.replace("||", "or").replace("&&", "and")
     found = [eval(as_python, {**words, "x": place}) for place in places]
     assert found == [False, True, True, False]

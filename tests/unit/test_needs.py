@@ -21,7 +21,7 @@ from netbpf.kernel.select import select
 from netbpf.run import confinement
 from netbpf.run.confinement import Confinement
 from netbpf.system import privileges
-from netbpf.system.privileges import CAPABILITIES, Denied, lack, refusal
+from netbpf.system.privileges import CAPABILITIES, Denied, privilege_error, refusal_reason
 from tests.unit.fakes import FakeKernel
 
 
@@ -87,7 +87,7 @@ def test_kernel_is_asked_where_it_may_take_less(monkeypatch):
 
 
 def test_error_says_what_is_missing_what_for_and_how_to_give_it():
-    error = lack([needs.PROCESSES], "gethostlatency", [needs.UPROBES, needs.PROCESSES])
+    error = privilege_error([needs.PROCESSES], "gethostlatency", [needs.UPROBES, needs.PROCESSES])
     assert error.exit_code == 77
     assert error.message == "tracing needs CAP_SYS_PTRACE to look into processes of other users"
     assert "sudo netbpf gethostlatency" in error.hint or "user namespace" in error.hint
@@ -139,12 +139,12 @@ def test_optional_probe_that_is_hidden_is_named():
 def test_refusal_of_a_needed_probe_is_one_of_privileges_only_if_one_is_missing(monkeypatch):
     error = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF", "CAP_PERFMON"])
-    words = refusal("the kernel refused to attach it", error)
+    words = refusal_reason("the kernel refused to attach it", error)
     assert isinstance(words, Denied) and "it takes CAP_SYS_ADMIN" in words
-    assert not isinstance(refusal("x", error, (errno.EPERM,)), Denied)
-    assert not isinstance(refusal("x", OSError(errno.EINVAL, "Invalid argument")), Denied)
+    assert not isinstance(refusal_reason("x", error, (errno.EPERM,)), Denied)
+    assert not isinstance(refusal_reason("x", OSError(errno.EINVAL, "Invalid argument")), Denied)
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_SYS_ADMIN"])
-    assert not isinstance(refusal("x", error), Denied)
+    assert not isinstance(refusal_reason("x", error), Denied)
     with pytest.raises(PrivilegeError):
         select([Probe("leave", RawTracepoint("x"))], FakeKernel(raw={"x": ()}),
                {("leave", "rawtp"): words})  # fmt: skip
@@ -218,7 +218,7 @@ def test_needed_privilege_ends_the_start(monkeypatch):
 
 
 def test_run_in_a_process_of_somebody_else_gives_up_nothing(monkeypatch):
-    monkeypatch.setattr(privileges, "give_up", lambda _: pytest.fail("gave up"))
+    monkeypatch.setattr(privileges, "drop_capabilities", lambda _: pytest.fail("gave up"))
     found = confined(monkeypatch, "tcplife")
     found.enter({"losses": -1}, print)
     found.seal()
