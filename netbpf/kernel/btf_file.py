@@ -58,13 +58,13 @@ def _content(path: str) -> bytes:
         if len(data) > MOST_BYTES:
             raise unreadable(path, "too large")
         return data
-    with ElfFile(path) as image:
-        section = image.section(".BTF")
+    with ElfFile(path) as elf:
+        section = elf.section(".BTF")
         if not section:
             raise unreadable(path, "it has no section .BTF")
         if section.size > MOST_BYTES:
             raise unreadable(path, "too large")
-        return image.read(section.offset, section.size)
+        return elf.read(section.offset, section.size)
 
 
 def _objections(path: str, data: bytes) -> Iterator[str]:

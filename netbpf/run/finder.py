@@ -292,7 +292,7 @@ class Finder:
                 except (OSError, UnreadableBinary) as error:
                     refused = f"{CANNOT}: {getattr(error, 'strerror', '') or error}"
                 if refused:
-                    self.coverage.refuse(binary, f"{os.path.basename(path)} {CANNOT}")
+                    self.coverage.mark_failed(binary, f"{os.path.basename(path)} {CANNOT}")
                     for pid in binary.pids:
                         self._count(pid)
                     self.desk.send({"refused": [escape(path), refused]})

@@ -183,7 +183,7 @@ def given_up(path: Path, is_program: bool = False, **more) -> str:
     ("make", "why"),
     [
         (hostile.hollow, "more than"),
-        (hostile.repeated, "again and again"),
+        (hostile.repeated, "too many"),
         (hostile.repeated_symbols, "s of work"),
     ],
 )
