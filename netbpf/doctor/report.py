@@ -147,14 +147,14 @@ def _probe(selection: Selection, lacking: Sequence[str]) -> dict[str, Any]:
             {"alternative": words, "why": machine.ROOT_TELLS if lacking else why}
             for words, why in selection.rejected
         ],
-        "lost_columns": [] if lacking or selection.covered else list(selection.lost_columns),
+        "lost_columns": [] if lacking or selection.redundant else list(selection.lost_columns),
     }
 
 
 def _missing_probes(selections: Sequence[Selection]) -> Iterator[str]:
     for selection in selections:
         probe = selection.probe
-        if selection.alternative or probe.optional or selection.covered:
+        if selection.alternative or probe.optional or selection.redundant:
             continue
         tried = "; ".join(f"{words}: {why}" for words, why in selection.rejected)
         if not probe.option:

@@ -26,7 +26,7 @@ from netbpf.declare.needs import (
     needs_of,
 )
 from netbpf.declare.tool import Tool
-from netbpf.kernel.kallsyms import shown
+from netbpf.kernel.kallsyms import addresses_visible
 from netbpf.kernel.processes import ids_differ
 from netbpf.run.program import Attached
 from netbpf.run.results.base import Result
@@ -46,7 +46,7 @@ def _granted(need: Need) -> bool:
     """Ask the kernel whether it takes less than the capability."""
     if need == UPROBES:
         return not probing_denied()
-    return need in (SYMBOLS, PLACES) and shown()
+    return need in (SYMBOLS, PLACES) and addresses_visible()
 
 
 class Confinement:

@@ -47,7 +47,7 @@ class Attached:
         self.user_links: list[int] = []
         # Optional probes that this process must not attach: what they would see is lost.
         self.not_covered = sum(bool(selection.denied) for selection in selections)
-        self.left = thread_stacks.left
+        self.left = thread_stacks.left_calls
         self.closers: list[Callable[[], None]] = []
 
     @property
@@ -107,7 +107,7 @@ class Attached:
                 "rejected": [f"{words}: {why}" for words, why in selection.rejected],
             }
             for selection in self.selections
-            if not selection.covered
+            if not selection.redundant
         ]
 
 

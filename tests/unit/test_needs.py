@@ -34,7 +34,7 @@ def all_needs() -> list[Need]:
 def lacking(tool: str, held: set[str], monkeypatch: Any, **settings: Any) -> set[str]:
     monkeypatch.setattr(privileges, "lacks", lambda need: not held & set(need.any_of))
     monkeypatch.setattr(confinement, "probing_denied", lambda: True)
-    monkeypatch.setattr(confinement, "shown", lambda: False)
+    monkeypatch.setattr(confinement, "addresses_visible", lambda: False)
     found = confinement.lacking(find_tool(tool), settings)
     return {need.name for need in found if not need.without}
 
@@ -79,7 +79,7 @@ def test_kernel_is_asked_where_it_may_take_less(monkeypatch):
     monkeypatch.setattr(privileges, "lacks", lambda need: True)
     for probing, symbols in ((True, False), (False, True)):
         monkeypatch.setattr(confinement, "probing_denied", lambda it=probing: it)
-        monkeypatch.setattr(confinement, "shown", lambda it=symbols: it)
+        monkeypatch.setattr(confinement, "addresses_visible", lambda it=symbols: it)
         lookups = confinement.lacking(find_tool("gethostlatency"), {})
         drops = confinement.lacking(find_tool("skbdrop"), {})
         assert (needs.UPROBES in lookups) is probing

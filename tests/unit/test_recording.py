@@ -205,7 +205,7 @@ def test_an_empty_recording_answers_nothing():
     ],
 )  # fmt: skip
 def test_what_is_no_recording_is_refused(recording):
-    with pytest.raises(ValueError, match="no recording of a kernel"):
+    with pytest.raises(ValueError, match="not a recording of a kernel"):
         RecordedKernel(recording)
 
 

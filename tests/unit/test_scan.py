@@ -298,7 +298,7 @@ def test_c_programs_are_not_go(proc, program):
     assert not looks_like_go("/dev/zero")
 
 
-# --- hostile files and processes -------------------------------------------------------------------
+# --- hostile files and processes ------------------------------------------------------------------
 
 
 def test_process_with_a_file_that_is_given_up_is_lost_and_named_first(proc, program):
