@@ -13,7 +13,7 @@ from netbpf.binaries.elf import ElfFile
 from netbpf.errors import UsageError
 from netbpf.system.untrusted import UnreadableBinary, open_regular
 
-MOST_BYTES = 64 << 20  # kernels have 3 to 12 MB
+MAX_BYTES = 64 << 20  # kernels have 3 to 12 MB
 HINT = "--btf takes raw BTF or an ELF file with a .BTF section, of exactly this kernel"
 
 _MAGIC = 0xEB9F
@@ -53,16 +53,16 @@ def read(path: str) -> bytes:
 
 def _content(path: str) -> bytes:
     with open_regular(path) as file:
-        data = file.read(MOST_BYTES + 1)
+        data = file.read(MAX_BYTES + 1)
     if not data.startswith(b"\x7fELF"):
-        if len(data) > MOST_BYTES:
+        if len(data) > MAX_BYTES:
             raise unreadable(path, "too large")
         return data
     with ElfFile(path) as elf:
         section = elf.section(".BTF")
         if not section:
             raise unreadable(path, "it has no .BTF section")
-        if section.size > MOST_BYTES:
+        if section.size > MAX_BYTES:
             raise unreadable(path, "too large")
         return elf.read(section.offset, section.size)
 

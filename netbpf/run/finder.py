@@ -66,7 +66,7 @@ class Finder:
         self.desk, self.task = desk, task
         self.coverage = Coverage(first=FIRST)
         self._execs = RingBuffer(task.execs, _EXEC_RING_PAGES * 4096, _START)
-        self._seen = Map.opened(task.seen)
+        self._seen = Map.from_fd(task.seen)
         self._known: set[tuple[int, int]] = set()
         self._pids: set[int] = set()
         self._lost: set[int] = set()

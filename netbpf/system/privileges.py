@@ -124,9 +124,9 @@ def capabilities_of_all_threads() -> set[str]:
 
 
 def drop_capabilities(kept: Collection[str]) -> None:
-    """Give up all capabilities but `kept`, for good, also for programs that are started.
+    """Drop all capabilities but `kept` permanently, also for programs that are started.
 
-    Without CAP_SETPCAP the bounding set stays, and cannot be made use of.
+    Without CAP_SETPCAP the bounding set stays, but no_new_privs makes it useless.
     """
     last = _last_capability()
     if "CAP_SETPCAP" in capabilities():

@@ -1,4 +1,4 @@
-"""How much a map takes in the kernel, beside what kernels counted; what declarations state."""
+"""Memory of maps, compared with the kernel's own numbers, and the memory that manuals state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from netbpf.declare import memory
 from netbpf.declare.tool import all_tools, find_tool
 from netbpf.run.program import memory_words
 
-# memlock of maps that a 6.18 kernel made, on a machine with 2 CPUs.
+# memlock of maps on a 6.18 kernel with 2 CPUs.
 COUNTED = [
     (MapSpec("hash", 1, 8, 32, 16384, 0), 1_705_024),
     (MapSpec("hash", 1, 16, 16, 65536, 0), 6_292_528),
@@ -23,7 +23,7 @@ COUNTED = [
 
 
 @pytest.mark.parametrize(("shape", "counted"), COUNTED)
-def test_a_map_takes_what_the_kernel_counts_or_little_more(shape: MapSpec, counted: int) -> None:
+def test_bound_is_the_kernels_number_or_slightly_more(shape: MapSpec, counted: int) -> None:
     stated = bytes_of(shape, 2)
     assert counted <= stated <= counted + 4096
 
@@ -34,12 +34,12 @@ def test_per_cpu_values_count_for_each_cpu():
     assert bytes_of(shape._replace(kind=1), 9) - bytes_of(shape._replace(kind=1), 8) < 1024
 
 
-def test_places_of_a_hash_table_are_a_power_of_two():
+def test_buckets_of_a_hash_table_are_a_power_of_two():
     one, more = (bytes_of(MapSpec("hash", 1, 8, 8, n, 0), 2) for n in (1024, 1025))
     assert more - one == 64 + 16 * 1024
 
 
-def test_stacks_count_their_places():
+def test_stacks_count_their_slots():
     assert bytes_of(MapSpec("stacks", 7, 4, 127 * 8, 4096, 0), 2) >= 4096 * 127 * 8
 
 

@@ -93,7 +93,7 @@ class HistogramResult(Result):
 
     def _tell_what_is_left(self) -> None:
         fds = {name: self.attached.loaded.maps[name] for name in self.tool.maps}
-        maps = {name: [raw for _, raw in Map.opened(fd).items()] for name, fd in fds.items()}
+        maps = {name: [raw for _, raw in Map.from_fd(fd).items()] for name, fd in fds.items()}
         more, notes = self.tool.hooks["left"](kernel_ns(), maps)
         self.more.update(more)
         self.notes += notes
