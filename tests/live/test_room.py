@@ -29,6 +29,8 @@ from netbpf.declare import memory
 from netbpf.declare.probe_kinds import KINDS
 from netbpf.declare.tool import find_tool
 
+pytestmark = pytest.mark.alone
+
 STORM = Path(__file__).parent / "programs" / "storm.py"
 DROPPED = 4712
 LRU = 9
