@@ -137,7 +137,7 @@ def check_tracefs() -> Check:
         return Check("tracefs", ABSENT, "not in this kernel", hint)
     if missing_privileges():
         return Check("tracefs", ABSENT, UNKNOWN)
-    missing = tracefs_lacking()
+    missing = missing_tracefs_privilege()
     if missing == TRACEFS:
         return Check("tracefs", ABSENT, f"not readable: needs {TRACEFS.words}")
     hint = "mount -t tracefs none /sys/kernel/tracing"

@@ -147,7 +147,7 @@ def _probe(selection: Selection, missing: Sequence[str]) -> dict[str, Any]:
             {"alternative": text, "why": machine.UNKNOWN if missing else why}
             for text, why in selection.rejected
         ],
-        "lost_columns": [] if missing or selection.covered else list(selection.lost_columns),
+        "lost_columns": [] if missing or selection.redundant else list(selection.lost_columns),
     }
 
 

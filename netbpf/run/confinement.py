@@ -156,7 +156,7 @@ class Confinement:
         sign = bool(self._settings.get("ready_file"))
         return syscall_filter.prepare(
             syscall_filter.Allowed(
-                namespaces=looks, sign=sign, apart=bool(self._tool and self._tool.uprobes)
+                namespaces=looks, ready_file=sign, worker=bool(self._tool and self._tool.uprobes)
             )
         )
 

@@ -58,7 +58,7 @@ def test_what_is_compiled_is_the_same_for_any_argument(name: str, option: Option
     for argument in CANDIDATES:
         with contextlib.suppress(UsageError):  # for other options, or not on this machine
             if not option.choices or argument in option.choices:
-                text = take_numbers(text_of(TOOLS[name], option, argument))[0]
+                text = take_constants(text_of(TOOLS[name], option, argument))[0]
                 alike.setdefault(form_of(option.value(argument)), {})[argument] = text
     groups = [texts for texts in alike.values() if len(texts) > 1]
     assert groups, "add two arguments to CANDIDATES, or the option to DECIDE"

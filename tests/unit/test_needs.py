@@ -87,7 +87,7 @@ def test_privileges_depend_on_the_kernel(monkeypatch):
 
 
 def test_error_names_the_capability_its_purpose_and_a_remedy():
-    error = lack([needs.PROCESSES], "gethostlatency", [needs.UPROBES, needs.PROCESSES])
+    error = privilege_error([needs.PROCESSES], "gethostlatency", [needs.UPROBES, needs.PROCESSES])
     assert error.exit_code == 77
     assert error.message == "tracing needs CAP_SYS_PTRACE to inspect processes of other users"
     assert "sudo netbpf gethostlatency" in error.hint or "user namespace" in error.hint
@@ -218,7 +218,7 @@ def test_missing_required_privilege_is_an_error(monkeypatch):
 
 
 def test_run_as_a_library_keeps_the_privileges(monkeypatch):
-    monkeypatch.setattr(privileges, "give_up", lambda _: pytest.fail("gave up"))
+    monkeypatch.setattr(privileges, "drop_capabilities", lambda _: pytest.fail("gave up"))
     found = confined(monkeypatch, "tcplife")
     found.enter({"losses": -1}, print)
     found.seal()
