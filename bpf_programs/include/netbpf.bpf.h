@@ -34,13 +34,13 @@
 	bpf_probe_read_kernel(to, sizeof(FIELD_OF(from, field)), FIELD_AT(from, field))
 
 /*
- * A number that is put in when the program is loaded, by its place: two hexadecimal digits. The
- * compiler knows nothing of it, netbpf/bpf/constants.py finds it by the upper half ("nbpf").
+ * A load-time constant by its index, two hexadecimal digits. The compiler does not see the value:
+ * netbpf/bpf/constants.py recognises the load by its upper half ("nbpf") and patches it.
  */
-#define AT_LOAD(place)                                                                             \
+#define LOAD_CONSTANT(index)                                                                       \
 	({                                                                                         \
 		u64 number_;                                                                       \
-		asm("%0 = 0x6e627066000000" #place " ll" : "=r"(number_));                         \
+		asm("%0 = 0x6e627066000000" #index " ll" : "=r"(number_));                         \
 		number_;                                                                           \
 	})
 
