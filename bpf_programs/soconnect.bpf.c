@@ -2,7 +2,7 @@
 /* soconnect: one event per finished attempt to connect. Front-end: netbpf/tools/soconnect.py */
 #include "attempts.bpf.h"
 #include "current.bpf.h"
-#include "earlier.bpf.h"
+#include "inflight.bpf.h"
 #include "fate.bpf.h"
 
 KERNEL_FIELDS(sock, sk_socket)
@@ -317,7 +317,7 @@ int enter_kprobe(struct pt_regs *ctx)
 #ifdef USE_leave_fexit
 int leave_fexit(u64 *ctx)
 {
-	mark_told();
+	mark_reported();
 	return on_leave(ctx[ARGS_leave]);
 }
 #endif
@@ -327,16 +327,16 @@ int leave_tp(struct leave_args *ctx)
 	return on_leave(ctx->ret);
 }
 #endif
-#ifdef USE_earlier_tp
-int earlier_tp(struct earlier_args *ctx)
+#ifdef USE_inflight_tp
+int inflight_tp(struct inflight_args *ctx)
 {
-	return was_told() ? 0 : on_leave(ctx->ret);
+	return was_reported() ? 0 : on_leave(ctx->ret);
 }
 #endif
 #ifdef USE_leave_kretprobe
 int leave_kretprobe(struct pt_regs *ctx)
 {
-	mark_told();
+	mark_reported();
 	return on_leave(PT_REGS_RC(ctx));
 }
 #endif

@@ -48,7 +48,7 @@
 #define RAWTP_ARG(probe, name) ((ctx)->args[ARG_##probe##_##name])
 
 /* Everything that can be lost, counted per CPU: netbpf/declare/losses.py lists the causes. */
-#define DUPLICATE_MISSES LOSS_CAUSES /* no loss: runs that had nothing to add, see earlier.bpf.h */
+#define DUPLICATE_MISSES LOSS_CAUSES /* no loss: runs that had nothing to add, see inflight.bpf.h */
 BPF_PERCPU_ARRAY(losses, u64, LOSS_CAUSES + 1);
 
 static inline void count_loss(int cause)

@@ -225,7 +225,7 @@ TOOL = Tool(
             Kprobe("__sys_connect"),
         ),
         Probe(
-            "earlier",  # calls that seccomp refuses end here only
+            "inflight",  # calls that seccomp refuses end here only
             Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
             optional=True,
             complements="leave",
