@@ -19,7 +19,6 @@ KERNEL_FIELDS(nsproxy, net_ns)
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOCK_SEQPACKET 5
-#define IPPROTO_UDP 17
 
 /* The protocol of a socket with this family, type and protocol (0: the usual one). */
 static inline int proto_of(u16 family, u32 type, u16 protocol)

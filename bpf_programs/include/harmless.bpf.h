@@ -20,18 +20,19 @@ struct reset {
 BPF_PERCPU_ARRAY(resets, struct reset, 1);
 
 /* tcp_reset() runs, for the segment that is freed next for that session. */
-static inline void note_reset(struct sock *sk)
+static inline int on_reset(struct sock *sk)
 {
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 	int zero = 0;
 	struct reset *reset = resets.lookup(&zero);
 
 	if (!reset)
-		return;
+		return 0;
 	reset->sk = (u64)sk;
 	reset->netns = READ(net, ns.inum);
 	reset->lport = swap16(READ((struct inet_sock *)sk, inet_sport));
 	reset->rport = swap16(READ(sk, __sk_common.skc_dport));
+	return 0;
 }
 
 /*

@@ -16,19 +16,17 @@ KERNEL_OPTIONAL(io_close, fd, file_slot)
 #define RING_MAKES_SOCKETS 1 /* since 5.19; the arguments are in io_kiocb.cmd since 6.0 */
 #endif
 
-static inline int on_ring(struct io_kiocb *req, s32 result)
+#ifdef SEES_REQUESTS
+static inline int on_request(struct io_kiocb *req, s32 result)
 {
 #ifdef RING_MAKES_SOCKETS
-	struct io_socket *asked;
+	struct io_socket *asked = (struct io_socket *)FIELD_AT(req, cmd);
 #endif
 	int op;
 
-	if (!req) /* one more of many results of one request */
-		return 0;
 	switch (READ(req, opcode)) {
 #ifdef RING_MAKES_SOCKETS
 	case RING_SOCKET:
-		asked = (struct io_socket *)FIELD_AT(req, cmd);
 		return on_make(OP_SOCKET, READ(asked, domain), READ(asked, type),
 			       READ(asked, protocol), result);
 #endif
@@ -48,6 +46,16 @@ static inline int on_ring(struct io_kiocb *req, s32 result)
 		return 0;
 	}
 	return on_socket_call(op, socket_of_file(READ(req, file)), result, 0);
+}
+#endif
+
+static inline int on_ring(struct io_kiocb *req, s32 result)
+{
+#ifdef SEES_REQUESTS
+	if (req)
+		return on_request(req, result);
+#endif
+	return 0;
 }
 
 /* A request is submitted. */

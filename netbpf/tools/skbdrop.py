@@ -286,12 +286,12 @@ TOOL = Tool(
     probes=(
         Probe(
             "drop",
-            RawTracepoint("kfree_skb", args=("skb", "location", "reason", "rx_sk")),
-            Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason", "rx_sk")),
-            RawTracepoint("kfree_skb", args=("skb", "location", "reason")),
-            Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason")),
-            RawTracepoint("kfree_skb", args=("skb", "location"), loses=("reason", "meaning")),
-            Tracepoint("skb:kfree_skb", args=("skbaddr", "location"), loses=("reason", "meaning")),
+            RawTracepoint("kfree_skb", args=("ctx", "skb", "location", "reason", "rx_sk")),
+            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason", "rx_sk")),
+            RawTracepoint("kfree_skb", args=("ctx", "skb", "location", "reason")),
+            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason")),
+            RawTracepoint("kfree_skb", args=("ctx", "skb", "location"), loses=("reason", "meaning")),
+            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location"), loses=("reason", "meaning")),
         ),
         Probe(
             "reset",

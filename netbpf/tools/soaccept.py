@@ -188,11 +188,11 @@ TOOL = Tool(
         Probe(
             "leave",  # tracepoints first: they see calls that were waiting before the start
             Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
-            Fexit("__sys_accept4"),
-            Kretprobe("__sys_accept4"),
+            Fexit("__sys_accept4", args=("return",), call="on_return"),
+            Kretprobe("__sys_accept4", args=("return",), call="on_return"),
         ),
         Probe(
-            "earlier",  # where another way is better for all other calls
+            "inflight",  # calls that only the tracepoints show
             Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
             optional=True,
             complements="leave",
@@ -201,7 +201,7 @@ TOOL = Tool(
             "enter",
             Tracepoint(_ENTER, f"{_ENTER}4", args=("fd",), every=True),
             Fentry("__sys_accept4", args=("fd",)),
-            Kprobe("__sys_accept4"),
+            Kprobe("__sys_accept4", args=("fd",)),
         ),
         state_probe(optional=True, loses=("wait_us",)),
         GONE,
