@@ -29,7 +29,8 @@ BPF_TABLE("lru_hash", struct cgo_call, u8, cgo_calls, LRU_ENTRIES(16384));
 /* By process: where net.DNSError has its flags. Its programs run at the lookups' entries, too. */
 BPF_TABLE("lru_hash", u32, u64, go_errors, LRU_ENTRIES(4096));
 
-static inline int set_go_errors(u64 offset)
+/* A lookup begins in a program whose net.DNSError has its flags at `offset`: 0 is not known. */
+static inline int on_go_errors(u64 offset)
 {
 	u32 pid = current_pid();
 	u64 *known = go_errors.lookup(&pid);
@@ -38,25 +39,6 @@ static inline int set_go_errors(u64 offset)
 		go_errors.update(&pid, &offset);
 	return 0;
 }
-
-#ifdef USE_go_errors48_uprobe
-int go_errors48_uprobe(struct pt_regs *ctx)
-{
-	return set_go_errors(48); /* before Go 1.23 */
-}
-#endif
-#ifdef USE_go_errors64_uprobe
-int go_errors64_uprobe(struct pt_regs *ctx)
-{
-	return set_go_errors(64);
-}
-#endif
-#ifdef USE_go_errors0_uprobe
-int go_errors0_uprobe(struct pt_regs *ctx)
-{
-	return set_go_errors(0); /* not known */
-}
-#endif
 
 /* Read net.DNSError's IsTimeout, IsTemporary and IsNotFound; all false if not known. */
 static inline void read_go_error(bool flags[3], u64 error)
@@ -94,7 +76,7 @@ static inline bool from_go(u8 func, u64 argument, u8 family)
 	struct cgo_call key = {.argument = argument, .pid = current_pid()};
 
 	/* getnameinfo() gets a socket address, and looks up sin6_addr or sin_addr in it. */
-	if (func == BY_ADDR_R)
+	if (func == FUNC_GETHOSTBYADDR_R)
 		key.argument -= family == AF_INET6 ? 8 : 4;
 	return cgo_calls.lookup(&key) != NULL;
 }
@@ -117,8 +99,12 @@ static inline bool is_again(struct call *call, u64 top, u64 depth)
 	return is_new(call) || (top != call->found && depth == call->sp);
 }
 
-static inline int on_go(struct pt_regs *ctx, u8 func, u64 host, u64 length)
+static inline int on_go(struct pt_regs *ctx, u8 func)
 {
+	/* lookupIPAddr has the network before the host. */
+	bool has_network = func == FUNC_NET_LOOKUPIPADDR;
+	u64 host = has_network ? GO_REG_5(ctx) : GO_REG_3(ctx);
+	u64 length = has_network ? GO_REG_6(ctx) : GO_REG_4(ctx);
 	/* runtime.g begins with the bounds of its stack: lo, hi. */
 	u64 top = read_user_word(GO_ROUTINE(ctx) + 8);
 	u64 depth = top - CALL_SP(ctx);
@@ -136,14 +122,14 @@ static inline int on_go(struct pt_regs *ctx, u8 func, u64 host, u64 length)
 	if (cut)
 		length = HOST_SIZE - 1;
 	read_user(head, length > 16 ? 16 : length, (void *)host);
-	if (func != GO_LOOKUPADDR && is_address(head))
+	if (func != FUNC_NET_LOOKUPADDR && is_address(head))
 		return 0;
 	call = begin(&key, func);
 	if (!call)
 		return 0;
 	call->sp = depth;
 	call->found = top;
-	call->ev.truncated = cut ? CUT_HOST : 0;
+	call->ev.truncated = cut ? TRUNCATED_HOST : 0;
 	read_user(call->ev.host, length & (HOST_SIZE - 1), (void *)host);
 	return 0;
 }
@@ -187,7 +173,7 @@ static inline void end_goroutines(void)
 }
 
 /* A thread ends; maybe in the middle of a lookup, and its number will be another's. */
-static inline int on_thread_exit(void)
+static inline int on_exit(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct signal_struct *process = READ(task, signal);
@@ -207,72 +193,11 @@ static inline int on_exec(u32 thread)
 	return 0;
 }
 
-#ifdef USE_exit_rawtp
-int exit_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_thread_exit();
-}
-#endif
-#ifdef USE_exit_tp
-int exit_tp(struct exit_args *ctx)
-{
-	return on_thread_exit();
-}
-#endif
-#ifdef USE_exec_rawtp
-int exec_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_exec(RAWTP_ARG(exec, old_pid));
-}
-#endif
-#ifdef USE_exec_tp
-int exec_tp(struct exec_args *ctx)
-{
-	return on_exec(ctx->old_pid);
-}
-#endif
-#ifdef USE_go_ip_uprobe
-int go_ip_uprobe(struct pt_regs *ctx)
-{
-	return on_go(ctx, GO_LOOKUPIPADDR, GO_REG_5(ctx), GO_REG_6(ctx));
-}
-#endif
-#ifdef USE_go_ip_ret_uprobe
-int go_ip_ret_uprobe(struct pt_regs *ctx)
-{
-	return on_go_return(ctx, GO_LOOKUPIPADDR);
-}
-#endif
-#ifdef USE_go_host_uprobe
-int go_host_uprobe(struct pt_regs *ctx)
-{
-	return on_go(ctx, GO_LOOKUPHOST, GO_REG_3(ctx), GO_REG_4(ctx));
-}
-#endif
-#ifdef USE_go_host_ret_uprobe
-int go_host_ret_uprobe(struct pt_regs *ctx)
-{
-	return on_go_return(ctx, GO_LOOKUPHOST);
-}
-#endif
-#ifdef USE_go_addr_uprobe
-int go_addr_uprobe(struct pt_regs *ctx)
-{
-	return on_go(ctx, GO_LOOKUPADDR, GO_REG_3(ctx), GO_REG_4(ctx));
-}
-#endif
-#ifdef USE_go_addr_ret_uprobe
-int go_addr_ret_uprobe(struct pt_regs *ctx)
-{
-	return on_go_return(ctx, GO_LOOKUPADDR);
-}
-#endif
-#ifdef USE_go_libc_uprobe
 /*
- * Go is about to call libc for a lookup that is known from its own functions. What cgo generates is
- * pinned to the calling convention that has all arguments on the stack (ABI0, go:cgo_unsafe_args).
+ * Go is about to call libc for a lookup that its own functions have shown. What cgo generates uses the
+ * calling convention that has all arguments on the stack (ABI0, go:cgo_unsafe_args).
  */
-int go_libc_uprobe(struct pt_regs *ctx)
+static inline int on_go_libc(struct pt_regs *ctx)
 {
 	struct cgo_call key = {.argument = read_user_word(CALL_SP(ctx) + 8), .pid = current_pid()};
 	u8 known = 1;
@@ -280,6 +205,5 @@ int go_libc_uprobe(struct pt_regs *ctx)
 	cgo_calls.update(&key, &known);
 	return 0;
 }
-#endif
 
 #endif

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Name lookups of a program from the call to the return, whatever function or language it is. */
+/*
+ * Name lookups from the call to the return, of any function in any language. A program that includes
+ * this includes <netbpf/records.h> before, and defines
+ *   is_wanted(lookup): whether filters let a lookup that has ended pass.
+ */
 #ifndef NETBPF_LOOKUPS_BPF_H
 #define NETBPF_LOOKUPS_BPF_H
 
@@ -12,50 +16,14 @@ KERNEL_FIELDS(signal_struct, live.counter)
 KERNEL_FIELDS(nsproxy, net_ns)
 KERNEL_FIELDS(net, ns.inum)
 
-/* Numbers of the column func. */
-enum func {
-	NO_FUNC, /* in the key of a call: any of libc's */
-	GETADDRINFO,
-	BY_NAME,
-	BY_NAME_R,
-	BY_NAME2,
-	BY_NAME2_R,
-	BY_ADDR,
-	BY_ADDR_R,
-	GO_LOOKUPIPADDR,
-	GO_LOOKUPHOST,
-	GO_LOOKUPADDR,
-	OTHER_STACK =
-		255, /* in the key of a call: any of libc's, on a second stack of the thread */
-};
-/* The same in glibc and musl, and so are the numbers of h_errno. */
-enum { EAI_NONAME = -2, EAI_AGAIN = -3, EAI_FAIL = -4, EAI_NODATA = -5 };
-enum { EAI_SYSTEM = -11, EAI_OVERFLOW = -12 };
-/* Of ours: PROCESS_ENDED is no lookup, but the end of all lookups of a process up to its time. */
-enum { STILL_WAITING = 1, ABANDONED, PROCESS_ENDED };
-/* Bits of the column truncated. */
-enum cut { CUT_NONE, CUT_HOST, CUT_SERVICE, CUT_HOST_SERVICE };
+/* In the key of a call, instead of a function of Go's: any of libc's, on a second stack or not. */
+enum { NO_FUNC, OTHER_STACK = 255 };
+/* Results that no function returns. PROCESS_ENDED: all lookups of a process ended at that time. */
+enum { STILL_WAITING = 1, PROCESS_ENDED = 3 };
 
 #define HOST_SIZE 256
 #define SAME_CALL_NS 1000000 /* later, an entry at the same place is another call */
 #define STACK_SPAN (1 << 20) /* libc does not go as deep: further away is another stack */
-
-struct lookup {
-	u64 time;
-	u64 latency_us; /* in ns, as all durations here */
-	u64 container; /* its cgroup */
-	u32 pid;
-	u32 uid;
-	u32 netns;
-	s32 result;
-	char comm[16];
-	char host[HOST_SIZE]; /* or, with a 1 in the last byte, an address of 16 bytes */
-	u8 family;
-	char service[32];
-	u8 func;
-	u8 truncated;
-	u8 pad[5];
-};
 
 /* A lookup that is under way; the time in `ev` is that of its start. */
 struct call {
@@ -104,9 +72,9 @@ static inline void read_host(struct call *call)
 
 	if (host[0] || host[HOST_SIZE - 1] || !from)
 		return;
-	if (call->ev.func != BY_ADDR && call->ev.func != BY_ADDR_R) {
+	if (call->ev.func != FUNC_GETHOSTBYADDR && call->ev.func != FUNC_GETHOSTBYADDR_R) {
 		if (read_cut(host, HOST_SIZE - 1, call->host))
-			call->ev.truncated |= CUT_HOST;
+			call->ev.truncated |= TRUNCATED_HOST;
 	} else if (call->ev.family == AF_INET) {
 		host[10] = host[11] = 0xff;
 		host[HOST_SIZE - 1] = !read_user(host + 12, 4, from);
@@ -119,7 +87,7 @@ static inline void read_service(struct call *call)
 {
 	if (call->service && !call->ev.service[0] &&
 	    read_cut(call->ev.service, sizeof(call->ev.service), call->service))
-		call->ev.truncated |= CUT_SERVICE;
+		call->ev.truncated |= TRUNCATED_SERVICE;
 }
 
 /* Remember a new call; NULL if it was filtered out or there is no room. */
@@ -163,7 +131,7 @@ static inline void end(struct call_key *key, struct call *call, s32 result, u64 
 	call->ev.latency_us = when - call->ev.time;
 	call->ev.time = when;
 	call->ev.result = result;
-	if (call->ev.latency_us >= MIN_NS && (result || !FAILED_ONLY))
+	if (is_wanted(&call->ev))
 		emit(&call->ev, sizeof(call->ev));
 	calls.delete(key);
 }

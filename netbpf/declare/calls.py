@@ -28,6 +28,10 @@ PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
 WAITS = ("EAGAIN", "EINPROGRESS")
 RESTARTED = "512"  # in place of an error: see RESTARTED in include/restarts.bpf.h
 
+# The parameter of a system call's function. For calls that a configuration can leave out, BTF may
+# have the stub's name for it: COND_SYSCALL() in arch/x86/include/asm/syscall_wrapper.h.
+_REGS = "regs|__unused"
+
 
 def _call(name: str, *args: str, op: str = "", waits: bool = False) -> tuple[Probe, ...]:
     # The function is in the kernel's table of system calls, so it is never inlined. A probe at its
@@ -37,12 +41,12 @@ def _call(name: str, *args: str, op: str = "", waits: bool = False) -> tuple[Pro
     functions = (f"__x64_sys_{name}", f"__arm64_sys_{name}")
     constant = f"OP_{(op or name).upper()}"
     event = Tracepoint(f"syscalls:sys_exit_{name}", args=(constant, "ret"), call="on_exit")
-    fexit = Fexit(*functions, args=(constant, "regs", "return"), call="on_call")
+    fexit = Fexit(*functions, args=(constant, _REGS, "return"), call="on_call")
     kretprobe = Kretprobe(*functions, args=(constant, "return"), call="on_return")
     entry = "on_enter_fd" if args == ("fd",) else "on_enter_make"
     begin = (
         Tracepoint(f"syscalls:sys_enter_{name}", args=args, call=entry),
-        Kprobe(*functions, args=("regs",), call=f"{entry}_regs"),
+        Kprobe(*functions, args=(_REGS,), call=f"{entry}_regs"),
     )
     enter = Probe(f"enter_{name}", *begin, optional=True, with_probe=name)
     if not waits:
@@ -101,9 +105,9 @@ CALL_PROBES = (
     *_call("accept4", "fd", op="accept", waits=True),
     Probe(
         "close",
-        Fentry("__x64_sys_close", "__arm64_sys_close", args=("regs",), call="on_close_regs"),
+        Fentry("__x64_sys_close", "__arm64_sys_close", args=(_REGS,), call="on_close_regs"),
         Tracepoint("syscalls:sys_enter_close", args=("fd",)),
-        Kprobe("__x64_sys_close", "__arm64_sys_close", args=("regs",), call="on_close_regs"),
+        Kprobe("__x64_sys_close", "__arm64_sys_close", args=(_REGS,), call="on_close_regs"),
     ),
 )
 MESSAGE_PROBES = (*_messages("send", "0"), *_messages("recv", "flags"))

@@ -277,6 +277,8 @@ def named_constants(settings, names):  # type: ignore[no-untyped-def]
     return found
 
 
+_REASON = ("reason", "meaning")  # columns that take the kernel's reason
+
 TOOL = Tool(
     __doc__,
     event=Drop,
@@ -290,8 +292,8 @@ TOOL = Tool(
             Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason", "rx_sk")),
             RawTracepoint("kfree_skb", args=("ctx", "skb", "location", "reason")),
             Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason")),
-            RawTracepoint("kfree_skb", args=("ctx", "skb", "location"), loses=("reason", "meaning")),
-            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location"), loses=("reason", "meaning")),
+            RawTracepoint("kfree_skb", args=("ctx", "skb", "location"), loses=_REASON),
+            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location"), loses=_REASON),
         ),
         Probe(
             "reset",

@@ -16,8 +16,6 @@ MODULE, TOOL, PROGRAM, FUNCTION = 300, 120, 150, 40
 # at and found to do one thing; it may shrink, and new files do not come here without a reason.
 EXCEPTIONS = {
     "bpf_programs/netsize.bpf.c": (210, "nine tracepoints in two kinds: 54 lines of guards"),
-    "bpf_programs/skbdrop.bpf.c": (285, "rows, events and stacks of one drop, and both its ends"),
-    "bpf_programs/soaccept.bpf.c": (310, "wait, queue and result are parts of one accept"),
     "bpf_programs/soconnect.bpf.c": (420, "calls of all families, what stands in for their ends"),
     "bpf_programs/tcplife.bpf.c": (300, "one state machine: exact bytes, reason of the end, open"),
     "bpf_programs/tcpnagle.bpf.c": (
