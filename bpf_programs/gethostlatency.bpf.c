@@ -39,7 +39,7 @@ static inline s32 result_of(struct call *call, u64 returned)
 		return returned;
 	if (!call->error)
 		return returned ? 0 : of_h_errno(call->inner_h_errno);
-	/* The _r functions of glibc return 0 also if there is no such name. */
+	/* The _r functions of glibc return 0 even if the name does not exist. */
 	if (read_user_word(call->found))
 		return 0;
 	/* The caller will try again with a larger buffer. */
@@ -48,7 +48,7 @@ static inline s32 result_of(struct call *call, u64 returned)
 	return of_h_errno(read_user_word(call->error));
 }
 
-/* Did a function that is known end in a jump to this one, as musl's gethostbyname() does? */
+/* Did the function of `call` end in a jump to this one, as musl's gethostbyname() does? */
 static inline bool is_jump(struct pt_regs *ctx, struct call *call, u8 func)
 {
 	bool by_name = (call->ev.func == FUNC_GETHOSTBYNAME && func == FUNC_GETHOSTBYNAME2) ||
@@ -66,9 +66,9 @@ static inline int begin_libc(struct pt_regs *ctx, u8 func, u64 host, u8 family, 
 
 	call = call_at(&key, sp);
 	/*
-	 * Deeper on the stack: made inside of a call that is known. At the same place: a jump from
-	 * one function to the next (musl), or one file probed twice under two identities, both at
-	 * once; else the program has left the other by longjmp.
+	 * Deeper on the stack: libc makes this call inside of the other. At the same place: a jump
+	 * from one function to the next (musl), or one file that is probed twice, under two
+	 * identities. Otherwise the program has left the other call by longjmp.
 	 */
 	if (call &&
 	    (sp < call->sp || (sp == call->sp && (is_jump(ctx, call, func) || is_new(call))))) {

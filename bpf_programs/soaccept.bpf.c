@@ -9,27 +9,13 @@
 #include <netbpf/records.h>
 #include "acceptance.bpf.h"
 
-/* An accept() that a thread is in. */
+/* By thread: the accept() that it is in. */
 struct call {
 	u64 listener;
-	u8 interrupted; /* a signal ended it, and maybe it begins again */
-	u8 restarts; /* the kernel has decided that it does */
+	u8 interrupted; /* a signal ended it, and the kernel may begin it again */
+	u8 restarts; /* the kernel has decided to begin it again */
 };
 BPF_HASH(calls, u64, struct call, MAP_ENTRIES);
-
-/* Does the current process pass the filters, and may this listener's connections? */
-static inline bool is_wanted(struct sock *listener)
-{
-#ifdef FILTER_PROCESS
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct process process = {};
-
-	read_process(&process, task);
-	if (!pass_process(&process, task))
-		return false;
-#endif
-	return may_be_wanted(listener);
-}
 
 static inline int on_enter(int fd)
 {
@@ -37,7 +23,7 @@ static inline int on_enter(int fd)
 	struct sock *sk = socket_of_fd(fd);
 	struct call call = {.listener = (u64)sk}, *before;
 
-	if (!sk || !is_wanted(sk))
+	if (!sk || !pass_current() || !may_be_wanted(sk))
 		return 0;
 	before = calls.lookup(&thread);
 	if (before && before->interrupted && before->listener == call.listener)

@@ -47,14 +47,8 @@ static inline int count_call(int op, int proto, s64 result, u64 bytes)
 {
 	struct counted what = {};
 
-#ifdef FILTER_PROCESS
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct process process = {};
-
-	read_process(&process, task);
-	if (!pass_process(&process, task))
+	if (!pass_current())
 		return 0;
-#endif
 	what.key.op = op;
 	what.key.proto = proto;
 #ifdef BY_PROCESS

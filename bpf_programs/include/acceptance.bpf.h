@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What an accept() of soaccept's shows: both sockets, the queue, the wait and the process. It needs
- * struct acceptance of <netbpf/records.h>.
+ * The event of an accept(): both sockets, the queue, the wait and the process. A program that
+ * includes this includes <netbpf/records.h> before, with struct acceptance and soaccept's totals.
  */
 #ifndef NETBPF_ACCEPTANCE_BPF_H
 #define NETBPF_ACCEPTANCE_BPF_H

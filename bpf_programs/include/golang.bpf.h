@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Name lookups of Go programs: netbpf/binaries/golang.py tells where the facts here come from. */
+/*
+ * Name lookups of Go programs: GO_PROBES of declare/lookups.py. For where the facts come from, see
+ * netbpf/binaries/golang.py.
+ */
 #ifndef NETBPF_GOLANG_BPF_H
 #define NETBPF_GOLANG_BPF_H
 
 #include "lookups.bpf.h"
 
-/* GO_REG_n is entry n of REGISTERS in gobinary.py. */
+/* GO_REG_n is entry n of REGISTERS in golang.py. */
 #if defined(__TARGET_ARCH_x86) || defined(__x86_64__)
 #define GO_REG_3(ctx) ((ctx)->di)
 #define GO_REG_4(ctx) ((ctx)->si)
@@ -20,13 +23,13 @@
 #define GO_ROUTINE(ctx) ((ctx)->regs[28])
 #endif
 
-/* What Go hands to libc for a lookup that is known already: the pointer that libc gets, too. */
+/* A lookup of Go's that calls libc: the pointer that libc gets as its first argument. */
 struct cgo_call {
 	u64 argument;
 	u64 pid;
 };
 BPF_TABLE("lru_hash", struct cgo_call, u8, cgo_calls, LRU_ENTRIES(16384));
-/* By process: where net.DNSError has its flags. Its programs run at the lookups' entries, too. */
+/* By process: the offset of net.DNSError's flags. Lookups' entries are probed once more for it. */
 BPF_TABLE("lru_hash", u32, u64, go_errors, LRU_ENTRIES(4096));
 
 /* A lookup begins in a program whose net.DNSError has its flags at `offset`: 0 is not known. */
@@ -46,7 +49,7 @@ static inline void read_go_error(bool flags[3], u64 error)
 	u32 pid = current_pid();
 	u64 *place = go_errors.lookup(&pid);
 
-	if (!place) /* since the entry, more processes than there is room for have begun a lookup */
+	if (!place) /* evicted since the entry, as lookups of many processes have begun */
 		count_loss(LOSS_MAP_FULL);
 	else if (*place)
 		read_user(flags, 3, (void *)(error + *place));
@@ -67,9 +70,9 @@ static inline bool is_address(const char *text)
 }
 
 /*
- * Did Go announce this call? However long ago: the thread may have waited since, on a busy machine or
- * for a page. The entry stays, as getnameinfo() of glibc asks again with a larger buffer; Go's memory
- * is nobody else's, so the same pointer is never that of another's call.
+ * Has Go announced this call? That may be long ago, as the thread may have waited for the CPU or a
+ * page. The entry stays, because getnameinfo() of glibc asks again with a larger buffer. No other call
+ * passes the same pointer, as it points to Go's own memory.
  */
 static inline bool from_go(u8 func, u64 argument, u8 family)
 {
@@ -83,16 +86,16 @@ static inline bool from_go(u8 func, u64 argument, u8 family)
 
 static inline void go_key(struct call_key *key, u64 goroutine, u8 func)
 {
-	/* Not the thread or its stack: a goroutine moves from thread to thread, its stack too. */
+	/* Not the thread or its stack: a goroutine and its stack move from thread to thread. */
 	key->thread = goroutine;
 	key->pid = current_pid();
 	key->func = func;
 }
 
 /*
- * A Go function runs again from its entry when its stack had to grow: then it has another stack, and
- * is at the same depth of it. The entry of another lookup means that the one before was left by a
- * panic, or that its goroutine ended in it and another one got its place.
+ * A Go function runs again from its entry after its stack had to grow: then it is at the same depth of
+ * another stack. The entry of another lookup means that the goroutine left the one before by a panic,
+ * or ended in it and another goroutine got its place.
  */
 static inline bool is_again(struct call *call, u64 top, u64 depth)
 {
@@ -159,8 +162,8 @@ static inline int on_go_return(struct pt_regs *ctx, u8 func)
 }
 
 /*
- * The current process has no goroutines any more. Their calls are not kept by thread: the reader
- * finds them (netbpf/run/results/pending.py).
+ * All goroutines of the current process end. Their calls are not kept by thread: the reader finds
+ * them (netbpf/run/results/pending.py).
  */
 static inline void end_goroutines(void)
 {
@@ -172,7 +175,7 @@ static inline void end_goroutines(void)
 		emit(&ended, sizeof(ended));
 }
 
-/* A thread ends; maybe in the middle of a lookup, and its number will be another's. */
+/* A thread ends, maybe in the middle of a lookup. Its number may be used again. */
 static inline int on_exit(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
@@ -184,7 +187,7 @@ static inline int on_exit(void)
 	return 0;
 }
 
-/* The current process runs another program from here on; the thread that asked for it was `thread`. */
+/* The current process begins to run another program; `thread` called exec. */
 static inline int on_exec(u32 thread)
 {
 	abandon_calls(thread);

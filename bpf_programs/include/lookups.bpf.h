@@ -28,10 +28,10 @@ enum { STILL_WAITING = 1, PROCESS_ENDED = 3 };
 /* A lookup that is under way; the time in `ev` is that of its start. */
 struct call {
 	struct lookup ev;
-	u64 sp; /* at the entry: tells a call from those that libc makes inside of it; Go: see there */
-	u64 born; /* when its thread began: another one may have got its number */
-	u64 back; /* where it returns to */
-	u64 signalled; /* when the thread last took a signal with a handler, which may leave the call */
+	u64 sp; /* at the entry: calls that libc makes inside are deeper; see golang.bpf.h for Go */
+	u64 born; /* start time of its thread: another thread may get its number */
+	u64 back; /* its return address */
+	u64 signalled; /* when the thread last handled a signal, whose handler may leave the call */
 	u64 host; /* addresses of arguments in the process */
 	u64 service;
 	u64 found; /* the _r functions' result and h_errnop */
@@ -55,7 +55,7 @@ static inline bool is_new(struct call *call)
 	return bpf_ktime_get_ns() - call->ev.time < SAME_CALL_NS;
 }
 
-/* Read a string of the program's; true if it goes on behind what there is room for. */
+/* Read a string of the program; true if it is longer than `size`. */
 static inline bool read_cut(char *to, u32 size, u64 from)
 {
 	char next = 0;
@@ -90,7 +90,7 @@ static inline void read_service(struct call *call)
 		call->ev.truncated |= TRUNCATED_SERVICE;
 }
 
-/* Remember a new call; NULL if it was filtered out or there is no room. */
+/* Add a new call; NULL if filters exclude it or the map is full. */
 static inline struct call *begin(struct call_key *key, u8 func)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
@@ -140,15 +140,15 @@ static inline void finish(struct call_key *key, struct call *call, s32 result)
 {
 	u64 now = bpf_ktime_get_ns();
 
-	/* What was not in memory at the entry: libc has read it since. */
+	/* What was not in memory at the entry is there now: libc has read it. */
 	read_host(call);
 	read_service(call);
 	end(key, call, result, now);
 }
 
 /*
- * A lookup that will never return. Nothing shows a jump out of it; but that is made by a handler of
- * a signal, so the last one was then. What it was called with may be gone from memory, too.
+ * A lookup that will never return. No probe shows a jump out of it. The handler of a signal makes it,
+ * so the time is that of the last signal. The arguments may be gone from memory.
  */
 static inline void abandon(struct call_key *key, struct call *call)
 {

@@ -111,8 +111,8 @@ CALL_PROBES = (
     ),
 )
 MESSAGE_PROBES = (*_messages("send", "0"), *_messages("recv", "flags"))
-# Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18) nothing says whose it
-# is.
+# Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18) the tracepoint has no
+# request.
 RING = Probe(
     "ring",
     RawTracepoint("io_uring_complete", args=("req", "cqe"), call="on_ring_cqe"),
@@ -130,7 +130,7 @@ RING_PROBES = (
         with_probe="ring",  # where that one has no way, the request is not filled in yet
     ),
 )
-# A thread takes a signal: that decides whether the call that it interrupted is made again.
+# A thread handles a signal: the kernel then decides whether it repeats the interrupted call.
 SIGNAL = Probe(
     "signal",
     RawTracepoint("signal_deliver", args=("sig", "ka"), call="on_signal_action"),

@@ -1,6 +1,6 @@
 """The shared probes of a TCP socket's changes of state, and of its end.
 
-Their C entries are in state_entries.bpf.h and gone_entries.bpf.h of bpf_programs/include.
+They call on_<name>() and on_gone() of the C program.
 """
 
 from __future__ import annotations

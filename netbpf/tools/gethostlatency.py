@@ -123,7 +123,7 @@ class HostKey(Record):
 
 
 def enrich(values, settings):  # type: ignore[no-untyped-def]
-    """Leave out what --host and --min-ms do: the kernel knows neither names nor the age at exit."""
+    """Apply --host, and --min-ms to lookups that still wait: C filters neither."""
     host = (values["host"] or "").lower().rstrip(".")
     if settings["host"] and not fnmatch.fnmatchcase(host, settings["host"].lower()):
         return None
@@ -133,7 +133,7 @@ def enrich(values, settings):  # type: ignore[no-untyped-def]
 
 
 def headline(found, _):  # type: ignore[no-untyped-def]
-    """Say what the distribution is about."""
+    """Return the number of lookups and their average as a headline."""
     number, average = found["count"], found["sum"] / found["count"] / 1000
     return {"headline": f"lookups: {number}, average {average:.2f} ms"}
 

@@ -92,7 +92,7 @@ from netbpf.declare.reasons import (
 
 YES_NO = {0: "no", 1: "yes"}
 NO_REASON = 2**31  # a number that no reason has
-# Drops that free no buffer, or that no processor sees.
+# Drops that free no buffer, or that happen in hardware.
 UNSEEN = {
     "TcpExt.ListenDrops": "SYNs that a full listen queue turned away",
     "TcpExt.TCPReqQFullDrop": "SYNs that a full SYN queue turned away",
@@ -187,7 +187,7 @@ class Totals(Record):
 
 
 def trim(stack, location):  # type: ignore[no-untyped-def]
-    """Leave out what frees and traces: all above the function that gave the packet up."""
+    """Return the stack from the function that dropped the packet on, without those that free it."""
     names = [frame.partition("+")[0] for frame in stack or ()]
     place = location.partition("+")[0]
     return stack[names.index(place) :] if place in names else stack
@@ -197,7 +197,7 @@ _OF_THE_KEY = ("reason", "location", "proto", "dev", "netns", "harmless", "socke
 
 
 def rows(groups, settings):  # type: ignore[no-untyped-def]
-    """Make the ranking."""
+    """Return a row per place and reason, most packets first."""
     found = []
     for key, sums in groups:
         ends = [end(sums[f"{side}addr"], sums[f"{side}port"]) for side in "sd"]
@@ -213,19 +213,19 @@ def rows(groups, settings):  # type: ignore[no-untyped-def]
 
 
 def explain(found):  # type: ignore[no-untyped-def]
-    """Say each reason's sentence once."""
+    """Yield the sentence of each reason, for --explain."""
     for row in found:
         if row["meaning"]:
             yield row["reason"], f"{row['reason']}: {row['meaning']}"
 
 
 def no_addresses(values, settings):  # type: ignore[no-untyped-def]
-    """Packets that are not IP have none."""
+    """Empty the addresses of packets that are not IP."""
     return values if values["family"] else {**values, "saddr": None, "daddr": None}
 
 
 def review(summary, settings):  # type: ignore[no-untyped-def]
-    """Say what was hidden, and what could not be seen."""
+    """Note what was hidden, and what no program can see."""
     hidden, notes = summary["totals"]["hidden"], []
     (drop,) = [probe for probe in summary["probes"] if probe["name"] == "drop"]
     if any("lacks reason" in why for why in drop["rejected"]):
@@ -245,7 +245,7 @@ def review(summary, settings):  # type: ignore[no-untyped-def]
 
 
 def constants(settings):  # type: ignore[no-untyped-def]
-    """Filters of this tool, as numbers."""
+    """Return the C constants of this tool's options."""
     found = {"USE_STACKS": settings["stack"], "SHOW_ALL": settings["all"]}
     found = {name: 1 for name, wanted in found.items() if wanted}
     if settings["dev"]:
@@ -256,7 +256,7 @@ def constants(settings):  # type: ignore[no-untyped-def]
 
 
 def named_constants(settings, names):  # type: ignore[no-untyped-def]
-    """Ask the kernel for the numbers of reasons, and where to look if it names no sockets."""
+    """Return the numbers of reasons, and places in the kernel where it names no socket."""
     known = names.reasons
     single = ("NOT_SPECIFIED", "SOCKET_CLOSE", "TCP_OLD_ACK", "TCP_FASTOPEN")
     # Before TCP_LISTEN_OVERFLOW a full accept queue gave no reason at that place either.

@@ -75,7 +75,7 @@ from netbpf.declare.calls import RING, SIGNAL
 from netbpf.declare.sockets import AnyAddr, BoundAddr, CallResult, Elapsed, SockProto
 from netbpf.declare.states import GONE, state_probe
 
-_NONE = 2**32 - 1  # a queue that is not known
+_NONE = 2**32 - 1  # NO_QUEUE in C: the queue is not known
 _PROTO = "tcp or mptcp; for unix sockets stream or seqpacket"
 
 
@@ -133,17 +133,17 @@ class ListenerRow(Row):
 
 
 class Listener:
-    """What is kept of the accepts of one listener."""
+    """The accepts of one listener in an interval."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without accepts."""
         self.waits = array("Q")
         self.errors: Counter[str] = Counter()
         self.accepts = 0
         self.queue = self.queue_max = None
 
     def add(self, values, ended):  # type: ignore[no-untyped-def]
-        """Take an accept."""
+        """Add an accept."""
         self.pid, self.comm = values["pid"], values["comm"]
         if values["errno"]:
             self.errors[values["errno"]] += 1
@@ -165,14 +165,14 @@ class Listener:
 
 
 def enrich(values, settings):  # type: ignore[no-untyped-def]
-    """Call a unix listener by its path."""
+    """Name a unix listener by its path."""
     if values["family"] == "unix":
         values["listener"] = values["laddr"]
     return values
 
 
 def constants(settings):  # type: ignore[no-untyped-def]
-    """Tell the C side what to leave out; a summary is of all accepts."""
+    """Return the C constants of --tcp and --errors; a summary counts all accepts."""
     wanted = {"ONLY_TCP": settings["tcp"], "ONLY_ERRORS": settings["errors"]}
     if settings["summary"]:
         del wanted["ONLY_ERRORS"]
