@@ -14,6 +14,7 @@ from netbpf.declare.columns import (
     Enum,
     Errno,
     Family,
+    Gauge,
     HostName,
     LookupResult,
     Micros,
@@ -35,11 +36,12 @@ from netbpf.declare.probes import (
     Kretprobe,
     Probe,
     RawTracepoint,
+    Role,
     Tracepoint,
     Uprobe,
     Uretprobe,
 )
-from netbpf.declare.record import AmendedEvent, Event, Record, Row
+from netbpf.declare.record import AmendedEvent, Event, Record, Row, SocketEvent, sums
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
 
@@ -64,6 +66,7 @@ __all__ = [
     "Family",
     "Fentry",
     "Fexit",
+    "Gauge",
     "Histogram",
     "HostName",
     "Iterator",
@@ -79,7 +82,9 @@ __all__ = [
     "Probe",
     "RawTracepoint",
     "Record",
+    "Role",
     "Row",
+    "SocketEvent",
     "Table",
     "TcpState",
     "Text",
@@ -88,4 +93,5 @@ __all__ = [
     "Uid",
     "Uprobe",
     "Uretprobe",
+    "sums",
 ]

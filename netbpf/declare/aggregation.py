@@ -1,46 +1,149 @@
-"""A declared aggregation: rows per interval made of a tool's events, and shown instead of them."""
+"""A declared aggregation: rows per interval made of a tool's events, and shown instead of them.
+
+The columns of the row that are not part of the key have `over=`, which says how their value follows
+from the events: `p99_us = Elapsed("...", over=Percentile("latency_us", 99))`.
+"""
 
 from __future__ import annotations
 
+from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, Optional
 
 from netbpf.declare.record import Row
 
+Values = Mapping[str, Any]
+# Which events count: a function of their values, and of whether what they show has ended.
+When = Callable[[Values, bool], Any]
 
-class Group(Protocol):
-    """What is kept of the events of one row."""
 
-    def add(self, values: Mapping[str, Any], ended: bool) -> None:
-        """Take an event; `ended` is false for what still goes on when the interval ends."""
+def ended(values: Values, has_ended: bool) -> bool:
+    """Count events that have ended, not what was still going on when the interval ended."""
+    return has_ended
 
-    def row(self) -> dict[str, Any]:
-        """Return the row's columns, those of the key left out."""
+
+class Number:
+    """How many events there were; the base of the other aggregates.
+
+    `start` returns the state for an interval, `add` takes an event's value into it, and `result`
+    returns the column's value. Aggregates with the same `key` share a state.
+    """
+
+    def __init__(self, column: str = "", when: When = ended) -> None:
+        self.column = column
+        self.when = when
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What identifies the state."""
+        return (type(self), self.column, self.when)
+
+    def start(self) -> Any:
+        """Return the state before the first event."""
+        return [0]
+
+    def add(self, state: Any, values: Values) -> None:
+        """Count an event."""
+        state[0] += 1
+
+    def result(self, state: Any) -> Any:
+        """Return the column's value."""
+        return state[0]
+
+
+class Sum(Number):
+    """The sum of a column."""
+
+    def add(self, state: Any, values: Values) -> None:
+        """Add the event's value."""
+        state[0] += values[self.column] or 0
+
+
+class Last(Number):
+    """The value of the last event that has one."""
+
+    def start(self) -> Any:
+        """Return the state before the first event."""
+        return [None]
+
+    def add(self, state: Any, values: Values) -> None:
+        """Keep the event's value."""
+        if values[self.column] is not None:
+            state[0] = values[self.column]
+
+
+class Largest(Last):
+    """The largest value."""
+
+    def add(self, state: Any, values: Values) -> None:
+        """Keep the event's value if it is larger."""
+        value = values[self.column]
+        if value is not None:
+            state[0] = value if state[0] is None else max(state[0], value)
+
+
+class Percentile(Number):
+    """The value that `percent` of the events do not exceed, null if there is none."""
+
+    def __init__(self, column: str, percent: int, when: When = ended) -> None:
+        super().__init__(column, when)
+        self.percent = percent
+
+    def start(self) -> Any:
+        """Return the state before the first event."""
+        return array("Q")
+
+    def add(self, state: Any, values: Values) -> None:
+        """Keep the event's value."""
+        if values[self.column] is not None:
+            state.append(values[self.column])
+
+    def result(self, state: Any) -> Optional[int]:
+        """Return the percentile."""
+        return percentile(sorted(state), self.percent)
+
+
+class MostCommon(Number):
+    """The most frequent value, null if there is none."""
+
+    def start(self) -> Any:
+        """Return the state before the first event."""
+        return Counter()
+
+    def add(self, state: Any, values: Values) -> None:
+        """Count the event's value."""
+        if values[self.column] is not None:
+            state[values[self.column]] += 1
+
+    def result(self, state: Any) -> Any:
+        """Return the value that was counted most often."""
+        most = state.most_common(1)
+        return most[0][0] if most else None
 
 
 class Aggregation:
     """Rows per interval, made of the events if the tool's option `option` is given.
 
-    Events with the same values of the columns `key` are one row: `group` makes what collects them.
-    `row` declares the columns that are shown, those of the key among them. Rows come in falling
-    order of the column `order`, those left out for which `keep` (of row and settings) is false.
+    Events with the same values of the columns `key` are one row. `row` declares the columns: those
+    of the key, and those with `over=`. Rows are shown in falling order of the column `order`,
+    except those for which `having` (of row and settings) is false.
     """
 
     def __init__(
         self,
         row: type[Row],
         key: Sequence[str],
-        group: Callable[[], Group],
         order: str,
-        keep: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = lambda row, settings: True,
+        having: Callable[[Values, Values], Any] = lambda row, settings: True,
         option: str = "summary",
     ) -> None:
         self.row = row
         self.key = tuple(key)
-        self.group = group
         self.order = order
-        self.keep = keep
+        self.having = having
         self.option = option
+        self.aggregates = {c.name: c.over for c in row.columns if c.over is not None}
 
 
 def percentile(values: Sequence[int], percent: int) -> Optional[int]:

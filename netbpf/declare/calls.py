@@ -21,7 +21,7 @@ from netbpf.declare.probes import (
     RawTracepoint,
     Tracepoint,
 )
-from netbpf.declare.table import Group
+from netbpf.declare.table import Entry
 
 OPS = dict(enumerate("socket socketpair bind listen connect accept send recv close".split()))
 PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
@@ -139,7 +139,7 @@ SIGNAL = Probe(
 )
 
 
-def tally(groups: Iterable[Group], *names: str) -> list[dict[str, Any]]:
+def tally(groups: Iterable[Entry], *names: str) -> list[dict[str, Any]]:
     """Return a row for each combination of the key's columns `names`: calls by their result.
 
     `groups` are keys with the column `error`, and the sums `calls` and `bytes`.

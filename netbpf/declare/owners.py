@@ -7,6 +7,8 @@ for every send (since 6.3) is too dear for what it adds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from netbpf.declare.options import Option
 from netbpf.declare.probes import (
     Fentry,
@@ -16,13 +18,21 @@ from netbpf.declare.probes import (
     Kretprobe,
     Probe,
     RawTracepoint,
+    Role,
     Tracepoint,
 )
 from netbpf.declare.states import state_probe
 
-SNAPSHOT = Probe("snapshot", Iterator("task_file"), optional=True, loses=("pid", "comm"))
+SNAPSHOT = Probe(
+    "snapshot",
+    Iterator("task_file"),
+    role=Role.SNAPSHOT,
+    optional=True,
+    loses=("pid", "comm"),
+)
+_OWNER_STATE = state_probe("owner_state", role=Role.NONE)
 OWNER_PROBES = (
-    state_probe("owner_state"),
+    _OWNER_STATE,
     Probe(
         "accept",
         # Called by accept() after all waiting, so that it does not matter when the call began: with
@@ -53,6 +63,14 @@ OWNER_PROBES = (
         loses=("pid", "comm"),
     ),
 )
+
+
+def owner_probes(own: Sequence[Probe]) -> tuple[Probe, ...]:
+    """Return the probes that find owners for a tool that has the probes `own`."""
+    follows = any(probe.role is Role.STATE for probe in own)
+    return tuple(probe for probe in OWNER_PROBES if not (follows and probe is _OWNER_STATE))
+
+
 OWNER_OPTIONS = (
     Option(
         "--learn-sends",

@@ -10,6 +10,7 @@ defined for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 from netbpf.declare.probe_kinds import CONTEXT, KINDS, RESULT, ProbeKind
 
@@ -133,6 +134,16 @@ class Uretprobe(Alternative):
     kind = "uretprobe"
 
 
+class Role(Enum):
+    """What the framework does with a probe, apart from attaching it."""
+
+    NONE = "none"
+    STATE = "state"  # follows every TCP state, and so keeps owners itself
+    SNAPSHOT = "snapshot"  # an iterator that records the owners of existing sockets
+    STALE = "stale"  # an iterator that removes owners of sockets that no longer exist
+    OPEN = "open"  # an iterator that writes an event for each thing that is still open
+
+
 class Probe:
     """A moment that a tool needs, by name, with the ways to see it, best first.
 
@@ -140,7 +151,8 @@ class Probe:
     probe is used only if this option of the tool is given. `with_probe`: it works only together
     with the probe of that name (a kprobe with a kretprobe), uses the same kind as that one, and is
     not used if it has no such alternative. `complements`: it adds what the probe of that name does
-    not see, unless that one uses the same kind.
+    not see, unless that one uses the same kind. `role` is what the framework
+    uses it for.
     """
 
     def __init__(
@@ -152,6 +164,7 @@ class Probe:
         option: str = "",
         with_probe: str = "",
         complements: str = "",
+        role: Role = Role.NONE,
     ) -> None:
         self.name = name
         self.alternatives = alternatives
@@ -160,6 +173,7 @@ class Probe:
         self.option = option
         self.with_probe = with_probe
         self.complements = complements
+        self.role = role
 
     def __repr__(self) -> str:
         return f"Probe({self.name}: {', '.join(map(repr, self.alternatives))})"

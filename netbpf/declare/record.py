@@ -1,38 +1,59 @@
-"""A declared record: what one event or one map entry holds, once for C, JSON, CSV and text.
+"""Records: the columns of an event or a map entry, declared once for C, JSON, CSV and text.
 
-Columns are class attributes in the order in which they are shown. The C struct has the same
-members, those of the widest type first (and in declared order within a width), so that it has no
-hole; a contract test compares the two.
+Columns are class attributes in display order. The generated C struct has the same members, sorted
+by decreasing alignment (declaration order for equal alignment), so that it has no holes.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Container, Iterator, Sequence
+from copy import copy
 from typing import Any, Callable, ClassVar
 
-from netbpf.declare.columns import Column
+from netbpf.declare.columns import (
+    Addr,
+    Cgroup,
+    Column,
+    Comm,
+    Count,
+    Family,
+    Gauge,
+    Netns,
+    Owner,
+    Pid,
+    Port,
+    Uid,
+)
 
 
 class Record:
-    """Base of all records; a subclass lists its columns as class attributes.
+    """Base class of records; a subclass lists its columns as class attributes.
 
-    `cstruct` is the name of the C struct.
+    `cstruct` is the name of the C struct. `shared` are the columns that a base class puts before
+    and after those of its subclasses; a subclass replaces a shared column by one of the same name.
     """
 
     cstruct: ClassVar[str] = ""
     in_c: ClassVar[bool] = True
+    shared: ClassVar[tuple[tuple[Column, ...], tuple[Column, ...]]] = ((), ())
     head: ClassVar[tuple[Column, ...]] = ()
     columns: ClassVar[tuple[Column, ...]] = ()
     members: ClassVar[tuple[Column, ...]] = ()
     size: ClassVar[int] = 0
 
     def __init_subclass__(cls) -> None:
-        named = [(n, c) for n, c in vars(cls).items() if isinstance(c, Column)]
-        for name, column in named:
-            column.name = name.rstrip("_")  # a name may be one of Python's keywords
+        own = {n: c for n, c in vars(cls).items() if isinstance(c, Column)}
+        for name, column in own.items():
+            column.name = name.rstrip("_")  # "_" is appended to names that are Python keywords
             column.ctype = column.ctype if cls.in_c else ""
-        cls.columns = tuple(column for _, column in named)
+        first, last = (
+            {c.name: copy(c) for c in columns if c.name not in own} for columns in cls.shared
+        )
+        named = {**first, **own, **last}
+        for name in first.keys() | last.keys():
+            setattr(cls, name, named[name])
+        cls.columns = tuple(named.values())
         inside = [*cls.head, *(column for column in cls.columns if column.ctype)]
         cls.members = tuple(sorted(inside, key=lambda column: -column.alignment))
         used = sum(column.size for column in cls.members)
@@ -41,14 +62,14 @@ class Record:
 
     @classmethod
     def layout(cls) -> struct.Struct:
-        """Return the struct module's view of the C struct, trailing padding skipped."""
+        """Return the layout of the C struct; trailing padding is skipped."""
         codes = "".join(column.format for column in cls.members)
         used = struct.calcsize("=" + codes)
         return struct.Struct(f"={codes}{cls.size - used}x")
 
     @classmethod
     def decoder(cls) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        """Return a function from one unpacked C struct to {name: value} in shown order."""
+        """Return a function from an unpacked C struct to {name: value} in display order."""
         names = [column.name for column in cls.members]
         steps = [(i, f) for i, c in enumerate(cls.members) if (f := c.converter())]
         shown = [(c.name, names.index(c.name) if c.ctype else -1) for c in cls.columns]
@@ -62,42 +83,69 @@ class Record:
         return decode
 
 
-def _stamp() -> Column:
-    column = Column("when it happened", ctype="u64")
-    column.name = "time"
-    return column
+def named(**columns: Column) -> tuple[Column, ...]:
+    """Return `columns` as a tuple, with their names set."""
+    for name, column in columns.items():
+        column.name = name
+    return tuple(columns.values())
+
+
+def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **more: Any) -> type[Record]:
+    """Return a record of u64 members, given as space-separated names, and `more` columns.
+
+    `names` are sums, `gauges` and `shown` are gauges (see netbpf.declare.columns.Gauge).
+    """
+    members: dict[str, object] = {name: Count(name) for name in names.split()}
+    members.update({name: Gauge(name) for name in gauges.split()})
+    members.update({name: Gauge(name, shown=True) for name in shown.split()})
+    return type("Sums", (Record,), {"cstruct": cstruct, **members, **more})
 
 
 class Event(Record):
-    """A record that happened at a moment: its C struct begins with `u64 time`.
+    """A record with a time: its C struct begins with `u64 time`.
 
-    The time is bpf_ktime_get_ns(), CLOCK_MONOTONIC in nanoseconds, taken where the event happened.
+    The time is bpf_ktime_get_ns(), CLOCK_MONOTONIC in nanoseconds, read by the probe.
     """
 
-    head: ClassVar[tuple[Column, ...]] = (_stamp(),)
+    head: ClassVar[tuple[Column, ...]] = named(time=Column("when it happened", ctype="u64"))
 
 
-def _key() -> Column:
-    column = Column("what an amendment refers to", ctype="u64")
-    column.name = "key"
-    return column
+class SocketEvent(Event):
+    """An event of a socket: owner, endpoints and network namespace.
+
+    The C macros SET_OWNER and SET_ENDS fill these columns.
+    """
+
+    shared = (
+        named(
+            pid=Pid("process that owns the socket"),
+            comm=Comm("its name"),
+            owner=Owner("how the owner is known: exact, snapshot or unknown", wide=True),
+            family=Family("address family, IPv4-mapped counts as ipv4", wide=True),
+            laddr=Addr("local address"),
+            lport=Port("local port"),
+            raddr=Addr("remote address"),
+            rport=Port("remote port"),
+        ),
+        named(uid=Uid("user id of the owner", wide=True), netns=Netns(), cgroup=Cgroup()),
+    )
 
 
 class AmendedEvent(Event):
-    """An event whose column `amended` may be found wrong a moment after it was sent.
+    """An event whose column `amended` may be corrected shortly after the event was emitted.
 
-    The member `key` of its C struct is even, and 0 where nothing can follow. A record with the same
-    key plus 1 is no event: its value of that column replaces the one in the latest event with the
-    key. The reader holds events back that long. Where the ring has no room for such a record, the
-    value is in the BPF map `late` (u8), by key.
+    The C struct has a member `key`: an even number, or 0 if no correction can follow. A record with
+    `key` + 1 is not an event: its value of the column replaces that of the latest event with `key`.
+    The reader delays events accordingly. If the ring is full, the value is stored in the BPF map
+    `late` (u8), by key.
     """
 
-    head = (*Event.head, _key())
+    head = (*Event.head, *named(key=Column("what an amendment refers to", ctype="u64")))
     amended: ClassVar[str] = ""
 
 
 class Row(Record):
-    """A line of a table, made in user space: its columns have no C type."""
+    """A row of a table, computed in user space: its columns have no C type."""
 
     in_c = False
 
@@ -105,8 +153,8 @@ class Row(Record):
 def text_columns(
     columns: tuple[Column, ...], wide: bool, given: Container[str] = ()
 ) -> Iterator[Column]:
-    """Yield the columns that text output shows; `given` are the options that were given."""
+    """Yield the columns of text output; `given` are the names of the options given."""
     for column in columns:
-        asked = not column.option or column.option in given
-        if column.in_text and asked and (wide or not column.wide):
+        enabled = not column.option or column.option in given
+        if column.in_text and enabled and (wide or not column.wide):
             yield column

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Callable, Optional, Union
@@ -14,38 +14,54 @@ from netbpf.declare.columns import Pid
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, Option
-from netbpf.declare.owners import OWNER_OPTIONS, OWNER_PROBES
+from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
 from netbpf.declare.probes import Probe
 from netbpf.declare.record import Event, Record
 from netbpf.declare.table import Table
 from netbpf.errors import UsageError
 
-Hook = Callable[..., Any]
+Settings = Mapping[str, Any]  # by option name, as parsed from the command line
+Values = dict[str, Any]  # of one event, by column
+Notes = Sequence[str]
 
 
 class Tool:
-    """One tool: its manual, its probes, what it yields, and its options.
+    """One tool: its manual, its probes, its results, and its options.
 
-    `doc` is the module's docstring: `name - summary`, then sections in capitals. `event`,
-    `histogram` and `table` (one or several) say what the tool yields; with `event_option`, events
-    only if that option is given. `interval_counters` are kernel counters to show with each
-    interval. `options` are the tool's own and the shared filters that it honours; `no_filter` says
-    why the others make no sense. `counters` are the kernel's own counters ("Tcp.RetransSegs") that
-    speak of the same thing. `owners` adds the shared probes that know who owns a socket.
-    `summary_fields` maps fields that the tool adds to the summary to their JSON Schema. `maps` are
-    BPF maps that a hook reads. `constants` maps settings to C constants, `hooks` are the few named
-    places where a tool needs code: see `netbpf.run.runner`. With `show_time`, text shows the wall
-    clock even without -T; with `show_time="seconds"` without a fraction then. `totals` is a record
-    of sums (u64) in the per-CPU array `totals`, for the summary. `refresh_owners` is a column of
-    the events that is "yes" if there is a socket: if its owner is unknown, the snapshot of owners
-    is taken again. With `events_unless`, there are no events if that option is given.
+    `doc` is the module's docstring: `name - summary`, then sections whose titles are in capitals.
 
-    `pending` names a BPF map whose values begin with an event that has begun and not ended, its
-    time being the start, and the column for the age: these are shown at each interval and at the
-    end. `watch` names the module of `netbpf.run` whose class `Watch`, a shape that writes nothing,
-    finds the targets of the tool's user-space probes while it runs.
+    Results. `event` declares the events. They are shown only if the option `event_option` is given,
+    and not if `events_unless` is. `aggregation` makes rows of them, `histogram` a distribution;
+    `table` is one or several tables of BPF maps. With `show_time`, text shows the time of day even
+    without -T; with "seconds" without a fraction. `pending` is (BPF map, column): the map's values
+    begin with an event that has begun, its time being the start, and the column shows its age; what
+    has not ended is shown at each interval and at the end. `uprobes` names the module of
+    `netbpf.run` whose class `UprobeManager` finds the targets of user-space probes.
 
-    `aggregation` makes rows per interval of the events, if its option is given.
+    Beside the results. `totals` is a record of sums (u64) that C counts by TOTAL_<COLUMN>, for the
+    summary. `counters` are the kernel's own counters of the same thing ("Tcp.RetransSegs"),
+    `interval_counters` those to show with each interval. `summary_fields` maps fields that the
+    tool's functions add to the summary to their JSON Schema.
+
+    Input. `options` are the tool's own and the shared filters that it honours; `no_filter` says why
+    the others make no sense. `constants` maps settings to further C constants (see
+    `Option.define`). `owners` adds the probes that find a socket's owner. `refresh_owners` names a
+    column of events that is "yes" if there is a socket: if its owner is unknown, the snapshot of
+    owners is taken again.
+
+    Functions, each optional:
+    - `enrich(values, settings)` returns an event's values completed, or None to leave it out;
+    - `identity(values)` returns what two open events of one object have in common;
+    - `notes(summary, settings)` returns remarks on a run;
+    - `histogram_notes(histograms)` returns remarks on the histograms of an interval;
+    - `kernel_constants(settings, names)` returns C constants that only the running kernel knows;
+      `names` is a `netbpf.run.names.Names`;
+    - `count_unseen(totals, counters, missing)` returns how many events the kernel counted that no
+      program could see; `missing` are columns that the probes in use cannot fill;
+    - `pending_state(ns, maps)` returns (fields, notes) about entries of `maps` that are left at the
+      end, each a list of raw values;
+    - `compare_devices(histograms, devices, settings)` returns (fields, notes): `devices` are
+      {(netns, name): (packets received, packets sent)} by the devices' own count.
     """
 
     def __init__(
@@ -54,64 +70,70 @@ class Tool:
         *,
         probes: Sequence[Probe],
         event: Optional[type[Event]] = None,
+        event_option: str = "",
+        events_unless: str = "",
         histogram: Optional[Histogram] = None,
+        table: Union[Table, Sequence[Table], None] = None,
+        aggregation: Optional[Aggregation] = None,
+        totals: Optional[type[Record]] = None,
+        pending: Optional[tuple[str, str]] = None,
+        uprobes: str = "",
+        maps: Sequence[str] = (),
         options: Sequence[Option] = (),
         no_filter: str = "",
-        counters: Sequence[str] = (),
-        owners: bool = False,
         interval: bool = False,
-        constants: Optional[Callable[[Mapping[str, Any]], Mapping[str, object]]] = None,
-        hooks: Optional[Mapping[str, Hook]] = None,
-        maps: Sequence[str] = (),
-        summary_fields: Optional[Mapping[str, Any]] = None,
-        table: Union[Table, Sequence[Table], None] = None,
-        event_option: str = "",
-        interval_counters: Sequence[str] = (),
-        show_time: Union[bool, str] = False,
-        pending: Optional[tuple[str, str]] = None,
-        watch: str = "",
-        totals: Optional[type[Record]] = None,
+        owners: bool = False,
         refresh_owners: str = "",
-        events_unless: str = "",
-        aggregation: Optional[Aggregation] = None,
+        show_time: Union[bool, str] = False,
+        counters: Sequence[str] = (),
+        interval_counters: Sequence[str] = (),
+        summary_fields: Optional[Mapping[str, Any]] = None,
+        constants: Optional[Callable[[Settings], Mapping[str, object]]] = None,
+        kernel_constants: Optional[Callable[[Settings, Any], Mapping[str, object]]] = None,
+        enrich: Optional[Callable[[Values, Settings], Optional[Values]]] = None,
+        identity: Optional[Callable[[Values], object]] = None,
+        notes: Optional[Callable[[Values, Settings], Notes]] = None,
+        histogram_notes: Optional[Callable[[Sequence[Values]], Iterable[str]]] = None,
+        count_unseen: Optional[Callable[[Mapping[str, int], Mapping[str, int], Any], int]] = None,
+        pending_state: Optional[Callable[[int, Mapping[str, Any]], tuple[Values, Notes]]] = None,
+        compare_devices: Optional[Callable[[Any, Any, Settings], tuple[Values, Notes]]] = None,
     ) -> None:
         self.doc = written(doc, str(sys._getframe(1).f_globals.get("__file__", "")))
-        head = self.doc.partition("\n")[0]
-        self.name, _, self.summary = head.partition(" - ")
+        self.name, _, self.summary = self.doc.partition("\n")[0].partition(" - ")
         self.probes = tuple(probes)
         self.event = event
+        self.event_option = event_option
+        self.events_unless = events_unless
         self.histogram = histogram
+        self.tables = (table,) if isinstance(table, Table) else tuple(table or ())
+        self.aggregation = aggregation
+        self.totals = totals
+        self.pending = pending
+        self.uprobes = uprobes
+        self.maps = tuple(maps)
         self.own_options = (*options, *(OWNER_OPTIONS if owners else ()))
         self.no_filter = no_filter
-        self.counters = tuple(counters)
-        self.owners = owners
         self.interval = interval or bool(histogram or table)
-        self.constants = constants
-        self.hooks = dict(hooks or {})
-        self.maps = tuple(maps)
-        self.summary_fields = dict(summary_fields or {})
-        self.tables = (table,) if isinstance(table, Table) else tuple(table or ())
-        self.table = self.tables[0] if self.tables else None
-        self.event_option = event_option
-        self.interval_counters = tuple(interval_counters)
-        self.show_time = show_time
-        self.totals = totals
+        self.owners = owners
         self.refresh_owners = refresh_owners
-        self.events_unless = events_unless
-        self.pending = pending
-        self.watch = watch
-        self.aggregation = aggregation
+        self.show_time = show_time
+        self.counters = tuple(counters)
+        self.interval_counters = tuple(interval_counters)
+        self.summary_fields = dict(summary_fields or {})
+        self.constants = constants
+        self.kernel_constants = kernel_constants
+        self.enrich = enrich
+        self.identity = identity
+        self.notes = notes
+        self.histogram_notes = histogram_notes
+        self.count_unseen = count_unseen
+        self.pending_state = pending_state
+        self.compare_devices = compare_devices
 
     @property
     def all_probes(self) -> tuple[Probe, ...]:
         """The tool's own probes and the shared ones, those of options that are off included."""
-        if not self.owners:
-            return self.probes
-        follows = any(probe.name == "state" for probe in self.probes)
-        return (
-            *self.probes,
-            *(p for p in OWNER_PROBES if not (follows and p.name == "owner_state")),
-        )
+        return (*self.probes, *(owner_probes(self.probes) if self.owners else ()))
 
     @property
     def records(self) -> list[type[Record]]:
@@ -130,17 +152,17 @@ class Tool:
         return (*(option for option in shared if option.name not in own), *self.own_options)
 
     @property
-    def refused(self) -> tuple[Option, ...]:
+    def unsupported_options(self) -> tuple[Option, ...]:
         """Common options that make no sense for this tool: a usage error, never ignored."""
         honoured = {option.name for option in self.options}
         everything = (*EVENT_LIMITS, *FILTERS)
         return tuple(option for option in everything if option.name not in honoured)
 
     def has_events(self, settings: Mapping[str, Any]) -> bool:
-        """Tell whether the tool emits events with these settings."""
-        asked = not self.event_option or settings.get(self.event_option)
-        refused = self.events_unless and settings.get(self.events_unless)
-        return self.event is not None and bool(asked and not refused)
+        """Return whether the tool emits events with these settings."""
+        on = not self.event_option or settings.get(self.event_option)
+        off = self.events_unless and settings.get(self.events_unless)
+        return self.event is not None and bool(on and not off)
 
     def shows_owners(self, settings: Mapping[str, Any]) -> bool:
         """Return whether filters or columns in use depend on who owns a socket."""
@@ -152,6 +174,13 @@ class Tool:
             settings.get(option.name) for option in PROCESS
         )
 
+    def histogram_of(self, settings: Mapping[str, Any]) -> Optional[Histogram]:
+        """Return the histogram that the tool makes with these settings."""
+        declared = self.histogram
+        if not declared or (declared.option and not settings.get(declared.option)):
+            return None
+        return declared
+
     def tables_of(self, settings: Mapping[str, Any]) -> list[Table]:
         """Return the tables that the tool makes with these settings."""
         return [table for table in self.tables if not table.option or settings.get(table.option)]
@@ -161,8 +190,8 @@ class Tool:
         return sections_of(self.doc)
 
     @property
-    def refusal(self) -> str:
-        """Why the tool refuses some common options, as the end of a sentence."""
+    def unsupported_reason(self) -> str:
+        """Why the tool does not support some common options, as the end of a sentence."""
         return self.no_filter or "it has nothing that this could apply to"
 
 

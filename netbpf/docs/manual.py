@@ -85,9 +85,9 @@ def _options(tool: Tool) -> Iterator[Block]:
     yield Paragraph(memory_words(tool))
     if cost_words(tool.name):
         yield Paragraph(cost_words(tool.name))
-    if tool.refused:
-        flags = ", ".join(option.flags[-1] for option in tool.refused)
-        yield Paragraph(f"Refused as a usage error, since {tool.refusal}: {flags}.")
+    if tool.unsupported_options:
+        flags = ", ".join(option.flags[-1] for option in tool.unsupported_options)
+        yield Paragraph(f"Refused as a usage error, since {tool.unsupported_reason}: {flags}.")
 
 
 # --- fields ---------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def options_table(tools: Sequence[Tool]) -> str:
     rows = []
     for option in (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS):
         spelling, meaning = option_words(option)
-        refusing = [f"`{tool.name}`" for tool in tools if option in tool.refused]
+        refusing = [f"`{tool.name}`" for tool in tools if option in tool.unsupported_options]
         rows.append((f"`{spelling}`", meaning, ", ".join(refusing)))
     return _table(("option", "meaning", "not in"), rows)
 

@@ -154,7 +154,7 @@ class Confinement:
         sign = bool(self._settings.get("ready_file"))
         return syscall_filter.prepared(
             syscall_filter.Allowed(
-                namespaces=looks, sign=sign, apart=bool(self._tool and self._tool.watch)
+                namespaces=looks, sign=sign, apart=bool(self._tool and self._tool.uprobes)
             )
         )
 

@@ -36,7 +36,7 @@ _PAUSE = 0.05  # seconds until a signal is noticed
 _AT_ONCE = 64  # messages
 
 
-class Watch(Result):
+class UprobeManager(Result):
     """Holds the tool's uprobes; a shape that writes nothing but what is covered."""
 
     def __init__(self, tool: Tool, settings: Mapping[str, Any], attached: Attached) -> None:

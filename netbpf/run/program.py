@@ -12,17 +12,17 @@ from netbpf.bpf.attach import attach, release
 from netbpf.bpf.compiler import compile_and_load
 from netbpf.bpf.loader import Loaded
 from netbpf.bpf.maps import possible_cpus
-from netbpf.declare.memory import in_words
+from netbpf.declare.memory import format_size
 from netbpf.declare.network import KernelStack
 from netbpf.declare.owners import OWNER_PROBES
-from netbpf.declare.probes import Iterator, Probe
+from netbpf.declare.probes import Iterator, Probe, Role
 from netbpf.declare.record import AmendedEvent
 from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, NetbpfError, UsageError
 from netbpf.kernel import thread_stacks
 from netbpf.kernel.btf import FUNC, Btf
 from netbpf.kernel.counters import Source
-from netbpf.kernel.inspect import LiveKernel
+from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.select import Selection, select
 from netbpf.system.privileges import refusal
 
@@ -50,9 +50,14 @@ class Attached:
         self.left = thread_stacks.left
         self.closers: list[Callable[[], None]] = []
 
+    def with_role(self, role: Role) -> list[int]:
+        """Return the links of the probes that have a role."""
+        names = [s.probe.name for s in self.selections if s.probe.role is role]
+        return [link for name in names for link in self.links.get(name, ())]
+
     @property
-    def lacking(self) -> set[str]:
-        """The columns that the probes in use cannot tell."""
+    def missing(self) -> set[str]:
+        """The columns that the probes in use cannot fill."""
         return {name for c in self.selections if c.alternative for name in c.alternative.loses}
 
     def attach_targets(self) -> None:
@@ -151,7 +156,6 @@ def _start(
     probes = probes_of(tool, settings)
     forced = parse_forced(settings.get("probe"))
     text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")
-    manifests = layout.manifests(text)
     refused: dict[tuple[str, str], str] = {}
 
     def find_target(function: str) -> int:
@@ -160,13 +164,8 @@ def _start(
 
     while True:
         selections = select(probes, kernel, refused, forced)
-        cpus = f"#define CPUS {possible_cpus()}"  # see LRU_ENTRIES
-        header = layout.header(kernel, manifests, selections)
-        headers = {
-            "kernel.h": "\n".join([*defines, cpus, header, generate.enums(tool, text)]),
-            "records.h": generate.structs(tool),
-        }
-        program = text + generate.entries(kernel, selections, text)
+        headers, entries = generated(tool, text, kernel, selections, defines)
+        program = text + entries
         try:
             maps = maps_of(tool, settings)
             loaded = compile_and_load(program, headers, selections, maps, find_target, say)
@@ -186,12 +185,37 @@ def _start(
             refused[error.probe, kind] = error.message
 
 
+def generated(
+    tool: Tool,
+    text: str,
+    kernel: Kernel,
+    selections: Sequence[Selection],
+    defines: Sequence[str] = (),
+) -> tuple[dict[str, str], str]:
+    """Return the headers <netbpf/NAME> by name, and the entries that follow a program's `text`."""
+    cpus = f"#define CPUS {possible_cpus()}"  # see LRU_ENTRIES
+    header = layout.header(kernel, layout.manifests(text), selections)
+    headers = {
+        "kernel.h": "\n".join([*defines, cpus, header, generate.enums(tool, text)]),
+        "records.h": generate.structs(tool),
+    }
+    return headers, generate.entries(kernel, selections, text)
+
+
+def generated_text(tool: Tool, kernel: Kernel) -> str:
+    """Return the C text that is generated for `tool` on `kernel`, with all of its probes."""
+    text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")
+    headers, entries = generated(tool, text, kernel, select(tool.all_probes, kernel))
+    parts = {**{f"<netbpf/{name}>": part for name, part in headers.items()}, "entries": entries}
+    return "\n".join(f"/* {name} */\n{part}" for name, part in parts.items())
+
+
 def memory_words(sizes: Mapping[str, int]) -> str:
     """Return what all maps and buffers take in the kernel, and which take most of it."""
     largest = sorted(sizes.items(), key=lambda pair: -pair[1])[:_MOST_MAPS]
-    named = ", ".join(f"{name} {in_words(size)}" for name, size in largest)
+    named = ", ".join(f"{name} {format_size(size)}" for name, size in largest)
     rest = f", and {len(sizes) - len(largest)} more" if len(sizes) > len(largest) else ""
-    total = in_words(sum(sizes.values()))
+    total = format_size(sum(sizes.values()))
     return f"maps and buffers take {total} of kernel memory: {named}{rest}"
 
 
@@ -206,8 +230,9 @@ def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
         names.append(tool.pending[0])
     if tool.totals:
         names.append("totals")
-    if tool.histogram and tool.histogram.map:
-        names.append(tool.histogram.map)
+    histogram = tool.histogram_of(settings)
+    if histogram and histogram.map:
+        names.append(histogram.map)
     tables = tool.tables_of(settings)
     names += [table.map for table in tables]
     keys = [column for table in tables for column in table.key.columns]

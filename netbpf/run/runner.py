@@ -216,7 +216,7 @@ class Run:
 
     def _look_at_clock(self) -> None:
         self.steps.clear()
-        if self.clock.look():
+        if self.clock.resync():
             self.shape.note("the wall clock was set meanwhile: times before and after differ")
 
     def _defines(self) -> list[str]:
@@ -226,12 +226,14 @@ class Run:
         lines += filter_defines(self.settings)
         netns = netns_of(self.settings) or os.stat("/proc/self/ns/net").st_ino
         lines.append(f"#define COUNTED_NETNS {at_load(netns)}")  # whose counters the summary tells
-        own = self.tool.constants(self.settings) if self.tool.constants else {}
+        own = dict(self.tool.constants(self.settings)) if self.tool.constants else {}
+        for option in self.tool.own_options:
+            own.update(option.constant(self.settings.get(option.name)))
         return [*lines, *(f"#define {name} {value}" for name, value in own.items())]
 
     def _named_constants(self) -> list[str]:
         # What a tool must ask the kernel for before compiling: numbers of reasons, addresses.
-        ask = self.tool.hooks.get("named_constants")
+        ask = self.tool.kernel_constants
         found = ask(self.settings, self.names) if ask else {}
         return [f"#define {name} {value}" for name, value in found.items()]
 
@@ -257,9 +259,9 @@ class Run:
             print(f"netbpf: {message}", file=sys.stderr)
 
     def _unseen(self, totals: dict[str, int]) -> dict[str, int]:
-        unseen = self.tool.hooks.get("unseen")
+        count = self.tool.count_unseen
         counters = self.tally.own
-        return {"unseen": unseen(totals, counters, self.attached.lacking)} if unseen else {}
+        return {"unseen": count(totals, counters, self.attached.missing)} if count else {}
 
     def _summarise(self, end: int, cost: dict[str, Any], lost: dict[str, int]) -> int:
         summary = summary_of(

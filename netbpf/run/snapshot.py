@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from glob import glob
 from threading import Thread
 from typing import Any
 
+from netbpf.declare.probes import Role
 from netbpf.run.program import Attached
 from netbpf.system.links import open_iterator, run_iterator
 from netbpf.system.syscalls import enter_network
 
 
 def take_snapshot(attached: Attached) -> None:
-    """Tell the program who owns the sockets that exist now, if it has a probe for that."""
-    run_iterators(attached, "snapshot")
+    """Record the owners of the sockets that exist now, if the tool has a probe for that."""
+    run_iterators(attached.with_role(Role.SNAPSHOT))
 
 
-def run_iterators(attached: Attached, probe: str) -> None:
-    """Run the iterator `probe` for what it does to maps, if it is there."""
-    for link in attached.links.get(probe, ()):
+def run_iterators(links: Iterable[int]) -> None:
+    """Run iterators for what they do to maps."""
+    for link in links:
         run_iterator(link)
 
 
-def run_in_namespaces(attached: Attached, probe: str, netns: int = 0) -> None:
-    """Run the iterator `probe`, over sockets, in each network namespace or in `netns` (an inode).
+def run_in_namespaces(links: Sequence[int], netns: int = 0) -> None:
+    """Run iterators over sockets in each network namespace or in `netns` (an inode).
 
-    It shows those of the namespace in which it is opened, listeners first, and ends as soon as it
-    writes something.
+    An iterator shows the sockets of the namespace in which it is opened, listeners first, and ends
+    as soon as it writes something.
     """
-    links = attached.links.get(probe, ())
     for namespace in _namespaces(netns) if links else ():
-        thread = Thread(target=_run_inside, args=(namespace, links))  # only that one changes over
+        thread = Thread(target=_run_inside, args=(namespace, links))  # only it changes namespace
         thread.start()
         thread.join()
 
@@ -47,7 +47,7 @@ def _namespaces(netns: int) -> list[str]:
     return [path for inode, path in found.items() if not netns or inode == netns]
 
 
-def _run_inside(path: str, links: list[int]) -> None:
+def _run_inside(path: str, links: Sequence[int]) -> None:
     with suppress(OSError):  # the process has ended, or what is there is no namespace
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -62,11 +62,9 @@ def _run_inside(path: str, links: list[int]) -> None:
                 os.close(iterator)
 
 
-def read_records(
-    attached: Attached, probe: str, layout: struct.Struct
-) -> Iterator[tuple[Any, ...]]:
-    """Run the iterator `probe` and yield the records that it writes."""
-    for link in attached.links.get(probe, ()):
+def read_records(links: Iterable[int], layout: struct.Struct) -> Iterator[tuple[Any, ...]]:
+    """Run iterators and yield the records that they write."""
+    for link in links:
         fd = open_iterator(link)
         try:
             data = b""

@@ -72,8 +72,7 @@ def add_notes(
     """Add the remarks on a result that follow from what it is."""
     notes = summary["notes"]
     notes += tally.notes(shape.namespaces)
-    review = tool.hooks.get("review")
-    notes += review({**summary, "own": tally.own}, settings) if review else []
+    notes += tool.notes({**summary, "own": tally.own}, settings) if tool.notes else []
     if shape.empty and narrowed:
         notes.append(f"nothing was seen that passes {' and '.join(narrowed)}")
     if ids_differ():

@@ -85,7 +85,7 @@ from netbpf.declare import (
 from netbpf.declare.calls import SIGNAL
 from netbpf.declare.columns import is_cut
 from netbpf.declare.lookups import FUNCTIONS, GO_PROBES, LIBC_PROBES
-from netbpf.declare.options import milliseconds, nanoseconds, words
+from netbpf.declare.options import milliseconds, nanoseconds, nonempty
 
 CUT = {0: None, 1: "host", 2: "service", 3: "host,service"}
 
@@ -122,7 +122,7 @@ class HostKey(Record):
     host = HostName("name asked for, or address")
 
 
-def enrich(values, settings):  # type: ignore[no-untyped-def]
+def enrich(values, settings):
     """Apply --host, and --min-ms to lookups that still wait: C filters neither."""
     host = (values["host"] or "").lower().rstrip(".")
     if settings["host"] and not fnmatch.fnmatchcase(host, settings["host"].lower()):
@@ -132,7 +132,7 @@ def enrich(values, settings):  # type: ignore[no-untyped-def]
     return values if values["latency_us"] >= (settings["min_ms"] or 0) * 1000 else None
 
 
-def headline(found, _):  # type: ignore[no-untyped-def]
+def headline(found, _):
     """Return the number of lookups and their average as a headline."""
     number, average = found["count"], found["sum"] / found["count"] / 1000
     return {"headline": f"lookups: {number}, average {average:.2f} ms"}
@@ -167,7 +167,7 @@ TOOL = Tool(
         *NETNS,
         Option("--min-ms", metavar="MS", parse=milliseconds, help="only lookups that take as long"),
         Option("--failed", help="only lookups that do not succeed"),
-        Option("--host", metavar="GLOB", parse=words, help="only names such as '*.example.com'"),
+        Option("--host", metavar="GLOB", parse=nonempty, help="only names such as '*.example.com'"),
         Option("--histogram", help="show a distribution per name instead of single lookups"),
     ),
     no_filter="a lookup has no socket of its own",
@@ -175,11 +175,11 @@ TOOL = Tool(
         "MIN_NS": nanoseconds(settings["min_ms"]),
         "FAILED_ONLY": int(settings["failed"]),
     },
-    hooks={"enrich": enrich},
+    enrich=enrich,
     maps=("execs", "programs_seen"),
     show_time="seconds",
     pending=("calls", "latency_us"),
-    watch="lookups",
+    uprobes="lookups",
     summary_fields={
         "pending": {**_NUMBER, "description": "lookups that had not ended"},
         "abandoned": {

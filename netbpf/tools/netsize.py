@@ -75,7 +75,9 @@ class SizeKey(Record):
 
 
 class SizeSums(Record):
-    """What is summed besides the sizes."""
+    """What is summed with the sizes."""
+
+    cstruct = "sizes"
 
     small = Count("packets smaller than 128 bytes")
     wire_packets = Count("packets on the wire, estimated")
@@ -86,7 +88,7 @@ class SizeSums(Record):
     hardware = Count("not 0 for a device with hardware of its own")
 
 
-def describe(found, sums):  # type: ignore[no-untyped-def]
+def describe(found, sums):
     """Add averages, the share of small packets, and the merge factor."""
     packets, total = found["count"] or 1, found["sum"]
     wire = sums["wire_bytes"] / (sums["wire_packets"] or 1)
@@ -107,8 +109,8 @@ def describe(found, sums):  # type: ignore[no-untyped-def]
     return {**more, "headline": headline}
 
 
-def conclude(histograms):  # type: ignore[no-untyped-def]
-    """Name the devices that GRO never saw."""
+def conclude(histograms):
+    """Return a note for each device whose packets never passed GRO."""
     ways: dict[str, set[str]] = {}
     for one in histograms:
         if one["key"]["point"] == "nic_recv":
@@ -120,7 +122,7 @@ def conclude(histograms):  # type: ignore[no-untyped-def]
     ]
 
 
-# What a point cannot see of a device's packets.
+# Packets of a device that pass no probe of a point.
 _BEHIND = (
     "received {} packets more than pass a probe: another device handed them over (macvlan, ipvlan, "
     "VLAN, bond, team), or XDP took them"
@@ -132,8 +134,8 @@ _AROUND = (
 _WAY_OF_POINTS = (("received", "nic_recv", _BEHIND), ("sent", "nic_send", _AROUND))
 
 
-def devices_own(histograms, risen, settings):  # type: ignore[no-untyped-def]
-    """Compare with what the devices counted themselves: at least so many packets were not seen."""
+def devices_own(histograms, risen, settings):
+    """Compare with the devices' own counters: return how many packets at least were not seen."""
     seen = {tuple(one["key"].values()): one for one in histograms}
     found, notes = [], []
     for (netns, dev), counted in sorted(risen.items()):
@@ -155,18 +157,20 @@ def devices_own(histograms, risen, settings):  # type: ignore[no-untyped-def]
     return {"devices": found}, notes
 
 
-def constants(settings):  # type: ignore[no-untyped-def]
+def constants(settings):
     """Return the filter of devices."""
     names = settings["interface"]
     return {"FILTER_DEV(a, b)": one_of_names("a", "b", names)} if names else {}
 
 
-def _point(name: str, event: str, optional: bool = False) -> Probe:
+def _packets(name: str, event: str, point: str, way: str = "OTHER") -> Probe:
+    """Return the probe of packets at one point; `way` is how a device hands them over."""
+    more = (f"POINT_{point}", f"WAY_{way}")
     return Probe(
         name,
-        RawTracepoint(event, args=("skb",)),
-        Tracepoint(f"net:{event}", args=("skbaddr",)),
-        optional=optional,
+        RawTracepoint(event, args=("skb", *more), call="on_packet"),
+        Tracepoint(f"net:{event}", args=("skbaddr", *more), call="on_packet"),
+        optional=point == "NIC_RECV",
     )
 
 
@@ -192,14 +196,14 @@ TOOL = Tool(
         },
     ),
     probes=(
-        _point("gro", "napi_gro_receive_entry", optional=True),
-        _point("gro_frags", "napi_gro_frags_entry", optional=True),
-        _point("netif_rx", "netif_rx", optional=True),
-        _point("direct", "netif_receive_skb_entry", optional=True),
-        _point("direct_list", "netif_receive_skb_list_entry", optional=True),
-        _point("stack_recv", "netif_receive_skb"),
-        _point("stack_send", "net_dev_queue"),
-        _point("nic_send", "net_dev_start_xmit"),
+        _packets("gro", "napi_gro_receive_entry", "NIC_RECV", "GRO"),
+        _packets("gro_frags", "napi_gro_frags_entry", "NIC_RECV", "GRO"),
+        _packets("netif_rx", "netif_rx", "NIC_RECV", "NETIF_RX"),
+        _packets("direct", "netif_receive_skb_entry", "NIC_RECV", "DIRECT"),
+        _packets("direct_list", "netif_receive_skb_list_entry", "NIC_RECV", "DIRECT"),
+        _packets("stack_recv", "netif_receive_skb", "STACK_RECV"),
+        _packets("stack_send", "net_dev_queue", "STACK_SEND"),
+        _packets("nic_send", "net_dev_start_xmit", "NIC_SEND"),
         Probe(
             "sent",
             RawTracepoint("net_dev_xmit", args=("skb", "rc")),
@@ -221,7 +225,8 @@ TOOL = Tool(
     ),  # fmt: skip
     no_filter="it counts packets at devices, before anything is known of processes and sockets",
     constants=constants,
-    hooks={"conclude": conclude, "devices": devices_own},
+    histogram_notes=conclude,
+    compare_devices=devices_own,
     summary_fields={
         "devices": {
             "type": "array",

@@ -68,6 +68,7 @@ from netbpf.declare import (
     Probe,
     RawTracepoint,
     Record,
+    Role,
     Row,
     Table,
     Text,
@@ -77,7 +78,7 @@ from netbpf.declare import (
 )
 from netbpf.declare.constants import in_ranges, one_of, one_of_names
 from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol, end
-from netbpf.declare.options import by_name, count, devices, ports, words
+from netbpf.declare.options import by_name, count, devices, nonempty, ports
 from netbpf.declare.reasons import (
     ACKED,
     HARMLESS,
@@ -186,7 +187,7 @@ class Totals(Record):
     unread = Count("packets that -4, -6 or --port left out, as their headers could not be read")
 
 
-def trim(stack, location):  # type: ignore[no-untyped-def]
+def trim(stack, location):
     """Return the stack from the function that dropped the packet on, without those that free it."""
     names = [frame.partition("+")[0] for frame in stack or ()]
     place = location.partition("+")[0]
@@ -196,7 +197,7 @@ def trim(stack, location):  # type: ignore[no-untyped-def]
 _OF_THE_KEY = ("reason", "location", "proto", "dev", "netns", "harmless", "socket")
 
 
-def rows(groups, settings):  # type: ignore[no-untyped-def]
+def rows(groups, settings):
     """Return a row per place and reason, most packets first."""
     found = []
     for key, sums in groups:
@@ -212,19 +213,19 @@ def rows(groups, settings):  # type: ignore[no-untyped-def]
     return sorted(found, key=lambda row: -row["count"])
 
 
-def explain(found):  # type: ignore[no-untyped-def]
+def explain(found):
     """Yield the sentence of each reason, for --explain."""
     for row in found:
         if row["meaning"]:
             yield row["reason"], f"{row['reason']}: {row['meaning']}"
 
 
-def no_addresses(values, settings):  # type: ignore[no-untyped-def]
+def no_addresses(values, settings):
     """Empty the addresses of packets that are not IP."""
     return values if values["family"] else {**values, "saddr": None, "daddr": None}
 
 
-def review(summary, settings):  # type: ignore[no-untyped-def]
+def review(summary, settings):
     """Note what was hidden, and what no program can see."""
     hidden, notes = summary["totals"]["hidden"], []
     (drop,) = [probe for probe in summary["probes"] if probe["name"] == "drop"]
@@ -244,7 +245,7 @@ def review(summary, settings):  # type: ignore[no-untyped-def]
     return notes
 
 
-def constants(settings):  # type: ignore[no-untyped-def]
+def constants(settings):
     """Return the C constants of this tool's options."""
     found = {"USE_STACKS": settings["stack"], "SHOW_ALL": settings["all"]}
     found = {name: 1 for name, wanted in found.items() if wanted}
@@ -255,7 +256,7 @@ def constants(settings):  # type: ignore[no-untyped-def]
     return found
 
 
-def named_constants(settings, names):  # type: ignore[no-untyped-def]
+def named_constants(settings, names):
     """Return the numbers of reasons, and places in the kernel where it names no socket."""
     known = names.reasons
     single = ("NOT_SPECIFIED", "SOCKET_CLOSE", "TCP_OLD_ACK", "TCP_FASTOPEN")
@@ -283,7 +284,7 @@ TOOL = Tool(
     __doc__,
     event=Drop,
     event_option="events",
-    table=Table("drops", DropKey, DropSums, DropRow, rows, alarm=explain, refresh=("stale",)),
+    table=Table("drops", DropKey, DropSums, DropRow, rows, warn=explain, refresh=("stale",)),
     totals=Totals,
     probes=(
         Probe(
@@ -301,14 +302,14 @@ TOOL = Tool(
             Tracepoint("tcp:tcp_receive_reset", args=("skaddr",)),
             optional=True,
         ),
-        Probe("stale", Iterator("bpf_map_elem", over="owners"), optional=True),
+        Probe("stale", Iterator("bpf_map_elem", over="owners"), role=Role.STALE, optional=True),
     ),
     owners=True,
     refresh_owners="socket",
     options=(
         Option("--events", help="a line for each packet, too"),
         Option("--all", help="show also frees that are known to lose nothing"),
-        Option("--reason", metavar="LIST", parse=words,
+        Option("--reason", metavar="LIST", parse=nonempty,
                help="only these reasons, by name or number (NO_SOCKET,NETFILTER_DROP)"),
         Option("--dev", metavar="LIST", parse=devices, help="only these network devices"),
         Option("--port", metavar="LIST", parse=ports,
@@ -342,5 +343,7 @@ TOOL = Tool(
         "Raw.*.drops", "Raw6.*.drops", "Packet.*.drops",
     ),
     constants=constants,
-    hooks={"enrich": no_addresses, "review": review, "named_constants": named_constants},
+    enrich=no_addresses,
+    notes=review,
+    kernel_constants=named_constants,
 )  # fmt: skip

@@ -40,9 +40,6 @@ LIMITS
   accepts are no lines: see the queue, or tcpsynbl.
 """
 
-from array import array
-from collections import Counter
-
 from netbpf.declare import (
     NETNS,
     PROCESS,
@@ -70,7 +67,7 @@ from netbpf.declare import (
     Tracepoint,
     Uid,
 )
-from netbpf.declare.aggregation import Aggregation, percentile
+from netbpf.declare.aggregation import Aggregation, Largest, Last, MostCommon, Number, Percentile
 from netbpf.declare.calls import RING, SIGNAL
 from netbpf.declare.sockets import AnyAddr, BoundAddr, CallResult, Elapsed, SockProto
 from netbpf.declare.states import GONE, state_probe
@@ -114,64 +111,44 @@ class Totals(Record):
     restarted = Count("calls that a signal interrupted and the kernel began again")
 
 
+def accepted(values, ended):
+    """Return whether an accept returned a connection."""
+    return not values["errno"]
+
+
+def failed(values, ended):
+    """Return whether an accept failed."""
+    return values["errno"]
+
+
 class ListenerRow(Row):
     """A listener in an interval."""
 
     listener = Addr("address that it is bound to, or its path", header="ADDRESS")
     lport = Port("its port", header="PORT")
-    comm = Comm("process that accepted last", width=15, header="PROCESS")
-    accepts = Count("connections accepted", width=7)
-    errors = Count("accepts that failed", width=6)
-    p50_us = Elapsed("median wait", header="P50(us)", width=7)
-    p99_us = Elapsed("99 % waited no longer", header="P99(us)", width=7)
-    queue = Count("longest queue after an accept", width=5)
-    queue_max = Count("how many may be in there", header="MAX", width=5)
-    top_error = Errno("the most frequent error", width=24, wide=True)
-    pid = Pid("process that accepted last", wide=True)
+    comm = Comm("process that accepted last", width=15, header="PROCESS", over=Last("comm"))
+    accepts = Count("connections accepted", width=7, over=Number(when=accepted))
+    errors = Count("accepts that failed", width=6, over=Number(when=failed))
+    p50_us = Elapsed("median wait", header="P50(us)", width=7, over=Percentile("wait_us", 50))
+    p99_us = Elapsed(
+        "99 % waited no longer", header="P99(us)", width=7, over=Percentile("wait_us", 99)
+    )
+    queue = Count("longest queue after an accept", width=5, over=Largest("queue"))
+    queue_max = Count("its limit", header="MAX", width=5, over=Last("queue_max"))
+    top_error = Errno("the most frequent error", width=24, wide=True, over=MostCommon("errno"))
+    pid = Pid("process that accepted last", wide=True, over=Last("pid"))
     proto = SockProto(_PROTO, wide=True)
     netns = Netns()
 
 
-class Listener:
-    """The accepts of one listener in an interval."""
-
-    def __init__(self) -> None:
-        """Begin without accepts."""
-        self.waits = array("Q")
-        self.errors: Counter[str] = Counter()
-        self.accepts = 0
-        self.queue = self.queue_max = None
-
-    def add(self, values, ended):  # type: ignore[no-untyped-def]
-        """Add an accept."""
-        self.pid, self.comm = values["pid"], values["comm"]
-        if values["errno"]:
-            self.errors[values["errno"]] += 1
-        else:
-            self.accepts += 1
-        if values["wait_us"] is not None:
-            self.waits.append(values["wait_us"])
-        if values["queue"] is not None:
-            self.queue = max(self.queue or 0, values["queue"])
-            self.queue_max = values["queue_max"]
-
-    def row(self):  # type: ignore[no-untyped-def]
-        """Return the row."""
-        waits = sorted(self.waits)
-        row = {n: getattr(self, n) for n in ("pid", "comm", "accepts", "queue", "queue_max")}
-        row.update({f"p{p}_us": percentile(waits, p) for p in (50, 99)})
-        top = self.errors.most_common(1)
-        return {**row, "errors": sum(self.errors.values()), "top_error": top[0][0] if top else None}
-
-
-def enrich(values, settings):  # type: ignore[no-untyped-def]
+def enrich(values, settings):
     """Name a unix listener by its path."""
     if values["family"] == "unix":
         values["listener"] = values["laddr"]
     return values
 
 
-def constants(settings):  # type: ignore[no-untyped-def]
+def constants(settings):
     """Return the C constants of --tcp and --errors; a summary counts all accepts."""
     wanted = {"ONLY_TCP": settings["tcp"], "ONLY_ERRORS": settings["errors"]}
     if settings["summary"]:
@@ -221,8 +198,8 @@ TOOL = Tool(
     counters=("Tcp.PassiveOpens", "TcpExt.ListenOverflows", "TcpExt.ListenDrops"),
     totals=Totals,
     aggregation=Aggregation(
-        ListenerRow, ("netns", "proto", "listener", "lport"), Listener, "accepts",
-        lambda row, settings: bool(row["errors"]) or not settings["errors"],
+        ListenerRow, ("netns", "proto", "listener", "lport"), order="accepts",
+        having=lambda row, settings: row["errors"] or not settings["errors"],
     ),
-    hooks={"enrich": enrich},
+    enrich=enrich,
 )  # fmt: skip

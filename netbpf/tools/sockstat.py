@@ -144,7 +144,7 @@ class ProcessRow(Row):
     top_error = Errno("its most frequent error", wide=True)
 
 
-def by_protocol(groups, settings):  # type: ignore[no-untyped-def]
+def by_protocol(groups, settings):
     """Return the rows of all operations, in the order of OPS and PROTOS or of --sort."""
     names = ("op",) if settings["no_split"] else ("op", "proto")
     rows = sorted(tally(groups, *names), key=lambda row: [ORDER.index(row[n]) for n in names])
@@ -153,7 +153,7 @@ def by_protocol(groups, settings):  # type: ignore[no-untyped-def]
     return [{"op": row["op"], "proto": None, **row} for row in rows]
 
 
-def busiest(groups, settings):  # type: ignore[no-untyped-def]
+def busiest(groups, settings):
     """Return the processes with the most of --sort of each operation, calls in a tie."""
     comms = {key["pid"]: key["comm"] for key, _ in groups}
     most = settings["sort"] or SORTABLE[0]
@@ -165,14 +165,14 @@ def busiest(groups, settings):  # type: ignore[no-untyped-def]
     return found
 
 
-def constants(settings):  # type: ignore[no-untyped-def]
+def constants(settings):
     """Count by process only with --top."""
     if settings["top"] and settings["output"] == "csv":
         raise UsageError("--top has no place in CSV: it has other columns", "use --json")
     return {"BY_PROCESS": 1} if settings["top"] else {}
 
 
-def review(_, settings):  # type: ignore[no-untyped-def]
+def review(_, settings):
     """Name the column by which --top ranks processes."""
     if not settings["top"]:
         return []
@@ -216,5 +216,5 @@ TOOL = Tool(
     counters=COUNTERS,
     interval_counters=COUNTERS,
     constants=constants,
-    hooks={"review": review},
+    notes=review,
 )

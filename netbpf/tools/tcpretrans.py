@@ -49,35 +49,9 @@ LIMITS
 import time
 from typing import Any
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    Addr,
-    Cgroup,
-    Column,
-    Comm,
-    Count,
-    Enum,
-    Event,
-    Family,
-    Fentry,
-    Kprobe,
-    Micros,
-    Netns,
-    Option,
-    Owner,
-    Pid,
-    Port,
-    Probe,
-    RawTracepoint,
-    Record,
-    Row,
-    Table,
-    Tool,
-    Tracepoint,
-    Uid,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Table, Tool, sums
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
 from netbpf.declare.network import Endpoint, IpVersion, SendError, Share
 from netbpf.declare.resends import CA_STATES, KINDS, Kind, Local, Remote, State
 from netbpf.declare.states import state_probe
@@ -90,27 +64,27 @@ class Retransmission(Event):
 
     cstruct = "retransmission"
 
-    pid = Pid("process that owns the socket", width=6)
-    owner = Owner("how the owner is known: exact, snapshot or unknown", wide=True)
+    pid = c.Pid("process that owns the socket", width=6)
+    owner = c.Owner("how the owner is known: exact, snapshot or unknown", wide=True)
     family = IpVersion("address family, IPv4-mapped counts as ipv4", header="IP")
     laddr = Local("local address", "lport", header="LADDR:LPORT")
-    lport = Port("local port", text=False)
+    lport = c.Port("local port", text=False)
     raddr = Remote("remote address", "rport", header="T> RADDR:RPORT")
-    rport = Port("remote port", text=False)
+    rport = c.Port("remote port", text=False)
     state = State("TCP state")
-    comm = Comm("name of the process", width=9)
+    comm = c.Comm("name of the process", width=9)
     kind = Kind("SYN, SYNACK, RTO, FAST, TLP, FAILED, or PROBE (-l)", KINDS, header="KINDxN")
-    segs = Count("segments", ctype="u32", width=4, wide=True)
-    len = Count("bytes of data", ctype="u32", width=5, wide=True)
-    seq = Column("first sequence number", option="sequence", width=10)
-    attempt = Count("the how manyth attempt to send it again", ctype="u32", width=7, wide=True)
-    rto_us = Micros("retransmission timeout in force", wide=True, width=8)
-    srtt_us = Micros("smoothed round trip time", wide=True, width=8)
+    segs = c.Count("segments", ctype="u32", width=4, wide=True)
+    len = c.Count("bytes of data", ctype="u32", width=5, wide=True)
+    seq = c.Column("first sequence number", option="sequence", width=10)
+    attempt = c.Count("the how manyth attempt to send it again", ctype="u32", width=7, wide=True)
+    rto_us = c.Micros("retransmission timeout in force", wide=True, width=8)
+    srtt_us = c.Micros("smoothed round trip time", wide=True, width=8)
     err = SendError("why nothing was sent", wide=True)
-    ca_state = Enum("congestion: open, disorder, cwr, recovery or loss", CA_STATES, wide=True)
-    uid = Uid("user id of the owner", wide=True)
-    netns = Netns()
-    cgroup = Cgroup()
+    ca_state = c.Enum("congestion: open, disorder, cwr, recovery or loss", CA_STATES, wide=True)
+    uid = c.Uid("user id of the owner", wide=True)
+    netns = c.Netns()
+    cgroup = c.Cgroup()
 
 
 class Flow(Record):
@@ -118,26 +92,23 @@ class Flow(Record):
 
     cstruct = "connection"
 
-    object = Count("address of the socket, or of the request")
-    first_seq = Count("first sequence number", ctype="u32")
+    object = c.Count("address of the socket, or of the request")
+    first_seq = c.Count("first sequence number", ctype="u32")
 
 
-# Segments sent again or not, as seen here; sent again and sent, as the socket counts; these two
-# since the connection began; and whether it is over.
-_SUMS = ("segs", "failed", "retrans", "sent", "all_retrans", "all_sent", "over")
-_ENDS = {
-    "pid": Pid("process"),
-    "netns": Netns(),
-    "lport": Port("local port"),
-    "rport": Port("remote port"),
-    "comm": Comm("its name"),
-    "family": Family("address family"),
-    "laddr": Addr("local address"),
-    "raddr": Addr("remote address"),
+_ENDS: dict[str, Any] = {
+    "pid": c.Pid("process"),
+    "netns": c.Netns(),
+    "lport": c.Port("local port"),
+    "rport": c.Port("remote port"),
+    "comm": c.Comm("its name"),
+    "family": c.Family("address family"),
+    "laddr": c.Addr("local address"),
+    "raddr": c.Addr("remote address"),
 }
-FlowSums = type(
-    "FlowSums", (Record,), {"cstruct": "flow_sums", **{n: Count("") for n in _SUMS}, **_ENDS}
-)
+# segs, failed: segments sent again or not, as seen here. retrans, sent: as the socket counts them,
+# all_*: since the connection began. over: no more can follow.
+FlowSums = sums("flow_sums", "segs failed retrans sent", "all_retrans all_sent over", **_ENDS)
 
 
 class FlowRow(Row):
@@ -145,48 +116,47 @@ class FlowRow(Row):
 
     family = IpVersion("address family, IPv4-mapped counts as ipv4", header="IP")
     laddr = Endpoint("local address", "lport", header="LADDR:LPORT")
-    lport = Port("local port", text=False)
+    lport = c.Port("local port", text=False)
     raddr = Endpoint("remote address", "rport", header="RADDR:RPORT")
-    rport = Port("remote port", text=False)
-    retransmits = Count("segments sent again", width=11)
+    rport = c.Port("remote port", text=False)
+    retransmits = c.Count("segments sent again", width=11)
     share = Share("part of the segments that it sent since its last row, or since it began")
-    pid = Pid("process that owns the socket")
-    comm = Comm("its name", wide=True)
-    failed = Count("segments that could not be sent", wide=True, width=6)
-    sent = Count("segments sent since its last row, or since it began", wide=True)
-    netns = Netns()
+    pid = c.Pid("process that owns the socket")
+    comm = c.Comm("its name", wide=True)
+    failed = c.Count("segments that could not be sent", wide=True, width=6)
+    sent = c.Count("segments sent since its last row, or since it began", wide=True)
+    netns = c.Netns()
 
 
 class Totals(Record):
     """Segments, for comparing with the kernel's counters."""
 
-    segs = Count("segments sent again that passed the filters")
-    failed = Count("segments that could not be sent and passed the filters")
-    in_namespace = Count("segments sent again in one namespace: of --netns, or netbpf's own")
-    failed_there = Count("segments that could not be sent in that namespace")
+    segs = c.Count("segments sent again that passed the filters")
+    failed = c.Count("segments that could not be sent and passed the filters")
+    in_namespace = c.Count("segments sent again in one namespace: of --netns, or netbpf's own")
+    failed_there = c.Count("segments that could not be sent in that namespace")
 
 
-def rows(groups, settings):  # type: ignore[no-untyped-def]
-    """Join the connections between the same ends, one after the other or at once; most first."""
-    none = {"retransmits": 0, "failed": 0, "sent": 0, "again": 0}
-    names = {"segs": "retransmits", "failed": "failed", "sent": "sent", "retrans": "again"}
+def rows(entries, settings):
+    """Add up the connections between the same ends; most retransmissions first."""
+    added = ("segs", "failed", "sent", "retrans")
     joined: dict[tuple[object, ...], dict[str, Any]] = {}
-    for _, sums in groups:
-        ends = {name: sums[name] for name in _ENDS}
-        flow = tuple(ends[n] for n in ("netns", "laddr", "lport", "raddr", "rport"))
-        row = joined.setdefault(flow, {**ends, **none})
+    for _, flow in entries:
+        ends = {name: flow[name] for name in _ENDS}
+        key = tuple(ends[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))
+        row = joined.setdefault(key, {**ends, **dict.fromkeys(added, 0)})
         if ends["pid"]:
             row.update(pid=ends["pid"], comm=ends["comm"])
-        for theirs, ours in names.items():
-            row[ours] += sums[theirs]
+        for name in added:
+            row[name] += flow[name]
     for row in joined.values():
-        again, sent = row.pop("again"), row["sent"]
+        row["retransmits"], again, sent = row.pop("segs"), row.pop("retrans"), row["sent"]
         row["share"] = round(again / sent, 4) if sent else None
         row["sent"] = sent or None
     return sorted(joined.values(), key=lambda row: (-row["retransmits"], -row["failed"]))
 
 
-def unseen(totals, counters, lacking):  # type: ignore[no-untyped-def]
+def unseen(totals, counters, lacking):
     """Return how many segments the kernel counted and showed to no program, at least.
 
     It counts before it sends, failures as well (TCPRetransFail, since 4.8), and shows afterwards.
@@ -198,7 +168,7 @@ def unseen(totals, counters, lacking):  # type: ignore[no-untyped-def]
     return hidden if "err" in lacking else hidden + max(0, failed - totals["failed_there"])
 
 
-def review(summary, settings):  # type: ignore[no-untyped-def]
+def review(summary, settings):
     """Compare with the kernel's own count."""
     totals, counters, own = summary["totals"], summary["counters"], summary["own"]
     failed = own.get("TcpExt.TCPRetransFail", 0)
@@ -217,10 +187,9 @@ def review(summary, settings):  # type: ignore[no-untyped-def]
     return notes
 
 
-def constants(settings):  # type: ignore[no-untyped-def]
-    """Say how long a tick of the kernel is: its timeouts are in ticks."""
-    tick = {"TICK_US": round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e6)}
-    return {**tick, "COUNT_FLOWS": 1} if settings["flows"] else tick
+def constants(settings):
+    """Return the length of a tick of the kernel in us: its timeouts are in ticks."""
+    return {"TICK_US": round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e6)}
 
 
 TOOL = Tool(
@@ -228,28 +197,28 @@ TOOL = Tool(
     event=Retransmission,
     table=Table(
         "flows", Flow, FlowSums, FlowRow, rows, per_cpu=False, option="flows",
-        gauges=("all_retrans", "all_sent", "over"), forget="over",
+        forget="over",
     ),
     events_unless="flows",
     totals=Totals,
     probes=(
-        Probe(
+        p.Probe(
             "retransmit",
-            RawTracepoint("tcp_retransmit_skb", args=("sk", "skb", "err")),
-            Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr", "skbaddr", "err")),
-            RawTracepoint("tcp_retransmit_skb", args=("sk", "skb"), loses=("err",)),
-            Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr", "skbaddr"), loses=("err",)),
+            p.RawTracepoint("tcp_retransmit_skb", args=("sk", "skb", "err")),
+            p.Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr", "skbaddr", "err")),
+            p.RawTracepoint("tcp_retransmit_skb", args=("sk", "skb"), loses=("err",)),
+            p.Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr", "skbaddr"), loses=("err",)),
         ),
-        Probe(
+        p.Probe(
             "synack",
-            RawTracepoint("tcp_retransmit_synack", args=("sk", "req")),
-            Tracepoint("tcp:tcp_retransmit_synack", args=("skaddr", "req")),
+            p.RawTracepoint("tcp_retransmit_synack", args=("sk", "req")),
+            p.Tracepoint("tcp:tcp_retransmit_synack", args=("skaddr", "req")),
         ),
         state_probe("state"),
-        Probe(
+        p.Probe(
             "loss_probe",
-            Fentry("tcp_send_loss_probe", args=("sk",)),
-            Kprobe("tcp_send_loss_probe", args=("sk",)),
+            p.Fentry("tcp_send_loss_probe", args=("sk",)),
+            p.Kprobe("tcp_send_loss_probe", args=("sk",)),
             optional=True,
             option="loss",
         ),
@@ -260,8 +229,9 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("-c", "--flows", help="count per session instead, most first"),
-        Option("-l", "--loss", help="show tail loss probes that send new data, too (PROBE)"),
+        Option("-c", "--flows", define="COUNT_FLOWS",
+               help="count per session instead, most first"),
+        Option("-l", "--loss", help="also show tail loss probes that send new data (PROBE)"),
         Option("-s", "--sequence", help="show sequence numbers"),
     ),
     counters=(
@@ -270,5 +240,6 @@ TOOL = Tool(
         "TcpExt.TCPSlowStartRetrans", "TcpExt.TCPLostRetransmit",
     ),
     constants=constants,
-    hooks={"review": review, "unseen": unseen},
+    notes=review,
+    count_unseen=unseen,
 )  # fmt: skip

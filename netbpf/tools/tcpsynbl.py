@@ -9,7 +9,7 @@ DESCRIPTION
   handshake was completed, per limit of the queue: the backlog that the program asked for in
   listen(), cut at net.core.somaxconn. The kernel lets one more than the limit wait. The table has a
   row per listener that had something to do: its handshakes, both queues, and what it dropped. A
-  listener that drops connections is named on stderr at once, with what to do about it.
+  listener that drops connections is reported on stderr immediately, with advice.
 
 EXAMPLES
   netbpf tcpsynbl                  all listeners, until Ctrl-C
@@ -69,6 +69,7 @@ from netbpf.declare import (
     Row,
     Table,
     Tool,
+    sums,
 )
 from netbpf.declare.backlog import LOST_PROBES, alarm, reasons, review
 from netbpf.declare.states import state_probe
@@ -102,17 +103,13 @@ class Listener(Record):
     laddr = Addr("address")
 
 
-_GAUGES = (
-    "accept_queue", "accept_max", "accept_peak", "accept_limit", "syn_queue", "syn_max", "syn_peak",
-    "dropped_total", "somaxconn", "syn_backlog", "syncookies", "session",
+ListenerSums = sums(
+    "listener_sums", "handshakes syns dropped cookies",
+    gauges="accept_max accept_peak accept_limit syn_max syn_peak dropped_total somaxconn "
+    "syn_backlog syncookies session",
+    shown="accept_queue syn_queue",
+    pid=Pid("process"), comm=Comm("its name"), owner=Owner("how it is known"),
 )  # fmt: skip
-_SUMS = ("handshakes", "syns", "dropped", "cookies", *_GAUGES)
-_OWNER = {"pid": Pid("process"), "comm": Comm("its name"), "owner": Owner("how it is known")}
-ListenerSums = type(
-    "ListenerSums",
-    (Record,),
-    {"cstruct": "listener_sums", **{n: Count("") for n in _SUMS}, **_OWNER},
-)
 
 
 class ListenerRow(Row):
@@ -140,26 +137,23 @@ class ListenerRow(Row):
     netns = Netns()
 
 
-def rows(groups, settings):  # type: ignore[no-untyped-def]
-    """Make a row per listener, those that drop first, then the fullest."""
-    found = [{**key, **sums} for key, sums in groups]
-    found.sort(key=lambda row: (-row["dropped"], -row["accept_max"] / (row["accept_limit"] + 1)))
-    return [{column.name: row[column.name] for column in ListenerRow.columns} for row in found]
+def order(row):
+    """Sort listeners that drop first, then those with the fullest queue."""
+    return (-row["dropped"], -row["accept_max"] / (row["accept_limit"] + 1))
 
 
 TOOL = Tool(
     __doc__,
     histogram=Histogram("queues", QueueKey, "connections"),
     table=Table(
-        "listeners", Listener, ListenerSums, ListenerRow, rows,
-        per_cpu=False, gauges=_GAUGES, persistent=("accept_queue", "syn_queue"),
-        first="unheld", refresh=("holders", "listeners"), alarm=alarm, main=True,
+        "listeners", Listener, ListenerSums, ListenerRow, order=order, per_cpu=False,
+        first="unheld", refresh=("holders", "listeners"), warn=alarm, main=True,
     ),
     probes=(
         state_probe(),
         Probe("unheld", Iterator("tcp"), optional=True),
         Probe("holders", Iterator("task_file")),
-        Probe("listeners", Iterator("bpf_map_elem", over="known")),
+        Probe("listeners", Iterator("bpf_map_elem", over="tracked")),
         *LOST_PROBES,
         Probe(
             "syn",
@@ -180,5 +174,6 @@ TOOL = Tool(
     no_filter="it watches listeners, which have no remote end",
     counters=_OVERFLOWS,
     interval_counters=_OVERFLOWS,
-    hooks={"named_constants": reasons, "review": review},
+    kernel_constants=reasons,
+    notes=review,
 )  # fmt: skip

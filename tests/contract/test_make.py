@@ -1,4 +1,4 @@
-"""Rule: `make test` runs all tests, and each smaller target just its own."""
+"""Rule: `make test` runs all tests, and each smaller target only its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import netbpf
+from tests import lanes
 from tests.contract.conventions import ROOT
 
 TREES = ("unit", "contract", "live", "packaging", "fuzz")
@@ -20,7 +21,7 @@ FILES = {tree: set((ROOT / "tests" / tree).glob("test_*.py")) for tree in TREES}
 
 
 def commands(target: str, *words: str) -> list[str]:
-    """Return the shell lines that `make target` would run."""
+    """Return the shell commands that `make target` runs."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
         ["make", "--dry-run", "--no-print-directory", target, *words],
@@ -29,51 +30,74 @@ def commands(target: str, *words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def words_for_pytest(target: str) -> list[str]:
-    """Return what a target of make gives to pytest."""
+def pytest_args(target: str) -> list[str]:
+    """Return the arguments that a make target passes to pytest."""
     (line,) = [line for line in commands(target) if "-m pytest" in line]
     assert "||" not in line and not line.lstrip("@").startswith("-"), "a failure must count"
     return shlex.split(line.partition("-m pytest")[2])
 
 
-def collected(words: list[str]) -> dict[str, set[Path]]:
-    """Return which files' tests pytest collects, by the directory below tests."""
+def collected(words: list[str]) -> set[str]:
+    """Return the tests that pytest collects."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words, "--collect-only", "-q", "-p", "no:cacheprovider"],
         cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    files = {ROOT / name for name in re.findall(r"^(tests/\S+?\.py)::", done.stdout, re.M)}
+    return set(re.findall(r"^tests/\S+?\.py::.*$", done.stdout, re.M))
+
+
+def files_of(tests: set[str]) -> dict[str, set[Path]]:
+    """Return the files of tests, by the directory below tests."""
+    files = {ROOT / test.partition("::")[0] for test in tests}
     return {tree: {path for path in files if path.parts[-2] == tree} for tree in TREES}
 
 
-@pytest.mark.parametrize(("target", "trees"), [("test", TREES), ("live", ("live",))])
-def test_target_runs_every_test_of_its_trees(target, trees):
-    found = collected(words_for_pytest(target))
-    for tree in trees:
-        assert found[tree] == FILES[tree], f"make {target} leaves tests out"
+def test_make_live_runs_every_live_test():
+    assert files_of(collected(pytest_args("live")))["live"] == FILES["live"]
+
+
+def test_make_test_runs_every_test_once():
+    (line,) = [line for line in commands("test") if "tests.lanes" in line]
+    assert "||" not in line and not line.lstrip("@").startswith("-"), "a failure must count"
+    lanes_of = [collected(["-m", lane]) for lane in (lanes.BESIDE, lanes.LIVE, lanes.ALONE)]
+    assert sorted(test for lane in lanes_of for test in lane) == sorted(collected([]))
+    assert files_of({test for lane in lanes_of for test in lane}) == FILES
+
+
+def test_lanes_fail_if_one_of_them_does(monkeypatch, capfd):
+    marks = {lanes.BESIDE: 0, lanes.LIVE: 0, lanes.ALONE: 0}
+    code = "import sys; print('ran', sys.argv[1]); sys.exit(int(sys.argv[2]))"
+    monkeypatch.setattr(
+        lanes, "command", lambda lane, words: [sys.executable, "-c", code, lane, str(marks[lane])]
+    )
+    assert lanes.main([]) == 0
+    assert sorted(capfd.readouterr().out.splitlines()) == sorted(f"ran {lane}" for lane in marks)
+    for lane in marks:
+        marks[lane] = 1
+        assert lanes.main([]) == 1
+        marks[lane] = 0
 
 
 @pytest.mark.parametrize("target", ["unit", "contract"])
 def test_smaller_target_runs_its_directory(target):
-    assert words_for_pytest(target) == [f"tests/{target}"]
+    assert pytest_args(target) == [f"tests/{target}"]
 
 
 def test_nothing_is_deselected():
-    assert words_for_pytest("test") in ([], ["-p", "no:cacheprovider"])
     settings = (ROOT / "pyproject.toml").read_text()
     options = re.search(r"^addopts = (.*)$", settings, re.M)
     assert options and not re.search(r'"-m|"-k|deselect|ignore', options[1])
 
 
-def test_fuzzing_takes_all_targets_or_those_that_are_named():
+def test_fuzz_runs_all_or_named_targets():
     for words, wanted in (([], []), (["TARGETS=elf go"], ["elf", "go"])):
         (line,) = [line for line in commands("fuzz", *words) if "tests.fuzz" in line]
         assert shlex.split(line.partition("-m tests.fuzz")[2]) == wanted
 
 
-def test_fuzzing_gives_each_target_as_many_cases_as_are_asked_for():
+def test_fuzz_runs_the_requested_number_of_cases():
     environment = {**os.environ, "CASES": "3", "SEED": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.fuzz", "lines", "ports"],
@@ -98,7 +122,7 @@ def test_target_installs_what_it_needs_first(target):
     assert commands(target)[0] == f"scripts/setup.sh {level}"
 
 
-def test_command_of_the_wheel_is_there():
+def test_entry_point_of_the_wheel_exists():
     found = re.search(r'^netbpf = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert found, "pyproject.toml has no command"
     assert callable(getattr(importlib.import_module(found[1]), found[2]))
@@ -108,5 +132,5 @@ def test_demonstration_installs_what_is_missing_first():
     assert re.search(r"^run: setup ##", (ROOT / "Makefile").read_text(), re.M)
 
 
-def test_version_of_the_package_is_the_one_that_it_shows():
+def test_package_and_command_have_the_same_version():
     assert f'\nversion = "{netbpf.__version__}"\n' in (ROOT / "pyproject.toml").read_text()

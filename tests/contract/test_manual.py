@@ -67,7 +67,7 @@ def test_options_explain_themselves(name):
 @every_tool
 def test_filters_that_are_refused_say_why(name):
     tool = tool_of(name)
-    refused = [option.name for option in tool.refused if option.name != "max_events"]
+    refused = [option.name for option in tool.unsupported_options if option.name != "max_events"]
     assert not refused or tool.no_filter, f"{refused} are refused: say why with no_filter"
 
 

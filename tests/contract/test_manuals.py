@@ -25,7 +25,7 @@ by_tool = pytest.mark.parametrize("tool", TOOLS, ids=[tool.name for tool in TOOL
 def test_manual_names_every_option(tool: Tool):
     text = manual_text(tool)
     options = text.split("\nOPTIONS\n")[1].split("\nFIELDS\n")[0]
-    for option in (*tool.options, *tool.refused):
+    for option in (*tool.options, *tool.unsupported_options):
         assert option.flags[-1] in options
 
 

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
 
 import calls
 import pytest
-import test_skbdrop
-import test_tcpnagle
-import test_tcpretrans
-import test_tcpsynbl
 import traffic
-from harness import SLOW, Json, Run, attended, start
+from alternatives import Case, Stage
+from harness import SLOW, Run, attended, start
 from topology import Host
 
 from netbpf.declare.probes import Probe
@@ -30,28 +26,6 @@ from netbpf.kernel.select import missing, select
 from netbpf.run.program import probes_of
 
 TOOLS = {tool.name: tool for tool in all_tools()}
-DATAGRAMS = 23
-# Columns that tell how long something took: no two probes look at the same instant.
-MEASURED = ("_us", "_ns", "time")
-
-
-class Stage(NamedTuple):
-    """Where things happen, and who does them."""
-
-    alone: Host
-    left: Host
-    right: Host
-    client: traffic.Peer
-    server: traffic.Peer
-    caller: calls.Caller
-
-
-class Case(NamedTuple):
-    """Options, traffic, and what is to be the same."""
-
-    words: Callable[[Stage], Sequence[object]]
-    act: Callable[[Stage, Run], None]
-    facts: Callable[[Run, set[str]], Any]
 
 
 @pytest.fixture(scope="module")
@@ -64,118 +38,12 @@ def stage(two_hosts: tuple[Host, Host], one_host: Host) -> Iterator[Stage]:
         yield Stage(one_host, left, right, client, server, start_caller())
 
 
-# --- what happens ---------------------------------------------------------------------------------
+def case_of(name: str) -> Case | None:
+    """Return what the test file of a tool declares."""
+    return getattr(import_module(f"test_{name}"), "ALTERNATIVES", None)
 
 
-def sessions(stage: Stage, run: Run) -> None:
-    for family in traffic.FAMILIES[:3]:
-        for end in ("client-fin", "server-reset"):
-            session = traffic.connect(stage.client, stage.server, family)
-            session.transfer(up=1234, down=4099)
-            session.end(end)
-    traffic.failed(
-        traffic.attempt(stage.client, stage.right, traffic.Plan("ipv4", "refused", 0, 0))
-    )
-
-
-def losses(stage: Stage, run: Run) -> None:
-    pair = test_tcpretrans.Pair(stage.left, stage.right, stage.client, stage.server)
-    session = traffic.connect(stage.client, stage.server)
-    session.transfer(up=10_007)
-    with pair.lossy(session, 2):
-        session.transfer(up=1000)
-    session.end()
-    with stage.right.dropping(f"tcp dport {traffic.DROPPED_PORT}"):
-        idents = pair.sockets(3)
-        run.wait_for(1 + 3)
-        pair.close(idents)
-
-
-def queue(stage: Stage, run: Run) -> None:
-    with contextlib.closing(test_tcpsynbl.Clients(stage.alone)) as clients:
-        with test_tcpsynbl.listening(stage.alone, 5) as listener:
-            test_tcpsynbl.overflow(clients, test_tcpsynbl.port_of(listener), 5, 3)
-
-
-def holds(stage: Stage, run: Run) -> None:
-    pair = test_tcpnagle.Pair(stage.alone, stage.alone)
-    pair.interactive()
-    for _ in range(3):
-        pair.write_write_read()
-    pair.client.close()
-    pair.server.close()
-
-
-def datagrams(stage: Stage, run: Run) -> None:
-    test_skbdrop.send(stage.left, stage.right, DATAGRAMS)
-
-
-def bulk(stage: Stage, run: Run) -> None:
-    session = traffic.connect(stage.client, stage.server)
-    session.transfer(up=1_000_003, down=1234)
-    session.end()
-
-
-def everything(stage: Stage, run: Run) -> None:
-    stage.caller.go("everything", 7)
-
-
-# --- what is compared -----------------------------------------------------------------------------
-
-
-def plain(found: Json, lost: set[str]) -> tuple[tuple[str, str], ...]:
-    """What of a line must not depend on the probe."""
-    return tuple(
-        (name, repr(value))
-        for name, value in sorted(found.items())
-        if name not in lost and not name.endswith(MEASURED) and name != "type"
-    )
-
-
-def events(run: Run, lost: set[str]) -> Counter[Any]:
-    return Counter(plain(event, lost) for event in run.events)
-
-
-def rows(run: Run, lost: set[str]) -> Counter[Any]:
-    return Counter(plain(row, lost) for row in run.rows)
-
-
-def dropped(run: Run, lost: set[str]) -> Counter[Any]:
-    return Counter(plain(e, lost) for e in run.events if e["dport"] == test_skbdrop.CLOSED)
-
-
-def queues(run: Run, lost: set[str]) -> Any:
-    samples = [(tuple(h["key"].values()), test_tcpsynbl.shape(h)) for h in run.histograms]
-    return sorted(samples), rows(run, lost)
-
-
-def holders(run: Run, lost: set[str]) -> Any:
-    wanted = ("pid", "comm", "laddr", "lport", "rport", "holds", "small_writes", "reason")
-    shown = [tuple(row[name] for name in wanted) for row in test_tcpnagle.holders(run)]
-    return sorted(shown), test_tcpnagle.settings(run)
-
-
-def sizes(run: Run, lost: set[str]) -> Any:
-    found = {tuple(h["key"].values()): (h["count"], h["sum"], h["buckets"]) for h in run.histograms}
-    return sorted(found.items())
-
-
-def calls_made(run: Run, lost: set[str]) -> Any:
-    return sorted(calls.shown(run.rows).items())
-
-
-CASES = {
-    "netsize": Case(lambda s: ("--netns", s.right.inode), bulk, sizes),
-    "skbdrop": Case(lambda s: ("--events", "--netns", s.right.inode), datagrams, dropped),
-    "soaccept": Case(lambda s: ("-p", s.server.pid), sessions, events),
-    "sockstat": Case(lambda s: ("-p", s.caller.pid), everything, calls_made),
-    "soconnect": Case(lambda s: ("-p", s.client.pid), sessions, events),
-    "tcplife": Case(lambda s: ("--netns", s.right.inode), sessions, events),
-    "tcpnagle": Case(lambda s: ("--top", 5, "--netns", s.alone.inode), holds, holders),
-    "tcpretrans": Case(lambda s: ("-l", "--netns", s.left.inode), losses, events),
-    "tcpsynbl": Case(lambda s: ("--netns", s.alone.inode), queue, queues),
-}  # fmt: skip
-SETTINGS = {"tcpretrans": {"loss": True}}
+CASES = {name: case for name in TOOLS if (case := case_of(name))}
 
 
 # --- which kinds ----------------------------------------------------------------------------------
@@ -194,7 +62,7 @@ def offered(probe: Probe) -> list[str]:
 
 def turns(name: str) -> list[dict[str, str]]:
     """What to force in each run: the best kind of every probe, the second best, and so on."""
-    probes = probes_of(TOOLS[name], SETTINGS.get(name, {}))
+    probes = probes_of(TOOLS[name], CASES[name].settings)
     kinds = {probe.name: offered(probe) for probe in probes if offered(probe)}
     leaders = [p for p in probes if p.name in kinds and not p.with_probe and not p.complements]
     return [
@@ -219,7 +87,7 @@ def with_partners(
 
 
 def lost_columns(name: str, forced: dict[str, str]) -> set[str]:
-    selections = select(probes_of(TOOLS[name], SETTINGS.get(name, {})), kernel(), {}, forced)
+    selections = select(probes_of(TOOLS[name], CASES[name].settings), kernel(), {}, forced)
     return {column for selection in selections for column in selection.lost_columns}
 
 
@@ -263,5 +131,7 @@ def complete(run: Run) -> bool:
     return not lost
 
 
-def test_only_tools_of_user_space_have_no_alternatives() -> None:
-    assert {name for name in TOOLS if name not in CASES} == {"gethostlatency"}
+def test_only_tools_of_user_space_have_no_case() -> None:
+    for name in TOOLS.keys() - CASES.keys():
+        kinds = {way.how.user_space for p in TOOLS[name].probes for way in p.alternatives[:1]}
+        assert True in kinds, f"test_{name}.py needs ALTERNATIVES: see alternatives.py"

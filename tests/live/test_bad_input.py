@@ -18,6 +18,8 @@ from harness import SOURCE_TREE
 
 from netbpf.kernel.btf import STRUCT, Btf
 
+pytestmark = pytest.mark.beside
+
 NOBODY = 65534
 SYSTEM_PYTHON = "/usr/bin/python3"
 USAGE, UNSUPPORTED, NO_PRIVILEGE = 2, 69, 77

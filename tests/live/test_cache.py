@@ -21,6 +21,8 @@ from traffic import Line
 from netbpf.bpf.object import BpfObject, pack, unpack
 from netbpf.declare.tool import tool_names
 
+pytestmark = pytest.mark.beside
+
 NOBODY = 65534
 SESSIONS = 23
 

@@ -18,6 +18,8 @@ from harness import SLOW, SOURCE_TREE, command, wait_until
 from netbpf.declare.tool import tool_names
 from netbpf.demo import traffic
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 30 * SLOW  # for all tools together
 POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 

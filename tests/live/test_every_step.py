@@ -22,6 +22,8 @@ from harness import SLOW, SOURCE_TREE, wait_until
 import netbpf.cli
 import netbpf.run.runner  # noqa: F401 - so that the forks need not
 
+pytestmark = pytest.mark.alone
+
 PACKAGE = str(SOURCE_TREE / "netbpf")
 # Where something is opened, made, attached or written, and where it is closed again.
 PLACES = tuple(

@@ -31,6 +31,8 @@ from netbpf.binaries.binary import identity_of, read_libc
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.system.syscalls import SYS_BPF, SYS_PERF_EVENT_OPEN, syscall
 
+pytestmark = pytest.mark.alone
+
 PROGRAMS = Path(__file__).parent / "programs"
 QUESTIONS = [
     (function, host)

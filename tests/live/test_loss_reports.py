@@ -18,6 +18,8 @@ from crowd import Crowd
 from harness import SLOW, Json, Run, stopped, wait_until
 from topology import Host
 
+pytestmark = pytest.mark.alone
+
 DROPS = """
 import socket, sys
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -11,6 +11,7 @@ from typing import Any
 import packets
 import pytest
 import traffic
+from alternatives import Case, Stage
 from compared import compares
 from harness import SLOW, Json, Run, wait_until
 from packets import LINK_HEADER, datagrams, log2_buckets
@@ -311,3 +312,20 @@ def test_count_ends_the_run_after_so_many_intervals(
         assert run.wait_end() == 0
     assert 0.6 <= run.summary["seconds"] < 0.6 + 1 * SLOW
     assert total(run, "nic_send", left.device)["packets"] == len(lengths)
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+def bulk(stage: Stage, run: Run) -> None:
+    session = traffic.connect(stage.client, stage.server)
+    session.transfer(up=1_000_003, down=1234)
+    session.end()
+
+
+def sizes(run: Run, lost: set[str]) -> Any:
+    found = {tuple(h["key"].values()): (h["count"], h["sum"], h["buckets"]) for h in run.histograms}
+    return sorted(found.items())
+
+
+ALTERNATIVES = Case(lambda s: ("--netns", s.right.inode), bulk, sizes)

@@ -24,6 +24,8 @@ from topology import Host
 from netbpf.declare.options import LIMITS, OUTPUT, Option
 from netbpf.declare.tool import all_tools
 
+pytestmark = pytest.mark.beside
+
 USAGE = 2
 CGROUPS = next(
     (words[1] for words in map(str.split, open("/proc/self/mounts")) if words[2] == "cgroup2"), ""
@@ -177,7 +179,7 @@ def test_options_that_exclude_each_other_are_refused(words: tuple[str, ...]) -> 
 @pytest.mark.parametrize("tool", [tool.name for tool in all_tools()])
 def test_options_that_a_tool_has_not_are_refused(tool: str) -> None:
     found = next(one for one in all_tools() if one.name == tool)
-    for option in found.refused:
+    for option in found.unsupported_options:
         done = run(tool, option.flags[-1], *(["1"] if option.metavar else []))
         assert done.returncode == USAGE, (option.flags, done.stderr)
         assert "hint:" in done.stderr

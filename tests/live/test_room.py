@@ -29,6 +29,8 @@ from netbpf.declare import memory
 from netbpf.declare.probe_kinds import KINDS
 from netbpf.declare.tool import find_tool
 
+pytestmark = pytest.mark.alone
+
 STORM = Path(__file__).parent / "programs" / "storm.py"
 DROPPED = 4712
 LRU = 9
@@ -155,7 +157,7 @@ def busy_with_a_program(host: Host) -> Iterator[Callable[[], int]]:
     trace_call_bpf", 6.7): yields what returns how often it did so for a program of the test's.
     """
     image = BpfObject((), {"spin": _SPIN, "witness": _SPIN[-16:]})
-    entries = [Entry(name, name, name, _TRACEPOINT, 0, "") for name in image.programs]
+    entries = [Entry(name, name, name, KINDS["tp"], "") for name in image.programs]
     programs = load(image, entries, [], lambda _: 0).programs
     events = {"syscalls:sys_enter_getppid": "spin"}
     events.update(dict.fromkeys(("sock:inet_sock_set_state", "skb:kfree_skb"), "witness"))

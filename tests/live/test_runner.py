@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import pytest
 import traffic
 from crowd import Crowd
 from harness import SLOW, wait_until
+
+pytestmark = pytest.mark.alone
 
 # --- losses --------------------------------------------------------------------------------------
 

@@ -10,14 +10,16 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import traffic
+from alternatives import Case, Stage, plain
 from compared import compares
-from harness import Json, attended, kill, netbpf_once, seconds, start, wait_until
+from harness import Json, Run, attended, kill, netbpf_once, seconds, start, wait_until
 from topology import Host
 
 from netbpf.kernel.btf import Btf
@@ -511,3 +513,17 @@ def test_loss_is_counted_where_there_are_more_rows_than_entries(
     shown = total(run.rows)
     assert run.summary["lost"]["map_full"] >= 1 + NUMBER - shown > 0
     assert run.summary["complete"] is False
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+def datagrams(stage: Stage, run: Run) -> None:
+    send(stage.left, stage.right, 23)
+
+
+def dropped(run: Run, lost: set[str]) -> Counter[Any]:
+    return Counter(plain(event, lost) for event in run.events if event["dport"] == CLOSED)
+
+
+ALTERNATIVES = Case(lambda s: ("--events", "--netns", s.right.inode), datagrams, dropped)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import calls
 import harness
 import pytest
+from alternatives import Case, events, sessions
 from compared import compares
 from ends import End
 from harness import ATTEMPTS, Json, accepting, netbpf_once, wait_until
@@ -488,3 +489,9 @@ def test_nonsense_is_a_usage_error(words: list[str]) -> None:
     done = netbpf_once("soaccept", *words)
     assert done.returncode == 2 and "netbpf: error:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+ALTERNATIVES = Case(lambda s: ("-p", s.server.pid), sessions, events)

@@ -11,6 +11,7 @@ from typing import Any
 import calls
 import pytest
 import topology
+from alternatives import Case, Stage
 from calls import Caller, by_process, difference, shown, totals
 from compared import compares
 from harness import ATTEMPTS, Json, Run, netbpf_once, wait_until
@@ -45,10 +46,15 @@ def counters(run: Run) -> list[Json]:
 
 @compares("sockstat", "top_error", "proto", shape="rows")
 def test_rows_equal_what_the_program_did(netbpf: Any, caller: Caller) -> None:
-    with netbpf("sockstat", "-p", caller.pid) as run:
-        told = caller.go("everything", 23)
-    assert not difference(shown(run.rows), told.rows)
+    for _ in range(ATTEMPTS):
+        with netbpf("sockstat", "-p", caller.pid) as run:
+            told = caller.go("everything", 23)
+        if run.summary["complete"]:
+            break
+        # Since 7.0 a program can be preempted; on a busy CPU others are then skipped, and counted.
+        assert run.summary["lost"]["probe_missed"]
     assert run.summary["complete"]
+    assert not difference(shown(run.rows), told.rows)
     for row in run.rows:
         failed = told.errors.get((row["op"], row["proto"]))
         if failed:
@@ -346,3 +352,15 @@ def test_nonsense_is_a_usage_error(words: tuple[str, ...]) -> None:
     done = netbpf_once("sockstat", *words, "-d", "1")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+def everything(stage: Stage, run: Run) -> None:
+    stage.caller.go("everything", 7)
+
+
+ALTERNATIVES = Case(
+    lambda s: ("-p", s.caller.pid), everything, lambda run, lost: sorted(shown(run.rows).items())
+)

@@ -16,6 +16,7 @@ from typing import Any
 import harness
 import pytest
 import topology
+from alternatives import Case, events, sessions
 from compared import compares
 from ends import Attempt, Done, End
 from harness import SLOW, TIMEOUT, Json, netbpf_once, wait_until
@@ -576,3 +577,9 @@ def test_nonsense_is_a_usage_error(words: list[str]) -> None:
     done = netbpf_once("soconnect", *words)
     assert done.returncode == 2 and "netbpf: error:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+ALTERNATIVES = Case(lambda s: ("-p", s.client.pid), sessions, events)

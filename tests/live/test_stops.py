@@ -29,6 +29,8 @@ from harness import SLOW, Json, wait_until
 from topology import Host
 from traffic import Line, clients
 
+pytestmark = pytest.mark.alone
+
 WAYS = {
     "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP,
     "duration": ("-d", str(4 * SLOW)), "count": (str(1 * SLOW), "4"), "max-events": ("-n", "250"),

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from harness import SLOW, SOURCE_TREE, command
 
+pytestmark = pytest.mark.beside
+
 TRACE = ("sockstat", "-d", "0.3", "-p", "1")
 
 
@@ -39,7 +41,7 @@ def test_closed_stdout_is_an_error_with_a_hint(words: tuple[str, ...]) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "netbpf: error: standard output is closed",
-        "hint: send it to a file or a pipe",
+        "hint: redirect it to a file or a pipe",
     ]
 
 

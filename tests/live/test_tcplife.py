@@ -13,6 +13,7 @@ from typing import Any, Callable, NamedTuple
 import harness
 import pytest
 import traffic
+from alternatives import Case, events, sessions
 from compared import compares
 from crowd import CONTAINER, NOBODY, QUICK_ENDS, Crowd
 from harness import ATTEMPTS, SLOW, Json, Run, seconds, wait_until
@@ -521,3 +522,9 @@ def test_without_open_a_session_that_goes_on_is_not_shown(netbpf: Any, crowd: Cr
         session.transfer(up=1234)
     session.end()
     assert run.events + run.rows == []
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+ALTERNATIVES = Case(lambda s: ("--netns", s.right.inode), sessions, events)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from alternatives import Case, Stage
 from compared import compares
 from harness import SLOW, Json, Run, wait_until
 from topology import Host
@@ -85,6 +86,13 @@ class Pair:
         """Return how many segments of the client are under way."""
         info = self.client.getsockopt(TCP, socket.TCP_INFO, 256)
         return int(struct.unpack_from("=I", info, 24)[0])
+
+    def fill_window(self) -> None:
+        """Send until the server's window is closed: what is sent then waits until it reads."""
+        self.set(socket.TCP_NODELAY, 1)
+        while room := self.window():
+            self.client.send(b"x" * min(room, 1024))
+            wait_until(lambda: not self.unacknowledged(), what="acknowledgements")
 
     def close(self) -> None:
         self.client.close()
@@ -473,10 +481,7 @@ def test_close_sends_what_was_held(netbpf: Any, one_host: Host, pair: Pair) -> N
 
 def test_what_is_still_held_at_the_end_is_told(netbpf: Any, one_host: Host) -> None:
     with contextlib.closing(Pair(one_host, one_host, room=8192)) as pair:
-        pair.set(socket.TCP_NODELAY, 1)
-        while room := pair.window():
-            pair.client.send(b"x" * min(room, 1024))
-            wait_until(lambda: not pair.unacknowledged(), what="acknowledgements")
+        pair.fill_window()
         with netbpf("tcpnagle", "--netns", one_host.inode) as run:
             pair.client.sendall(SMALL)
             run.stop()
@@ -488,12 +493,12 @@ def test_what_is_still_held_at_the_end_is_told(netbpf: Any, one_host: Host) -> N
 def test_all_that_is_still_held_counts_and_five_are_named(netbpf: Any, one_host: Host) -> None:
     with contextlib.ExitStack() as stack:
         pairs = [
-            stack.enter_context(contextlib.closing(Pair(one_host, one_host))) for _ in "1234567"
+            stack.enter_context(contextlib.closing(Pair(one_host, one_host, room=8192)))
+            for _ in "1234567"
         ]
+        for pair in pairs:
+            pair.fill_window()
         with netbpf("tcpnagle", "--netns", one_host.inode) as run:
-            for pair in pairs:
-                pair.set(socket.TCP_NODELAY, 1)
-                pair.set(socket.TCP_CORK, 1)
             for pair in pairs:
                 pair.client.sendall(SMALL)
             run.stop()
@@ -683,3 +688,24 @@ def test_text_fits_80_columns_and_gives_the_advice(netbpf: Any, one_host: Host, 
     assert max(map(len, lines)) <= 80
     assert "reason=nagle" in lines
     assert any(line.endswith("TCP_NODELAY/writev") for line in lines)
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+def writes(stage: Stage, run: Run) -> None:
+    pair = Pair(stage.alone, stage.alone)
+    pair.interactive()
+    for _ in range(3):
+        pair.write_write_read()
+    pair.client.close()
+    pair.server.close()
+
+
+def holders_and_settings(run: Run, lost: set[str]) -> Any:
+    wanted = ("pid", "comm", "laddr", "lport", "rport", "holds", "small_writes", "reason")
+    shown = [tuple(row[name] for name in wanted) for row in holders(run)]
+    return sorted(shown), settings(run)
+
+
+ALTERNATIVES = Case(lambda s: ("--top", 5, "--netns", s.alone.inode), writes, holders_and_settings)

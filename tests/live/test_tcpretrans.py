@@ -13,9 +13,11 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import alternatives
 import pytest
 import topology
 import traffic
+from alternatives import Case, Stage
 from bpf_maps import keys_of
 from compared import compares
 from harness import SLOW, Json, Run, attended, kill, seconds, start, wait_until
@@ -966,3 +968,24 @@ def test_connections_that_are_over_forget_their_segments(netbpf: Any, pair: Pair
     assert attempts(run.events) == ordinals(run.events)
     assert len(run.events) > 20
     assert not any(run.summary["lost"].values())
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+def losses(stage: Stage, run: Run) -> None:
+    pair = Pair(stage.left, stage.right, stage.client, stage.server)
+    session = traffic.connect(stage.client, stage.server)
+    session.transfer(up=10_007)
+    with pair.lossy(session, 2):
+        session.transfer(up=1000)
+    session.end()
+    with stage.right.dropping(f"tcp dport {traffic.DROPPED_PORT}"):
+        idents = pair.sockets(3)
+        run.wait_for(1 + 3)
+        pair.close(idents)
+
+
+ALTERNATIVES = Case(
+    lambda s: ("-l", "--netns", s.left.inode), losses, alternatives.events, {"loss": True}
+)

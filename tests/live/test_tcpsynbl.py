@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import alternatives
 import pytest
+from alternatives import Case, Stage
 from compared import compares
 from harness import Json, Run, wait_until
 from topology import Host
@@ -423,3 +425,20 @@ def test_full_map_is_counted(netbpf: Any, one_host: Host, clients: Clients) -> N
             clients.connect(port_of(second))
     assert run.summary["lost"]["map_full"] > 0
     assert run.summary["complete"] is False
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+def overflowing(stage: Stage, run: Run) -> None:
+    with contextlib.closing(Clients(stage.alone)) as clients:
+        with listening(stage.alone, 5) as listener:
+            overflow(clients, port_of(listener), 5, 3)
+
+
+def samples_and_rows(run: Run, lost: set[str]) -> Any:
+    samples = [(tuple(h["key"].values()), shape(h)) for h in run.histograms]
+    return sorted(samples), alternatives.rows(run, lost)
+
+
+ALTERNATIVES = Case(lambda s: ("--netns", s.alone.inode), overflowing, samples_and_rows)

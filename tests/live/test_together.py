@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import pytest
 from crowd import Crowd
 from harness import Run, wait_until
 from traffic import Line, Session, clients
 
 from netbpf.declare.tool import tool_names
+
+pytestmark = pytest.mark.alone
 
 SESSIONS = 101
 

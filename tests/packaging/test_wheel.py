@@ -136,6 +136,7 @@ def test_installed_list_names_every_tool(venv: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.live
+@pytest.mark.beside
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test")
 def test_installed_tool_runs_the_program_of_the_wheel(
     venv: Path, package: Path, tmp_path: Path

@@ -9,14 +9,14 @@ from netbpf.declare.columns import Pid
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.memory import ring_size
 from netbpf.declare.options import PROCESS
-from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
+from netbpf.declare.probes import Probe, RawTracepoint, Role, Tracepoint
 from netbpf.declare.record import Event, Record
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
 from netbpf.kernel.select import Selection
 from netbpf.run.program import Attached, maps_of, parse_forced, probes_of
 
-STATE = Probe("state", RawTracepoint("t"))
+STATE = Probe("state", RawTracepoint("t"), role=Role.STATE)
 OPEN = Probe("open", RawTracepoint("u"), option="open")
 
 

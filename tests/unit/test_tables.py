@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from netbpf.declare.columns import Count
+from netbpf.declare.columns import Count, Gauge
 from netbpf.declare.record import Record
 from netbpf.declare.table import Table
 from netbpf.run.results import tables
@@ -27,6 +27,13 @@ class Sums(Record):
 
     calls = Count("calls")
     deepest = Count("longest queue")
+
+
+class Gauges(Record):
+    """A value with a gauge."""
+
+    calls = Count("calls")
+    deepest = Gauge("longest queue")
 
 
 class FakeMap:
@@ -49,14 +56,14 @@ class FakeMap:
         ]
 
 
-def reader(monkeypatch: pytest.MonkeyPatch, **more) -> TableReader:
+def reader(monkeypatch: pytest.MonkeyPatch, sums: type[Record] = Sums, **more) -> TableReader:
     monkeypatch.setattr(tables, "Map", FakeMap)
     monkeypatch.setattr(tables, "possible_cpus", lambda: CPUS)
-    return TableReader(Table("m", Key, Sums, Key, lambda groups, settings: [], **more), 5)
+    return TableReader(Table("m", Key, sums, Key, lambda groups, settings: [], **more), 5)
 
 
 def test_sums_are_added_over_cpus_and_gauges_are_the_greatest(monkeypatch):
-    one = reader(monkeypatch, gauges=("deepest",))
+    one = reader(monkeypatch, Gauges)
     one._map.rows = {80: [(3, 7), (4, 5)]}
     assert one.since_last() == [({"port": 80}, {"calls": 7, "deepest": 7})]
     one._map.rows = {80: [(3, 7), (5, 9)]}  # now it is another CPU's
@@ -64,7 +71,7 @@ def test_sums_are_added_over_cpus_and_gauges_are_the_greatest(monkeypatch):
 
 
 def test_only_entries_that_grew_are_rows_of_an_interval(monkeypatch):
-    one = reader(monkeypatch, gauges=("deepest",))
+    one = reader(monkeypatch, Gauges)
     one._map.rows = {80: [(3, 7), (4, 5)], 443: [(1, 1), (0, 0)]}
     one.since_last()
     one._map.rows = {80: [(3, 7), (6, 5)], 443: [(1, 9), (0, 0)]}
@@ -117,7 +124,7 @@ def test_idle_entries_are_removed_and_what_came_last_is_not_lost(monkeypatch):
 
 
 def test_idle_entries_stay_as_long_as_their_gauge_is_0(monkeypatch):
-    one = reader(monkeypatch, gauges=("deepest",), forget="deepest")
+    one = reader(monkeypatch, Gauges, forget="deepest")
     one._map.rows = {80: [(3, 0), (0, 0)], 443: [(1, 1), (0, 0)]}
     assert len(one.since_last()) == 2
     assert one.since_last() == [] and list(one._map.rows) == [80]

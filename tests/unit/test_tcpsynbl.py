@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netbpf.declare.backlog import advice
-from netbpf.tools.tcpsynbl import ListenerRow, rows
+from netbpf.tools.tcpsynbl import TOOL, ListenerRow
 
 NOTHING = {column.name: 0 for column in ListenerRow.columns}
 
@@ -19,7 +19,7 @@ def test_those_that_drop_come_first_then_the_fullest_for_their_limit():
         (5, {"dropped": 0, "accept_max": 1, "accept_limit": 0}),
     ]
     groups = [({**NOTHING, "lport": port}, sums) for port, sums in listeners]
-    assert [row["lport"] for row in rows(groups, {})] == [4, 3, 5, 2, 1]
+    assert [row["lport"] for row in TOOL.tables[0].build(groups, {})] == [4, 3, 5, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from netbpf.declare.columns import Pid
 from netbpf.declare.options import FILTERS, NETNS, PROCESS, SOCKET, Option, count
 from netbpf.declare.owners import OWNER_PROBES
-from netbpf.declare.probes import Probe, RawTracepoint
+from netbpf.declare.probes import Probe, RawTracepoint, Role
 from netbpf.declare.record import Event
 from netbpf.declare.tool import Tool, all_tools, find_tool, tool_names
 from netbpf.errors import UsageError
@@ -52,19 +52,19 @@ def test_sections_are_titles_in_capitals():
 
 def test_filters_that_are_not_taken_are_refused():
     tool = Tool(DOC, probes=(), event=Line, options=(*PROCESS, *NETNS))
-    assert names(tool.refused) == names(SOCKET)
-    assert not names(tool.refused) & names(tool.options)
+    assert names(tool.unsupported_options) == names(SOCKET)
+    assert not names(tool.unsupported_options) & names(tool.options)
 
 
 def test_every_common_filter_is_either_honoured_or_refused():
     for options in ((), PROCESS, SOCKET, FILTERS):
         tool = Tool(DOC, probes=(), options=options)
-        assert names(FILTERS) <= names(tool.options) | names(tool.refused)
+        assert names(FILTERS) <= names(tool.options) | names(tool.unsupported_options)
 
 
 def test_number_of_events_is_for_tools_with_events():
     assert "max_events" in names(Tool(DOC, probes=(), event=Line).options)
-    assert "max_events" in names(Tool(DOC, probes=()).refused)
+    assert "max_events" in names(Tool(DOC, probes=()).unsupported_options)
 
 
 def test_own_option_stands_in_for_a_shared_one():
@@ -75,7 +75,7 @@ def test_own_option_stands_in_for_a_shared_one():
 
 def test_owner_probes_come_with_owners_and_state_is_not_watched_twice():
     other = Probe("other", RawTracepoint("t"))
-    state = Probe("state", RawTracepoint("t"))
+    state = Probe("state", RawTracepoint("t"), role=Role.STATE)
     assert Tool(DOC, probes=(other,)).all_probes == (other,)
     assert Tool(DOC, probes=(other,), owners=True).all_probes == (other, *OWNER_PROBES)
     follows = Tool(DOC, probes=(state,), owners=True).all_probes

@@ -1,19 +1,19 @@
-"""Digests: rows per interval from the events of a tool."""
+"""Aggregations: rows per interval from the events of a tool."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from netbpf.declare.aggregation import Aggregation, Group
+from netbpf.declare.aggregation import Aggregation, Number
 from netbpf.kernel.clock import kernel_ns
 
 
 class Aggregator:
-    """Sorts events into groups; each read returns the rows of an interval and begins anew.
+    """Sorts events into rows; each read returns the rows of an interval and starts the next one.
 
-    At most --map-entries groups are kept apart in an interval; what comes after is in a row of
-    which no key is known, and `crowded` is true.
+    At most --map-entries rows are kept apart in an interval; further events are in a row whose key
+    is null, and `crowded` is true.
     """
 
     def __init__(self, declared: Aggregation, settings: Mapping[str, Any]) -> None:
@@ -21,23 +21,35 @@ class Aggregator:
         self._declared = declared
         self._settings = settings
         self._most = settings["map_entries"]
-        self._groups: dict[tuple[Any, ...], Group] = {}
+        self._distinct: dict[tuple[object, ...], Number] = {
+            aggregate.key: aggregate for aggregate in declared.aggregates.values()
+        }
+        self._rows: dict[tuple[Any, ...], dict[tuple[object, ...], Any]] = {}
         self.crowded = False
 
     def add(self, values: Mapping[str, Any], ended: bool) -> None:
-        """Take an event."""
+        """Take an event; `ended` is false if what it shows still goes on."""
         key = tuple(values[name] for name in self._declared.key)
-        if key not in self._groups and len(self._groups) >= self._most:
+        if key not in self._rows and len(self._rows) >= self._most:
             self.crowded = True
             key = (None,) * len(key)
-        if key not in self._groups:
-            self._groups[key] = self._declared.group()
-        self._groups[key].add(values, ended)
+        if key not in self._rows:
+            self._rows[key] = {which: one.start() for which, one in self._distinct.items()}
+        states = self._rows[key]
+        for which, aggregate in self._distinct.items():
+            if aggregate.when(values, ended):
+                aggregate.add(states[which], values)
 
     def since_last(self) -> tuple[int, list[dict[str, Any]]]:
         """Return the monotonic time in ns, and the rows of the interval that ends now."""
-        taken, self._groups = self._groups, {}
-        names = self._declared.key
-        rows = [{**dict(zip(names, key)), **group.row()} for key, group in taken.items()]
-        kept = [row for row in rows if self._declared.keep(row, self._settings)]
-        return kernel_ns(), sorted(kept, key=lambda row: -row[self._declared.order])
+        taken, self._rows = self._rows, {}
+        declared = self._declared
+        rows = [
+            {
+                **dict(zip(declared.key, key)),
+                **{name: one.result(states[one.key]) for name, one in declared.aggregates.items()},
+            }
+            for key, states in taken.items()
+        ]
+        kept = [row for row in rows if declared.having(row, self._settings)]
+        return kernel_ns(), sorted(kept, key=lambda row: -row[declared.order])

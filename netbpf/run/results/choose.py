@@ -140,15 +140,16 @@ def make_result(
             parts.append(AggregateResult(tool.aggregation, *context))
         else:
             parts.append(EventResult(*context))
-    if tool.histogram and not counted:
-        parts.append(HistogramResult(tool, tool.histogram, settings, attached, clock))
+    histogram = tool.histogram_of(settings)
+    if histogram and not counted:
+        parts.append(HistogramResult(tool, histogram, settings, attached, clock))
     tables = tool.tables_of(settings)
     for table in tables:
         counters = tool.interval_counters if table is tables[-1] else ()
         parts.append(TableResult(tool, table, settings, attached, counters))
-    if tool.watch:
-        watch = import_module(f"netbpf.run.{tool.watch}").Watch
-        parts.append(watch(tool, settings, attached))
+    if tool.uprobes:
+        manager = import_module(f"netbpf.run.{tool.uprobes}").UprobeManager
+        parts.append(manager(tool, settings, attached))
     if len(parts) == 1:
         return parts[0]
     return Results(parts, main_part(parts) if settings["output"] == "csv" else 0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any, Optional
 
 from netbpf.bpf.maps import Map
 from netbpf.bpf.ringbuf import RingBuffer
 from netbpf.declare.columns import Container
 from netbpf.declare.memory import ring_size
+from netbpf.declare.probes import Role
 from netbpf.declare.record import AmendedEvent, Event
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
@@ -25,7 +25,7 @@ from netbpf.run.results.pending import Pending
 from netbpf.run.snapshot import read_records, run_iterators
 from netbpf.run.stop import Stop
 
-_LEARN_SECONDS = 1.0  # between two looks at all processes' sockets
+_REFRESH_SECONDS = 1.0  # between two looks at all processes' sockets
 _PENDING_SECONDS = 10.0  # between two looks at what has not ended
 _BATCH = 1024  # records: some 20 ms of work, after which signals and other descriptors have a turn
 _FEW = 2000  # records that are written after the stop however slow the machine is
@@ -59,10 +59,10 @@ class EventResult(Result):
         self._until = (1 << 64) - 1
         self._mark = self._late_events = self._read_late = 0
         self._open: list[tuple[Any, ...]] = []
-        self._enrich = tool.hooks.get("enrich")
-        self._strangers, self._learnt = False, 0.0
+        self._enrich = tool.enrich
+        self._unowned, self._refreshed = False, 0.0
         # A column that the probes in use cannot tell holds zeros.
-        self._lost = {c.name: None for c in event.columns if c.name in attached.lacking}
+        self._lost = {c.name: None for c in event.columns if c.name in attached.missing}
         self._containers = [c.name for c in event.columns if isinstance(c, Container)]
         self.pending: Optional[Pending] = None
         if tool.pending:
@@ -106,8 +106,8 @@ class EventResult(Result):
             self._write_all(self._held.release(now))
         else:
             self._write_all(rows)
-        if self._strangers:
-            self._learn()
+        if self._unowned:
+            self._refresh_owners()
         written, self._written = self._written, False
         return bool(rows) or written
 
@@ -119,13 +119,13 @@ class EventResult(Result):
             late.delete(key)
         return {int.from_bytes(key, sys.byteorder): value[0] for key, value in found.items()}
 
-    def _learn(self) -> None:
-        # Sockets whose making shows nowhere: from the next packet on, their owner is known.
-        self._strangers, now = False, time.monotonic()
-        if now - self._learnt > _LEARN_SECONDS:
-            self._learnt = now
-            run_iterators(self.attached, "stale")  # they may take the room
-            run_iterators(self.attached, "snapshot")
+    def _refresh_owners(self) -> None:
+        # Sockets created without a traced call: their owner is known from the next packet on.
+        self._unowned, now = False, time.monotonic()
+        if now - self._refreshed > _REFRESH_SECONDS:
+            self._refreshed = now
+            run_iterators(self.attached.with_role(Role.STALE))  # they may take the room
+            run_iterators(self.attached.with_role(Role.SNAPSHOT))
 
     def _read_to(self, position: int) -> None:
         """Write the records before a position of the ring, as long as there is time and room."""
@@ -202,12 +202,12 @@ class EventResult(Result):
         for name in self._containers:
             values[name] = container_of(path_of(values[name])) or None
         if self.tool.refresh_owners and values["owner"] == "unknown":
-            self._strangers = self._strangers or values[self.tool.refresh_owners] == "yes"
+            self._unowned = self._unowned or values[self.tool.refresh_owners] == "yes"
         return self._enrich(values, self.settings) if self._enrich else values
 
     def collect(self, final: bool) -> None:
-        """Take what the iterator `open` sees, and mark in the ring where the interval ends."""
-        if "open" in self.attached.links:
+        """Read what is open, and mark in the ring where the interval ends."""
+        if self.attached.with_role(Role.OPEN):
             self._open = self._open_now()
         if final and not self.pending:
             # Probes are detached one after the other: what comes meanwhile is seen by half of them.
@@ -215,13 +215,13 @@ class EventResult(Result):
         self._mark = self.ring.written
 
     def close_interval(self, final: bool) -> None:
-        """Write what has not ended: the map of pending events, what the iterator `open` saw."""
+        """Write what has not ended: the map of pending events, what those iterators saw."""
         if self.pending:
             self._look_at_pending()
             if not final:
                 self._show_pending(self._waiting)
         self._read_to(self._mark)  # a table that follows stands behind the events of its time
-        if "open" in self.attached.links:
+        if self.attached.with_role(Role.OPEN):
             self._list_open()
 
     def _look_at_pending(self) -> None:
@@ -252,12 +252,12 @@ class EventResult(Result):
 
     def _open_now(self) -> list[tuple[Any, ...]]:
         layout = self.event.layout()
-        probes = ("open", "open_calls")
-        return list(chain.from_iterable(read_records(self.attached, p, layout) for p in probes))
+        return list(read_records(self.attached.with_role(Role.OPEN), layout))
 
     def _list_open(self) -> None:
         seen = set()
-        key = self.tool.hooks["same"]
+        key = self.tool.identity
+        assert key, "a probe with the role OPEN needs identity="
         for raw in self._open:
             values = self._decode(raw)
             if key(values) not in seen:

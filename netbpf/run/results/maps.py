@@ -27,8 +27,8 @@ from netbpf.run.stop import Stop
 class HistogramResult(Result):
     """Distributions, per interval or once at the end.
 
-    With the hook `devices`, what devices count themselves is compared with the sums of the whole
-    run: it takes the histograms of the run and {(namespace, device): packets received and sent}.
+    If the tool has `compare_devices`, the devices' own counters are compared with the sums of the
+    whole run.
     """
 
     unit = "values"
@@ -48,7 +48,7 @@ class HistogramResult(Result):
         join = settings["output"] == "text" and not settings.get("wide")
         self._fd = attached.loaded.maps[declared.map]
         self.reader = HistogramReader(declared, self._fd, join)
-        self._devices = Devices(netns_of(settings)) if "devices" in tool.hooks else None
+        self._devices = Devices(netns_of(settings)) if tool.compare_devices else None
         self._counted: dict[tuple[int, str], tuple[int, int]] = {}
 
     def begin(self, stop: Stop, writer: Writer) -> None:
@@ -67,7 +67,8 @@ class HistogramResult(Result):
             for key, (received, sent) in now.items()
             if key in self._counted
         }
-        more, notes = self.tool.hooks["devices"](whole, risen, self.settings)
+        assert self.tool.compare_devices
+        more, notes = self.tool.compare_devices(whole, risen, self.settings)
         self.more.update(more)
         self.notes += notes
 
@@ -76,8 +77,8 @@ class HistogramResult(Result):
         if final and self._devices:
             self._compare(self._devices)
         self._taken = (kernel_ns(), self.reader.since_last())
-        if final and "left" in self.tool.hooks:
-            self._tell_what_is_left()
+        if final and self.tool.pending_state:
+            self._note_pending_state()
 
     def close_interval(self, final: bool) -> None:
         """Write the histograms of the interval."""
@@ -86,15 +87,16 @@ class HistogramResult(Result):
             self.namespaces.add(histogram["key"].get("netns") or 0)
             self.seen += histogram["count"]
             self.writer.histogram(now, histogram)
-        conclude = self.tool.hooks.get("conclude")
-        for note in conclude(found) if conclude else ():
+        notes_of = self.tool.histogram_notes
+        for note in notes_of(found) if notes_of else ():
             if note not in self.notes:
                 self.note(note)
 
-    def _tell_what_is_left(self) -> None:
+    def _note_pending_state(self) -> None:
+        assert self.tool.pending_state
         fds = {name: self.attached.loaded.maps[name] for name in self.tool.maps}
         maps = {name: [raw for _, raw in Map.opened(fd).items()] for name, fd in fds.items()}
-        more, notes = self.tool.hooks["left"](kernel_ns(), maps)
+        more, notes = self.tool.pending_state(kernel_ns(), maps)
         self.more.update(more)
         self.notes += notes
 
@@ -119,7 +121,7 @@ class TableResult(Result):
         self.tool, self.table, self.settings, self.attached = tool, table, settings, attached
         self.columns = table.row.columns
         self.reader = TableReader(table, attached.loaded.maps[table.map])
-        self._alarms: dict[str, str] = {}
+        self._warnings: dict[str, str] = {}
         lost = {
             name for c in attached.selections if c.probe in tool.probes for name in c.lost_columns
         }
@@ -130,12 +132,13 @@ class TableResult(Result):
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Take the state at the start for known."""
         super().begin(stop, writer)
-        run_in_namespaces(self.attached, self.table.first, netns_of(self.settings))
+        links = self.attached.links.get(self.table.first, ())
+        run_in_namespaces(links, netns_of(self.settings))
         self._refresh()
 
     def _refresh(self) -> None:
         for probe in self.table.refresh:
-            run_iterators(self.attached, probe)
+            run_iterators(self.attached.links.get(probe, ()))
 
     def collect(self, final: bool) -> None:
         """Read the rows of the interval, then the kernel's own counters of the same time."""
@@ -156,15 +159,15 @@ class TableResult(Result):
         self.seen += len(rows)
         if self._names:
             self.writer.counters(now, self._grown)
-        self._sound(rows, final)
+        self._warn(rows, final)
 
-    def _sound(self, rows: Sequence[dict[str, Any]], final: bool) -> None:
-        for subject, sentence in self.table.alarm(rows) if self.table.alarm else ():
-            self._alarms[subject] = sentence
+    def _warn(self, rows: Sequence[dict[str, Any]], final: bool) -> None:
+        for subject, sentence in self.table.warn(rows) if self.table.warn else ():
+            self._warnings[subject] = sentence
             if not final:  # the summary, which follows at once, has it
                 print(f"netbpf: {sentence}", file=sys.stderr, flush=True)
 
     def summary(self) -> dict[str, Any]:
         """Repeat what must not be overlooked."""
-        self.notes += self._alarms.values()
+        self.notes += self._warnings.values()
         return super().summary()

@@ -8,7 +8,7 @@ from typing import Any
 
 from netbpf.bpf.maps import Map, possible_cpus
 from netbpf.declare.record import Record
-from netbpf.declare.table import Group, Table
+from netbpf.declare.table import Entry, Table
 
 
 def read_totals(declared: type[Record], fd: int) -> dict[str, int]:
@@ -40,8 +40,8 @@ class TableReader:
         self._unpack = declared.key.layout().unpack
         self._seen: dict[bytes, dict[str, int]] = {}
 
-    def since_last(self) -> list[Group]:
-        """Return (key, increase) of every entry with something to tell, gauges as they stand."""
+    def since_last(self) -> list[Entry]:
+        """Return (key, increase) of every entry that changed, with gauges as they are now."""
         entries = dict(self._map.items())
         now = {key: self._combine(raw) for key, raw in entries.items()}
         before, self._seen = self._seen, now
@@ -53,7 +53,7 @@ class TableReader:
         return [
             (self._decode(self._unpack(key)), {**sums, **self._sample(entries[key])})
             for key, sums in grown
-            if self._told(sums)
+            if self._is_shown(sums)
         ]
 
     def _may_go(self, sums: dict[str, int]) -> bool:
@@ -96,6 +96,6 @@ class TableReader:
             before = {}
         return {n: v if n in gauges else v - before.get(n, 0) for n, v in now.items()}
 
-    def _told(self, sums: dict[str, int]) -> bool:
-        silent = set(self._declared.gauges) - set(self._declared.persistent)
-        return any(value for name, value in sums.items() if name not in silent)
+    def _is_shown(self, sums: dict[str, int]) -> bool:
+        ignored = set(self._declared.gauges) - set(self._declared.shown)
+        return any(value for name, value in sums.items() if name not in ignored)

@@ -1,0 +1,73 @@
+"""What a tool's own test file says for test_alternatives.py: traffic that every kind of probe sees.
+
+A test file of a tool has `ALTERNATIVES`, a Case; one whose probes are all in user space has none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple
+
+import calls
+import traffic
+from harness import Json, Run
+from topology import Host
+
+# Columns that hold how long something took: no two probes look at the same instant.
+MEASURED = ("_us", "_ns", "time")
+
+
+class Stage(NamedTuple):
+    """Where things happen, and who does them."""
+
+    alone: Host
+    left: Host
+    right: Host
+    client: traffic.Peer
+    server: traffic.Peer
+    caller: calls.Caller
+
+
+class Case(NamedTuple):
+    """The tool's options, the traffic, and what must not depend on the kind of probe.
+
+    `facts` takes a run and the columns that a kind of probe in use cannot fill. `settings` are the
+    options, by name, that probes depend on.
+    """
+
+    words: Callable[[Stage], Sequence[object]]
+    act: Callable[[Stage, Run], None]
+    facts: Callable[[Run, set[str]], Any]
+    settings: dict[str, object] = {}
+
+
+def sessions(stage: Stage, run: Run) -> None:
+    """Make TCP sessions of each family that end in two ways, and one that is refused."""
+    for family in traffic.FAMILIES[:3]:
+        for end in ("client-fin", "server-reset"):
+            session = traffic.connect(stage.client, stage.server, family)
+            session.transfer(up=1234, down=4099)
+            session.end(end)
+    traffic.failed(
+        traffic.attempt(stage.client, stage.right, traffic.Plan("ipv4", "refused", 0, 0))
+    )
+
+
+def plain(found: Json, lost: set[str]) -> tuple[tuple[str, str], ...]:
+    """Return what of a line must not depend on the kind of probe."""
+    return tuple(
+        (name, repr(value))
+        for name, value in sorted(found.items())
+        if name not in lost and not name.endswith(MEASURED) and name != "type"
+    )
+
+
+def events(run: Run, lost: set[str]) -> Counter[Any]:
+    """Return the events of a run."""
+    return Counter(plain(event, lost) for event in run.events)
+
+
+def rows(run: Run, lost: set[str]) -> Counter[Any]:
+    """Return the rows of a run."""
+    return Counter(plain(row, lost) for row in run.rows)
