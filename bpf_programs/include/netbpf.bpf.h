@@ -50,7 +50,7 @@
 #define UNKNOWN (~0ULL) /* a time or a number of bytes: U64_MAX in netbpf/declare/columns.py */
 
 /* Everything that can be lost, counted per CPU: netbpf/declare/losses.py lists the causes. */
-#define DUPLICATE_MISSES LOSS_CAUSES /* no loss: runs that had nothing to add, see earlier.bpf.h */
+#define DUPLICATE_MISSES LOSS_CAUSES /* no loss: runs that had nothing to add, see inflight.bpf.h */
 BPF_PERCPU_ARRAY(losses, u64, LOSS_CAUSES + 1);
 
 static inline void count_loss(int cause)

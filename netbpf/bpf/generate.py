@@ -8,6 +8,7 @@ TOTAL_* the columns of the tool's totals.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from netbpf.bpf.layout import arguments_of, offered_name
@@ -95,7 +96,7 @@ def _enum(prefix: str, words: object) -> Iterator[str]:
     pairs = [
         f"{prefix}{name} = {number}"
         for number, word in words.items()
-        if word and (name := word.upper().replace("-", "_").replace(",", "_")).isidentifier()
+        if word and (name := re.sub("[-,.]", "_", word.upper())).isidentifier()
     ]
     if pairs:
         yield f"enum {{ {', '.join(pairs)} }};"

@@ -176,6 +176,8 @@ def _context(kernel: Kernel, selection: Selection) -> Iterator[str]:
     if not used:
         return
     yield f"#define USE_{selection.entry} 1"
+    if selection.probe.complements:
+        yield "#define COMPLEMENTED 1"  # the probe that it complements must mark what it reported
     name, target = selection.probe.name, selection.targets[0] if selection.targets else ""
     if used.how.offers == "iterator":
         return
