@@ -109,7 +109,7 @@ static inline int on_open(struct task_file_context *ctx, struct task_struct *tas
 	if (attempt)
 		now = *attempt;
 	else if (!find_owner(sk, &now.owner))
-		own(&now.owner, task, OWNER_SNAPSHOT);
+		owner_from_task(&now.owner, task, OWNER_SNAPSHOT);
 	read_attempt(&now, sk);
 	if (pass_owner(&now.owner) && fill_attempt(&ev, &now))
 		bpf_seq_write(ctx->meta->seq, &ev, sizeof(ev));

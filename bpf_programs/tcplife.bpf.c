@@ -103,7 +103,7 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 	}
 	/* Called once: the verifier follows each path through a filter by name. */
 	if (is_by_owner(sk, oldstate, newstate))
-		own_current(&current);
+		owner_from_current(&current);
 	if (newstate == TCP_SYN_SENT)
 		on_connect(sk, key, &current);
 	else if (newstate == TCP_ESTABLISHED)
@@ -130,7 +130,7 @@ static inline int on_open(struct task_file_context *ctx, struct task_struct *tas
 	if (known)
 		session = *known;
 	if (!find_owner(sk, &owner))
-		own(&owner, task, OWNER_SNAPSHOT);
+		owner_from_task(&owner, task, OWNER_SNAPSHOT);
 	if (!pass_owner(&owner) || !pass_ends(sk))
 		return 0;
 	fill(&ev, sk, &session, &owner, ev.state);

@@ -75,7 +75,7 @@ static inline int on_send(struct sock *sk, int sent)
 	    READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 #ifdef FILTER_PROCESS
-	own_current(&owner);
+	owner_from_current(&owner);
 	if (!pass_owner(&owner))
 		return 0;
 #endif
@@ -94,7 +94,7 @@ static inline int on_send(struct sock *sk, int sent)
 	if ((s32)unsent <= 0)
 		return 0;
 	if (!owner.how)
-		own_current(&owner);
+		owner_from_current(&owner);
 	if (!ends.netns)
 		read_endpoints(sk, &ends);
 	begin_stall(sk, seq, unsent, nonagle & 7, small, &owner, &ends);

@@ -65,7 +65,7 @@ static inline void on_listen(struct sock *sk)
 	read_endpoints(sk, &ends);
 	if (!pass_endpoints(&ends))
 		return;
-	own_current(&owner);
+	owner_from_current(&owner);
 	if (!pass_owner(&owner))
 		return;
 	forget_unfollowed((u64)sk);

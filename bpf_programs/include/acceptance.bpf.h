@@ -19,7 +19,7 @@ enum { EAGAIN = 11, ECANCELED = 125 }; /* asm-generic/errno.h */
 /* The number of connections in the listener's queue, and its limit. */
 static inline void read_queue(struct acceptance *ev, struct sock *listener)
 {
-	struct sock *sk = carrier_of(listener);
+	struct sock *sk = transport_sock(listener);
 
 	/* It may have been closed. The state has the same number for unix sockets. */
 	if (!sk || READ(sk, __sk_common.skc_state) != TCP_LISTEN)

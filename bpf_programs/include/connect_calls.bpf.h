@@ -95,7 +95,7 @@ static inline bool read_call(struct call *call, int fd, const void *addr, u32 le
 	struct socket *socket;
 	struct net *net;
 
-	own_current(&call->owner);
+	owner_from_current(&call->owner);
 	if (!pass_owner(&call->owner))
 		return false;
 	if (sk) {
@@ -128,7 +128,7 @@ static inline void start_attempt(struct sock *sk, u64 key)
 
 	if (!call || call->interrupted_ns) {
 		call = NULL;
-		own_current(&attempt.owner);
+		owner_from_current(&attempt.owner);
 		if (!pass_owner(&attempt.owner))
 			return;
 	} else {
@@ -206,7 +206,7 @@ static inline bool add_unseen(u64 thread, s32 ret)
 		return false;
 	sk = (struct sock *)call.sk;
 	if (is_tcp(call.proto)) {
-		sk = carrier_of(sk);
+		sk = transport_sock(sk);
 		if (!ret || (sk && READ((struct tcp_sock *)sk, segs_out)))
 			return false;
 	} else if (!ret && sk && is_inet(READ(sk, __sk_common.skc_family))) {

@@ -15,7 +15,7 @@ BPF_HASH(established, u64, u64, MAP_ENTRIES);
 /* Does the map have the connection? */
 static inline bool waits(struct sock *accepted)
 {
-	u64 key = (u64)carrier_of(accepted);
+	u64 key = (u64)transport_sock(accepted);
 
 	return established.lookup(&key);
 }
@@ -23,7 +23,7 @@ static inline bool waits(struct sock *accepted)
 /* How many ns an accepted connection waited, or UNKNOWN. */
 static inline u64 waited(struct sock *accepted)
 {
-	u64 key = (u64)carrier_of(accepted), *since, wait;
+	u64 key = (u64)transport_sock(accepted), *since, wait;
 
 	since = established.lookup(&key);
 	if (!since)

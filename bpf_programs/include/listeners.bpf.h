@@ -99,7 +99,7 @@ static inline int on_holders(struct task_file_context *ctx, struct task_struct *
 	read_endpoints(sk, &ends);
 	if (!pass_endpoints(&ends))
 		return 0;
-	own(&owner, task, OWNER_SNAPSHOT);
+	owner_from_task(&owner, task, OWNER_SNAPSHOT);
 	found = find_tracked(sk);
 	if (!found && pass_owner(&owner))
 		found = track_listener(sk, &ends, &owner);

@@ -15,7 +15,7 @@ KERNEL_OPTIONAL(mptcp_sock, first)
 #define IPPROTO_MPTCP 262
 
 /* The socket that carries this one: itself, or the first subflow; NULL if there is none yet. */
-static inline struct sock *carrier_of(struct sock *sk)
+static inline struct sock *transport_sock(struct sock *sk)
 {
 #ifdef HAVE_mptcp_sock_first
 	if (READ(sk, sk_protocol) == IPPROTO_MPTCP)

@@ -44,9 +44,6 @@
 		number_;                                                                           \
 	})
 
-/* An argument of a raw tracepoint, by name, at the place that it has on this kernel. */
-#define RAWTP_ARG(probe, name) ((ctx)->args[ARG_##probe##_##name])
-
 #define UNKNOWN (~0ULL) /* a time or a number of bytes: U64_MAX in netbpf/declare/columns.py */
 
 /* Everything that can be lost, counted per CPU: netbpf/declare/losses.py lists the causes. */

@@ -90,7 +90,7 @@ static inline void set_owner(struct sock *sk, struct owner *owner)
 }
 
 /* Fill in an owner: `how` is the kind of proof that `task` owns a socket. */
-static inline void own(struct owner *owner, struct task_struct *task, int how)
+static inline void owner_from_task(struct owner *owner, struct task_struct *task, int how)
 {
 	/* A kernel thread closes for others (delayed fput) or for the kernel itself. */
 	if (READ(task, flags) & PF_KTHREAD)
@@ -101,9 +101,9 @@ static inline void own(struct owner *owner, struct task_struct *task, int how)
 	owner->pass = pass_process(&owner->process, task);
 }
 
-static inline void own_current(struct owner *owner)
+static inline void owner_from_current(struct owner *owner)
 {
-	own(owner, (struct task_struct *)bpf_get_current_task(), OWNER_EXACT);
+	owner_from_task(owner, (struct task_struct *)bpf_get_current_task(), OWNER_EXACT);
 }
 
 #define CHILDREN 16 /* of a process that are looked at */
@@ -128,7 +128,7 @@ static inline bool find_heir(struct owner *owner, struct file *file)
 	}
 	if (!heir || READ(heir, tgid) <= 0)
 		return false;
-	own(owner, heir, OWNER_EXACT);
+	owner_from_task(owner, heir, OWNER_EXACT);
 	return true;
 }
 

@@ -25,7 +25,7 @@ static inline struct sock *ip_sock(struct sock *sk)
 	u16 family;
 
 	if (sk)
-		sk = carrier_of(sk);
+		sk = transport_sock(sk);
 	if (!sk)
 		return NULL;
 #ifndef OWNERS_OF_ALL
@@ -64,7 +64,7 @@ static inline int own_new_sock(struct sock *sk, s32 fd)
 
 	if (!sk || is_closed(sk))
 		return 0;
-	own_current(&owner);
+	owner_from_current(&owner);
 	if (owner.how)
 		set_owner(sk, &owner);
 	return 0;
@@ -81,7 +81,7 @@ static inline void owner_on_state(struct sock *sk, int newstate)
 	if (newstate != TCP_SYN_SENT && newstate != TCP_FIN_WAIT1 && newstate != TCP_LAST_ACK &&
 	    newstate != TCP_LISTEN)
 		return;
-	own_current(&owner);
+	owner_from_current(&owner);
 	if (owner.how)
 		set_owner(sk, &owner);
 }
@@ -147,7 +147,7 @@ static inline int on_snapshot(struct task_file_context *ctx, struct task_struct 
 	if (!(SNAPSHOT_STATES >> READ(sk, __sk_common.skc_state) & 1))
 		return 0;
 #endif
-	own(&owner, task, OWNER_SNAPSHOT);
+	owner_from_task(&owner, task, OWNER_SNAPSHOT);
 	owner.fd = ctx->fd;
 	if (owner.how)
 		set_owner(sk, &owner);

@@ -58,7 +58,7 @@ static inline bool passes_filters(struct sock *sk)
 #ifdef FILTER_PROCESS
 	struct owner owner = {};
 
-	own_current(&owner);
+	owner_from_current(&owner);
 	if (!pass_owner(&owner))
 		return false;
 #endif

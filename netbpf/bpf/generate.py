@@ -26,13 +26,9 @@ from netbpf.kernel.select import Selection
 _SHARED = (Owner("how the owner is known"),)  # C headers use its values for every tool
 
 
-def entries(kernel: Kernel, selections: Sequence[Selection], text: str) -> str:
+def entries(kernel: Kernel, selections: Sequence[Selection]) -> str:
     """Return the C entry function of each selected alternative."""
-    made = [
-        _entry(kernel, one, one.alternative)
-        for one in selections
-        if one.alternative and f"#ifdef USE_{one.entry}\n" not in text
-    ]
+    made = [_entry(kernel, one, one.alternative) for one in selections if one.alternative]
     # Arguments are 64-bit words; the parameters of on_<probe> have their types.
     pragma = '#pragma clang diagnostic ignored "-Wint-conversion"'
     return "\n".join(['#line 1 "generated entries"', pragma, *made, ""])
@@ -74,18 +70,16 @@ def _value(used: Alternative, offered: Sequence[str], arg: str) -> str:
     return used.how.argument(name, offered.index(name), len(offered))
 
 
-def enums(tool: Tool, text: str) -> str:
+def enums(tool: Tool) -> str:
     """Return C enums: of the tool's Enum columns, TCP states, causes of loss and totals."""
     columns = [column for record in tool.records for column in record.members]
-    if "<netbpf/records.h>" not in text:
-        columns = []
     words = [column for column in columns if isinstance(column, Enum)]
     known = {column.prefix: column for column in (*_SHARED, *words)}
     lines = [line for column in known.values() for line in _enum(column.prefix, column.words)]
     lines += [] if "TCP_" in known else _enum("TCP_", TCP_STATES)
     lines += [f"enum {{ {', '.join(f'LOSS_{cause.upper()}' for cause in IN_PROGRAMS)} }};"]
     lines += [f"#define LOSS_CAUSES {len(IN_PROGRAMS)}", f"#define HISTOGRAM_SLOTS {SLOTS}"]
-    if tool.totals and columns:
+    if tool.totals:
         names = ", ".join(f"TOTAL_{column.name.upper()}" for column in tool.totals.columns)
         lines += [f"enum {{ {names} }};", f"#define TOTALS {len(tool.totals.columns)}"]
     return "\n".join([*lines, ""])

@@ -178,16 +178,8 @@ def _context(kernel: Kernel, selection: Selection) -> Iterator[str]:
     yield f"#define USE_{selection.entry} 1"
     if selection.probe.complements:
         yield "#define COMPLEMENTED 1"  # the probe that it complements must mark what it reported
-    name, target = selection.probe.name, selection.targets[0] if selection.targets else ""
-    if used.how.offers == "iterator":
-        return
-    offered = arguments_of(kernel, used, target)
-    for arg in filter(is_of_target, used.args):
-        index = offered.index(offered_name(arg, offered))
-        yield f"#define ARG_{name}_{arg.partition('|')[0]} {index}"
-    yield f"#define ARGS_{name} {len(offered)}"
     if used.how.attach == "trace_event":  # the context is a struct with the event's fields
-        fields = tracepoint_format(target) or {}
-        own = [offered_name(arg, offered) for arg in filter(is_of_target, used.args)]
+        fields = tracepoint_format(selection.targets[0]) or {}
+        own = [offered_name(arg, list(fields)) for arg in filter(is_of_target, used.args)]
         size = max((f.bit_offset // 8 + 8 for f in fields.values()), default=8)
-        yield _struct(f"{name}_args", size, {field: fields[field] for field in own})
+        yield _struct(f"{selection.probe.name}_args", size, {name: fields[name] for name in own})

@@ -197,10 +197,10 @@ def generated(
     cpus = f"#define CPUS {possible_cpus()}"  # see LRU_ENTRIES
     header = layout.header(kernel, layout.manifests(text), selections)
     headers = {
-        "kernel.h": "\n".join([*defines, cpus, header, generate.enums(tool, text)]),
+        "kernel.h": "\n".join([*defines, cpus, header, generate.enums(tool)]),
         "records.h": generate.structs(tool),
     }
-    return headers, generate.entries(kernel, selections, text)
+    return headers, generate.entries(kernel, selections)
 
 
 def generated_text(tool: Tool, kernel: Kernel) -> str:

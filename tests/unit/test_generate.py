@@ -48,7 +48,7 @@ def entry(alternative, *others, kernel=None, targets=("f",)):
         tracepoints={"f": ("skaddr", "err")},
         functions={"f": ("sk", "size")},
     )
-    text = generate.entries(kernel, [Selection(probe, alternative, targets, ())], "")
+    text = generate.entries(kernel, [Selection(probe, alternative, targets, ())])
     (found,) = re.findall(r"^int (see_\w+)\((.*?) \*ctx\)\n\{\n(.*?)^\}", text, re.S | re.M)
     return found
 
@@ -114,7 +114,7 @@ def test_words_of_columns_are_enumerators_and_sums_of_totals():
         unread = c.Count("not read")
 
     table = Table("m", Key, sums("s", "calls", gauges="now"), Line, lambda entries, settings: [])
-    text = generate.enums(tool(table=table, totals=Totals), "<netbpf/records.h>")
+    text = generate.enums(tool(table=table, totals=Totals))
     assert "enum { KIND_FIN_LOCAL = 1, KIND_RTO = 2 };" in text
     assert "enum { POINT_NIC_RECV = 0, POINT_NIC_SEND = 5 };" in text
     assert "enum { TOTAL_HIDDEN, TOTAL_UNREAD };\n#define TOTALS 2" in text
