@@ -17,8 +17,6 @@ MODULE, TOOL, PROGRAM, FUNCTION = 300, 120, 150, 40
 EXCEPTIONS = {
     "bpf_programs/skbdrop.bpf.c": (285, "rows, events and stacks of one drop, and both its ends"),
     "bpf_programs/soaccept.bpf.c": (310, "wait, queue and result are parts of one accept"),
-    "bpf_programs/soconnect.bpf.c": (420, "calls of all families, what stands in for their ends"),
-    "bpf_programs/tcplife.bpf.c": (300, "one state machine: exact bytes, reason of the end, open"),
     "bpf_programs/tcpretrans.bpf.c": (335, "six kinds of retransmission, and counts per flow"),
     "netbpf/tools/gethostlatency.py": (142, "lookups of C and of Go, and how each ends"),
     "netbpf/tools/netsize.py": (

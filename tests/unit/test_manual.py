@@ -245,4 +245,4 @@ def test_manual_says_what_its_tool_cost(tool):
     text = " ".join(manual_text(tool).split())
     cost = COSTS[tool.name]
     assert f"{cost.probes:.1f} us of CPU time per" in text
-    assert f"its reader {cost.reader:.1f} us" in text
+    assert f"the reader {cost.reader:.1f} us" in text
