@@ -87,12 +87,13 @@ class Pair:
         info = self.client.getsockopt(TCP, socket.TCP_INFO, 256)
         return int(struct.unpack_from("=I", info, 24)[0])
 
-    def fill_window(self) -> None:
-        """Send until the server's window is closed: what is sent then waits until it reads."""
-        self.set(socket.TCP_NODELAY, 1)
+    def fill_window(self) -> int:
+        """Send until the server's window is closed; return how many bytes it has to read."""
+        sent = 0
         while room := self.window():
-            self.client.send(b"x" * min(room, 1024))
+            sent += self.client.send(b"x" * min(room, 1024))
             wait_until(lambda: not self.unacknowledged(), what="acknowledgements")
+        return sent
 
     def close(self) -> None:
         self.client.close()
@@ -303,9 +304,7 @@ def test_a_send_is_small_below_the_size_of_a_segment(
 def test_option_that_was_just_set_is_there_as_push(netbpf: Any, one_host: Host) -> None:
     """Behind a closed window: what is written after it joins what waits already."""
     with contextlib.closing(Pair(one_host, one_host, room=8192)) as pair:
-        while room := pair.window():
-            pair.client.send(b"x" * min(room, 1024))
-            wait_until(lambda: not pair.unacknowledged(), what="acknowledgements")
+        pair.fill_window()
         with netbpf("tcpnagle", "--netns", one_host.inode) as run:
             pair.client.sendall(SMALL)
             pair.set(socket.TCP_NODELAY, 1)
@@ -320,10 +319,7 @@ def test_option_that_was_just_set_is_there_as_push(netbpf: Any, one_host: Host) 
 def test_closed_receive_window_holds_until_the_other_end_reads(netbpf: Any, one_host: Host) -> None:
     with contextlib.closing(Pair(one_host, one_host, room=8192)) as pair:
         pair.set(socket.TCP_NODELAY, 1)
-        sent = 0
-        while room := pair.window():
-            sent += pair.client.send(b"x" * min(room, 1024))
-            wait_until(lambda: not pair.unacknowledged(), what="acknowledgements")
+        sent = pair.fill_window()
         with netbpf("tcpnagle", "--top", "1", "--netns", one_host.inode) as run:
             pair.client.sendall(SMALL)
             begin = time.monotonic()
