@@ -1,23 +1,23 @@
-# `make help` lists the targets; its text is made from the comments that start with two hashes.
+# `make help` lists the targets and their comments that start with two hashes.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test unit contract live fuzz lint format man readme bench wheel clean \
 	setup-dev setup-test setup-bench setup-vm vm vm-boxes vm-clean vm-validate
 
-# A shell that became root with plain `su` lacks these.
+# After plain `su`, PATH lacks these.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-# The environment is there for development, and for `run` only on distributions whose click is too
-# old; both are made from the system's Python, to which bcc's bindings belong.
+# The virtual environment is for development, and for `run` on distributions whose click is too old.
+# It is based on the system's Python, which has bcc's bindings.
 VENV := .venv/bin
 PYTHON = $$(test -x $(VENV)/python && echo $(VENV)/python || echo /usr/bin/python3)
-# Under sudo nothing may be left behind in the tree that its owner cannot remove.
+# Under sudo, do not write files to the tree that its owner cannot remove.
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST = $(VENV)/python -m pytest $(if $(ROOT),-p no:cacheprovider)
 C_FILES = $$(find bpf_programs -name '*.[ch]')
-# What others put below vagrant/ (boxes, machines) is not ours to check.
+# Other files below vagrant/ (boxes, machines) are not checked.
 SHELL_FILES = .ci/run $$(find scripts -name '*.sh') $(wildcard vagrant/*.sh)
-# What the lab asks for, also through sudo; what is not set is not passed on.
+# Settings passed to the lab, also through sudo, if they are set.
 VM_SETTINGS = KERNEL TESTS JOBS LIMIT UP_LIMIT KEEP SAVE MIRROR PIP_CERT http_proxy https_proxy \
 	no_proxy $(filter NETBPF_VM_%,$(.VARIABLES))
 LAB = $(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=vagrant \
@@ -27,7 +27,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
 		while IFS='|' read -r name text; do printf '%-11s %s\n' "$$name" "$$text"; done
 
-setup: ## install what netbpf needs to run, unless it is there
+setup: ## install missing dependencies of netbpf
 	@scripts/setup.sh run
 
 setup-dev:
@@ -42,66 +42,66 @@ setup-bench:
 setup-vm:
 	@scripts/setup.sh vm
 
-run: setup ## install what is missing and run the demonstration (root)
+run: setup ## install missing dependencies and run the demonstration (root)
 	@$(ROOT) $(PYTHON) -m netbpf demo
 
-demo: run ## the same as run
+demo: run ## same as run
 
-test: setup-test ## all tests: unit, contract and live (root)
+test: setup-test ## run all tests: unit, contract and live (root)
 	@$(ROOT) $(VENV)/python -m tests.lanes $(if $(ROOT),-p no:cacheprovider)
 
-unit: setup-dev ## tests without root, kernel and bcc
+unit: setup-dev ## run unit tests: no root, no bcc
 	@$(VENV)/python -m pytest tests/unit
 
-contract: setup-dev ## the rules that every tool keeps
+contract: setup-dev ## check the conventions for tools
 	@$(VENV)/python -m pytest tests/contract
 
-live: setup-test ## does each tool tell the truth about known traffic? (root)
+live: setup-test ## compare the tools' output with known traffic (root)
 	@$(ROOT) $(PYTEST) -m live
 
-fuzz: setup-dev ## damaged input for every parser: CASES=1000 TARGETS="elf go"
+fuzz: setup-dev ## fuzz every parser: CASES=1000 TARGETS="elf go"
 	@$(VENV)/python -W ignore -m tests.fuzz $(TARGETS)
 
-vm: setup-vm ## live tests on other kernels, in virtual machines: KERNEL=6.12 (root)
+vm: setup-vm ## run live tests on other kernels in virtual machines: KERNEL=6.12 (root)
 	@$(LAB)
 
-vm-boxes: setup-vm ## only build the boxes of those machines: KERNEL=all (root)
+vm-boxes: setup-vm ## only build the boxes: KERNEL=all (root)
 	@$(LAB) --boxes-only
 
-vm-clean: setup-vm ## remove machines that KEEP=1 or a killed run left (root)
+vm-clean: setup-vm ## remove machines left by KEEP=1 or a killed run (root)
 	@$(LAB) --clean
 
-vm-validate: ## have Vagrant check vagrant/Vagrantfile: no daemon, no box
+vm-validate: ## validate vagrant/Vagrantfile
 	@home=$$(mktemp -d) && cd vagrant && status=0 && \
 		VAGRANT_HOME=$$home/home VAGRANT_DOTFILE_PATH=$$home/dot VAGRANT_CHECKPOINT_DISABLE=1 \
 		VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate || status=$$?; \
 		rm -rf "$$home"; exit $$status
 
-lint: setup-dev ## every check that needs no kernel
+lint: setup-dev ## run linters, type and format checks
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy --strict netbpf
 	@clang-format --dry-run -Werror $(C_FILES)
 	@if command -v shellcheck >/dev/null; then shellcheck $(SHELL_FILES); \
-		else echo 'lint: no shellcheck here, shell scripts were not checked' >&2; fi
+		else echo 'lint: shellcheck is not installed, shell scripts were not checked' >&2; fi
 
 format: setup-dev ## format Python and C
 	@$(VENV)/ruff check --fix .
 	@$(VENV)/ruff format .
 	@clang-format -i $(C_FILES)
 
-man: setup-dev ## make the man pages in build/man
+man: setup-dev ## generate man pages in build/man
 	@$(VENV)/python -m netbpf.docs build/man
 
-readme: setup-dev ## renew the generated tables in README.md and docs
+readme: setup-dev ## regenerate the tables in README.md and docs
 	@$(VENV)/python -m netbpf.docs --tables README.md docs/*.md
 
-bench: setup-bench ## cost of a start beside the peers (root)
+bench: setup-bench ## measure startup cost, compared with bcc and libbpf-tools (root)
 	@$(ROOT) /usr/bin/python3 bench/start.py
 
-wheel: setup-dev ## make a source archive, and a wheel from it, in dist
+wheel: setup-dev ## build a source archive and a wheel in dist
 	@$(VENV)/python -m build --no-isolation --outdir dist
 
-clean: ## remove what was built; the virtual environment stays
+clean: ## remove build products, keep .venv
 	@rm -rf build dist netbpf.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,19 +1,18 @@
-"""What does a tool cost the machine? CPU time of probes and reader per connection, in a storm.
+"""Measure the cost of a tool: CPU time of probes and reader per connection under load.
 
     sudo python3 bench/cost.py [--connections 20000] [--rounds 3] [TOOL ...]
 
-In a network namespace of its own, a client and a server open and close short TCP connections over
-loopback as fast as one process can, first without a tool and then with one attached, in turns. For
-each tool, medians over the rounds:
+In a private network namespace, one process opens and closes short TCP connections over loopback as
+fast as it can, alternately without a tool and with the tool attached. Medians over the rounds:
 
-probes   us of CPU time per connection in BPF programs, as the kernel counts it
-reader   us of CPU time per connection in netbpf itself, from the first event to the last
-longer   how much longer a connection takes with the tool attached than without, in percent
-lost     events lost, by the tool's own account
+probes   CPU time of BPF programs per connection in us, as measured by the kernel
+reader   CPU time of netbpf itself per connection in us, from the first event to the last
+longer   how much longer a connection takes with the tool attached, in percent
+lost     lost events, as reported by the tool
 
-For gethostlatency, the storm is of lookups of a name in /etc/hosts.
+For gethostlatency, the load is lookups of a name in /etc/hosts.
 
-`--python` prints the lines of netbpf/declare/costs.py, from which the manuals have their figures.
+`--python` prints the entries of netbpf/declare/costs.py, which the manuals quote.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from netbpf.declare.tool import tool_names  # noqa: E402
 
 STORM = SOURCE_TREE / "tests" / "live" / "programs" / "storm.py"
 OPTIONS = {"skbdrop": ("--events",)}
-LOADS = {"gethostlatency": "lookups"}  # of the storm; connections for all others
+LOADS = {"gethostlatency": "lookups"}  # connections for all other tools
 _CLONE_NEWNET = 0x40000000
 _READY_SECONDS = 60
 
 
 class Sample(NamedTuple):
-    """One storm: us per connection, and events lost."""
+    """One measurement: us per connection, percent, and lost events."""
 
     probes: float
     reader: float
@@ -53,12 +52,14 @@ class Sample(NamedTuple):
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure and print the results; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tools", nargs="*", metavar="TOOL", help="all of them if none is named")
-    parser.add_argument("--connections", type=int, default=20_000, help="per storm (20000)")
-    parser.add_argument("--rounds", type=int, default=3, help="storms per tool (3)")
-    parser.add_argument("--python", action="store_true", help="print lines of Python")
+    parser.add_argument("tools", nargs="*", metavar="TOOL", help="tools to measure (all)")
+    parser.add_argument(
+        "--connections", type=int, default=20_000, help="connections per measurement (20000)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per tool (3)")
+    parser.add_argument("--python", action="store_true", help="print Python code for costs.py")
     options = parser.parse_args()
     if os.geteuid() != 0:
         print("cost: error: attaching BPF programs needs root", file=sys.stderr)
@@ -77,28 +78,28 @@ def main() -> int:
 
 
 def storm(number: int, load: str = "connections") -> float:
-    """Open and close so many connections, or make lookups; return how long one takes, in us."""
-    began = time.monotonic()
+    """Make `number` connections or lookups; return the time for each in us."""
+    start = time.monotonic()
     command = [sys.executable, STORM, load, str(number)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return (time.monotonic() - began) / number * 1e6
+    return (time.monotonic() - start) / number * 1e6
 
 
 def measure(tool: str, number: int) -> Sample:
-    """Return what a tool costs in a storm of that many connections."""
+    """Return the cost of a tool under a load of `number` connections."""
     load = LOADS.get(tool, "connections")
-    alone = storm(number, load)
+    untraced = storm(number, load)
     with tempfile.TemporaryDirectory(prefix="netbpf-cost-") as scratch:
-        sign, out = Path(scratch) / "ready", Path(scratch) / "out"
-        words = [tool, "--json", "--ready-file", str(sign), *OPTIONS.get(tool, ())]
+        ready, out = Path(scratch) / "ready", Path(scratch) / "out"
+        args = [tool, "--json", "--ready-file", str(ready), *OPTIONS.get(tool, ())]
         with out.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "netbpf", *words], cwd=SOURCE_TREE, stdout=file,
+                [sys.executable, "-m", "netbpf", *args], cwd=SOURCE_TREE, stdout=file,
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip
         try:
             end = time.monotonic() + _READY_SECONDS
-            while not sign.exists() and process.poll() is None and time.monotonic() < end:
+            while not ready.exists() and process.poll() is None and time.monotonic() < end:
                 time.sleep(0.01)
             traced = storm(number, load)
             process.terminate()
@@ -111,21 +112,21 @@ def measure(tool: str, number: int) -> Sample:
     return Sample(
         cost["run_ns"] / number / 1e3,
         cost["reader_cpu_seconds"] / number * 1e6,
-        100 * (traced / alone - 1),
+        100 * (traced / untraced - 1),
         sum(summary["lost"].values()),
     )
 
 
 def medians(samples: list[Sample]) -> Sample:
     """Return the median of each figure."""
-    middle = [statistics.median(figures) for figures in zip(*samples)]
-    return Sample(middle[0], middle[1], middle[2], int(middle[3]))
+    probes, reader, longer, lost = (statistics.median(values) for values in zip(*samples))
+    return Sample(probes, reader, longer, int(lost))
 
 
 def as_table(samples: dict[str, list[Sample]], number: int) -> str:
     """Return the table in Markdown."""
     lines = [
-        f"{number} connections per storm, Linux {platform.release()}, {platform.machine()}",
+        f"{number} connections per measurement, Linux {platform.release()}, {platform.machine()}",
         "",
         "| tool | probes us | reader us | longer % | lost |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -139,8 +140,8 @@ def as_table(samples: dict[str, list[Sample]], number: int) -> str:
 
 
 def as_python(samples: dict[str, list[Sample]]) -> str:
-    """Return the entries of a dictionary."""
-    each = ((tool, medians(found)) for tool, found in samples.items())
+    """Return the entries of the dictionary COSTS."""
+    each = ((tool, medians(rounds)) for tool, rounds in samples.items())
     return "\n".join(
         f'    "{tool}": Cost({one.probes:.1f}, {one.reader:.1f}),' for tool, one in each
     )

@@ -1,20 +1,19 @@
-"""Do the tools stay within their memory? All at once, over many short connections and flows.
+"""Check the memory use of all tools at once over many short connections and flows.
 
     sudo python3 bench/soak.py [--seconds 600] [--connections 1000000] [--flows 100000]
 
-In a network namespace of its own, the load spreads short TCP connections over the time, each with
-an address or port that the one before had not, and datagrams to closed ports of as many distinct
-addresses as there shall be flows. Ten tools trace it. For each tool, the report has
+In a private network namespace, the load consists of short TCP connections, spread evenly over the
+time and each with a new address or port, and of datagrams to a closed port of one distinct address
+per flow. Ten tools trace it. The report has for each tool
 
-rss      the most resident memory of its process in KiB, looked at once a second
-maps     what the kernel counts for its maps and buffers (memlock in fdinfo), in MiB
-stated   what the tool states for them, see netbpf/declare/memory.py
-left     entries that are left 3 s after the load has ended, in hash maps of what goes on
+rss      peak resident memory of its process in KiB, sampled once a second
+maps     memory of its maps and buffers in MiB, as the kernel accounts it (memlock in fdinfo)
+stated   the bound that netbpf/declare/memory.py states for them, in MiB
+left     entries left 3 s after the end of the load in hash maps of state in progress
 results  entries of other hash maps: rows, distributions, and LRU maps, which never grow
-events   what it delivered, and what it lost by its own account
+events   events delivered, and events lost as reported by the tool
 
-It ends with status 1 if a tool takes more than it states or more than RSS_KIB, or if entries of
-what goes on are left.
+The exit status is 1 if a tool exceeds its stated memory or RSS_KIB, or if entries are left.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from netbpf.declare import memory  # noqa: E402
 from netbpf.declare.tool import find_tool  # noqa: E402
 from netbpf.system.syscalls import bpf  # noqa: E402
 
-RSS_KIB = 80 << 10  # skbdrop has the names of all functions of the kernel
+RSS_KIB = 80 << 10  # skbdrop holds the names of all kernel functions
 TOOLS: dict[str, tuple[str, ...]] = {
     "gethostlatency": (),
     "netsize": ("10",),
@@ -55,8 +54,8 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "tcpretrans": (),
     "tcpsynbl": ("10",),
 }
-# Maps of what goes on: nothing is left in them when all is over.
-GOING_ON = {
+# Maps of state in progress, which must be empty after the load.
+IN_PROGRESS = {
     "lives", "owners", "late", "attempts", "resends", "halves", "calls", "established", "holds",
     "refusals", "interruptions", "known",
 }  # fmt: skip
@@ -66,7 +65,7 @@ _CLONE_NEWNET = 0x40000000
 
 
 class MapState(NamedTuple):
-    """A map of a running tool."""
+    """A BPF map of a running tool."""
 
     name: str
     bytes: int
@@ -77,12 +76,12 @@ class MapState(NamedTuple):
 
 
 def connect(number: int, seconds: float) -> None:
-    """Make so many short connections, spread evenly over the time."""
+    """Make `number` short connections, spread evenly over `seconds`."""
     listeners = []
     for last in range(1, 201):
         listener = socket.create_server((f"127.0.1.{last}", 4711), backlog=16)
         listeners.append(listener)
-    begin = time.monotonic()
+    start = time.monotonic()
     for made in range(number):
         listener = listeners[made % len(listeners)]
         with socket.socket() as client:
@@ -92,12 +91,12 @@ def connect(number: int, seconds: float) -> None:
         server.recv(200)
         server.close()
         if made % 50 == 0:
-            time.sleep(max(0.0, begin + seconds * made / number - time.monotonic()))
+            time.sleep(max(0.0, start + seconds * made / number - time.monotonic()))
 
 
 def send(flows: int, seconds: float) -> None:
-    """Send a datagram to a closed port of so many distinct addresses."""
-    begin = time.monotonic()
+    """Send a datagram to a closed port of each of `flows` addresses, spread over `seconds`."""
+    start = time.monotonic()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for flow in range(flows):
             high, low = divmod(flow, 250)
@@ -105,39 +104,39 @@ def send(flows: int, seconds: float) -> None:
             with contextlib.suppress(ConnectionRefusedError):
                 sender.sendto(b"x", (target, 9))
             if flow % 50 == 0:
-                time.sleep(max(0.0, begin + seconds * flow / flows - time.monotonic()))
+                time.sleep(max(0.0, start + seconds * flow / flows - time.monotonic()))
 
 
-def load(given: argparse.Namespace) -> None:
-    """Run both loads to their end."""
-    others = [os.fork(), 0]
-    if not others[0]:
-        send(given.flows, given.seconds)
+def load(options: argparse.Namespace) -> None:
+    """Run both loads side by side."""
+    sender = os.fork()
+    if not sender:
+        send(options.flows, options.seconds)
         os._exit(0)
-    connect(given.connections, given.seconds)
-    os.waitpid(others[0], 0)
+    connect(options.connections, options.seconds)
+    os.waitpid(sender, 0)
 
 
-# --- what the tools take --------------------------------------------------------------------------
+# --- memory of the tools --------------------------------------------------------------------------
 
 
 def start(tool: str, directory: Path, netns: int) -> subprocess.Popen[bytes]:
-    """Start a tool that traces the namespace, and wait until it does."""
+    """Start a tool that traces the namespace, and wait until it is attached."""
     ready, out = directory / f"{tool}.ready", (directory / f"{tool}.out").open("wb")
-    words = [tool, "--json", "--netns", str(netns), "--ready-file", str(ready), *TOOLS[tool]]
+    args = [tool, "--json", "--netns", str(netns), "--ready-file", str(ready), *TOOLS[tool]]
     process = subprocess.Popen(
-        [sys.executable, "-m", "netbpf", *words], cwd=SOURCE_TREE, stdout=out,
+        [sys.executable, "-m", "netbpf", *args], cwd=SOURCE_TREE, stdout=out,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not ready.exists():
         if process.poll() is not None:
-            raise SystemExit(f"{tool} ended with {process.returncode}")
+            raise SystemExit(f"{tool} exited with status {process.returncode}")
         time.sleep(0.05)
     return process
 
 
 def maps_of(pid: int) -> Iterator[MapState]:
-    """Yield the maps of the programs that a process holds."""
+    """Yield the maps of the BPF programs that a process holds."""
     ids: set[int] = set()
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -174,17 +173,18 @@ def rss_of(pid: int) -> int:
 
 
 def report(tool: str, rss: int, maps: list[MapState], summary: dict[str, Any]) -> bool:
-    """Print a tool's line; return whether it kept to what it states."""
-    found = memory.by_default(find_tool(tool), possible_cpus())
-    buffer = found["buffer"] if any(one.name == "events" for one in maps) else 0
-    stated = (found["maps"] or 0) + int((buffer or 0) * 1.02)
-    taken = sum(one.bytes for one in maps)
-    left = {one.name: one.entries for one in maps if one.name in GOING_ON and one.entries}
-    results = {one.name: one.entries for one in maps if one.name not in GOING_ON and one.entries}
+    """Print a tool's line; return whether it stayed within its stated memory."""
+    sizes = memory.by_default(find_tool(tool), possible_cpus())
+    buffer = sizes["buffer"] if any(one.name == "events" for one in maps) else 0
+    stated = (sizes["maps"] or 0) + int((buffer or 0) * 1.02)
+    used = sum(one.bytes for one in maps)
+    filled = {one.name: one.entries for one in maps if one.entries}
+    left = {name: entries for name, entries in filled.items() if name in IN_PROGRESS}
+    results = {name: entries for name, entries in filled.items() if name not in IN_PROGRESS}
     lost = {name: number for name, number in summary["lost"].items() if number}
-    good = taken <= stated and rss <= RSS_KIB and not left
+    good = used <= stated and rss <= RSS_KIB and not left
     print(
-        f"{'ok ' if good else 'BAD'} {tool}: rss {rss}, maps {taken / (1 << 20):.1f} MiB, stated "
+        f"{'ok ' if good else 'BAD'} {tool}: rss {rss}, maps {used / (1 << 20):.1f} MiB, stated "
         f"{stated / (1 << 20):.1f}; left {left or 0}, results {results or 0}; events "
         f"{summary['events']}, lost {lost or 0}",
         flush=True,
@@ -192,23 +192,23 @@ def report(tool: str, rss: int, maps: list[MapState], summary: dict[str, Any]) -
     return good
 
 
-def soak(given: argparse.Namespace, directory: Path) -> bool:
-    """Trace the load with every tool; return whether all kept to what they state."""
+def soak(options: argparse.Namespace, directory: Path) -> bool:
+    """Trace the load with every tool; return whether all stayed within their stated memory."""
     netns = os.stat("/proc/self/ns/net").st_ino
     running = {tool: start(tool, directory, netns) for tool in TOOLS}
-    most = dict.fromkeys(running, 0)
+    peaks = dict.fromkeys(running, 0)
     worker = os.fork()
     if not worker:
-        load(given)
+        load(options)
         os._exit(0)
     while not os.waitpid(worker, os.WNOHANG)[0]:
         for tool, process in running.items():
-            most[tool] = max(most[tool], rss_of(process.pid))
+            peaks[tool] = max(peaks[tool], rss_of(process.pid))
         time.sleep(1)
     time.sleep(3)
     good = True
     for tool, process in running.items():
-        rss, maps = max(most[tool], rss_of(process.pid)), list(maps_of(process.pid))
+        rss, maps = max(peaks[tool], rss_of(process.pid)), list(maps_of(process.pid))
         process.send_signal(2)
         process.wait()
         lines = (directory / f"{tool}.out").read_bytes().splitlines()
@@ -217,17 +217,17 @@ def soak(given: argparse.Namespace, directory: Path) -> bool:
 
 
 def main() -> int:
-    """Do what this module's docstring says; return the exit status."""
+    """Run the benchmark; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--connections", type=int, default=1_000_000)
     parser.add_argument("--flows", type=int, default=100_000)
-    given = parser.parse_args()
+    options = parser.parse_args()
     if ctypes.CDLL(None).unshare(_CLONE_NEWNET):
-        raise SystemExit("it needs root")
+        raise SystemExit("soak: error: needs root")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with tempfile.TemporaryDirectory() as directory:
-        return 0 if soak(given, Path(directory)) else 1
+        return 0 if soak(options, Path(directory)) else 1
 
 
 if __name__ == "__main__":

@@ -1,31 +1,29 @@
-"""What does it cost to start tcplife? netbpf beside its peers, in interleaved rounds of one run.
+"""Measure the cost of starting tcplife: netbpf and the tcplife of bcc and libbpf-tools.
 
-Measured for each tool, in each round:
+Each tool is started, interrupted as soon as it is attached, and waited for. Measured per round:
 
-cpu    user and system time of the process (and the children it waited for), from start to end,
-       from wait4(2). The tool is started, interrupted as soon as it says that it is attached,
-       and waited for; so this is the whole cost of a start and a stop, without any tracing.
-ready  wall time from start to the sign that it is attached.
-rss    peak resident memory (VmHWM) of the tool's process at that sign: what stays while it traces.
-peak   peak resident memory of the largest process that the tool ran, its compiler included, over
-       its whole life (ru_maxrss). A process inherits that from whoever started it, here a Python
-       that is larger than a small C program: what is not above this program's own is taken as rss.
+cpu    user and system time of the process and the children that it waited for, from wait4(2): the
+       cost of a start and a stop without tracing.
+ready  wall time from the start until the tool is attached.
+rss    peak resident memory (VmHWM) of the tool's process when it is attached.
+peak   peak resident memory of the tool's largest process, including its compiler, from start to
+       end (ru_maxrss). A process inherits this value from its parent, here a Python process that
+       is larger than a small C program; a value that is not above the parent's is replaced by rss.
 
-netbpf keeps what it compiled for the next start. The row `netbpf` is a first start: it compiles, as
-NETBPF_CACHE=off says. The row `netbpf, kept` is every further start with the same options: it takes
-what the warm-up run has compiled. The ratios to peers are those of a first start.
+netbpf caches compiled programs. The row `netbpf` is a first start, which compiles
+(NETBPF_CACHE=off). The row `netbpf, cached` is a later start with the same options, which loads
+what the warm-up run compiled. Ratios to peers are those of a first start.
 
-The sign that a tool is attached is the file of `--ready-file` for netbpf and the header line for
-the others, which both print after attaching. They get a terminal, so that nobody buffers it.
+A tool is attached when the file of `--ready-file` exists (netbpf) or when it has printed its
+header line (the others). Tools write to a terminal, so that they do not buffer their output.
 
-Everybody runs once unmeasured: that fills the page cache and Python's bytecode cache, and shows who
-can run here at all. Who cannot is named with the reason. The order of the tools is turned round
-from one round to the next, medians are compared, and a ratio is the median of the ratios of rounds.
+A warm-up run of each tool fills the page cache and Python's bytecode cache, and finds out which
+tools can run; the others are reported with the reason. The order of the tools alternates between
+rounds. Results are medians over the rounds, and ratios are medians of the ratios per round.
 
-bcc's own tool needs kernel headers and the tracing file systems. The benchmark runs in a mount
-namespace of its own, in which it mounts what is missing and, where the running kernel has no
-headers, offers those of another kernel under its name. Nothing of that is seen outside of the
-namespace, nor is anything left when it ends.
+bcc's tool needs kernel headers and tracefs. The benchmark runs in a private mount namespace, where
+it mounts missing file systems and, if the running kernel has no headers, provides those of another
+kernel in their place. Nothing is visible outside the namespace or left behind.
 """
 
 from __future__ import annotations
@@ -51,21 +49,21 @@ from pathlib import Path
 
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 INSIDE = "NETBPF_BENCH_INSIDE"
-KEPT = "netbpf, kept"
+CACHED = "netbpf, cached"
 POLL_SECONDS = 0.002
 STOP_SECONDS = 30
 MEASURES = ("cpu_seconds", "ready_seconds", "rss_kib", "peak_kib")
 
 
 class CannotRun(Exception):
-    """A tool that does not get as far as being attached; the message says why."""
+    """A tool could not attach; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A command, and where it says that it is attached: `header` or, if that is empty, a file.
+    """A command, and the `header` that it prints when attached (if empty, it has a ready file).
 
-    `cache` is NETBPF_CACHE: a directory for what is compiled, or "off".
+    `cache` is NETBPF_CACHE: a directory for compiled programs, or "off".
     """
 
     name: str
@@ -86,7 +84,7 @@ class Sample:
 
 @dataclass
 class Report:
-    """All that a run has found: samples by tool, and why a tool has none."""
+    """The results: samples by tool, and the reason for each tool that could not run."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
@@ -94,7 +92,7 @@ class Report:
 
 
 def main() -> int:
-    """Measure, print the table or the JSON object; 1 if netbpf itself could not run."""
+    """Measure and print the results; return 1 if netbpf itself could not run."""
     options = parse_options()
     if os.geteuid() != 0:
         print("bench: error: attaching BPF programs needs root", file=sys.stderr)
@@ -126,21 +124,23 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-# --- a place in which bcc's tool can work ---------------------------------------------------------
+# --- mount namespace for bcc's tool ---------------------------------------------------------------
 
 
 def enter_namespace() -> None:
-    """Start again in a private mount namespace, if this machine lets us; else go on without."""
+    """Restart in a private mount namespace, if this machine permits it."""
     probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
     if probe.returncode != 0:
-        print("bench: no private mount namespace here, going on without", file=sys.stderr)
+        print(
+            "bench: warning: cannot create a mount namespace, continuing without", file=sys.stderr
+        )
         return
     command = ["unshare", "--mount", sys.executable, *sys.argv]
     os.execvpe(command[0], command, {**os.environ, INSIDE: "yes"})
 
 
 def prepare_namespace() -> str:
-    """Mount what is missing and return which kernel's headers bcc's tool will find."""
+    """Mount missing file systems; return the release whose kernel headers bcc will use."""
     release = os.uname().release
     if INSIDE in os.environ:
         if not Path("/sys/kernel/tracing/events").is_dir():
@@ -149,30 +149,30 @@ def prepare_namespace() -> str:
             mount("debugfs", "/sys/kernel/debug")
     if Path(f"/lib/modules/{release}/build").is_dir():
         return release
-    return lend_headers(release) if INSIDE in os.environ else ""
+    return provide_headers(release) if INSIDE in os.environ else ""
 
 
-def lend_headers(release: str) -> str:
-    """Show another kernel's headers under `release` in this namespace; return whose they are."""
+def provide_headers(release: str) -> str:
+    """Provide another kernel's headers as those of `release`; return that kernel's release."""
     owners = [link.parent for link in Path("/lib/modules").glob("*/build") if link.is_dir()]
     if not owners:
         return ""
     owner = max(owners, key=lambda path: path.stat().st_mtime)
-    # Debian has the generated headers in `build` and the rest in `source`; others have `build`.
+    # Debian has generated headers in `build` and the others in `source`; elsewhere all in `build`.
     links = {
         name: (owner / name).resolve() for name in ("build", "source") if (owner / name).is_dir()
     }
     if not mount("tmpfs", "/lib/modules"):
         return ""
-    place = Path("/lib/modules", release)
-    place.mkdir()
+    directory = Path("/lib/modules", release)
+    directory.mkdir()
     for name, target in links.items():
-        (place / name).symlink_to(target)
+        (directory / name).symlink_to(target)
     return owner.name
 
 
 def mount(kind: str, where: str) -> bool:
-    """Mount a file system of this kind; what fails shows later, in the tool that needs it."""
+    """Mount a file system; return whether it succeeded (a tool that needs it will fail)."""
     done = subprocess.run(["mount", "-t", kind, "none", where], capture_output=True, check=False)
     return done.returncode == 0
 
@@ -181,10 +181,10 @@ def mount(kind: str, where: str) -> bool:
 
 
 def find_tools(netbpf: str, scratch: Path, report: Report) -> list[Tool]:
-    """Return the tools that are installed; the others go to the report with what to install."""
+    """Return the installed tools; report the others with the package to install."""
     ready = str(scratch / "ready")
     command = [*shlex.split(netbpf), "tcplife", "--ready-file", ready]
-    tools = [Tool("netbpf", command), Tool(KEPT, command, cache=str(scratch / "cache"))]
+    tools = [Tool("netbpf", command), Tool(CACHED, command, cache=str(scratch / "cache"))]
     peers = [
         ("bcc", ["tcplife-bpfcc", "/usr/share/bcc/tools/tcplife"], "bpfcc-tools or bcc-tools"),
         ("libbpf-tools", ["/usr/sbin/tcplife", "bpf-tcplife"], "libbpf-tools"),
@@ -201,45 +201,45 @@ def find_tools(netbpf: str, scratch: Path, report: Report) -> list[Tool]:
 def measure_all(
     tools: list[Tool], rounds: int, timeout: float, scratch: Path, report: Report
 ) -> None:
-    """Warm up, sort out who cannot run, then measure round by round."""
-    able = [tool for tool in tools if warmed_up(tool, timeout, scratch, report)]
+    """Warm up, exclude tools that cannot run, then measure in rounds."""
+    working = [tool for tool in tools if warmed_up(tool, timeout, scratch, report)]
     for number in range(rounds):
-        for tool in able if number % 2 == 0 else reversed(able):
+        for tool in working if number % 2 == 0 else reversed(working):
             sample = measure(tool, timeout, scratch)
             report.samples.setdefault(tool.name, []).append(sample)
 
 
 def warmed_up(tool: Tool, timeout: float, scratch: Path, report: Report) -> bool:
-    """Run the tool once; note why, if it cannot."""
+    """Run the tool once; report the reason if it cannot run."""
     try:
         measure(tool, timeout, scratch)
     except CannotRun as reason:
         report.not_run[tool.name] = str(reason)
         if tool.name == "bcc" and not report.headers:
-            report.not_run[tool.name] += "; no kernel headers here (scripts/setup.sh bench)"
+            report.not_run[tool.name] += "; no kernel headers (scripts/setup.sh bench)"
         return False
     return True
 
 
 def measure(tool: Tool, timeout: float, scratch: Path) -> Sample:
-    """Start the tool, wait for its sign, interrupt it, and account for it."""
+    """Start the tool, wait until it is attached, interrupt it, and return its resource usage."""
     ready_file, errors = scratch / "ready", scratch / "stderr"
     ready_file.unlink(missing_ok=True)
-    with terminal() as (ours, theirs), errors.open("wb") as stderr:
+    with terminal() as (master, slave), errors.open("wb") as stderr:
         begin = time.monotonic()
         process = subprocess.Popen(
             tool.command,
             stdin=subprocess.DEVNULL,
-            stdout=theirs,
+            stdout=slave,
             stderr=stderr,
             cwd=SOURCE_TREE,
             env=environment(scratch, tool.cache),
         )
-        os.close(theirs)
-        attached = wait_for_sign(tool, process.pid, ours, ready_file, begin + timeout)
+        os.close(slave)
+        attached = wait_until_attached(tool, process.pid, master, ready_file, begin + timeout)
         ready = time.monotonic() - begin
         rss = peak_rss(process.pid) if attached else 0
-        usage = stop(process, ours)
+        usage = stop(process, master)
     if not attached:
         raise CannotRun(first_error(errors.read_text(errors="replace"), ready, timeout))
     inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -249,38 +249,40 @@ def measure(tool: Tool, timeout: float, scratch: Path) -> Sample:
 
 @contextlib.contextmanager
 def terminal() -> Iterator[tuple[int, int]]:
-    """Open a terminal: our end, which is closed in the end, and that of the child."""
-    ours, theirs = pty.openpty()
+    """Open a pseudo-terminal; the master is closed at the end, the slave by the caller."""
+    master, slave = pty.openpty()
     try:
-        yield ours, theirs
+        yield master, slave
     finally:
-        os.close(ours)
+        os.close(master)
 
 
 def environment(scratch: Path, cache: str) -> dict[str, str]:
-    """Return an environment in which Python keeps its bytecode, but not in the source tree."""
+    """Return an environment in which Python caches bytecode outside the source tree."""
     keep = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
     return {**keep, "PYTHONPYCACHEPREFIX": str(scratch / "pycache"), "NETBPF_CACHE": cache}
 
 
-def wait_for_sign(tool: Tool, pid: int, output: int, ready_file: Path, deadline: float) -> bool:
-    """Wait until the tool is attached: True; or has ended or takes too long: False."""
-    seen = b""
+def wait_until_attached(
+    tool: Tool, pid: int, terminal: int, ready_file: Path, deadline: float
+) -> bool:
+    """Wait until the tool is attached; return False if it has exited or the deadline passed."""
+    output = b""
     while time.monotonic() < deadline:
-        seen += read_some(output, POLL_SECONDS)
-        if tool.header in seen if tool.header else ready_file.exists():
+        output += read_some(terminal, POLL_SECONDS)
+        if tool.header in output if tool.header else ready_file.exists():
             return True
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return False
     return False
 
 
-def read_some(output: int, seconds: float) -> bytes:
-    """Return what the terminal has within that time; nothing is not an error, nor is its end."""
-    if not select.select([output], [], [], seconds)[0]:
+def read_some(terminal: int, seconds: float) -> bytes:
+    """Return what can be read from the terminal within `seconds`; empty at its end."""
+    if not select.select([terminal], [], [], seconds)[0]:
         return b""
     try:
-        return os.read(output, 65536)
+        return os.read(terminal, 65536)
     except OSError:  # EIO: the other end is closed
         time.sleep(seconds)
         return b""
@@ -294,16 +296,16 @@ def peak_rss(pid: int) -> int:
     return 0
 
 
-def stop(process: subprocess.Popen[bytes], output: int) -> resource.struct_rusage:
-    """Interrupt the process, wait for its end and return what it and its children used."""
-    # Not Popen's own methods: they would reap a process that has ended already.
+def stop(process: subprocess.Popen[bytes], terminal: int) -> resource.struct_rusage:
+    """Interrupt the process, wait for it, and return the resource usage of it and its children."""
+    # Popen's methods would reap a process that has already exited, and discard its usage.
     os.kill(process.pid, signal.SIGINT)
     deadline = time.monotonic() + STOP_SECONDS
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             break
-        read_some(output, POLL_SECONDS)  # a full terminal would block it
+        read_some(terminal, POLL_SECONDS)  # a full terminal would block the process
         if time.monotonic() > deadline:
             os.kill(process.pid, signal.SIGKILL)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -311,13 +313,13 @@ def stop(process: subprocess.Popen[bytes], output: int) -> resource.struct_rusag
 
 
 def first_error(text: str, waited: float, timeout: float) -> str:
-    """Return the line of a tool's messages that says best why it did not start."""
+    """Return the line of a tool's messages that explains best why it did not start."""
     if waited >= timeout:
         return f"not attached after {timeout:g} s"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    spoken = [line for line in lines if not line.startswith("raise ")]
-    telling = [line for line in spoken if "error" in line.lower() or "fail" in line.lower()]
-    best = telling or spoken[-1:] or ["ended without a word"]
+    messages = [line for line in lines if not line.startswith("raise ")]
+    errors = [line for line in messages if "error" in line.lower() or "fail" in line.lower()]
+    best = errors or messages[-1:] or ["exited without a message"]
     return best[0][:200]
 
 
@@ -330,7 +332,7 @@ def medians(samples: list[Sample]) -> dict[str, float]:
 
 
 def ratios(mine: list[Sample], theirs: list[Sample]) -> dict[str, float]:
-    """Return netbpf's cost over the peer's, as the median over the rounds."""
+    """Return the ratios of netbpf's cost to the peer's, as medians over the rounds."""
     pairs = list(zip(mine, theirs))
     return {
         name: statistics.median(getattr(a, name) / max(getattr(b, name), 1e-9) for a, b in pairs)
@@ -339,9 +341,9 @@ def ratios(mine: list[Sample], theirs: list[Sample]) -> dict[str, float]:
 
 
 def as_json(report: Report) -> str:
-    """Return everything, samples included, as one JSON object."""
+    """Return all results, including samples, as one JSON object."""
     mine = report.samples.get("netbpf", [])
-    own = ("netbpf", KEPT)
+    own = ("netbpf", CACHED)
     peers = {name: found for name, found in report.samples.items() if name not in own and mine}
     return json.dumps(
         {
@@ -357,7 +359,7 @@ def as_json(report: Report) -> str:
 
 
 def as_table(report: Report) -> str:
-    """Return medians and ratios for a reader."""
+    """Return medians and ratios as a table."""
     rounds = max(map(len, report.samples.values()), default=0)
     lines = [
         f"start and stop of tcplife, kernel {os.uname().release}, medians of {rounds} rounds",
@@ -367,7 +369,7 @@ def as_table(report: Report) -> str:
     lines += [table_row(name, report) for name in report.samples]
     lines += [f"{name:<14} not run: {reason}" for name, reason in report.not_run.items()]
     if report.headers and report.headers != os.uname().release and "bcc" in report.samples:
-        lines.append(f"bcc was lent the headers of {report.headers}")
+        lines.append(f"bcc used the kernel headers of {report.headers}")
     return "\n".join(lines)
 
 
@@ -376,7 +378,7 @@ def table_row(name: str, report: Report) -> str:
     middle = medians(report.samples[name])
     row = f"{name:<14}{middle['cpu_seconds'] * 1e3:>9.1f}{middle['ready_seconds'] * 1e3:>11.1f}"
     row += f"{middle['rss_kib'] / 1024:>10.1f}{middle['peak_kib'] / 1024:>10.1f}"
-    if name in ("netbpf", KEPT) or "netbpf" not in report.samples:
+    if name in ("netbpf", CACHED) or "netbpf" not in report.samples:
         return row
     ratio = ratios(report.samples["netbpf"], report.samples[name])
     return row + " " * 16 + "".join(f"{ratio[measure]:>6.2f}" for measure in MEASURES)

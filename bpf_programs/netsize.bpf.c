@@ -4,6 +4,7 @@
 #include "filter.bpf.h"
 #include "histogram.bpf.h"
 #include "wire.bpf.h"
+#include <netbpf/records.h>
 
 KERNEL_FIELDS(sk_buff, dev, len, head, data, network_header)
 KERNEL_FIELDS(net_device, name, nd_net.net, hard_header_len, dev.parent)
@@ -12,42 +13,21 @@ KERNEL_FIELDS(net, ns.inum)
 #define SMALL 128 /* bytes: below this a packet is mostly headers */
 #define NETDEV_TX_BUSY 0x10 /* include/linux/netdevice.h */
 
-/* Numbers of the column `point` in netbpf/tools/netsize.py. */
-enum point { NIC_RECV, STACK_RECV, STACK_SEND, NIC_SEND };
 /* How a device hands over what it received. */
 enum way { WAY_OTHER, WAY_GRO, WAY_NETIF_RX, WAY_DIRECT };
 
-struct size_key {
-	u32 netns;
-	char dev[16];
-	u8 point;
-	u8 pad[3];
-};
-
-struct sizes {
-	struct histogram histogram;
-	u64 small;
-	u64 wire_packets;
-	u64 wire_bytes;
-	u64 by_gro;
-	u64 by_netif_rx;
-	u64 by_direct;
-	u64 hardware;
-};
 BPF_F_TABLE("percpu_hash", struct size_key, struct sizes, sizes, MAP_ENTRIES, 0);
 BPF_PERCPU_ARRAY(zeros, struct sizes, 1);
 
 static inline struct sizes *sizes_of(struct size_key *key, struct net_device *dev)
 {
-	struct sizes *found = sizes.lookup(key);
+	struct sizes *found = sizes.lookup(key), *empty;
 	int zero = 0;
 
 	if (found)
 		return found;
-	found = zeros.lookup(&zero); /* too large for the stack */
-	if (found)
-		sizes.insert(key, found); /* another CPU may have been first: that is fine */
-	found = sizes.lookup(key);
+	empty = zeros.lookup(&zero); /* too large for the stack */
+	found = empty ? sizes.lookup_or_try_init(key, empty) : NULL;
 	if (!found)
 		count_loss(LOSS_MAP_FULL);
 	else if (READ(dev, dev.parent))
@@ -65,7 +45,7 @@ static inline u32 link_header(struct sk_buff *skb, struct net_device *dev, u32 l
 	return READ(dev, hard_header_len); /* raw packets need not say where they begin */
 }
 
-static inline int on_packet(struct sk_buff *skb, int point, int way, s64 times)
+static inline int count_packet(struct sk_buff *skb, int point, int way, s64 times)
 {
 	struct net_device *dev = READ(skb, dev);
 	struct net *net = READ(dev, nd_net.net);
@@ -85,7 +65,7 @@ static inline int on_packet(struct sk_buff *skb, int point, int way, s64 times)
 	if (!FILTER_DEV(name[0], name[1]))
 		return 0;
 #endif
-	if (point == STACK_SEND || point == NIC_SEND)
+	if (point == POINT_STACK_SEND || point == POINT_NIC_SEND)
 		len -= link_header(skb, dev, len);
 	wire_bytes = len;
 	if (len > SMALL)
@@ -107,83 +87,13 @@ static inline int on_packet(struct sk_buff *skb, int point, int way, s64 times)
 	return 0;
 }
 
-/* One entry per tracepoint and kind: all of them pass an skb. */
-#define PACKET_RAWTP(probe, point, way)                                                            \
-	int probe##_rawtp(struct bpf_raw_tracepoint_args *ctx)                                     \
-	{                                                                                          \
-		return on_packet((struct sk_buff *)RAWTP_ARG(probe, skb), point, way, 1);          \
-	}
-#define PACKET_TP(probe, point, way)                                                               \
-	int probe##_tp(struct probe##_args *ctx)                                                   \
-	{                                                                                          \
-		return on_packet((struct sk_buff *)ctx->skbaddr, point, way, 1);                   \
-	}
-
-#ifdef USE_gro_rawtp
-PACKET_RAWTP(gro, NIC_RECV, WAY_GRO)
-#endif
-#ifdef USE_gro_frags_rawtp
-PACKET_RAWTP(gro_frags, NIC_RECV, WAY_GRO)
-#endif
-#ifdef USE_netif_rx_rawtp
-PACKET_RAWTP(netif_rx, NIC_RECV, WAY_NETIF_RX)
-#endif
-#ifdef USE_direct_rawtp
-PACKET_RAWTP(direct, NIC_RECV, WAY_DIRECT)
-#endif
-#ifdef USE_direct_list_rawtp
-PACKET_RAWTP(direct_list, NIC_RECV, WAY_DIRECT)
-#endif
-#ifdef USE_stack_recv_rawtp
-PACKET_RAWTP(stack_recv, STACK_RECV, WAY_OTHER)
-#endif
-#ifdef USE_stack_send_rawtp
-PACKET_RAWTP(stack_send, STACK_SEND, WAY_OTHER)
-#endif
-#ifdef USE_nic_send_rawtp
-PACKET_RAWTP(nic_send, NIC_SEND, WAY_OTHER)
-#endif
-
-#ifdef USE_gro_tp
-PACKET_TP(gro, NIC_RECV, WAY_GRO)
-#endif
-#ifdef USE_gro_frags_tp
-PACKET_TP(gro_frags, NIC_RECV, WAY_GRO)
-#endif
-#ifdef USE_netif_rx_tp
-PACKET_TP(netif_rx, NIC_RECV, WAY_NETIF_RX)
-#endif
-#ifdef USE_direct_tp
-PACKET_TP(direct, NIC_RECV, WAY_DIRECT)
-#endif
-#ifdef USE_direct_list_tp
-PACKET_TP(direct_list, NIC_RECV, WAY_DIRECT)
-#endif
-#ifdef USE_stack_recv_tp
-PACKET_TP(stack_recv, STACK_RECV, WAY_OTHER)
-#endif
-#ifdef USE_stack_send_tp
-PACKET_TP(stack_send, STACK_SEND, WAY_OTHER)
-#endif
-#ifdef USE_nic_send_tp
-PACKET_TP(nic_send, NIC_SEND, WAY_OTHER)
-#endif
+static inline int on_packet(struct sk_buff *skb, int point, int way)
+{
+	return count_packet(skb, point, way, 1);
+}
 
 /* The driver had no room: the packet comes again, so it was not sent this time. */
 static inline int on_sent(struct sk_buff *skb, int result)
 {
-	return result == NETDEV_TX_BUSY ? on_packet(skb, NIC_SEND, WAY_OTHER, -1) : 0;
+	return result == NETDEV_TX_BUSY ? count_packet(skb, POINT_NIC_SEND, WAY_OTHER, -1) : 0;
 }
-
-#ifdef USE_sent_rawtp
-int sent_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_sent((struct sk_buff *)RAWTP_ARG(sent, skb), RAWTP_ARG(sent, rc));
-}
-#endif
-#ifdef USE_sent_tp
-int sent_tp(struct sent_args *ctx)
-{
-	return on_sent((struct sk_buff *)ctx->skbaddr, ctx->rc);
-}
-#endif

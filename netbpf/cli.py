@@ -1,6 +1,6 @@
-"""The command line: finds the tools, turns options into settings, prints errors.
+"""The command line: load tools, turn options into settings, print errors.
 
-The only module that imports click, and the only place where an error is printed.
+This is the only module that imports click and the only one that prints errors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class _Tools(click.Group):
-    """Commands that are loaded only when they are named: starting must be quick."""
+    """A group that imports a tool only when its command is run, so that startup stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *tool_names()])
@@ -37,16 +37,16 @@ class _Tools(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Tools"):
             formatter.write_dl([(tool.name, tool.summary) for tool in all_tools()])
-        own = [(name, self.commands[name].get_short_help_str(80)) for name in sorted(self.commands)]
+        rows = [(n, c.get_short_help_str(80)) for n, c in sorted(self.commands.items())]
         with formatter.section("Commands"):
-            formatter.write_dl(own)
+            formatter.write_dl(rows)
 
 
-class _Manual(click.Command):
-    """A tool's command, whose help is its manual."""
+class _ToolCommand(click.Command):
+    """A tool's command, whose --help prints the manual."""
 
-    def __init__(self, tool: Tool, **more: Any) -> None:
-        super().__init__(tool.name, **more)
+    def __init__(self, tool: Tool, **attributes: Any) -> None:
+        super().__init__(tool.name, **attributes)
         self.tool = tool
 
     def get_help(self, ctx: click.Context) -> str:
@@ -58,26 +58,26 @@ class _Manual(click.Command):
 @click.group(cls=_Tools, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="netbpf")
 def cli() -> None:
-    """Network tracing tools that run on the kernel at hand and say what their result is worth."""
+    """Trace networking with BPF: sockets, TCP, packets and name lookups."""
 
 
 def _tool_command(tool: Tool) -> click.Command:
-    def start(**given: Any) -> None:
+    def start(**arguments: Any) -> None:
         from netbpf.output.outlet import Outlet
         from netbpf.run.runner import run
 
-        settings = settings_of(tool, given)
+        settings = settings_of(tool, arguments)
         if sys.stderr is sys.__stderr__:
-            # Whoever should read the messages may not: nothing waits for that.
+            # A stalled reader of stderr must not block the run.
             sys.stderr = Outlet(2, sys.stderr.encoding, messages=True)
         sys.exit(run(tool, settings))
 
     parameters: list[click.Parameter] = [_parameter(option) for option in tool.options]
-    parameters += [_refused(tool, option) for option in tool.unsupported_options]
+    parameters += [_unsupported(tool, option) for option in tool.unsupported_options]
     if tool.interval:
         parameters.append(click.Argument(["interval"], required=False))
         parameters.append(click.Argument(["count"], required=False))
-    return _Manual(tool, params=parameters, callback=start, context_settings=_CONTEXT)
+    return _ToolCommand(tool, params=parameters, callback=start, context_settings=_CONTEXT)
 
 
 def _parameter(option: Option) -> click.Option:
@@ -90,32 +90,32 @@ def _parameter(option: Option) -> click.Option:
     return click.Option(names, is_flag=True, help=option.help)
 
 
-def _refused(tool: Tool, option: Option) -> click.Option:
-    def refuse(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+def _unsupported(tool: Tool, option: Option) -> click.Option:
+    def reject(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value:
-            what = f"{tool.name} has no {option.flags[-1]}: {tool.unsupported_reason}"
-            raise UsageError(what, _try_help(tool.name))
+            message = f"{tool.name} has no {option.flags[-1]}: {tool.unsupported_reason}"
+            raise UsageError(message, _try_help(tool.name))
 
     flag = option.parse is None
     return click.Option(
-        [*option.flags, option.name], is_flag=flag, hidden=True, expose_value=False, callback=refuse
+        [*option.flags, option.name], is_flag=flag, hidden=True, expose_value=False, callback=reject
     )
 
 
-def settings_of(tool: Tool, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {option name: value} with every argument parsed; raise UsageError for a bad one."""
+def settings_of(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {option name: parsed value}; raise UsageError for an invalid argument."""
     from netbpf.declare.options import count, seconds
 
     settings: dict[str, Any] = {}
     for option in tool.options:
-        settings[option.name] = option.value(given.get(option.name))
+        settings[option.name] = option.value(arguments.get(option.name))
     for option in tool.options:
         if option.sets and settings[option.name]:
             settings.update(option.sets)
     for name, parse in (("interval", seconds), ("count", count)):
-        if given.get(name) is not None:
+        if arguments.get(name) is not None:
             try:
-                settings[name] = parse(given[name])
+                settings[name] = parse(arguments[name])
             except ValueError as error:
                 raise UsageError(f"{name.upper()}: {error}", _try_help(tool.name)) from None
     return settings
@@ -127,7 +127,7 @@ def _try_help(name: str = "") -> str:
 
 @cli.command("list")
 def list_tools() -> None:
-    """List the tools with a sentence each."""
+    """List the tools with their summaries."""
     width = max(map(len, tool_names()))
     for tool in all_tools():
         click.echo(f"{tool.name:<{width}}  {tool.summary}")
@@ -136,24 +136,27 @@ def list_tools() -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @click.option("--btf", metavar="FILE", default="", help="read kernel types from this file")
-@click.option("--record", metavar="FILE", help="record this kernel for the tests' probe selection")
+@click.option("--record", metavar="FILE", help="record this kernel for the unit tests")
 def doctor(as_json: bool, btf: str, record: Optional[str]) -> None:
-    """Say what each tool will use on this machine, what is missing, and how to mend it."""
+    """Check which tools can run on this machine.
+
+    Prints the probes that each tool uses, missing features and privileges, and how to fix them.
+    """
     from netbpf.doctor import recording, report
 
     if record:
         recording.record(record, btf)
         return
-    found = report.examine(btf)
-    click.echo(json.dumps(found, indent=2) if as_json else report.describe(found))
-    sys.exit(report.exit_code(found))
+    result = report.examine(btf)
+    click.echo(json.dumps(result, indent=2) if as_json else report.describe(result))
+    sys.exit(report.exit_code(result))
 
 
 @cli.command()
 @click.argument("tool")
-@click.option("--c", "as_c", is_flag=True, help="print the C text that is generated for it here")
+@click.option("--c", "as_c", is_flag=True, help="print the C code generated on this kernel")
 def schema(tool: str, as_c: bool) -> None:
-    """Print the JSON Schema of a tool's JSON lines."""
+    """Print the JSON Schema of a tool's JSON output."""
     from netbpf.output.schema import schema_of
 
     if as_c:
@@ -168,14 +171,14 @@ def schema(tool: str, as_c: bool) -> None:
 @cli.command()
 @click.argument("tools", nargs=-1)
 def demo(tools: Sequence[str]) -> None:
-    """Make a little traffic on loopback and show what each tool sees of it."""
+    """Generate loopback traffic and trace it with each tool."""
     from netbpf.demo.show import show
 
     sys.exit(show([find_tool(name) for name in tools] or all_tools()))
 
 
 def _fail(error: NetbpfError, verbose: bool) -> NoReturn:
-    # A message quotes what it was given, and that may be anything.
+    # Messages may quote untrusted input.
     print(f"netbpf: error: {escape(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"hint: {escape(error.hint)}", file=sys.stderr)
@@ -187,19 +190,19 @@ def _fail(error: NetbpfError, verbose: bool) -> NoReturn:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Run the command line and exit with the exit code of DESIGN: 0, 1, 2, 3, 69 or 77."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    verbose = "-v" in words or "--verbose" in words
+    """Run the command line and exit with 0, 1, 2, 3, 69 or 77 (see netbpf.errors)."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "-v" in args or "--verbose" in args
     try:
         _occupy_streams()
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what the locale cannot write
+        if isinstance(sys.stdout, io.TextIOWrapper):  # the locale may not encode every name
             sys.stdout.reconfigure(errors="backslashreplace")
-        cli.main(words, prog_name="netbpf", standalone_mode=False)
+        cli.main(args, prog_name="netbpf", standalone_mode=False)
     except NetbpfError as error:
         _fail(error, verbose)
     except click.ClickException as error:
-        where = getattr(getattr(error, "ctx", None), "info_name", "") or ""
-        name = "" if where == "netbpf" else where
+        command = getattr(getattr(error, "ctx", None), "info_name", "") or ""
+        name = "" if command == "netbpf" else command
         message = error.format_message().rstrip(".")
         _fail(UsageError(message[:1].lower() + message[1:], _try_help(name)), verbose)
     except (KeyboardInterrupt, click.Abort):
@@ -208,35 +211,36 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
-        _fail(_unforeseen(error), verbose)
+        _fail(_unexpected(error), verbose)
 
 
 def _occupy_streams() -> None:
-    # A file that is opened gets the lowest free number: were that 1 or 2, messages would go into it
-    # and it into the output.
-    closed = [number for number in (0, 1, 2) if not _is_open(number)]
+    # open() returns the lowest free descriptor. If that were 1 or 2, output and messages would be
+    # written to an unrelated file.
+    closed = [fd for fd in (0, 1, 2) if not _is_open(fd)]
     while closed and os.open(os.devnull, os.O_RDWR) < closed[-1]:
         pass
-    for number in closed:
-        os.set_inheritable(number, True)
+    for fd in closed:
+        os.set_inheritable(fd, True)
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - stays open
     if 1 in closed or sys.stdout is None:
-        _fail(NetbpfError("standard output is closed", "send it to a file or a pipe"), False)
+        _fail(NetbpfError("standard output is closed", "redirect it to a file or a pipe"), False)
     try:
         os.getcwd()
     except FileNotFoundError:
-        os.chdir("/")  # the compiler needs a directory to be in
+        os.chdir("/")  # the compiler needs a working directory
 
 
-def _is_open(number: int) -> bool:
+def _is_open(fd: int) -> bool:
     try:
-        os.fstat(number)
+        os.fstat(fd)
     except OSError:
         return False
     return True
 
 
-def _unforeseen(error: Exception) -> NetbpfError:
-    words = " ".join(str(error).split()) or type(error).__name__
-    return NetbpfError(f"{type(error).__name__}: {words}", "run it with -v, and please report this")
+def _unexpected(error: Exception) -> NetbpfError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    hint = "this is a bug: please report it with the output of -v"
+    return NetbpfError(f"{type(error).__name__}: {text}", hint)

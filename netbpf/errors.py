@@ -1,7 +1,7 @@
-"""The errors a user can meet: what happened, what to do about it, and the exit code.
+"""Errors shown to users: message, hint and exit code.
 
-They are raised anywhere and printed in one place, `netbpf.cli`. Messages are lower case, without
-a full stop, and quote their subject; the hint is an instruction.
+Any module may raise them; only `netbpf.cli` prints them. Messages are lower case, have no full
+stop and quote their subject. Hints are instructions.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_LOST = 3  # data was lost and --fail-on-loss was given
-EXIT_UNSUPPORTED = 69  # EX_UNAVAILABLE of sysexits.h: this kernel or machine can't
+EXIT_UNSUPPORTED = 69  # EX_UNAVAILABLE of sysexits.h: not possible on this kernel or machine
 EXIT_PRIVILEGE = 77  # EX_NOPERM of sysexits.h
 
 
 class NetbpfError(Exception):
-    """A failure with a cause in words and, where known, a way out."""
+    """A failure with a message and, where known, a hint."""
 
     exit_code = EXIT_FAILURE
 
     def __init__(self, message: str, hint: str = "", detail: str = "") -> None:
-        """Take the one-line `message`, a one-line `hint`, and `detail` shown only with -v."""
+        """`message` and `hint` are single lines; `detail` is printed only with -v."""
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -27,19 +27,19 @@ class NetbpfError(Exception):
 
 
 class UsageError(NetbpfError):
-    """The command line asks for something that cannot be meant."""
+    """The command line is invalid."""
 
     exit_code = EXIT_USAGE
 
 
 class Unsupported(NetbpfError):
-    """This kernel or this machine lacks something that cannot be replaced."""
+    """This kernel or machine lacks a required feature."""
 
     exit_code = EXIT_UNSUPPORTED
 
 
 class PrivilegeError(NetbpfError):
-    """The process may not do what tracing needs."""
+    """The process lacks a privilege that tracing requires."""
 
     exit_code = EXIT_PRIVILEGE
 
@@ -47,10 +47,10 @@ class PrivilegeError(NetbpfError):
 class AttachRefused(NetbpfError):
     """The kernel refused to load or attach one probe; the next alternative may still work.
 
-    `probe` is the name of the refused probe in its declaration.
+    `probe` is the name of the declared probe.
     """
 
     def __init__(self, probe: str, message: str, hint: str = "", detail: str = "") -> None:
-        """See NetbpfError; `probe` names the declaration's probe."""
+        """See NetbpfError for the other arguments."""
         super().__init__(message, hint, detail)
         self.probe = probe

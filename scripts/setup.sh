@@ -1,38 +1,38 @@
 #!/bin/sh
-# Installs what is missing, and calls neither the package manager nor pip when nothing is.
+# Installs missing dependencies. If none is missing, it runs neither the package manager nor pip.
 #
 # usage: scripts/setup.sh [LEVEL]
-#   run    netbpf itself, from the distribution's packages
-#   dev    run, and lint, unit and contract tests: a virtual environment in .venv
-#   test   dev, and the programs with which the live tests make known traffic
-#   guest  run, and what the live tests alone need: for test machines (see vagrant/)
-#   bench  run, and the peers that `make bench` measures
-#   vm     what `make vm` needs to build and boot those test machines
+#   run    dependencies of netbpf, from the distribution's packages
+#   dev    run, plus linters, unit and contract tests in a virtual environment, .venv
+#   test   dev, plus programs that generate traffic for the live tests
+#   guest  run, plus the dependencies of the live tests only: for test machines (see vagrant/)
+#   bench  run, plus the peers that `make bench` measures
+#   vm     programs that `make vm` needs to build and boot test machines
 #
-# Messages go to stderr, one line per piece of work; what the package manager and pip say goes to
-# build/setup.log and is shown only when they fail.
+# Messages are written to stderr, one line per step. The output of the package manager and pip is
+# written to build/setup.log and shown only if they fail.
 set -eu
 cd "$(dirname "$0")/.."
 
-# bcc's bindings belong to the system's Python. Another python3 may stand first on PATH (pyenv,
-# conda, a virtual environment), and it cannot import them.
+# bcc's bindings are installed for the system's Python. Another python3 that is first on PATH (pyenv,
+# conda, a virtual environment) cannot import them.
 PYTHON=/usr/bin/python3
 VENV=.venv
 LOG=build/setup.log
 NOT_OFFERED=build/packages-not-offered
 POLICY=/usr/sbin/policy-rc.d
-# Packages that start a daemon, and stay enabled at boot, unless held back.
+# Packages that start a daemon and enable it at boot.
 DAEMON_PACKAGES="nginx-light redis-server iperf3"
 
-# These would send pip elsewhere or make the environment's Python look elsewhere. What says where
-# packages come from (PIP_INDEX_URL, PIP_CERT, proxies) is the user's and stays.
+# These would make pip install, or Python import, from elsewhere. Settings of the package source
+# (PIP_INDEX_URL, PIP_CERT, proxies) are kept.
 unset PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_REQUIRE_VIRTUALENV
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-# A shell that became root with plain `su` lacks the directories of administration.
+# After plain `su`, PATH lacks the sbin directories.
 PATH=$PATH:/usr/sbin:/sbin
 
-say() {
+notice() {
     echo "setup: $*" >&2
 }
 
@@ -50,10 +50,10 @@ as_root() {
     fi
 }
 
-# Asked before any work: what as_root says may go to the log.
+# Checked first, because errors of as_root may be written to the log only.
 need_root() {
     [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null || fail \
-        "installing packages needs root, and there is no sudo here" \
+        "installing packages needs root, and sudo is not installed" \
         "run this once as root: scripts/setup.sh $level"
 }
 
@@ -76,7 +76,7 @@ show_log() {
 
 packages_apt() {
     case $1 in
-    # libbpf comes with python3-bpfcc: libbpf1 on Debian 12 and Ubuntu 24.04, libbpf0 before.
+    # python3-bpfcc depends on libbpf: libbpf1 on Debian 12 and Ubuntu 24.04, libbpf0 before.
     run) echo python3 python3-bpfcc python3-click python3-numpy python3-pyelftools \
         python3-seccomp ;;
     dev) echo python3-venv ca-certificates make clang-format shellcheck ;;
@@ -90,8 +90,8 @@ packages_apt() {
     esac
 }
 
-# bcc's own tools compile against kernel headers. Those of the running kernel are best; a kernel
-# that no package belongs to borrows those of the distribution's (see bench/start.py).
+# bcc's own tools compile against kernel headers, if possible those of the running kernel. A kernel
+# without a headers package uses those of the distribution's kernel (see bench/start.py).
 headers_apt() {
     if [ -e "/lib/modules/$(uname -r)/build" ]; then
         :
@@ -117,7 +117,7 @@ packages_dnf() {
     esac
 }
 
-installed() { # the names among "$@" that are installed, one per line
+installed() { # print the installed packages among "$@", one per line
     case $manager in
     apt) dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null |
         sed -n 's/^installed //p' ;;
@@ -125,11 +125,11 @@ installed() { # the names among "$@" that are installed, one per line
     esac
 }
 
-missing() { # missing LEVEL: the names of packages of this level that are not there
+missing() { # missing LEVEL: print the packages of this level that are not installed
     # shellcheck disable=SC2046 # a list of names
     set -- $("packages_$manager" "$1")
     have=" $(installed "$@" | tr '\n' ' ') $(cat "$NOT_OFFERED" 2>/dev/null || :) "
-    # Another flavour of nginx than the one named above will do, and must not be replaced.
+    # Any other nginx package works as well and must not be replaced.
     if [ -x /usr/sbin/nginx ]; then have="$have nginx-light nginx "; fi
     for name; do
         case $have in *" $name "*) ;; *) echo "$name" ;; esac
@@ -146,15 +146,15 @@ offered() {
 }
 
 apt_get() {
-    # Another apt may be at work (a fresh cloud machine updates itself): wait for it. needrestart
-    # would restart services of this machine unasked.
+    # Wait for another apt (a fresh cloud machine updates itself). Suspend needrestart, which would
+    # restart services.
     logged as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 \
         apt-get -q -y -o DPkg::Lock::Timeout=300 -o APT::Install-Recommends=false "$@"
 }
 
-# Debian starts a daemon as soon as its package is installed. policy-rc.d is the official way to
-# refuse that; this one refuses only for the daemons named here, and is gone when this script ends.
-# One that exists is the administrator's and stays.
+# Debian starts a daemon when its package is installed. policy-rc.d is the official mechanism to
+# prevent this; this one applies only to the daemons above, and is removed when this script exits.
+# An existing policy-rc.d is kept.
 hold_daemons() { # hold_daemons PACKAGE...
     daemons=
     for name; do
@@ -163,7 +163,7 @@ hold_daemons() { # hold_daemons PACKAGE...
     if [ -z "$daemons" ] || [ -e "$POLICY" ]; then return 0; fi
     trap 'as_root rm -f "$POLICY"' EXIT
     trap 'exit 130' HUP INT TERM
-    printf '%s\n' '#!/bin/sh' '# Put here by the set-up of netbpf, which removes it when it ends.' \
+    printf '%s\n' '#!/bin/sh' '# Created by scripts/setup.sh of netbpf, which removes it when it exits.' \
         'case "$*" in *nginx*|*redis*|*iperf3*) exit 101 ;; esac' 'exit 0' |
         as_root tee "$POLICY" >/dev/null
     as_root chmod 755 "$POLICY"
@@ -172,7 +172,7 @@ hold_daemons() { # hold_daemons PACKAGE...
 install_apt() {
     hold_daemons "$@"
     apt_get install "$@" || return 1
-    # What only tests start by hand has no business at the next boot either.
+    # Tests start these daemons themselves, so they must not start at boot.
     for name in $daemons; do
         logged as_root update-rc.d "${name%-light}" disable || :
     done
@@ -182,36 +182,36 @@ install_dnf() {
     logged as_root dnf -q -y --setopt=install_weak_deps=False install "$@"
 }
 
-# Lists may be stale or (in a fresh container) absent. A broken repository of somebody else is no
-# reason to stop here: what we need may still be there.
+# Package lists may be stale or, in a fresh container, missing. A broken third-party repository is not
+# fatal, because our packages may come from another one.
 refresh() {
     if [ "$manager" = apt ]; then
-        apt_get update || say "warning: the package lists could not be refreshed, going on"
+        apt_get update || notice "warning: could not refresh the package lists, continuing"
     fi
 }
 
 explain_packages() { # explain_packages NAME...
     show_log
     if grep -qiE 'could not get lock|unable to (acquire|lock)' "$LOG"; then
-        fail "the package manager is locked by another program" "wait for it to end and try again"
+        fail "another program has locked the package manager" "wait for it to finish and try again"
     elif grep -qE 'Could not resolve|Failed to fetch|Temporary failure|Cannot download' "$LOG"; then
-        fail "the package servers cannot be reached" "check network, proxy and package sources"
+        fail "cannot reach the package servers" "check the network, proxy and package sources"
     elif grep -q 'Unable to locate package' "$LOG"; then
-        fail "this release does not offer all of: $*" \
+        fail "this release does not have all of: $*" \
             "on Ubuntu: add-apt-repository universe; elsewhere check /etc/apt/sources.list"
     fi
-    fail "could not install: $*" "install these packages by hand and try again"
+    fail "cannot install: $*" "install these packages manually and try again"
 }
 
-# Nothing works without the packages of `run`. Of the others a release may lack some: the tests
-# that need them say so themselves.
+# The packages of `run` are required. Others may be missing in a release; the tests that need them
+# are then skipped.
 drop_not_offered() { # drop_not_offered NAME...: sets $wanted
     wanted=
     for name; do
         if offered "$name"; then
             wanted="$wanted $name"
         else
-            say "not offered by this release, left out: $name"
+            notice "not available in this release, skipped: $name"
             printf '%s ' "$name" >>"$NOT_OFFERED"
         fi
     done
@@ -221,7 +221,7 @@ install_packages() { # install_packages LEVEL
     wanted=$(missing "$1" | tr '\n' ' ')
     [ -n "${wanted% }" ] || return 0
     need_root
-    say "installing packages: ${wanted% } (log: $LOG)"
+    notice "installing packages: ${wanted% } (log: $LOG)"
     if [ -z "$refreshed" ]; then
         refresh
         refreshed=yes
@@ -235,9 +235,9 @@ install_packages() { # install_packages LEVEL
 
 # --- Python --------------------------------------------------------------------------------------
 
-# True when the system's Python alone can run netbpf: it is new enough, has bcc's bindings (not the
-# package of that name on PyPI, which has no libbcc.py), and what pyproject.toml depends on. Looks
-# at metadata instead of importing: bcc and numpy take a tenth of a second each.
+# Succeeds if the system's Python can run netbpf: it is new enough and has bcc's bindings (not the
+# PyPI package of that name, which has no libbcc.py) and the dependencies in pyproject.toml. Checks
+# metadata instead of importing, which takes 0.1 s each for bcc and numpy.
 runtime_ok() {
     [ -x "$PYTHON" ] && "$PYTHON" - "$@" <<'END'
 import re, sys
@@ -268,8 +268,8 @@ inputs() {
     "$PYTHON" --version
 }
 
-# True for an environment that exists and was made from the system's Python; it breaks when the
-# distribution moves to another version.
+# Succeeds if the environment works and is based on the system's Python; an upgrade of Python breaks
+# it.
 venv_sound() {
     "$VENV/bin/python" -c 'import pip, sys; sys.exit(sys.base_prefix != "/usr")' 2>/dev/null
 }
@@ -278,20 +278,20 @@ make_venv() { # make_venv EXTRAS
     stamp=$VENV/.setup-${1:-run}
     sum=$(inputs | sha256sum)
     if [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && [ -x "$VENV/bin/python" ]; then return 0; fi
-    say "installing Python packages into $VENV (log: $LOG)"
+    notice "installing Python packages into $VENV (log: $LOG)"
     if ! venv_sound; then
         logged "$PYTHON" -m venv --clear --system-site-packages "$VENV" || {
             show_log
-            fail "could not make a virtual environment" "is python3-venv installed?"
+            fail "cannot create a virtual environment" "check that python3-venv is installed"
         }
     fi
-    # Older ones cannot install from pyproject.toml for editing (PEP 660): Debian 11 has 20.3.
+    # Editable installs from pyproject.toml (PEP 660) need pip 21.3; Debian 11 has 20.3.
     "$VENV/bin/python" -c 'import pip, sys; v = pip.__version__.split("."); \
         sys.exit((int(v[0]), int(v[1])) < (21, 3))' ||
         logged "$VENV/bin/python" -m pip install --no-input --upgrade "pip>=21.3" || :
     logged "$VENV/bin/python" -m pip install --no-input --editable ".${1:+[$1]}" || {
         show_log
-        fail "pip could not install what pyproject.toml names" \
+        fail "pip cannot install the dependencies in pyproject.toml" \
             "check the network and pip's configuration (python3 -m pip config list)"
     }
     echo "$sum" >"$stamp"
@@ -300,20 +300,20 @@ make_venv() { # make_venv EXTRAS
 # --- levels --------------------------------------------------------------------------------------
 
 need_manager() {
-    [ -n "$manager" ] || fail "neither apt nor dnf is here" \
-        "install bcc's Python bindings for $PYTHON, click, numpy and pyelftools by hand"
+    [ -n "$manager" ] || fail "found neither apt nor dnf" \
+        "install bcc's Python bindings for $PYTHON, click, numpy and pyelftools manually"
 }
 
-# No package manager is needed, or asked for, where everything is there already: this also serves
-# distributions that this script does not know.
+# If nothing is missing, no package manager is needed, so this also works on distributions that this
+# script does not support.
 setup_run() {
     if runtime_ok; then return 0; fi
     need_manager
     install_packages run
     if runtime_ok; then return 0; fi
-    runtime_ok bcc-only || fail "$PYTHON is older than 3.9 or cannot find bcc's bindings" \
+    runtime_ok bcc-only || fail "$PYTHON is older than 3.9 or lacks bcc's bindings" \
         "netbpf needs Debian 11, Ubuntu 22.04, Fedora 36 or newer"
-    # An older distribution: its bcc, and newer Python packages beside it.
+    # An older distribution: use its bcc, with newer Python packages in a virtual environment.
     if [ "$manager" = apt ]; then install_packages dev; fi
     make_venv ""
 }
@@ -359,5 +359,5 @@ elif command -v dnf >/dev/null; then
 fi
 case $level in
 run | dev | test | guest | bench | vm) "setup_$level" ;;
-*) fail "no such level: $level" "usage: scripts/setup.sh [run|dev|test|guest|bench|vm]" ;;
+*) fail "unknown level: $level" "usage: scripts/setup.sh [run|dev|test|guest|bench|vm]" ;;
 esac

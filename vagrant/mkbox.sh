@@ -1,16 +1,15 @@
 #!/bin/sh
-# Builds a Vagrant box (libvirt) from Debian packages, with everything that the live tests need.
+# Builds a Vagrant box (libvirt) from Debian packages, with all dependencies of the live tests.
 #
 # usage: vagrant/mkbox.sh NAME USERLAND SUITE PACKAGE BOX [EXTRA PACKAGE...]
-#   NAME      of the machine
+#   NAME      name of the machine
 #   USERLAND  Debian release of the box
-#   SUITE     Debian suite of the kernel, which is unpacked beside that userland: any pair will do
+#   SUITE     Debian suite of the kernel; any combination with USERLAND works
 #   PACKAGE   name or pattern of the kernel's package
-#   BOX       the file to write
+#   BOX       output file
 #
-# Needs root, but neither a loop device nor a mount of the image: the file system is made from the
-# tree, and GRUB written into the image. MIRROR names a Debian mirror; without it that is taken which
-# this machine's own apt uses.
+# Needs root, but no loop device or mount: mkfs populates the file system from a directory, and GRUB
+# is written directly into the image. MIRROR names a Debian mirror; default: that of the host's apt.
 set -eu
 umask 022
 
@@ -19,34 +18,34 @@ shift 5
 PROJECT=$(cd "$(dirname "$0")/.." && pwd)
 DISK_GB=8
 ROOT_UUID=6e657462-7066-4c61-8000-000000000001
-# A key that everybody has, for the first login only: Vagrant replaces it then.
+# The well-known key for the first login; Vagrant then replaces it.
 KEY=${VAGRANT_KEY:-$(find / -xdev -path '*/vagrant-*/keys/vagrant.pub' 2>/dev/null | head -n 1)}
 
 [ "$(id -u)" = 0 ] || { echo "mkbox: error: needs root" >&2; exit 77; }
 if [ -z "${MIRROR:-}" ]; then
-    # shellcheck disable=SC2016 # apt's own words
+    # shellcheck disable=SC2016 # a placeholder of apt
     MIRROR=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
         grep -m 1 '/debian/*$') || {
-        echo "mkbox: error: this machine's apt knows no Debian mirror" >&2
-        echo "hint: name one: MIRROR=http://HOST/debian" >&2
+        echo "mkbox: error: this machine's apt has no Debian mirror" >&2
+        echo "hint: set MIRROR=http://HOST/debian" >&2
         exit 1
     }
     MIRROR=${MIRROR%/}
 fi
-[ -r "$KEY" ] || { echo "mkbox: error: Vagrant's public key is not here" >&2; exit 1; }
+[ -r "$KEY" ] || { echo "mkbox: error: Vagrant's public key was not found" >&2; exit 1; }
 mkdir -p "$(dirname "$BOX")"
 BOX=$(cd "$(dirname "$BOX")" && pwd)/$(basename "$BOX")
 WORK=$(mktemp -d "$BOX.XXXXXX")
 trap 'rm -rf "$WORK"' EXIT
 trap 'exit 130' HUP INT TERM
 
-say() {
+notice() {
     echo "mkbox: $NAME: $*"
 }
 
 # --- the kernel: downloaded and unpacked, never installed --------------------------------------
 
-# An apt of its own: this machine's lists, keys and packages play no part.
+# A separate apt configuration, independent of the host's lists, keys and packages.
 private_apt() { # private_apt COMMAND ARGUMENT...
     command=$1
     shift
@@ -56,7 +55,7 @@ private_apt() { # private_apt COMMAND ARGUMENT...
         -o Acquire::Check-Valid-Until=false -o Acquire::Languages=none "$@"
 }
 
-# What a kernel's package needs of its own kind. Since 6.19 an image is split into several.
+# The kernel packages that PACKAGE depends on: since 6.19 an image is split into several.
 kernel_parts() { # kernel_parts PACKAGE
     echo "$1"
     for part in $(private_apt apt-cache depends "$1" |
@@ -73,16 +72,16 @@ fetch_kernel() {
     echo "deb $MIRROR $SUITE main" >"$WORK/apt/etc/apt/sources.list"
     private_apt apt-get update
     newest=$(private_apt apt-cache pkgnames linux-image- | while read -r name; do
-        # shellcheck disable=SC2254 # a pattern is what it is
+        # shellcheck disable=SC2254 # a pattern on purpose
         case $name in *cloud* | *-rt-* | *dbg | *unsigned) ;; $PACKAGE) echo "$name" ;; esac
     done | sort -V | tail -n 1)
-    [ -n "$newest" ] || { say "error: $SUITE has no package $PACKAGE" >&2; exit 1; }
+    [ -n "$newest" ] || { notice "error: $SUITE has no package $PACKAGE" >&2; exit 1; }
     # shellcheck disable=SC2046 # a list of names
     (cd "$WORK/debs" && private_apt apt-get download $(kernel_parts "$newest" | sort -u))
     for deb in "$WORK"/debs/*.deb; do
         dpkg-deb -x "$deb" "$WORK/kernel"
     done
-    # Newer packages hold /usr/lib and the kernel among its modules.
+    # Newer packages use /usr/lib and store the kernel image among its modules.
     if [ -d "$WORK/kernel/usr/lib/modules" ]; then
         mkdir -p "$WORK/kernel/lib"
         mv "$WORK/kernel/usr/lib/modules" "$WORK/kernel/lib/"
@@ -94,7 +93,7 @@ fetch_kernel() {
             mv "$WORK/kernel/lib/modules/$RELEASE/$part" "$WORK/kernel/boot/$part-$RELEASE"
         fi
     done
-    # No test needs these, and they are most of the size.
+    # No test needs these modules, which take most of the space.
     (cd "$WORK/kernel/lib/modules/$RELEASE/kernel" && rm -rf sound drivers/gpu drivers/media \
         drivers/infiniband drivers/scsi drivers/iio drivers/staging drivers/usb drivers/hid \
         drivers/net/wireless/[a-uw-z]* drivers/net/ethernet drivers/md drivers/mtd drivers/video \
@@ -126,16 +125,16 @@ printf 'UUID=%s / ext4 noatime 0 1\n' "$ROOT_UUID" >"$root/etc/fstab"
 printf '[Match]\nName=eth*\n[Network]\nDHCP=ipv4\n[DHCPv4]\nClientIdentifier=mac\n' \
     >"$root/etc/systemd/network/eth.network"
 inside systemctl enable systemd-networkd ssh
-# What runs by itself takes time from the tests.
+# Background jobs would slow down the tests.
 inside systemctl mask apt-daily.timer apt-daily-upgrade.timer fstrim.timer e2scrub_all.timer \
     dpkg-db-backup.timer man-db.timer logrotate.timer systemd-networkd-wait-online.service
 
-# The same script as on a machine that was not built for this, so that there nothing is left to do.
-# Where pip goes to is this machine's affair.
+# The same script that provisions public boxes; in this box it then finds nothing left to install.
+# pip uses the package index of the host.
 mkdir -p "$root/project"
 (cd "$PROJECT" && cp --parents scripts/setup.sh pyproject.toml setup.cfg README.md LICENSE \
     LICENSES/* vagrant/provision.sh "$root/project/")
-# The machine gets its own copy of these when it starts; pip only wants to see packages.
+# pip needs the packages to exist; a machine gets its own copy when it boots.
 cp -r "$PROJECT/netbpf" "$PROJECT/bpf_programs" "$root/project/"
 ca=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
 if [ -r "$ca" ]; then cp "$ca" "$root/tmp/ca.pem"; fi
@@ -144,7 +143,7 @@ inside env -u REQUESTS_CA_BUNDLE -u CURL_CA_BUNDLE -u SSL_CERT_FILE -u SSL_CERT_
     PIP_CERT=/tmp/ca.pem sh /project/vagrant/provision.sh
 rm -rf "$root/tmp/ca.pem" "$root/etc/pip.conf" "$root/root/.cache"
 
-# Only what a virtual machine boots from.
+# Only the drivers that a virtual machine needs to boot.
 printf '%s\n' virtio_pci virtio_blk virtio_net ext4 >>"$root/etc/initramfs-tools/modules"
 sed -i 's/^MODULES=.*/MODULES=list/' "$root/etc/initramfs-tools/initramfs.conf"
 release=$(ls "$WORK/kernel/lib/modules")
@@ -163,7 +162,7 @@ inside apt-get clean
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/log/*.log "$root/etc/machine-id" \
     "$root"/etc/ssh/ssh_host_*
 : >"$root/etc/machine-id"
-# Host keys are made at the first boot, each machine its own.
+# Each machine generates its host keys at the first boot.
 printf '[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n' |
     { mkdir -p "$root/etc/systemd/system/ssh.service.d" &&
         cat >"$root/etc/systemd/system/ssh.service.d/keys.conf"; }
@@ -174,9 +173,9 @@ HOOK
 
 build_tree() { # build_tree EXTRA...
     write_hook
-    # libpam-systemd: without it ssh sessions outlive a shutdown, and Vagrant's reboot hangs.
+    # Without libpam-systemd, ssh sessions survive a shutdown and Vagrant's reboot hangs.
     base=systemd,systemd-sysv,dbus,libpam-systemd,udev,openssh-server,sudo,rsync,ca-certificates
-    # Up to Debian 13 these come by themselves; ssh-keygen is in openssh-client.
+    # Up to Debian 13 these are installed by default; ssh-keygen is in openssh-client.
     base=$base,passwd,login,mount,openssh-client,e2fsprogs
     base=$base,initramfs-tools,kmod,iproute2,procps,iputils-ping,ethtool,less
     for name; do base=$base,$name; done
@@ -193,14 +192,14 @@ build_tree() { # build_tree EXTRA...
 
 make_image() {
     truncate -s "${DISK_GB}G" "$WORK/disk.raw"
-    # Features that newer mkfs turns on and that GRUB 2.06 or an older e2fsck does not know.
+    # Disable features of newer mkfs that GRUB 2.06 or an older e2fsck does not support.
     mkfs.ext4 -q -F -U "$ROOT_UUID" -O ^metadata_csum_seed,^orphan_file -d "$WORK/tree" \
         -E offset=1048576,lazy_itable_init=0 "$WORK/disk.raw" "$((DISK_GB * 1024 - 1))M"
     rm -rf "$WORK/tree"
     echo '2048,,L,*' | sfdisk -q "$WORK/disk.raw"
     grub-mkimage -O i386-pc -o "$WORK/core.img" -p '(hd0,msdos1)/boot/grub' \
         biosdisk part_msdos ext2 normal linux configfile
-    # boot.img looks for the rest in sector 1, which is where it goes.
+    # boot.img loads the core image from sector 1.
     dd if=/usr/lib/grub/i386-pc/boot.img of="$WORK/disk.raw" bs=440 count=1 conv=notrunc status=none
     dd if="$WORK/core.img" of="$WORK/disk.raw" bs=512 seek=1 conv=notrunc status=none
     qemu-img convert -f raw -O qcow2 "$WORK/disk.raw" "$WORK/box.img"
@@ -212,16 +211,16 @@ make_box() {
         >"$WORK/metadata.json"
     echo 'Vagrant.configure("2") { |config| config.vm.base_mac = nil }' >"$WORK/Vagrantfile"
     tar -C "$WORK" -cf - metadata.json Vagrantfile box.img | pigz -1 >"$WORK/box"
-    # Booting it alone tells whether this machine's KVM is any good: see lab/boxes.py.
+    # lab/boxes.py boots the kernel alone to check whether KVM works.
     cp "$WORK/kernel/boot/vmlinuz-$RELEASE" "$BOX.vmlinuz"
     mv "$WORK/box" "$BOX"
 }
 
-say "kernel $PACKAGE of $SUITE"
+notice "kernel $PACKAGE of $SUITE"
 fetch_kernel
-say "userland $USERLAND for kernel $RELEASE"
+notice "userland $USERLAND for kernel $RELEASE"
 build_tree "$@"
-say "image"
+notice "image"
 make_image
 make_box
-say "made $(basename "$BOX"), $(($(stat -c %s "$BOX") / 1000000)) MB"
+notice "built $(basename "$BOX"), $(($(stat -c %s "$BOX") / 1000000)) MB"

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Runs the live tests inside of a machine, as root, with the project in /project.
+# Runs the live tests in a machine, as root, with the project in /project.
 #
-# usage: vagrant/run-tests.sh [SLOW [MINUTES [PYTEST'S WORDS...]]]
-#   SLOW     how many times longer everything may take: 1 under KVM, 10 under emulation
-#   MINUTES  when to interrupt the tests, 0 for never: what has ended by then has its results
-#   WORDS    default: tests/live
+# usage: vagrant/run-tests.sh [SLOW [MINUTES [PYTEST ARGUMENTS...]]]
+#   SLOW     factor for timeouts: 1 under KVM, 10 under emulation
+#   MINUTES  time limit, 0 for none; results of finished tests are kept
+#   default pytest arguments: tests/live
 #
-# Leaves in build/results: junit.xml, kernel.json (this kernel's answers, see `netbpf doctor
-# --record`), facts.json (what was running), dmesg. Ends with pytest's status, or 124 if interrupted.
+# Writes to build/results: junit.xml, kernel.json (recording, see `netbpf doctor --record`),
+# facts.json (versions), dmesg. Exits with pytest's status, or 124 after the time limit.
 set -eu
 cd "$(dirname "$0")/.."
 RESULTS=build/results
@@ -21,8 +21,8 @@ MINUTES=${1:-0}
 if [ $# -gt 0 ]; then shift; fi
 if [ $# -eq 0 ]; then set -- tests/live; fi
 
-# QEMU (7.2) keeps what it has translated by virtual address. With libraries at the same place in
-# every process, clang is translated once and not for each program: compiling takes half the time.
+# QEMU (7.2) caches translated code by virtual address. Without address space randomization, clang
+# is translated once instead of once per process, which halves the time to compile.
 if [ "$NETBPF_TEST_SLOW" != 1 ]; then echo 0 >/proc/sys/kernel/randomize_va_space; fi
 
 rm -rf "$RESULTS"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Addresses of any family: an IP address, the path of a unix socket, or none that is known. */
+/* Addresses of any family: an IP address, the path of a unix socket, or an unknown address. */
 #ifndef NETBPF_ADDRESS_BPF_H
 #define NETBPF_ADDRESS_BPF_H
 
@@ -10,15 +10,6 @@ KERNEL_FIELDS(sock, sk_type)
 KERNEL_OPTIONAL(unix_sock, addr)
 KERNEL_OPTIONAL(unix_address, len, name)
 
-#define IPPROTO_UDP 17
-#define IPPROTO_UDPLITE 136
-#define SOCK_DGRAM 2 /* of enum sock_type, that of most machines; MIPS differs */
-
-/* Numbers of the column class SockProto for unix sockets: see sock_proto(). */
-#define PROTO_UNIX_STREAM 1001
-#define PROTO_UNIX_DGRAM 1002
-#define PROTO_UNIX_SEQPACKET 1005
-
 #define UNIX_PATH 108
 
 /* C side of the column class AnyAddr. */
@@ -28,7 +19,7 @@ struct any_addr {
 	u8 bytes[UNIX_PATH]; /* 16 of an IP address (IPv4 mapped); or a path, abstract names with @ */
 };
 
-/* sockaddr_in and sockaddr_in6, and where sun_path begins; ports in network order. */
+/* sockaddr_in and sockaddr_in6, and the beginning of sun_path; ports in network order. */
 struct sockaddr_any {
 	u16 family;
 	u16 port;
@@ -54,7 +45,7 @@ static inline void any_ip(struct any_addr *to, const u8 *addr)
 	__builtin_memcpy(to->bytes, addr, 16);
 }
 
-/* Read as many bytes as the program gave, at most `room`, which is a power of 2 less 1. */
+/* Read as many bytes as the program passed, at most `room`, which is a power of 2 less 1. */
 static inline bool read_some(void *to, u32 room, const void *from, u32 len)
 {
 	u64 size = len < room ? len : room;
@@ -63,7 +54,7 @@ static inline bool read_some(void *to, u32 room, const void *from, u32 len)
 	return !bpf_probe_read_user(to, size & room, from);
 }
 
-/* Read a struct sockaddr that a program passes to the kernel; false if that is impossible. */
+/* Read a struct sockaddr that a program passes to the kernel; return false if that fails. */
 static inline bool read_sockaddr(struct any_addr *to, u16 *family, u16 *port, const void *from,
 				 u32 len)
 {
@@ -91,7 +82,7 @@ static inline bool read_sockaddr(struct any_addr *to, u16 *family, u16 *port, co
 	return true;
 }
 
-/* The path that a unix socket is bound to, if it is. */
+/* The path that a unix socket is bound to, if any. */
 static inline void any_unix(struct any_addr *to, struct sock *sk)
 {
 #if defined(HAVE_unix_sock_addr) && defined(HAVE_unix_address_name)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The current task: its network namespace, and what it gave to the system call that it is in. Of a
- * call that seccomp refuses (likewise one that a tracer skips) only the end is seen: the kernel asks
- * seccomp before it gets to the trace event of the begin.
+ * The current task: its network namespace, and the arguments of the system call that it is in. A call
+ * that seccomp refuses, or that a tracer skips, has no trace event at its entry, only at its exit:
+ * the kernel asks seccomp first.
  */
 #ifndef NETBPF_CURRENT_BPF_H
 #define NETBPF_CURRENT_BPF_H
@@ -19,7 +19,7 @@ KERNEL_OPTIONAL(task_struct, stack)
 
 struct call_args {
 	s32 fd;
-	s32 rolled_back; /* what stands for the result if seccomp sends SIGSYS: nothing was called */
+	s32 rolled_back; /* the result if seccomp sends SIGSYS: no call was made */
 	const void *addr;
 	u32 len;
 };
@@ -43,7 +43,7 @@ static inline const void *registers_of_call(void)
 }
 #define SEES_REGISTERS 1
 #elif defined(__x86_64__) && defined(HAVE_task_struct_stack)
-/* At the top of the stack, of 16 KiB in all configurations but that of KASAN; see the check below. */
+/* At the top of the stack, which has 16 KiB unless KASAN is configured; see the check below. */
 static inline const void *registers_of_call(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
@@ -53,7 +53,7 @@ static inline const void *registers_of_call(void)
 #define SEES_REGISTERS 1
 #endif
 
-/* Read the first arguments of the system call that ends now with `ret`; false if that fails. */
+/* Read the first arguments of the system call that exits with `ret`; return false if that fails. */
 static inline bool args_of_call(struct call_args *to, s64 ret)
 {
 #ifdef SEES_REGISTERS
@@ -67,7 +67,7 @@ static inline bool args_of_call(struct call_args *to, s64 ret)
 	to->addr = (const void *)READ(regs, si);
 	to->len = READ(regs, dx);
 #else
-	u64 first = 0; /* orig_x0, behind the part that is ABI: the result stands in x0 */
+	u64 first = 0; /* orig_x0, behind the ABI part of the struct: x0 has the result */
 
 	if ((s32)READ(regs, regs[0]) != (s32)ret)
 		return false;

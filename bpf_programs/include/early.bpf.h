@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Filters of sockets that are not complete yet: what is decided already keeps them out of the maps. */
+/* Filters for sockets whose ends are not all set: a socket that can never pass takes no map entry. */
 #ifndef NETBPF_EARLY_BPF_H
 #define NETBPF_EARLY_BPF_H
 
@@ -12,7 +12,7 @@ static inline bool is_chosen(const u8 *addr)
 	return words[3] || (words[0] | words[1]);
 }
 
-/* May these ends become those of a socket that was asked for? Ports and addresses of 0 are open. */
+/* May a socket with these ends pass the filters later? Ports and addresses of 0 are not set yet. */
 static inline bool may_pass_endpoints(const struct endpoints *ends)
 {
 	if (!pass_netns(ends->netns))
@@ -20,7 +20,7 @@ static inline bool may_pass_endpoints(const struct endpoints *ends)
 	if (!is_inet(ends->family))
 		return pass_endpoints(ends);
 #ifdef FILTER_FAMILY
-	/* A socket of IPv6 may get an IPv4-mapped address as long as it has none. */
+	/* An IPv6 socket without an address may get an IPv4-mapped one. */
 	if (ends->family != FILTER_FAMILY && (ends->family == AF_INET || is_chosen(ends->laddr)))
 		return false;
 #endif
@@ -44,8 +44,9 @@ static inline bool may_pass_endpoints(const struct endpoints *ends)
 }
 
 /*
- * The same of a socket of any family that has no other end yet: what stands there is an earlier one's.
- * A listener's own address will be that of its connections, others get another one with each route.
+ * The same for a socket of any family without a remote end: the remote address and port in it are left
+ * from an earlier connection. The connections of a listener have its local address; the local address
+ * of other sockets may change with the route.
  */
 static inline bool may_pass_early(struct sock *sk, u16 family, u32 netns, bool listens)
 {

@@ -5,16 +5,14 @@
 
 #include "early.bpf.h"
 
-#define UNKNOWN (~0ULL)
-
 /*
- * When a connection came into its listener's queue, until it is accepted or gone: with Fast Open that
- * is at the SYN, else at the handshake's last packet. One that finds no room is lost: the wait is not
+ * When a connection entered its listener's accept queue, until it is accepted or destroyed: at the SYN
+ * with Fast Open, else at the last packet of the handshake. Without room in the map the wait is not
  * known.
  */
 BPF_HASH(established, u64, u64, MAP_ENTRIES);
 
-/* Is it known to wait? */
+/* Does the map have the connection? */
 static inline bool waits(struct sock *accepted)
 {
 	u64 key = (u64)carrier_of(accepted);
@@ -35,7 +33,7 @@ static inline u64 waited(struct sock *accepted)
 	return wait;
 }
 
-/* A new child is a copy of its listener yet: its own address and port are the listener's. */
+/* A new child is still a copy of its listener, with the listener's address and port. */
 static inline bool may_be_wanted(struct sock *child)
 {
 #ifdef FILTER_SOCKET
@@ -59,7 +57,7 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 			count_loss(LOSS_MAP_FULL);
 	}
 #ifdef FILTER_SOCKET
-	/* Now that both ends are there, what is not wanted goes. */
+	/* Both ends are set now: remove a connection that the filters exclude. */
 	if (newstate == TCP_ESTABLISHED && oldstate == TCP_SYN_RECV) {
 		struct endpoints ends = {};
 
@@ -71,7 +69,7 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
-/* Another socket may get its address. */
+/* Another socket may get the address of a destroyed one. */
 static inline int on_gone(struct sock *sk)
 {
 	u64 key = (u64)sk;

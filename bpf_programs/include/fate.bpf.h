@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What becomes of a call that a signal interrupts, for calls that return ERESTARTSYS inside the
- * kernel: it begins again (no handler, as after SIGSTOP and SIGCONT, or one with SA_RESTART), it fails
- * with EINTR, or the process dies. A program that includes this has the probe `signal`, and defines
- *   on_decided(fate): the current thread's interrupted call, if it is in one.
+ * What the kernel does with a call that a signal interrupts, for calls that return ERESTARTSYS inside
+ * the kernel: it restarts the call (no handler, as after SIGSTOP and SIGCONT, or one with SA_RESTART),
+ * the call fails with EINTR, or the process dies. A program that includes this has the probe `signal`,
+ * and defines
+ *   on_decided(fate): for the interrupted call of the current thread, if it is in one.
  */
 #ifndef NETBPF_FATE_BPF_H
 #define NETBPF_FATE_BPF_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Filters: whose, and which sockets. netbpf/run/filters.py turns options into the FILTER_*
- * expressions (validated numbers only); one that is not asked for is absent and costs nothing.
+ * Filters of processes and network namespaces. netbpf/run/filters.py turns options into the FILTER_*
+ * expressions (validated numbers only); without its option an expression is absent and costs nothing.
  */
 #ifndef NETBPF_FILTER_BPF_H
 #define NETBPF_FILTER_BPF_H
@@ -17,9 +17,9 @@ KERNEL_OPTIONAL(cgroup, ancestor_ids, ancestors)
 KERNEL_FIELDS(kernfs_node, id)
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
-#define CGROUP_DEPTH 32 /* levels that are searched where that of the filter is not known */
+#define CGROUP_DEPTH 32 /* levels that are searched for a cgroup whose level is not known */
 
-/* A process, not one of its threads: names are those of the thread group's leader. */
+/* A process, not one of its threads: its name is that of the thread group's leader. */
 struct process {
 	u64 cgroup; /* id in the version 2 hierarchy: the inode number of its directory */
 	u32 pid;
@@ -41,7 +41,7 @@ static inline void read_process(struct process *process, struct task_struct *tas
 	READ_INTO(process->comm, leader, comm);
 }
 
-/* The id of the ancestor at a level that the cgroup has; its own is the last one. */
+/* The id of the ancestor at a level; the cgroup itself is at its own level. */
 static inline u64 cgroup_at(struct cgroup *cgroup, u64 level)
 {
 	u64 found = 0;
@@ -65,7 +65,7 @@ static inline bool in_cgroup(struct task_struct *task, u64 id)
 	u64 level = READ(cgroup, level);
 
 #ifdef FILTER_CGROUP_AT
-	/* One comparison for each cgroup that is asked for: where it would be is known. */
+	/* One comparison per cgroup of the filter, at the level of that cgroup. */
 #define IS_ANCESTOR(at, one) (level >= (at) && cgroup_at(cgroup, at) == (one))
 	return FILTER_CGROUP_AT(IS_ANCESTOR);
 #else
@@ -83,7 +83,7 @@ static inline bool in_cgroup(struct task_struct *task, u64 id)
 #endif
 }
 
-/* Is the process one that was asked for? */
+/* Does the process pass the filters? */
 static inline bool pass_process(const struct process *process, struct task_struct *task)
 {
 #ifdef FILTER_PID

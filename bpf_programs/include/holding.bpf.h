@@ -9,7 +9,7 @@ KERNEL_FIELDS(sock, sk_socket)
 KERNEL_FIELDS(socket, file)
 KERNEL_OPTIONAL(task_struct, io_uring)
 
-/* The open file of a socket, NULL once the last descriptor of it is closed. */
+/* The open file of a socket, NULL after its last descriptor was closed. */
 static inline struct file *file_of_sock(struct sock *sk)
 {
 	struct socket *socket = READ(sk, sk_socket);
@@ -17,7 +17,7 @@ static inline struct file *file_of_sock(struct sock *sk)
 	return socket ? READ(socket, file) : NULL;
 }
 
-#define DESCRIPTORS 256 /* of a process that are looked at: a power of two */
+#define DESCRIPTORS 256 /* of a process that are compared: a power of two */
 
 struct descriptors {
 	u64 file[DESCRIPTORS];
@@ -53,18 +53,18 @@ static inline bool has_inherited(struct task_struct *child, s32 fd, struct file 
 	return is_file(table, fd, file) | is_file(table, 0, file) | is_file(table, 3, file);
 }
 
-/* The highest bit is 0 if these are the same, and 1 else. */
+/* Returns a number whose highest bit is 0 if `a` and `b` are equal, and 1 otherwise. */
 static inline u64 differ(u64 a, const void *b)
 {
 	u64 difference = a ^ (u64)b, negative = -difference;
 
-	asm volatile("" : "+r"(negative)); /* or clang makes a comparison of it, and a jump */
+	asm volatile("" : "+r"(negative)); /* or clang turns it into a comparison and a jump */
 	return difference | negative;
 }
 
 /*
- * Does a process have an open file? Its address may be out of date: then it has none. A process that
- * uses io_uring may have files without a descriptor.
+ * Does a process have an open file? HOLDS_NOT if the address of its task is out of date. A process
+ * that uses io_uring may have files without a descriptor.
  */
 static inline enum holding holds_file(struct task_struct *leader, struct file *file, s32 fd)
 {
@@ -82,7 +82,7 @@ static inline enum holding holds_file(struct task_struct *leader, struct file *f
 	size = size < sizeof(struct descriptors) ? size : sizeof(struct descriptors);
 	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */
 	bpf_probe_read_kernel(row, size & (2 * sizeof(struct descriptors) - 1), READ(table, fd));
-	/* The highest bit stays only if no difference is 0: without a jump for each descriptor. */
+	/* The highest bit stays 1 only if all files differ; this takes no jump per descriptor. */
 #pragma nounroll
 	for (u64 i = 0; i < DESCRIPTORS; i += 4) {
 		all_differ &= differ(row->file[i], file) & differ(row->file[i + 1], file) &

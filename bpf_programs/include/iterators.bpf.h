@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What BPF iterators are given: over the open files of all tasks, the elements of a map, sockets. */
+/* Contexts of BPF iterators: over open files of all tasks, tasks, elements of a map, and sockets. */
 #ifndef NETBPF_ITERATORS_BPF_H
 #define NETBPF_ITERATORS_BPF_H
 
@@ -13,6 +13,11 @@ struct task_file_context {
 	struct task_struct *task;
 	u64 fd;
 	struct file *file;
+};
+/* bpf_iter__task */
+struct task_context {
+	struct iterator_meta *meta;
+	struct task_struct *task;
 };
 /* bpf_iter__bpf_map_elem: once more at the end, without key and value. */
 struct map_element_context {

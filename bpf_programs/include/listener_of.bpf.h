@@ -10,8 +10,8 @@ KERNEL_FIELDS(sock, sk_max_ack_backlog)
 KERNEL_OPTIONAL(tcp_sock, tsorted_sent_queue.next)
 
 /*
- * The listener of a child that is a bare copy of it yet (inet_csk_clone_lock): the copied head of an
- * empty list still points to where it was copied from. NULL if that is not what is found there.
+ * The listener of a just-cloned child (inet_csk_clone_lock): the copied head of an empty list still
+ * points into the listener. NULL if there is no such listener at that address.
  */
 static inline struct sock *listener_of(struct sock *child)
 {

@@ -2,8 +2,8 @@
 /*
  * Connections that a listener lost, equal to ListenDrops when it is the only one of its namespace.
  *
- * Since 6.11 (kfree_skb with rx_sk) they are sk_drops without the packets that it refused, which are
- * freed. Older kernels: probes of the two functions that lose connections.
+ * Since 6.11 (kfree_skb with rx_sk) the number is sk_drops minus the packets that the listener
+ * refused, which kfree_skb shows. On older kernels two functions that lose connections are probed.
  */
 #ifndef NETBPF_LOST_BPF_H
 #define NETBPF_LOST_BPF_H
@@ -17,19 +17,19 @@ KERNEL_FIELDS(skb_shared_info, gso_segs)
 #define TCP_FLAG_ACK 0x10
 
 #if defined(USE_dropped_rawtp) || defined(USE_dropped_tp)
-#define LOOKS 4
+#define READINGS 4
 
 /*
- * Connections that the listener lost: tcp_listendrop() raises its sk_drops together with
- * ListenDrops. A packet that the listener refuses raises sk_drops alone (tcp_v4_rcv,
- * discard_and_relse), and is taken off: a repeated SYN, an ACK that TCP_DEFER_ACCEPT ignores, a RST.
- * It is freed a moment after it raised sk_drops: the smallest of several looks is right.
+ * tcp_listendrop() raises sk_drops together with ListenDrops. A packet that the listener refuses
+ * raises sk_drops alone (tcp_v4_rcv, discard_and_relse), and is subtracted: a repeated SYN, an ACK
+ * that TCP_DEFER_ACCEPT ignores, a RST. It is freed a moment after it raised sk_drops: the smallest
+ * of several readings is right.
  */
-static inline u32 lost_by(struct sock *sk, struct known *found)
+static inline u32 lost_by(struct sock *sk, struct tracked *found)
 {
 	s32 least = 0x7fffffff;
 
-	for (int i = 0; i < LOOKS; i++) {
+	for (int i = 0; i < READINGS; i++) {
 		u32 drops = READ(sk, sk_drops.counter) - found->drops;
 		s32 lost = drops - (u32)found->refused;
 
@@ -39,16 +39,16 @@ static inline u32 lost_by(struct sock *sk, struct known *found)
 	return least > 0 ? least : 0;
 }
 #else
-static inline u32 lost_by(struct sock *sk, struct known *found)
+static inline u32 lost_by(struct sock *sk, struct tracked *found)
 {
 	return found->lost;
 }
 #endif
 
 /*
- * Is a packet that is freed for a listener in its sk_drops? tcp_v4_rcv() raises that, except for a
- * wrong checksum. Once it has taken the device away and gone on to tcp_v4_do_rcv(), only tcp_drop()
- * does, for what is no ACK: an ACK that is no SYN cookie's is answered with a reset.
+ * Does sk_drops include a packet that is freed for a listener? tcp_v4_rcv() raises it, except for a
+ * wrong checksum. After tcp_v4_rcv() has cleared skb->dev and called tcp_v4_do_rcv(), only tcp_drop()
+ * raises it, for a packet without ACK: an ACK without a valid SYN cookie is answered with a reset.
  */
 static inline bool is_counted(struct sk_buff *skb, u32 reason)
 {
@@ -63,16 +63,16 @@ static inline bool is_counted(struct sk_buff *skb, u32 reason)
 	return !(flags & TCP_FLAG_ACK);
 }
 
-/* A listener gave a packet up: its sk_drops is higher, but no connection is lost. */
-static inline int on_refused(struct sk_buff *skb, u32 reason, struct sock *sk)
+/* A listener refused a packet: its sk_drops is higher, but no connection is lost. */
+static inline int on_dropped(struct sk_buff *skb, u32 reason, struct sock *sk)
 {
 	struct skb_shared_info *shared;
-	struct known *found;
+	struct tracked *found;
 	u16 segments;
 
 	if (!sk || READ(sk, __sk_common.skc_state) != TCP_LISTEN)
 		return 0;
-	found = find_known(sk);
+	found = find_tracked(sk);
 	if (!found || !is_counted(skb, reason))
 		return 0;
 	shared = (void *)READ(skb, head) + READ(skb, end);
@@ -81,129 +81,77 @@ static inline int on_refused(struct sk_buff *skb, u32 reason, struct sock *sk)
 	return 0;
 }
 
-#ifdef USE_dropped_rawtp
-int dropped_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_refused((struct sk_buff *)RAWTP_ARG(dropped, skb), RAWTP_ARG(dropped, reason),
-			  (struct sock *)RAWTP_ARG(dropped, rx_sk));
-}
-#endif
-#ifdef USE_dropped_tp
-int dropped_tp(struct dropped_args *ctx)
-{
-	return on_refused((struct sk_buff *)ctx->skbaddr, ctx->reason, (struct sock *)ctx->rx_sk);
-}
-#endif
-
-/* What this CPU is processing; all of it runs with bottom halves off. */
-struct at_work {
+/* What this CPU is doing; all of it runs with bottom halves off. */
+struct cpu_work {
 	u64 listener; /* whose tcp_conn_request() runs */
-	u64 answered; /* did it make a SYN-ACK? */
+	u64 answered; /* did that make a SYN-ACK? */
 	u64 accepting; /* whose syn_recv_sock() runs */
 };
-BPF_PERCPU_ARRAY(at_work, struct at_work, 1);
+BPF_PERCPU_ARRAY(cpu_work, struct cpu_work, 1);
 
-static inline struct at_work *working(void)
+static inline struct cpu_work *current_work(void)
 {
 	int zero = 0;
 
-	return at_work.lookup(&zero);
+	return cpu_work.lookup(&zero);
 }
 
 /* tcp_listendrop(): the listener lost a connection. */
-static inline void on_lost(struct sock *sk)
+static inline void count_lost(struct sock *sk)
 {
-	struct known *found = find_known(sk);
+	struct tracked *found = find_tracked(sk);
 
 	if (found)
 		__sync_fetch_and_add(&found->lost, 1);
 }
 
-/* A SYN was dealt with, with a SYN-ACK or without. */
+/* tcp_conn_request() returns: the SYN is lost if no SYN-ACK was made. */
 static inline int on_syn_end(void)
 {
-	struct at_work *now = working();
+	struct cpu_work *work = current_work();
 
+	if (!work)
+		return 0;
 #if defined(USE_synack_fentry) || defined(USE_synack_kprobe)
-	if (now && now->listener && !now->answered)
-		on_lost((struct sock *)now->listener);
+	if (work->listener && !work->answered)
+		count_lost((struct sock *)work->listener);
 #endif
-	if (now)
-		now->listener = 0;
+	work->listener = 0;
 	return 0;
 }
 
-#ifdef USE_syn_end_fexit
-int syn_end_fexit(u64 *ctx)
+/* The last packet of a handshake, with a request or a cookie, made a child, or NULL if it is lost. */
+static inline int on_syn_recv(struct sock *sk, struct sock *child)
 {
-	return on_syn_end();
-}
-#endif
-#ifdef USE_syn_end_kretprobe
-int syn_end_kretprobe(struct pt_regs *ctx)
-{
-	return on_syn_end();
-}
-#endif
-
-/* The last packet of a handshake, with a request or a cookie: a child, or NULL for a lost one. */
-#ifdef USE_dropped_fexit
-int dropped_fexit(u64 *ctx)
-{
-	if (!ctx[ARGS_dropped])
-		on_lost((struct sock *)ctx[ARG_dropped_sk]);
-	return 0;
-}
-#endif
-#ifdef USE_dropped6_fexit
-int dropped6_fexit(u64 *ctx)
-{
-	struct sk_buff *skb = (struct sk_buff *)ctx[ARG_dropped6_skb];
-
-	/* Called for an IPv4 packet, it is the other one that does the work. */
-	if (!ctx[ARGS_dropped6] && READ(skb, protocol) != swap16(ETH_P_IP))
-		on_lost((struct sock *)ctx[ARG_dropped6_sk]);
-	return 0;
-}
-#endif
-
-/* A return has no arguments: they are kept from the entry. */
-static inline int on_accepting(u64 sk)
-{
-	struct at_work *now = working();
-
-	if (now)
-		now->accepting = sk;
+	if (!child)
+		count_lost(sk);
 	return 0;
 }
 
-static inline int on_accepted(bool child)
+/* For an IPv4 packet tcp_v6_syn_recv_sock() calls tcp_v4_syn_recv_sock(), which counts the loss. */
+static inline int on_syn_recv6(struct sock *sk, struct sock *child, struct sk_buff *skb)
 {
-	struct at_work *now = working();
-
-	/* With an IPv4 packet of an IPv6 listener the inner one of two comes first. */
-	if (now && now->accepting && !child)
-		on_lost((struct sock *)now->accepting);
-	return on_accepting(0);
+	return child || READ(skb, protocol) == swap16(ETH_P_IP) ? 0 : on_syn_recv(sk, child);
 }
 
-#ifdef USE_dropped_from_kprobe
-int dropped_from_kprobe(struct pt_regs *ctx)
+/* A kretprobe has no arguments: keep the listener until the function returns. */
+static inline int on_syn_recv_begin(u64 sk)
 {
-	return on_accepting(PT_REGS_PARM1(ctx));
+	struct cpu_work *work = current_work();
+
+	if (work)
+		work->accepting = sk;
+	return 0;
 }
-#endif
-#ifdef USE_dropped_kretprobe
-int dropped_kretprobe(struct pt_regs *ctx)
+
+static inline int on_syn_recv_end(struct sock *child)
 {
-	return on_accepted(PT_REGS_RC(ctx));
+	struct cpu_work *work = current_work();
+
+	/* For an IPv4 packet of an IPv6 listener the inner function of the two returns first. */
+	if (work && work->accepting)
+		on_syn_recv((struct sock *)work->accepting, child);
+	return on_syn_recv_begin(0);
 }
-#endif
-#ifdef USE_dropped6_kretprobe
-int dropped6_kretprobe(struct pt_regs *ctx)
-{
-	return on_accepted(PT_REGS_RC(ctx));
-}
-#endif
 
 #endif

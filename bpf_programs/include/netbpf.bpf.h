@@ -47,6 +47,8 @@
 /* An argument of a raw tracepoint, by name, at the place that it has on this kernel. */
 #define RAWTP_ARG(probe, name) ((ctx)->args[ARG_##probe##_##name])
 
+#define UNKNOWN (~0ULL) /* a time or a number of bytes: U64_MAX in netbpf/declare/columns.py */
+
 /* Everything that can be lost, counted per CPU: netbpf/declare/losses.py lists the causes. */
 #define DUPLICATE_MISSES LOSS_CAUSES /* no loss: runs that had nothing to add, see earlier.bpf.h */
 BPF_PERCPU_ARRAY(losses, u64, LOSS_CAUSES + 1);

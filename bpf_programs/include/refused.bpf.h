@@ -1,26 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* New data that is refused on its way to the device: TCP still has it and tries again. */
+/* New data that is refused on its way to the device: TCP keeps it and tries again. */
 #ifndef NETBPF_REFUSED_BPF_H
 #define NETBPF_REFUSED_BPF_H
 
-#include "held.bpf.h"
-#include "owners.bpf.h"
+#include "owner_map.bpf.h"
+#include "stalls.bpf.h"
 
 KERNEL_FIELDS(sk_buff, sk, len, head, data, transport_header)
 
-/* States in which there may be data to send; a full socket has one of them, no substitute does. */
+/* States with data to send. Only full sockets have them, not request or time-wait sockets. */
 #define SENDING                                                                                    \
 	(1 << TCP_ESTABLISHED | 1 << TCP_FIN_WAIT1 | 1 << TCP_CLOSE_WAIT | 1 << TCP_LAST_ACK |     \
 	 1 << TCP_CLOSING)
 
 /*
- * Sockets whose new data was just refused on its way to the device, and at which sequence number: a
- * send that ends with its data held finds the reason here.
+ * The sequence number of data that was just refused, by address of its socket: the reason for a stall
+ * that begins when the send returns.
  */
 BPF_HASH(refusals, u64, u32, MAP_ENTRIES);
 
-/* Was the data that begins at `seq` refused? Once asked, that is over. */
-static inline bool is_refused(u64 sk, u32 seq)
+/* Was the data that begins at `seq` refused? Removes the entry. */
+static inline bool take_refusal(u64 sk, u32 seq)
 {
 	u32 *refused = refusals.lookup(&sk);
 	bool same = refused && *refused == seq;
@@ -37,7 +37,7 @@ struct outgoing {
 	u16 sport;
 };
 
-/* The headers of the packet's own socket: in a tunnel there are others in front of them. */
+/* Read the headers that the packet's own socket wrote: a tunnel adds its own in front of them. */
 static inline bool read_outgoing(struct outgoing *out, struct sk_buff *skb)
 {
 	const void *tcp = READ(skb, head) + READ(skb, transport_header);
@@ -52,13 +52,13 @@ static inline bool read_outgoing(struct outgoing *out, struct sk_buff *skb)
 	return (s32)payload > 0;
 }
 
-/* Is the socket one that was asked for, as far as that is certain here? */
-static inline bool is_asked_for(struct sock *sk)
+/* Does a socket pass the filters whose data is refused during its process's own send? */
+static inline bool passes_filters(struct sock *sk)
 {
 #ifdef FILTER_PROCESS
 	struct owner owner = {};
 
-	own_current(&owner); /* a send whose data is refused is the process's own */
+	own_current(&owner);
 	if (!pass_owner(&owner))
 		return false;
 #endif
@@ -72,32 +72,32 @@ static inline bool is_asked_for(struct sock *sk)
 #endif
 }
 
-/* New data of a socket was refused: go on with the hold that its packet seemed to end. */
-static inline void resume_hold(struct sock *sk, struct outgoing *out, u32 snd_nxt)
+/* New data of a socket was refused: resume the stall that its packet seemed to end. */
+static inline void resume_stall(struct sock *sk, struct outgoing *out, u32 snd_nxt)
 {
 	u64 key = (u64)sk;
-	struct hold *hold = holds.lookup(&key);
+	struct stall *stall = stalls.lookup(&key);
 	int zero = 0;
 	struct ended *ended = last_ended.lookup(&zero);
 
-	if (hold) {
-		hold->holder.reason = REFUSED;
-	} else if (ended && ended->hold.holder.sk == key && after(ended->hold.end, out->seq) &&
-		   !after(ended->hold.end, out->end)) {
-		count_hold(&ended->hold, ended->us, -1);
-		ended->hold.holder.reason = REFUSED;
-		if (holds.update(&key, &ended->hold))
+	if (stall) {
+		stall->socket.reason = REASON_REFUSED;
+	} else if (ended && ended->stall.socket.sk == key && after(ended->stall.end, out->seq) &&
+		   !after(ended->stall.end, out->end)) {
+		count_stall(&ended->stall, ended->us, -1);
+		ended->stall.socket.reason = REASON_REFUSED;
+		if (stalls.update(&key, &ended->stall))
 			count_unfollowed(key);
-		ended->hold.holder.sk = 0;
-	} else if (is_asked_for(sk) && refusals.update(&key, &snd_nxt)) {
+		ended->stall.socket.sk = 0;
+	} else if (passes_filters(sk) && refusals.update(&key, &snd_nxt)) {
 		count_unfollowed(key);
 	}
 }
 
 /*
- * A packet is freed as a drop. If TCP was sending new data with it, that data stays where it was:
- * snd_nxt moves only behind what the device's queue has taken (tcp_write_xmit). The queue is full,
- * a firewall's rule forbids it, or it has no route.
+ * A packet is dropped: the queue is full, a firewall's rule forbids it, or it has no route. If it
+ * carries new data, TCP still holds that: tcp_write_xmit() advances snd_nxt only after the device's
+ * queue has taken a packet.
  */
 static inline int on_free(struct sk_buff *skb)
 {
@@ -114,10 +114,10 @@ static inline int on_free(struct sk_buff *skb)
 	if ((family != AF_INET && family != AF_INET6) || !(SENDING >> state & 1) ||
 	    READ(sk, sk_protocol) != IPPROTO_TCP || !read_outgoing(&out, skb))
 		return 0;
-	/* Where the queue cuts up what it got, only the last piece has a socket: it may begin later. */
+	/* Of a packet that the queue segments, only the last segment has a socket: it begins later. */
 	snd_nxt = READ((struct tcp_sock *)sk, snd_nxt);
 	if (out.sport == READ(sk, __sk_common.skc_num) && !after(snd_nxt, out.seq))
-		resume_hold(sk, &out, snd_nxt);
+		resume_stall(sk, &out, snd_nxt);
 	return 0;
 }
 

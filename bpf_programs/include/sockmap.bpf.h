@@ -4,30 +4,29 @@
 #define NETBPF_SOCKMAP_BPF_H
 
 #include "files.bpf.h"
-#include "followed.bpf.h"
+#include "sessions.bpf.h"
 
 KERNEL_FIELDS(bpf_map, map_type)
 
 /* The ABI's numbers: linux/bpf.h. */
 enum { MAP_UPDATE = 2, TYPE_SOCKMAP = 15, TYPE_SOCKHASH = 18 };
 
-#ifdef USE_sockmap_tp
-/* A program puts a socket into a sockmap; BPF programs that do are seen by is_in_sockmap() only. */
-int sockmap_tp(struct sockmap_args *ctx)
+/* bpf(2) begins. What BPF programs put into a sockmap is seen by is_in_sockmap() only. */
+static inline int on_sockmap(int cmd, const void *uattr)
 {
 	struct {
 		u32 map, pad;
 		u64 key, value;
 	} update = {};
-	struct life *life;
+	struct session_state *session;
 	struct file *file;
 	struct sock *sk;
 	int fd = -1;
 	u32 type;
 
-	if (ctx->cmd != MAP_UPDATE)
+	if (cmd != MAP_UPDATE)
 		return 0;
-	bpf_probe_read_user(&update, sizeof(update), (void *)ctx->uattr);
+	bpf_probe_read_user(&update, sizeof(update), uattr);
 	file = file_of_fd(update.map);
 	if (!file)
 		return 0;
@@ -36,11 +35,10 @@ int sockmap_tp(struct sockmap_args *ctx)
 		return 0;
 	bpf_probe_read_user(&fd, sizeof(fd), (void *)update.value);
 	sk = ip_sock(socket_of_fd(fd));
-	life = sk && pass_ends(sk) ? life_of(sk) : NULL;
-	if (life)
-		life->bypassed = 1;
+	session = sk && pass_ends(sk) ? session_of(sk) : NULL;
+	if (session)
+		session->bypassed = 1;
 	return 0;
 }
-#endif
 
 #endif

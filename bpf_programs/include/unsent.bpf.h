@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What a TCP socket was given to send and has not sent, and why not. */
+/* Why a TCP socket has not sent data that was written. Needs the records of tcpnagle. */
 #ifndef NETBPF_UNSENT_BPF_H
 #define NETBPF_UNSENT_BPF_H
 
@@ -18,9 +18,6 @@ KERNEL_ENUM(tsq_enum, TSQ_THROTTLED)
 #define TCP_NAGLE_PUSH 4
 #define SK_PACING_NEEDED 1
 
-/* Numbers of the column `reason` in netbpf/tools/tcpnagle.py. */
-enum reason { NAGLE, CORK, AUTOCORK, CWND, RWND, PACING, OTHER, REFUSED, REASONS };
-
 /* Is sequence number `a` after `b`? */
 static inline bool after(u32 a, u32 b)
 {
@@ -28,16 +25,16 @@ static inline bool after(u32 a, u32 b)
 }
 
 /*
- * Did the last send say MSG_MORE? All others mark what they wrote as pushed (tcp_push), and the trace
- * event of a send has no flags. One that says MSG_MORE marks it once that is half of the largest
- * window; then this is false.
+ * Did the last send have MSG_MORE? The trace event has no flags, but sends without MSG_MORE mark their
+ * data as pushed (tcp_push). So does one with MSG_MORE whose data is at least half of the largest
+ * window: then this returns false.
  */
-static inline bool is_more_to_come(struct tcp_sock *tp)
+static inline bool has_msg_more(struct tcp_sock *tp)
 {
 	return READ(tp, pushed_seq) != READ(tp, write_seq);
 }
 
-/* Is it the setting of the namespace that small data waits while earlier data is in the device? */
+/* Does small data wait in this network namespace while earlier data is in the device's queue? */
 static inline bool has_autocorking(struct sock *sk)
 {
 	struct net *net = READ(sk, __sk_common.skc_net.net);
@@ -46,8 +43,8 @@ static inline bool has_autocorking(struct sock *sk)
 }
 
 /*
- * Why data that was written has not left: the tests of tcp_write_xmit(), tcp_nagle_check() and
- * tcp_push(), for the first segment that is to leave. OTHER if none of them stands against it.
+ * Why written data has not left: applies the tests of tcp_write_xmit(), tcp_nagle_check() and
+ * tcp_push() to the next segment. REASON_OTHER if all of them would let it leave.
  */
 static inline u32 why_held(struct tcp_sock *tp, u32 snd_nxt, u32 unsent, u8 nonagle)
 {
@@ -58,24 +55,24 @@ static inline u32 why_held(struct tcp_sock *tp, u32 snd_nxt, u32 unsent, u8 nona
 	u8 state = READ(sk, __sk_common.skc_state);
 	bool small = unsent < mss, throttled;
 
-	if (state == TCP_SYN_SENT || state == TCP_SYN_RECV) /* no window is known as yet */
-		return OTHER;
+	if (state == TCP_SYN_SENT || state == TCP_SYN_RECV) /* the window is not known yet */
+		return REASON_OTHER;
 	if (after(snd_nxt + (small ? unsent : mss), una + READ(tp, snd_wnd)))
-		return RWND;
+		return REASON_RWND;
 	if (in_flight >= READ(tp, snd_cwnd))
-		return CWND;
+		return REASON_CWND;
 	throttled = READ(sk, sk_tsq_flags) >> TSQ_THROTTLED & 1;
-	/* What waits for the device leaves with its next interrupt, MSG_MORE or not. */
-	if (small && (nonagle & TCP_NAGLE_CORK || (!throttled && is_more_to_come(tp))))
-		return CORK;
+	/* Throttled data leaves when the device completes earlier data, even with MSG_MORE. */
+	if (small && (nonagle & TCP_NAGLE_CORK || (!throttled && has_msg_more(tp))))
+		return REASON_CORK;
 	if (small && !nonagle && out && after(sml, una) && !after(sml, snd_nxt))
-		return NAGLE;
+		return REASON_NAGLE;
 	if (throttled)
-		return small && has_autocorking(sk) ? AUTOCORK : OTHER;
+		return small && has_autocorking(sk) ? REASON_AUTOCORK : REASON_OTHER;
 	if (READ(sk, sk_pacing_status) == SK_PACING_NEEDED &&
 	    READ(tp, tcp_wstamp_ns) > bpf_ktime_get_ns())
-		return PACING;
-	return OTHER;
+		return REASON_PACING;
+	return REASON_OTHER;
 }
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What a large packet becomes on the wire, when hardware or the kernel has cut it. */
+/* The packets that a large packet becomes on the wire, segmented by hardware or by the kernel. */
 #ifndef NETBPF_WIRE_BPF_H
 #define NETBPF_WIRE_BPF_H
 
@@ -15,7 +15,7 @@ KERNEL_FIELDS(skb_shared_info, gso_size, gso_segs, gso_type)
 #define SKB_GSO_UDP (1 << 16) /* IP fragments */
 #define ETH_P_IPV6 0x86DD
 
-/* Length of the headers in front of the transport's, 0 if they are not there. */
+/* Length of the headers before the transport header, 0 if it is not known. */
 static inline u32 before_transport(struct sk_buff *skb, u8 *head, bool tunnel, u8 **transport)
 {
 	u16 network = READ(skb, network_header);
@@ -27,7 +27,7 @@ static inline u32 before_transport(struct sk_buff *skb, u8 *head, bool tunnel, u
 		return offset - network;
 	if (tunnel)
 		return 0;
-	/* A driver need not set it, as it has only just taken the link header off. */
+	/* Drivers need not set it: they have only removed the link header. */
 	data = READ(skb, data);
 	bpf_probe_read_kernel(&first, 1, data);
 	first = first >> 4 == 4 ? (first & 0xf) * 4 : 40;
@@ -35,7 +35,7 @@ static inline u32 before_transport(struct sk_buff *skb, u8 *head, bool tunnel, u
 	return first;
 }
 
-/* How many packets a wire would carry for this one, and how many bytes more in headers. */
+/* Estimate how many packets the wire carries for this one, and their bytes with all headers. */
 static inline void estimate_wire(struct sk_buff *skb, u32 len, u32 *packets, u32 *bytes)
 {
 	u8 *head = (u8 *)READ(skb, head), *transport;

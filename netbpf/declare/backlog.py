@@ -1,4 +1,4 @@
-"""Connections that a listener loses: the probes that count them, and what to do about it."""
+"""Connections that a listener loses: the probes that count them, and advice."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from typing import Any
 from netbpf.declare.probes import Fexit, Kprobe, Kretprobe, Probe, RawTracepoint, Tracepoint
 from netbpf.declare.table import Rows
 
-# Their C side is include/lost.bpf.h.
+# Their C functions are in include/lost.bpf.h.
 LOST_PROBES = (
     Probe(
         "dropped",  # the socket that a packet was for is an argument since 6.11
         RawTracepoint("kfree_skb", args=("skb", "reason", "rx_sk")),
         Tracepoint("skb:kfree_skb", args=("skbaddr", "reason", "rx_sk")),
-        Fexit("tcp_v4_syn_recv_sock", args=("sk",)),
-        Kretprobe("tcp_v4_syn_recv_sock"),
+        Fexit("tcp_v4_syn_recv_sock", args=("sk", "return"), call="on_syn_recv"),
+        Kretprobe("tcp_v4_syn_recv_sock", args=("return",), call="on_syn_recv_end"),
         optional=True,
         loses=("dropped", "dropped_total"),
     ),
     Probe(
         "dropped6",
-        Fexit("tcp_v6_syn_recv_sock", args=("sk", "skb")),
-        Kretprobe("tcp_v6_syn_recv_sock"),
+        Fexit("tcp_v6_syn_recv_sock", args=("sk", "return", "skb"), call="on_syn_recv6"),
+        Kretprobe("tcp_v6_syn_recv_sock", args=("return",), call="on_syn_recv_end"),
         optional=True,
         with_probe="dropped",
     ),
     Probe(
         "dropped_from",
-        Kprobe("tcp_v4_syn_recv_sock", "tcp_v6_syn_recv_sock", every=True),
+        Kprobe(
+            "tcp_v4_syn_recv_sock",
+            "tcp_v6_syn_recv_sock",
+            args=("sk",),
+            every=True,
+            call="on_syn_recv_begin",
+        ),
         optional=True,
         with_probe="dropped",
     ),
@@ -43,7 +49,7 @@ LOST_PROBES = (
 
 
 def reasons(settings: Mapping[str, Any], names: Any) -> dict[str, object]:
-    """Ask the kernel for the number of a drop reason; `names` is a netbpf.run.names.Names."""
+    """Return the kernel's number of a drop reason; `names` is a netbpf.run.names.Names."""
     return {"REASON_TCP_CSUM": names.reasons.get("TCP_CSUM", 0)}
 
 
@@ -60,7 +66,7 @@ def review(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]
 
 
 def alarm(found: Rows) -> Iterator[tuple[str, str]]:
-    """Name each listener that lost connections: with what to do, if one of its queues was full."""
+    """Yield each listener that lost connections, with advice if one of its queues was full."""
     for row in found:
         if not row["dropped"]:
             continue
@@ -78,7 +84,7 @@ _NOT_FULL = (
 
 
 def advice(row: Mapping[str, Any]) -> str:
-    """Return which queue is too small, and what limits it; "" if none was full."""
+    """Return which queue was full, and what limits it; "" if neither was."""
     limit, most = row["accept_limit"], row["somaxconn"]
     if row["accept_max"] > limit:
         raise_it = (

@@ -1,4 +1,4 @@
-"""What every column has: a C type, a place in a line of text, a value and what is not known."""
+"""Base class of columns: C type, text layout, decoding, null value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 
 Converter = Callable[[Any], Any]
 
-# C type -> (struct format, alignment in bytes); arrays of bytes are decoded as one bytes object.
+# C type -> (struct format, alignment in bytes); byte arrays are decoded as bytes objects.
 _SCALARS = {
     "u64": ("Q", 8),
     "s64": ("q", 8),
@@ -21,15 +21,15 @@ _SCALARS = {
 
 
 class Column:
-    """A number, and the base of all other meanings.
+    """A number, and the base class of all other columns.
 
-    `ctype` is the C member's type ("u64", "char[16]"; "" for a value made in user space), `cstruct`
-    the name of a C struct of bytes that stands for an array, `null` the raw value that means "not
-    known", `wide` hides the column from text unless -w is given, `header` is the text heading (the
-    upper-case name if empty), `width` its width in characters, `full` the width with -w if that is
-    more. `unit` is the value's unit, `text_unit` that of the text where it is another one. With
-    `option`, text has the column only if that option of the tool is given. `over` is how the column
-    of an aggregation follows from events, see `netbpf.declare.aggregation`.
+    `ctype` is the type of the C member ("u64", "char[16]"; "" for a value computed in user space),
+    `cstruct` the name of a C struct that replaces a byte array, `null` the raw value that means
+    "unknown". `wide` columns are in text only with -w, those with `option` only if that option is
+    given, those with `text=False` never. `header` is the heading (default: the name in upper case),
+    `width` the width in characters, `full` the width with -w if larger. `unit` is the unit of the
+    value, `text_unit` that of the text if different. `over` is how a column of an aggregation is
+    computed from events, see `netbpf.declare.aggregation`.
     """
 
     ctype = "u32"
@@ -43,7 +43,7 @@ class Column:
 
     def __init__(
         self,
-        help: str,  # noqa: A002 - the word every option parser uses
+        help: str,
         *,
         ctype: Optional[str] = None,
         width: Optional[int] = None,
@@ -58,7 +58,7 @@ class Column:
         self.name = ""
         self.ctype = self.ctype if ctype is None else ctype
         if "[" in self.ctype and not self.ctype.startswith(("u8[", "char[")):
-            raise ValueError(f"only arrays of bytes can be decoded, not {self.ctype}")
+            raise ValueError(f"only byte arrays are supported, not {self.ctype}")
         self.width = self.width if width is None else width
         self.wide = wide
         self.header = header
@@ -69,12 +69,12 @@ class Column:
 
     @property
     def title(self) -> str:
-        """The heading in text output."""
+        """The heading of the column in text."""
         return self.header or self.name.upper()
 
     @property
     def format(self) -> str:
-        """The column's code in Python's struct module."""
+        """The format of the C member for the struct module."""
         if "[" in self.ctype:
             return self.ctype.partition("[")[2][:-1] + "s"
         return _SCALARS[self.ctype][0]
@@ -96,18 +96,18 @@ class Column:
         return struct.calcsize("=" + self.format)
 
     def converter(self) -> Optional[Converter]:
-        """Return the function from raw to value, or None where the raw value is the value."""
+        """Return the function from raw to decoded value, or None if they are the same."""
         null = self.null
         if null is None:
             return None
         return lambda raw: None if raw == null else raw
 
     def text(self, value: Any) -> str:
-        """Return `value` as a person reads it."""
+        """Format `value` for text output."""
         return "-" if value is None else str(value)
 
     def cell(self, values: Mapping[str, Any]) -> str:
-        """Return this column's text in a line of `values`, of which it may join several."""
+        """Format this column of a row; a column may combine several of the row's `values`."""
         return self.text(values[self.name])
 
     def schema(self) -> dict[str, Any]:

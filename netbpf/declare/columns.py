@@ -1,8 +1,7 @@
-"""What a value means: one class per meaning, with its C type, its machine value and its text.
+"""Column classes: each defines the C type, the decoded value and the text of one kind of value.
 
-Machine formats carry `value`, the terminal carries `text`: JSON never holds "1.2 kB", and the
-terminal never holds 1258291. A value that is not known is None: null in JSON, empty in CSV, "-"
-in text.
+JSON and CSV contain decoded values, text output contains formatted ones: 1258291 bytes are "1229"
+KB in text. An unknown value is None: null in JSON, empty in CSV, "-" in text.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ U32_MAX = 2**32 - 1
 
 
 class Count(Column):
-    """How many of something."""
+    """A count."""
 
     ctype = "u64"
     width = 9
@@ -29,18 +28,18 @@ class Count(Column):
 
 
 class Gauge(Count):
-    """A number that is no sum: the greatest of all CPUs' values, as it stands.
+    """A current value, not a sum: the maximum of the CPUs' values.
 
-    With `shown`, a row is shown as long as it is not 0, even if nothing has changed.
+    With `shown`, a row is shown while the value is not 0, even if nothing has changed.
     """
 
-    def __init__(self, help: str, *, shown: bool = False, **more: Any) -> None:  # noqa: A002
+    def __init__(self, help: str, *, shown: bool = False, **more: Any) -> None:
         super().__init__(help, **more)
         self.shown = shown
 
 
 class Bytes(Column):
-    """A size in bytes; in text in units of 1024 bytes, as bcc's tools print it."""
+    """A size in bytes; text shows units of 1024 bytes, as bcc's tools do."""
 
     ctype = "u64"
     width = 8
@@ -48,12 +47,12 @@ class Bytes(Column):
     unit, text_unit = "bytes", "KB"
 
     def text(self, value: Any) -> str:
-        """Return kilobytes: small ones with two decimals, so that a small session is not 0."""
+        """Format as kilobytes; small values have two decimals, so that they are not 0."""
         return "-" if value is None else _short(value / 1024)
 
 
 class Duration(Column):
-    """A time span: nanoseconds in C, whole microseconds as a value, milliseconds in text."""
+    """A time span: nanoseconds in C, integer microseconds when decoded, milliseconds in text."""
 
     ctype = "u64"
     width = 9
@@ -61,22 +60,22 @@ class Duration(Column):
     unit, text_unit = "us", "ms"
 
     def converter(self) -> Optional[Converter]:
-        """Return the conversion from ns to us; U64_MAX means not known."""
+        """Return the conversion from ns to us; U64_MAX is unknown."""
         return lambda raw: None if raw == U64_MAX else raw // 1000
 
     def text(self, value: Any) -> str:
-        """Return milliseconds, short ones with two decimals."""
+        """Format as milliseconds; small values have two decimals."""
         return "-" if value is None else _short(value / 1000)
 
 
 def _short(number: float) -> str:
-    # Five characters as long as the whole part has at most five digits.
+    # At most five characters for values below 100,000.
     decimals = 2 if number < 99.995 else 1 if number < 999.95 else 0
     return f"{number:.{decimals}f}"
 
 
 class Micros(Column):
-    """A time span that the kernel itself keeps in microseconds; 0 means never measured."""
+    """A time span that the kernel stores in microseconds; 0 means not measured."""
 
     width = 9
     align = ">"
@@ -88,7 +87,7 @@ class Micros(Column):
 
 
 class Pid(Column):
-    """A process id (tgid) in the initial pid namespace; 0 means not known."""
+    """A process id (tgid) in the initial pid namespace; 0 is unknown."""
 
     width = 7
 
@@ -98,24 +97,24 @@ class Pid(Column):
 
 
 class Netns(Count):
-    """A network namespace by the inode number of /proc/PID/ns/net; 0 means not known."""
+    """A network namespace: the inode number of /proc/PID/ns/net; 0 is unknown."""
 
     ctype = "u32"
     width = 10
 
-    def __init__(self, help: str = "network namespace, by inode number") -> None:  # noqa: A002
+    def __init__(self, help: str = "network namespace, by inode number") -> None:
         super().__init__(help, wide=True, null=0)
 
 
 class Cgroup(Count):
-    """A cgroup of version 2 by its id, which is the inode number of its directory."""
+    """A cgroup v2 id, which is the inode number of the cgroup's directory."""
 
-    def __init__(self, help: str = "cgroup id of the process, 0 if not known") -> None:  # noqa: A002
+    def __init__(self, help: str = "cgroup id of the process, 0 if unknown") -> None:
         super().__init__(help, text=False)
 
 
 class Uid(Column):
-    """A user id in the initial user namespace; U32_MAX means not known."""
+    """A user id in the initial user namespace; U32_MAX is unknown."""
 
     width = 6
 
@@ -125,18 +124,18 @@ class Uid(Column):
 
 
 class Text(Column):
-    """A C string from outside, escaped before it is shown; empty means not known."""
+    """An untrusted C string, escaped in text; empty is unknown."""
 
     ctype = "char[16]"
     width = 16
     json_type = "string"
 
     def converter(self) -> Optional[Converter]:
-        """Return the conversion from bytes to text."""
+        """Return the conversion from bytes to str."""
         return lambda raw: clean(raw) or None
 
     def text(self, value: Any) -> str:
-        """Return the string with control characters escaped."""
+        """Escape control characters."""
         return "-" if value is None else escape(value)
 
 
@@ -147,9 +146,9 @@ class Comm(Text):
 
 
 class Container(Column):
-    """A container's id, 64 hex digits; C has the id of its cgroup. None outside of containers.
+    """A container id of 64 hex digits; None outside containers.
 
-    The reader of events puts the container in the cgroup's place.
+    C has the cgroup id, which the reader of events replaces by the container id.
     """
 
     ctype = "u64"
@@ -157,19 +156,19 @@ class Container(Column):
     json_type = "string"
 
     def text(self, value: Any) -> str:
-        """Return the short form that container tools print."""
+        """Shorten to 12 digits, as container tools do."""
         return "-" if value is None else str(value)[:12]
 
 
 class Enum(Column):
-    """One of a few words; C has its number. `words` maps number to word, None is not known."""
+    """One of a set of strings: `words` maps C numbers to strings, or to None if unknown."""
 
     ctype = "u8"
     json_type = "string"
 
     def __init__(
         self,
-        help: str,  # noqa: A002
+        help: str,
         words: Mapping[int, Optional[str]],
         **more: Any,
     ) -> None:
@@ -178,41 +177,41 @@ class Enum(Column):
 
     @property
     def prefix(self) -> str:
-        """What the names of the words begin with in C: KIND_RTO of a column `kind`."""
+        """The prefix of the C constants: the column `kind` has KIND_RTO."""
         return f"{self.name.upper()}_"
 
     def converter(self) -> Optional[Converter]:
-        """Return the conversion from number to word; a number without a word stays a number."""
+        """Return the conversion from number to string; an undefined number is shown as it is."""
         words = self.words
         return lambda raw: words[raw] if raw in words else str(raw)
 
     def schema(self) -> dict[str, Any]:
-        """Return the JSON Schema: the words, and null if one number means not known."""
+        """Return the JSON Schema, with the strings as examples."""
         words = sorted(w for w in self.words.values() if w is not None)
         return {"type": ["string", "null"], "description": self.help, "examples": words}
 
 
 class Owner(Enum):
-    """How the owner of a socket is known."""
+    """How the owner of a socket was determined."""
 
     width = 8
     prefix = "OWNER_"
 
-    def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
+    def __init__(self, help: str, **more: Any) -> None:
         super().__init__(help, {0: "unknown", 1: "exact", 2: "snapshot"}, **more)
 
 
 class Family(Enum):
-    """An address family; IPv4-mapped IPv6 counts as ipv4. Numbers: AF_* of the kernel's ABI."""
+    """An address family, AF_* of the kernel's ABI; IPv4-mapped IPv6 is ipv4."""
 
     width = 6
 
-    def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
+    def __init__(self, help: str, **more: Any) -> None:
         super().__init__(help, {0: None, 1: "unix", 2: "ipv4", 10: "ipv6"}, **more)
 
 
 class Addr(Column):
-    """An IP address: always 16 bytes in C, IPv4 as ::ffff:a.b.c.d, printed as IPv4."""
+    """An IP address: 16 bytes in C, IPv4 as ::ffff:a.b.c.d, which is formatted as IPv4."""
 
     ctype = "u8[16]"
     width = 15
@@ -220,23 +219,23 @@ class Addr(Column):
     json_type = "string"
 
     def converter(self) -> Optional[Converter]:
-        """Return the conversion from 16 bytes to text."""
+        """Return the conversion from 16 bytes to str."""
         return address
 
     def text(self, value: Any) -> str:
-        """Return the address."""
+        """Format the address."""
         return "-" if value is None else str(value)
 
 
 class Port(Column):
-    """A port in host byte order; 0 means not known yet."""
+    """A port in host byte order; 0 if not yet bound."""
 
     ctype = "u16"
     width = 5
 
 
 class Errno(Column):
-    """An error number, positive; 0 is None. Symbolic in machine formats, words in text."""
+    """A positive errno: its symbol when decoded, its description in text; 0 is None."""
 
     ctype = "s32"
     width = 16
@@ -247,57 +246,57 @@ class Errno(Column):
         return lambda raw: errno_names.errorcode.get(raw, str(raw)) if raw else None
 
     def text(self, value: Any) -> str:
-        """Return the C library's words for the error."""
+        """Return the C library's description of the error."""
         number = getattr(errno_names, value, None) if value else None
         return "-" if value is None else os.strerror(number) if number else str(value)
 
 
 class TcpState(Enum):
-    """A TCP state; numbers are those of include/net/tcp_states.h, fixed by the kernel's ABI."""
+    """A TCP state, numbered as in include/net/tcp_states.h (kernel ABI)."""
 
     width = 11
     prefix = "TCP_"
 
-    def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
+    def __init__(self, help: str, **more: Any) -> None:
         super().__init__(help, TCP_STATES, **more)
 
 
 class LookupResult(Enum):
-    """What came of a name lookup: OK or EAI_*, None as long as it goes on. In text only words."""
+    """The result of a name lookup: OK or EAI_*, None while it is pending; described in text."""
 
     ctype = "s32"
     width = 16
     prefix = ""
 
-    def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
+    def __init__(self, help: str, **more: Any) -> None:
         words = {number: name for number, (name, _) in LOOKUP_RESULTS.items()}
         super().__init__(help, {**words, 1: None}, **more)
 
     def text(self, value: Any) -> str:
-        """Return what is worth a word: nothing if all is well."""
+        """Describe the result; success is empty."""
         words = dict(LOOKUP_RESULTS.values())
-        return "still waiting" if value is None else words.get(value, str(value))
+        return "pending" if value is None else words.get(value, str(value))
 
 
 def is_cut(values: Mapping[str, Any], name: str = "host") -> bool:
-    """Tell whether a value of the column `name` goes on behind what was held of it."""
+    """Return whether the value of the column `name` is truncated."""
     return name in (values.get("truncated") or "").split(",")
 
 
 class Cut(Text):
-    """A string that may have been too long: the column `truncated` names those that were."""
+    """A string that may be truncated: the column `truncated` lists those that are."""
 
     def cell(self, values: Mapping[str, Any]) -> str:
-        """Return the string, and a sign that it goes on."""
+        """Format the string; "..." marks a truncated one."""
         return self.text(values[self.name]) + "..." * is_cut(values, self.name)
 
 
 class HostName(Cut):
-    """A host's name, or its address: 16 bytes in C, and a 1 in the last byte of the field."""
+    """A host name, or an address: 16 bytes, marked by a 1 in the last byte of the C member."""
 
     ctype = "char[256]"
     width = 28
 
     def converter(self) -> Optional[Converter]:
-        """Return the conversion from bytes to text."""
+        """Return the conversion from bytes to str."""
         return lambda raw: address(raw[:16]) if raw[-1] == 1 else clean(raw) or None

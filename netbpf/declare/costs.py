@@ -1,4 +1,4 @@
-"""What each tool cost in a storm: the output of bench/cost.py --python, for the manuals."""
+"""Measured cost of each tool, for the manuals: the output of bench/cost.py --python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _WHERE = "an x86-64 virtual machine with two CPUs, Linux 6.18"
 
 
 class Cost(NamedTuple):
-    """CPU time in us per connection, or per lookup: in the BPF programs, and in the reader."""
+    """CPU time in us per connection or lookup: of BPF programs, and of the reader."""
 
     probes: float
     reader: float
@@ -29,14 +29,15 @@ COSTS = {
 
 
 def in_manual(name: str) -> str:
-    """Return the manual's sentence on what a tool costs, "" for one that was not measured."""
+    """Return the manual's text on the cost of the tool `name`, "" if it was not measured."""
     cost = COSTS.get(name)
     if not cost:
         return ""
-    what, one = "short TCP connections over loopback", "connection"
+    load, unit = "short TCP connections over loopback", "connection"
     if name == "gethostlatency":
-        what, one = "lookups of a name in /etc/hosts", "lookup"
+        load, unit = "lookups of a name in /etc/hosts", "lookup"
     return (
-        f"In a storm of {what}, its probes took {cost.probes:.1f} us of CPU time per {one} and its "
-        f"reader {cost.reader:.1f} us ({_WHERE}; bench/cost.py). The summary has what a run cost."
+        f"Under a load of {load}, probes used {cost.probes:.1f} us of CPU time per {unit} and the "
+        f"reader {cost.reader:.1f} us ({_WHERE}; bench/cost.py). The summary shows the cost of a "
+        "run."
     )

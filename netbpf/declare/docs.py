@@ -1,4 +1,4 @@
-"""Docstrings are manuals: they are there even where Python leaves them out (-OO)."""
+"""Read docstrings, which are the manuals, even if Python strips them (-OO)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def written(doc: str | None, file: str) -> str:
-    """Return the docstring of the module in `file`: `doc`, or if that is None the one in its text.
+    """Return `doc` or, if it is None, the docstring in the source `file`.
 
-    Empty if there is none, or no text to be read.
+    The result is empty if there is no docstring or the file cannot be read.
     """
     if doc is not None:
         return doc

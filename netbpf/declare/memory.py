@@ -1,4 +1,4 @@
-"""How much memory a tool takes in the kernel, before anything is compiled."""
+"""Kernel memory that a tool uses, computed before compilation."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import mmap
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
 
-_CPUS = (8, 64)  # of the machines that the manual speaks of
-_RATE = 30_000  # events a second of a storm of connections
+_CPUS = (8, 64)  # examples in the manual
+_RATE = 30_000  # events per second under a high rate of connections
 
 
 class Memory(NamedTuple):
-    """What a tool's maps take at most, in bytes, with all of its options; its ring buffer apart.
+    """Upper bound, in bytes, of a tool's maps with all options, without its ring buffer.
 
-    `fixed`, `cpu` for each CPU that may come up, and for each of --map-entries `entry` and, per
-    CPU, `entry_cpu`. A live test compares those of all tools, in MAPS, with the maps of a run.
+    `fixed`, plus `cpu` per possible CPU, plus for each of --map-entries `entry` and, per CPU,
+    `entry_cpu`. A live test compares MAPS with the maps of a run.
     """
 
     fixed: int
@@ -23,7 +23,7 @@ class Memory(NamedTuple):
     entry_cpu: int = 0
 
     def bound(self, entries: int, cpus: int) -> int:
-        """Return the bytes for --map-entries `entries`: hash tables have a power of two places."""
+        """Return the bytes for `entries`; hash tables are rounded up to a power of two."""
         rounded = 1 << (entries - 1).bit_length()
         return self.fixed + self.cpu * cpus + rounded * (self.entry + self.entry_cpu * cpus)
 
@@ -43,28 +43,28 @@ MAPS = {
 
 
 class Ring(NamedTuple):
-    """A ring buffer: its bytes, and how many events it holds while nothing reads it."""
+    """A ring buffer: its size in bytes, and how many events it holds."""
 
     size: int
     events: int
 
 
 def ring_size(wanted: int) -> int:
-    """Return the ring's size in bytes for `wanted`: the next power of two, at least a page."""
+    """Return `wanted` bytes rounded up to a power of two of at least one page."""
     return max(1 << (wanted - 1).bit_length(), mmap.PAGESIZE)
 
 
 def ring_of(tool: Any, settings: Mapping[str, Any]) -> Optional[Ring]:
-    """Return the ring buffer of `tool` with these settings, or None if it has no events."""
+    """Return the ring buffer of `tool` with `settings`, or None if it has no events."""
     if not tool.event:
         return None
     size = ring_size(settings["buffer"])
-    record = 8 + -(-tool.event.layout().size // 8) * 8  # struct bpf_ringbuf_hdr is in front
+    record = 8 + -(-tool.event.layout().size // 8) * 8  # struct bpf_ringbuf_hdr comes first
     return Ring(size, size // record)
 
 
 def by_default(tool: Any, cpus: int) -> dict[str, Optional[int]]:
-    """Return the bytes of `tool`'s maps and ring buffer with its defaults, and the events held."""
+    """Return the size in bytes of maps and ring buffer with default options, and its events."""
     settings = {option.name: option.value(option.default) for option in tool.options}
     ring = ring_of(tool, settings)
     return {
@@ -74,40 +74,41 @@ def by_default(tool: Any, cpus: int) -> dict[str, Optional[int]]:
     }
 
 
-def in_sentence(found: Mapping[str, Any]) -> str:
-    """Return what by_default() found, for people."""
-    words = f"takes at most {in_words(found['maps'])} of kernel memory for maps"
-    if found["buffer"]:
-        words += f", {in_words(found['buffer'])} for a buffer of {found['buffer_events']} events"
-    return words
+def describe(sizes: Mapping[str, Any]) -> str:
+    """Return the result of by_default() as text."""
+    text = f"uses at most {format_size(sizes['maps'])} of kernel memory for maps"
+    if sizes["buffer"]:
+        buffer = format_size(sizes["buffer"])
+        text += f", {buffer} for a buffer of {sizes['buffer_events']} events"
+    return text
 
 
 def in_manual(tool: Any) -> str:
-    """Return a paragraph on the memory of `tool`, and on what its ring buffer holds."""
+    """Return the manual's paragraph on the memory of `tool`."""
     settings = {option.name: option.value(option.default) for option in tool.options}
     entries = settings["map_entries"]
-    few, many = (in_words(_maps_of(tool).bound(entries, cpus)) for cpus in _CPUS)
-    words = (
-        f"Maps are allocated at the start and do not grow: with --map-entries {entries} they take "
-        f"at most {few} of the kernel's memory on a machine with {_CPUS[0]} CPUs, {many} with "
+    few, many = (format_size(_maps_of(tool).bound(entries, cpus)) for cpus in _CPUS)
+    text = (
+        f"Maps are allocated at the start and do not grow: with --map-entries {entries} they use "
+        f"at most {few} of kernel memory on a machine with {_CPUS[0]} CPUs, and {many} with "
         f"{_CPUS[1]}. "
     )
     ring = ring_of(tool, settings)
     if ring:
-        words += (
-            f"The ring buffer of {in_words(ring.size)} holds {ring.events} events, which is what "
-            f"may come while the reader does not run: {ring.events / _RATE:.1f} s of {_RATE} "
-            "events a second. What finds no room counts as ring_full. "
+        text += (
+            f"The ring buffer of {format_size(ring.size)} holds {ring.events} events: "
+            f"{ring.events / _RATE:.1f} s of {_RATE} events per second while the reader does not "
+            "run. Events that do not fit are counted as ring_full. "
         )
-    return words + "-v shows what a run takes, 'netbpf doctor' what each tool takes here."
+    return text + "-v shows the memory of a run, 'netbpf doctor' that of each tool here."
 
 
 def _maps_of(tool: Any) -> Memory:
     return MAPS.get(tool.name) or Memory(0, 0, 0)
 
 
-def in_words(size: float) -> str:
-    """Return a size such as "512 KiB" or "3.4 MiB"."""
+def format_size(size: float) -> str:
+    """Format a size in bytes, such as "512 KiB" or "3.4 MiB"."""
     if size < 1 << 20:
         return f"{size / 1024:.0f} KiB"
     return f"{size / (1 << 20):.1f} MiB"

@@ -1,7 +1,7 @@
-"""The privileges that tools need, and what for: declared once.
+"""The privileges that tools need, and their purpose.
 
-Errors, `netbpf doctor`, the summary and README take them from here. Most follow from what a tool
-declares (its probes, counters, columns); `needs_of` returns those of one tool.
+Error messages, `netbpf doctor`, the summary and README are derived from these declarations.
+`needs_of` returns the privileges of one tool; most follow from its probes, counters and columns.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Need(NamedTuple):
-    """What a process must be allowed to do.
+    """A privilege.
 
-    Each of the capabilities `any_of` gives it; `to` says what for, as the end of "needs CAP_X to".
-    `without` is what a result lacks without it; if it is empty, the tool cannot do its work. With
-    `hides`, what it lacks are rows. `running`: the tool needs it after attaching as well, and with
-    `helper` that is done by a process of its own, so that the tool itself can give it up.
+    Each capability in `any_of` is sufficient. `to` completes the sentence "needs CAP_X to".
+    `without` describes what is missing without the privilege; if it is empty, the tool cannot run.
+    With `hides`, rows are missing. `running`: the privilege is needed after attaching; with
+    `helper`, only by a helper process, so that the tool itself drops it.
     """
 
     any_of: tuple[str, ...]
@@ -44,51 +44,49 @@ class Need(NamedTuple):
 
 PROGRAMS = Need(("CAP_BPF", "CAP_SYS_ADMIN"), "load BPF programs")
 ATTACH = Need(("CAP_PERFMON", "CAP_SYS_ADMIN"), "attach programs and read kernel memory")
-# Since c8644cd0efe7 ("bpf: refine kernel.unprivileged_bpf_disabled behaviour", 5.19) a map's
-# descriptor is enough to read it; before, where that setting is not 0, it takes CAP_BPF as well.
+# Since c8644cd0efe7 ("bpf: refine kernel.unprivileged_bpf_disabled behaviour", 5.19) a map can be
+# read by its descriptor alone; before, this needed CAP_BPF if the sysctl was not 0.
 MAPS = Need(("CAP_BPF", "CAP_SYS_ADMIN"), "read BPF maps on this kernel", running=True)
-# Only root may search tracefs, and read what is in it, unless it is mounted for a group.
+# Only root can search and read tracefs, unless it is mounted with a gid.
 TRACEFS = Need(("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE"), "read /sys/kernel/tracing (tracefs)")
-MOUNT = Need(("CAP_SYS_ADMIN",), "mount tracefs, which is not mounted at /sys/kernel/tracing")
-# CAP_PERFMON was enough from 5.8 until ba677dbe77af ("perf: Revert to requiring CAP_SYS_ADMIN for
-# uprobes", 6.16, and in stable kernels from 5.10.240): which it is, the kernel is asked. Links of
-# many places (6.6) take neither, but the program that they are for.
-UPROBES = Need(("CAP_SYS_ADMIN",), "probe programs in user space", running=True, helper=True)
+MOUNT = Need(("CAP_SYS_ADMIN",), "mount tracefs (it is not mounted at /sys/kernel/tracing)")
+# CAP_PERFMON was sufficient from 5.8 until ba677dbe77af ("perf: Revert to requiring CAP_SYS_ADMIN
+# for uprobes", 6.16, and stable kernels from 5.10.240); a test attach determines which applies.
+# uprobe_multi links (6.6) need neither, only the descriptor of the program.
+UPROBES = Need(("CAP_SYS_ADMIN",), "attach uprobes", running=True, helper=True)
 UPROBES_BEFORE = Need(("CAP_PERFMON", "CAP_SYS_ADMIN"), UPROBES.to, running=True, helper=True)
-PROCESSES = Need(
-    ("CAP_SYS_PTRACE",), "look into processes of other users", running=True, helper=True
-)
+PROCESSES = Need(("CAP_SYS_PTRACE",), "inspect processes of other users", running=True, helper=True)
 FILES = Need(
     ("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE"),
-    "read program files that not everybody may read",
-    "programs whose files only their users may read are not covered",
+    "read program files without read permission",
+    "programs whose files are not readable by this user are not covered",
     running=True,
     helper=True,
 )
 MAPPED = Need(
     ("CAP_CHECKPOINT_RESTORE", "CAP_SYS_ADMIN"),
-    "open libraries that are in use and were deleted or replaced",
-    "programs that use a library which was deleted or replaced are not covered",
+    "open mapped libraries that were deleted or replaced",
+    "programs that use a deleted or replaced library are not covered",
     running=True,
     helper=True,
 )
 LOOKUPS = (UPROBES, PROCESSES, FILES, MAPPED)
-_OTHERS = "the kernel's counters are not of all network namespaces"
+_OTHERS = "kernel counters do not include all network namespaces"
 COUNTERS = (
-    Need(("CAP_SYS_ADMIN",), "enter network namespaces for the kernel's counters", _OTHERS,
+    Need(("CAP_SYS_ADMIN",), "enter network namespaces to read kernel counters", _OTHERS,
          running=True, helper=True),
     Need(("CAP_SYS_PTRACE",), "find the network namespaces of other users' processes", _OTHERS,
          running=True, helper=True),
-    Need(("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE"), "reach namespaces that other users mounted",
+    Need(("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE"), "open namespaces that other users mounted",
          _OTHERS, running=True, helper=True),
 )  # fmt: skip
-_WANTED = "the kernel's counters of that network namespace are missing"
+_WANTED = "kernel counters of that network namespace are missing"
 ONE_NAMESPACE = (
-    Need(("CAP_SYS_ADMIN",), "enter the network namespace for the kernel's counters", _WANTED),
+    Need(("CAP_SYS_ADMIN",), "enter the network namespace to read kernel counters", _WANTED),
 )
-_EARLIER = "sockets of other network namespaces that were there before the start may be missing"
+_EARLIER = "sockets that existed before the start in other network namespaces may be missing"
 FIRST = (
-    Need(("CAP_SYS_ADMIN",), "enter network namespaces for the sockets that exist", _EARLIER, True),
+    Need(("CAP_SYS_ADMIN",), "enter network namespaces to list existing sockets", _EARLIER, True),
     Need(("CAP_SYS_PTRACE",), "find the network namespaces of other users' processes", _EARLIER,
          True),
 )  # fmt: skip
@@ -98,54 +96,55 @@ DEVICES = (
     Need(("CAP_SYS_PTRACE",), "find the network namespaces of other users' processes", _DEVICES),
 )
 STATISTICS = Need(
-    ("CAP_SYS_ADMIN",), "have the kernel count what programs cost", "overhead is not measured"
+    ("CAP_SYS_ADMIN",), "measure the run time of BPF programs", "overhead is not measured"
 )
 LIMIT = Need(STATISTICS.any_of, f"{STATISTICS.to} (--max-overhead)")
-# Where kernel.perf_event_paranoid is more than 1 or kernel.kptr_restrict is 1: the kernel is asked.
+# Needed if kernel.perf_event_paranoid is above 1 or kernel.kptr_restrict is 1.
 SYMBOLS = Need(
-    ("CAP_SYSLOG",), "read the addresses of kernel functions", "places are shown as addresses"
+    ("CAP_SYSLOG",), "read the addresses of kernel functions", "locations are shown as addresses"
 )
 PLACES = Need(
     SYMBOLS.any_of,
-    f"{SYMBOLS.to}: what is freed at some places was not lost",
+    f"{SYMBOLS.to}: the caller decides whether a freed packet was lost",
 )
 OF_PROCESS = Need(("CAP_SYS_PTRACE",), "see which network namespace another user's process is in")
 HIDDEN = Need(("CAP_SYS_PTRACE",), "see a process that /proc (hidepid) hides from this user")
-OF_DEVICES = Need(("CAP_SYS_ADMIN",), "look for network devices in other network namespaces")
+OF_DEVICES = Need(("CAP_SYS_ADMIN",), "list network devices in other network namespaces")
 # Before 80ee81e0403c ("bpf: Eliminate rlimit-based memory accounting infra for bpf maps", 5.11).
 MEMORY = Need(("CAP_SYS_RESOURCE",), "lock more memory than RLIMIT_MEMLOCK allows")
 UNDISTURBED = Need(
     ("CAP_SYS_NICE", "CAP_SYS_RESOURCE"),
-    "read maps without being kept from the CPU",
-    "on a kernel that preempts, events of the time of a read may be missed",
+    "read maps without being preempted",
+    "on a preemptible kernel, events during a map read may be missed",
 )
 READY_FILE = Need(
-    ("CAP_DAC_OVERRIDE",), "remove --ready-file from another user's directory", "it stays",
+    ("CAP_DAC_OVERRIDE",), "remove --ready-file from another user's directory",
+    "the ready file is not removed",
     running=True,
 )  # fmt: skip
 
 
 def needs_of(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
-    """Return the privileges that `tool` needs with these settings, by capability.
+    """Return the privileges that `tool` needs with `settings`.
 
-    What the chosen probes need in addition (TRACEFS) is for the choice of probes to say.
+    Probe selection reports those that the selected probes need in addition (TRACEFS).
     """
-    found = [PROGRAMS, ATTACH]
+    needs = [PROGRAMS, ATTACH]
     if tool.uprobes:
-        found += LOOKUPS
+        needs += LOOKUPS
     if any(table.first for table in tool.tables_of(settings)):
-        found += FIRST
+        needs += FIRST
     if tool.counters or tool.interval_counters:
-        found += ONE_NAMESPACE if settings.get("netns") else COUNTERS
+        needs += ONE_NAMESPACE if settings.get("netns") else COUNTERS
     if tool.compare_devices:
-        found += DEVICES
-    if _names_places(tool, settings):  # and its program goes by them, if it asks for constants
-        found.append(PLACES if tool.kernel_constants else SYMBOLS)
-    found.append(LIMIT if settings.get("max_overhead") else STATISTICS)
-    return [*found, UNDISTURBED]
+        needs += DEVICES
+    if _shows_symbols(tool, settings):  # kernel_constants are addresses that the program compares
+        needs.append(PLACES if tool.kernel_constants else SYMBOLS)
+    needs.append(LIMIT if settings.get("max_overhead") else STATISTICS)
+    return [*needs, UNDISTURBED]
 
 
-def _names_places(tool: Tool, settings: Mapping[str, Any]) -> bool:
+def _shows_symbols(tool: Tool, settings: Mapping[str, Any]) -> bool:
     records = [tool.event] if tool.event and tool.has_events(settings) else []
     rows = [table.row for table in tool.tables_of(settings)]
     columns = [column for record in (*records, *rows) for column in record.columns]

@@ -1,15 +1,15 @@
-"""Columns about flows and packets: ends as bcc prints them, and numbers named by the kernel."""
+"""Columns of flows and packets: endpoints, and numbers that the running kernel names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from netbpf.declare.columns import Addr, Column, Converter, Count, Errno, Family
+from netbpf.declare.columns import Addr, Column, Converter, Errno, Family
 
 
 def end(addr: Any, port: Any) -> str:
-    """Return "1.2.3.4:80", "[::1]:80", or the address alone where there is no port."""
+    """Return "1.2.3.4:80", "[::1]:80", or only the address if `port` is None."""
     if addr is None:
         return "-"
     if port is None:
@@ -18,22 +18,22 @@ def end(addr: Any, port: Any) -> str:
 
 
 class Endpoint(Addr):
-    """An address whose text has the port of the column `port` with it; so that one is not shown."""
+    """An address whose text includes the port, from the column `port`."""
 
     width = 21
     full = 47
 
-    def __init__(self, help: str, port: str, **more: Any) -> None:  # noqa: A002
+    def __init__(self, help: str, port: str, **more: Any) -> None:
         super().__init__(help, **more)
         self.port = port
 
     def cell(self, values: Mapping[str, Any]) -> str:
-        """Return address and port."""
+        """Format address and port."""
         return end(values[self.name], values[self.port])
 
 
 class IpVersion(Family):
-    """An address family that text shows as 4 or 6, as bcc's tools do."""
+    """An address family, in text 4 or 6, as in bcc's tools."""
 
     width = 2
 
@@ -43,7 +43,7 @@ class IpVersion(Family):
 
 
 class Share(Column):
-    """A part of a whole from 0 to 1, percent in text."""
+    """A fraction from 0 to 1; percent in text."""
 
     width = 7
     align = ">"
@@ -51,14 +51,14 @@ class Share(Column):
     text_unit = "%"
 
     def text(self, value: Any) -> str:
-        """Return percent with two decimals."""
+        """Format as percent with two decimals."""
         return "-" if value is None else f"{value * 100:.2f}%"
 
 
 class SendError(Errno):
-    """What came of sending: negative error numbers of the kernel; 1 is a full queue's drop.
+    """The result of sending: a negative errno, or 1 (NET_XMIT_DROP, include/linux/netdevice.h).
 
-    NET_XMIT_DROP is what a queue discipline says (include/linux/netdevice.h).
+    A queueing discipline returns NET_XMIT_DROP when it drops the packet.
     """
 
     def converter(self) -> Optional[Converter]:
@@ -68,11 +68,11 @@ class SendError(Errno):
         return lambda raw: named(-raw) if raw <= 0 else {1: "NET_XMIT_DROP"}.get(raw, str(raw))
 
     def text(self, value: Any) -> str:
-        """Return words."""
+        """Describe the error."""
         return "dropped by the queue" if value == "NET_XMIT_DROP" else super().text(value)
 
 
-# IANA's protocol numbers, ETH_P_* and AF_*: part of the wire formats and of the kernel's ABI.
+# IANA protocol numbers, ETH_P_* and AF_*: fixed by wire formats and the kernel's ABI.
 _IP = {
     0: "ip", 1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", 17: "udp", 33: "dccp", 41: "ipv6",
     47: "gre", 50: "esp", 51: "ah", 58: "icmpv6", 89: "ospf", 103: "pim", 112: "vrrp", 132: "sctp",
@@ -83,11 +83,14 @@ _ETHERTYPES = {
     0x8863: "pppoe", 0x8864: "pppoe", 0x888E: "eapol", 0x88CC: "lldp", 0x88F7: "ptp",
 }  # fmt: skip
 _FAMILIES = {1: "unix", 16: "netlink", 17: "packet", 29: "can", 31: "bluetooth", 40: "vsock"}
-ETHERTYPE, SOCKET = 1 << 16, 2 << 16  # what the number below is; an IP protocol has neither
+ETHERTYPE, SOCKET = (
+    1 << 16,
+    2 << 16,
+)  # kind of the number in the low 16 bits; an IP protocol has neither
 
 
 class Protocol(Column):
-    """What a packet carries: an IP protocol, or ETHERTYPE | ethertype, or SOCKET | family."""
+    """The protocol of a packet: an IP protocol, ETHERTYPE | ethertype, or SOCKET | family."""
 
     width = 6
     json_type = "string"
@@ -98,7 +101,7 @@ class Protocol(Column):
 
 
 def protocol_name(raw: int) -> Optional[str]:
-    """Return the name of what a packet carries, None if nothing is known."""
+    """Return the name of a packet's protocol, None if unknown."""
     kind, number = raw & ~0xFFFF, raw & 0xFFFF
     if kind == ETHERTYPE:
         return _ETHERTYPES.get(number, f"0x{number:04x}") if number else None
@@ -108,9 +111,9 @@ def protocol_name(raw: int) -> Optional[str]:
 
 
 class Resolved(Column):
-    """A number that only the running kernel can put into words: see netbpf.run.names.
+    """A number that only the running kernel can name, see netbpf.run.names.
 
-    `source` is the attribute of Names that does it.
+    `source` is the attribute of Names that resolves it.
     """
 
     source = ""
@@ -119,7 +122,7 @@ class Resolved(Column):
     _resolve: Converter = str
 
     def bind(self, resolve: Converter) -> None:
-        """Take the function from number to words; without one the number is shown."""
+        """Set the function from number to name; without one, the number is shown."""
         self._resolve = resolve
 
     def converter(self) -> Optional[Converter]:
@@ -128,7 +131,7 @@ class Resolved(Column):
 
 
 class DropReason(Resolved):
-    """Why an skb was freed: a number of the kernel's enum skb_drop_reason, subsystems included."""
+    """Why an skb was freed: enum skb_drop_reason, including reasons of subsystems."""
 
     source = "reason"
     width = 20
@@ -136,7 +139,7 @@ class DropReason(Resolved):
 
 
 class KernelSymbol(Resolved):
-    """An address in the kernel's text as symbol+offset."""
+    """A kernel text address as symbol+offset."""
 
     source = "symbol"
     ctype = "u64"
@@ -145,9 +148,9 @@ class KernelSymbol(Resolved):
 
 
 class KernelStack(Resolved):
-    """A stack of the kernel, by its id in `map`; the innermost function first.
+    """A kernel stack, by its id in the BPF map `map`; innermost function first.
 
-    The map is there only if the column's option is given.
+    The map exists only if the column's option is given.
     """
 
     map = "stacks"
@@ -156,13 +159,5 @@ class KernelStack(Resolved):
     json_type = "array"
 
     def text(self, value: Any) -> str:
-        """Return a line for each function, indented."""
+        """Format as one indented line per function."""
         return "".join(f"\n    {frame}" for frame in value or ())
-
-
-class Number(Count):
-    """A namespace's inode number or the like, that is told and never added up."""
-
-    ctype = "u32"
-    width = 10
-    align = "<"

@@ -1,8 +1,7 @@
-"""The options that tools share, what each accepts, and in which groups tools take them.
+"""Options shared by tools, their parsers, and the groups in which tools list them.
 
-An option is data: names, how its words become a value, and what its help says. A tool lists the
-options (usually whole groups) that it can honour; any other common option is a usage error for
-that tool, never ignored.
+A tool lists the options that it supports, usually whole groups. Other common options are usage
+errors for that tool; they are never ignored.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from netbpf.errors import UsageError
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
-# Of a glob: a set of characters in brackets, or one character.
+# A token of a glob: a set of characters in brackets, or one character.
 COMM_TOKEN = re.compile(r"\[(?:!.|[^!])[^\]]*\]|.", re.DOTALL)
 MAX_LIST = 256  # items of a list option: each becomes one comparison in the BPF program
 
 
-def words(text: str) -> str:
-    """Accept any text that is not empty: that would match nothing."""
+def nonempty(text: str) -> str:
+    """Accept text that is not blank."""
     if not text.strip():
         raise ValueError(f"'{text}' is empty")
     return text
@@ -41,13 +40,13 @@ def ports(text: str) -> list[Range]:
         low, dash, high = word.partition("-")
         pair = (_integer(low, 1, 65535), _integer(high if dash else low, 1, 65535))
         if pair[0] > pair[1]:
-            raise ValueError(f"'{word}' runs backwards")
+            raise ValueError(f"'{word}' is an empty range")
         pairs.append(pair)
     return pairs
 
 
 def network(text: str) -> Network:
-    """Parse "10.0.0.0/8" or one address; host bits are refused, as they are nearly always slips."""
+    """Parse "10.0.0.0/8" or one address. Host bits are an error, as they are usually a typo."""
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
@@ -55,7 +54,7 @@ def network(text: str) -> Network:
 
 
 def seconds(text: str) -> float:
-    """Parse a positive time span in seconds, with a fraction if wanted."""
+    """Parse a positive time span in seconds, with an optional fraction."""
     return _number(text, "seconds", 0.001, 10**8)
 
 
@@ -70,7 +69,7 @@ def milliseconds(text: str) -> float:
 
 
 def nanoseconds(span: Optional[float]) -> str:
-    """Return C for a time span in milliseconds, in nanoseconds; 0 if there is none."""
+    """Return a C constant: `span`, in milliseconds, as nanoseconds; 0 if it is None."""
     return at_load(int((span or 0) * 1e6))
 
 
@@ -91,7 +90,7 @@ def size(text: str) -> int:
 
 
 def comm_glob(text: str) -> str:
-    """Accept a glob over process names that can match one: they have at most 15 characters."""
+    """Accept a glob that can match a process name, which has at most 15 characters."""
     characters = [token for token in COMM_TOKEN.findall(text) if token != "*"]
     if not text or len(characters) > 15 or not text.isascii():
         raise ValueError(f"'{text}' cannot match a process name (1 to 15 ASCII characters)")
@@ -99,14 +98,14 @@ def comm_glob(text: str) -> str:
 
 
 def devices(text: str) -> list[str]:
-    """Accept "eth0,eth1": network devices' names without slash or space.
+    """Parse "eth0,eth1" into names of network devices, which have no slash or space.
 
-    A name has 1 to 15 bytes, an alternative name up to 127.
+    A name has 1 to 15 bytes, an alternative name (altname) up to 127.
     """
     for name in _list(text):
-        raw = name.encode(errors="surrogateescape")  # any bytes but these
+        raw = name.encode(errors="surrogateescape")  # all other bytes are valid
         if not re.fullmatch(rb"[^ \t\n\v\f\r/\0]{1,127}", raw):
-            raise ValueError(f"'{name}' is not a network device's name")
+            raise ValueError(f"'{name}' is not a valid network device name")
     return text.split(",")
 
 
@@ -134,17 +133,17 @@ def _number(text: str, unit: str, low: float, high: float) -> float:
 class Option:
     """One command line option.
 
-    `flags` are its spellings, `help` one sentence, `metavar` names the argument, `parse` turns the
-    argument into a value or raises ValueError with words; without `parse` the option is a switch.
-    `choices` restricts a text argument. `sets` makes a switch stand for other settings. The value
-    is found under `name` in the settings. `define` names a C constant that is 1 if the option is
-    given; with `number`, a function of the value, it is always defined, as what that returns.
+    `flags` are its spellings, `help` is one sentence, `metavar` names the argument. `parse` returns
+    the value of an argument or raises ValueError; without `parse` the option is a switch.
+    `choices` are the valid values of a text argument. A switch with `sets` changes other settings.
+    `name` is the key of the value in the settings. `define` names a C constant that is 1 if the
+    option is given or, with `number`, always defined as the result of `number(value)`.
     """
 
     def __init__(
         self,
         *flags: str,
-        help: str,  # noqa: A002
+        help: str,
         metavar: str = "",
         parse: Callable[[str], Any] | None = None,
         choices: Sequence[str] = (),
@@ -166,13 +165,13 @@ class Option:
         self.name = longest.lstrip("-").replace("-", "_")
 
     def constant(self, value: Any) -> dict[str, object]:
-        """Return the C constants that follow from the option's value."""
+        """Return the C constants for the option's value."""
         if not self.define or not (value or self.number):
             return {}
         return {self.define: at_load(self.number(value)) if self.number else 1}
 
     def value(self, text: Any) -> Any:
-        """Return the value of the argument `text`, or raise UsageError."""
+        """Return the value of the argument `text`. Raises UsageError."""
         if self.parse is None or text is None:
             return text
         try:
@@ -186,10 +185,10 @@ class Option:
 OUTPUT = (
     Option(
         "-o", "--output", metavar="FORMAT", choices=("text", "json", "csv"), default="text",
-        help="output format: text, json (one object per line) or csv (RFC 4180 with a header)",
+        help="output format: text, json (one object per line) or csv (with a header)",
     ),
     Option("--json", help="same as --output json", sets={"output": "json"}),
-    Option("-T", "--time", help="show the wall clock time of each event, to the microsecond"),
+    Option("-T", "--time", help="show the wall clock time of each event (microseconds)"),
     Option("-t", "--timestamp", help="show seconds since the start of tracing"),
     Option("-w", "--wide", help="show all columns at full width"),
 )  # fmt: skip
@@ -200,18 +199,18 @@ LIMITS = (
     Option("--buffer", metavar="SIZE", parse=size, default="32m",
            help="ring buffer size, rounded up to a power of two (such as 256k or 4m)"),
     Option("--map-entries", metavar="N", parse=count, default="16384",
-           help="how many sockets, sessions or keys can be followed at once"),
-    Option("--fail-on-loss", help="exit with status 3 if anything was lost"),
+           help="size of BPF maps: how many sockets, sessions or keys are tracked at once"),
+    Option("--fail-on-loss", help="exit with status 3 if data was lost"),
     Option("--max-overhead", metavar="PERCENT", parse=percent,
-           help="stop when probes and reader take more than this share of one CPU over 3 seconds"),
-    Option("--ready-file", metavar="PATH", parse=words,
-           help="create this file when all probes are attached, and remove it at the end"),
-    Option("--btf", metavar="FILE", parse=words,
-           help="read kernel types from this file, for a kernel without BTF of its own"),
-    Option("--probe", metavar="NAME=KIND,...", parse=words,
+           help="stop if probes and reader use more than this share of one CPU over 3 seconds"),
+    Option("--ready-file", metavar="PATH", parse=nonempty,
+           help="create this file when all probes are attached, remove it at exit"),
+    Option("--btf", metavar="FILE", parse=nonempty,
+           help="read kernel types from this file, for a kernel without BTF"),
+    Option("--probe", metavar="NAME=KIND,...", parse=nonempty,
            help="use only this kind (tp, rawtp, fentry, kprobe ...) for a probe"),
     Option("-v", "--verbose",
-           help="say what is compiled, chosen, refused and attached, and how much memory it takes"),
+           help="log compilation, probe selection, attaching and memory use"),
 )  # fmt: skip
 EVENT_LIMITS = (
     Option("-n", "--max-events", metavar="N", parse=count, help="stop after this many events"),
@@ -220,14 +219,14 @@ PROCESS = (
     Option("-p", "--pid", metavar="LIST", parse=integers, help="only these process ids"),
     Option("--comm", metavar="GLOB", parse=comm_glob,
            help="only process names that match this pattern, such as 'nginx*'"),
-    Option("-u", "--uid", metavar="LIST", parse=words, help="only these users, by id or name"),
-    Option("--cgroup", metavar="PATH", parse=words,
+    Option("-u", "--uid", metavar="LIST", parse=nonempty, help="only these users, by id or name"),
+    Option("--cgroup", metavar="PATH", parse=nonempty,
            help="only processes in this cgroup (version 2) and below"),
-    Option("--container", metavar="ID", parse=words,
+    Option("--container", metavar="ID", parse=nonempty,
            help="only processes of this container, by a prefix of its id"),
 )  # fmt: skip
 NETNS = (
-    Option("--netns", metavar="PID|NAME|INODE", parse=words, help="only this network namespace"),
+    Option("--netns", metavar="PID|NAME|INODE", parse=nonempty, help="only this network namespace"),
 )
 SOCKET = (
     Option("-4", "--ipv4", help="only IPv4, IPv4-mapped addresses included"),
@@ -240,11 +239,10 @@ SOCKET = (
     Option("--raddr", metavar="CIDR", parse=network, help="only remote addresses in this block"),
 )  # fmt: skip
 
-# What narrows a result and not the kernel's counters beside it.
+# Filters of rows that do not apply to the kernel's counters.
 NARROWING = {option.name for option in (*PROCESS, *SOCKET)}
-# Every filter that TOOLS.md calls common: a tool that does not list one refuses it.
+# All common filters; a tool rejects those that it does not list.
 FILTERS = (*PROCESS, *NETNS, *SOCKET)
-COMMON = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
 
 
 def by_name(options: Sequence[Option]) -> dict[str, Option]:

@@ -1,8 +1,7 @@
-"""A declared record: what one event or one map entry holds, once for C, JSON, CSV and text.
+"""Records: the columns of an event or a map entry, declared once for C, JSON, CSV and text.
 
-Columns are class attributes in the order in which they are shown. The C struct has the same
-members, those of the widest type first (and in declared order within a width), so that it has no
-hole; a contract test compares the two.
+Columns are class attributes in display order. The generated C struct has the same members, sorted
+by decreasing alignment (declaration order for equal alignment), so that it has no holes.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from netbpf.declare.columns import (
 
 
 class Record:
-    """Base of all records; a subclass lists its columns as class attributes.
+    """Base class of records; a subclass lists its columns as class attributes.
 
-    `cstruct` is the name of the C struct. `shared` are columns of a base class, before and behind a
-    subclass's own; an own column of the same name takes the place of a shared one.
+    `cstruct` is the name of the C struct. `shared` are the columns that a base class puts before
+    and after those of its subclasses; a subclass replaces a shared column by one of the same name.
     """
 
     cstruct: ClassVar[str] = ""
@@ -46,7 +45,7 @@ class Record:
     def __init_subclass__(cls) -> None:
         own = {n: c for n, c in vars(cls).items() if isinstance(c, Column)}
         for name, column in own.items():
-            column.name = name.rstrip("_")  # a name may be one of Python's keywords
+            column.name = name.rstrip("_")  # "_" is appended to names that are Python keywords
             column.ctype = column.ctype if cls.in_c else ""
         first, last = (
             {c.name: copy(c) for c in columns if c.name not in own} for columns in cls.shared
@@ -63,14 +62,14 @@ class Record:
 
     @classmethod
     def layout(cls) -> struct.Struct:
-        """Return the struct module's view of the C struct, trailing padding skipped."""
+        """Return the layout of the C struct; trailing padding is skipped."""
         codes = "".join(column.format for column in cls.members)
         used = struct.calcsize("=" + codes)
         return struct.Struct(f"={codes}{cls.size - used}x")
 
     @classmethod
     def decoder(cls) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        """Return a function from one unpacked C struct to {name: value} in shown order."""
+        """Return a function from an unpacked C struct to {name: value} in display order."""
         names = [column.name for column in cls.members]
         steps = [(i, f) for i, c in enumerate(cls.members) if (f := c.converter())]
         shown = [(c.name, names.index(c.name) if c.ctype else -1) for c in cls.columns]
@@ -85,16 +84,16 @@ class Record:
 
 
 def named(**columns: Column) -> tuple[Column, ...]:
-    """Return columns with their names, for a base class."""
+    """Return `columns` as a tuple, with their names set."""
     for name, column in columns.items():
         column.name = name
     return tuple(columns.values())
 
 
 def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **more: Any) -> type[Record]:
-    """Return a record of u64 members, by their names, and of `more` columns.
+    """Return a record of u64 members, given as space-separated names, and `more` columns.
 
-    `names` are sums, `gauges` and `shown` are gauges (see `netbpf.declare.columns.Gauge`).
+    `names` are sums, `gauges` and `shown` are gauges (see netbpf.declare.columns.Gauge).
     """
     members: dict[str, object] = {name: Count(name) for name in names.split()}
     members.update({name: Gauge(name) for name in gauges.split()})
@@ -103,18 +102,18 @@ def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **more: An
 
 
 class Event(Record):
-    """A record that happened at a moment: its C struct begins with `u64 time`.
+    """A record with a time: its C struct begins with `u64 time`.
 
-    The time is bpf_ktime_get_ns(), CLOCK_MONOTONIC in nanoseconds, taken where the event happened.
+    The time is bpf_ktime_get_ns(), CLOCK_MONOTONIC in nanoseconds, read by the probe.
     """
 
     head: ClassVar[tuple[Column, ...]] = named(time=Column("when it happened", ctype="u64"))
 
 
 class SocketEvent(Event):
-    """An event of a socket: its owner, both ends, and its network namespace.
+    """An event of a socket: owner, endpoints and network namespace.
 
-    SET_OWNER and SET_ENDS of the C headers fill these columns.
+    The C macros SET_OWNER and SET_ENDS fill these columns.
     """
 
     shared = (
@@ -133,12 +132,12 @@ class SocketEvent(Event):
 
 
 class AmendedEvent(Event):
-    """An event whose column `amended` may be found wrong a moment after it was sent.
+    """An event whose column `amended` may be corrected shortly after the event was emitted.
 
-    The member `key` of its C struct is even, and 0 where nothing can follow. A record with the same
-    key plus 1 is no event: its value of that column replaces the one in the latest event with the
-    key. The reader holds events back that long. Where the ring has no room for such a record, the
-    value is in the BPF map `late` (u8), by key.
+    The C struct has a member `key`: an even number, or 0 if no correction can follow. A record with
+    `key` + 1 is not an event: its value of the column replaces that of the latest event with `key`.
+    The reader delays events accordingly. If the ring is full, the value is stored in the BPF map
+    `late` (u8), by key.
     """
 
     head = (*Event.head, *named(key=Column("what an amendment refers to", ctype="u64")))
@@ -146,7 +145,7 @@ class AmendedEvent(Event):
 
 
 class Row(Record):
-    """A line of a table, made in user space: its columns have no C type."""
+    """A row of a table, computed in user space: its columns have no C type."""
 
     in_c = False
 
@@ -154,8 +153,8 @@ class Row(Record):
 def text_columns(
     columns: tuple[Column, ...], wide: bool, given: Container[str] = ()
 ) -> Iterator[Column]:
-    """Yield the columns that text output shows; `given` are the options that were given."""
+    """Yield the columns of text output; `given` are the names of the options given."""
     for column in columns:
-        asked = not column.option or column.option in given
-        if column.in_text and asked and (wide or not column.wide):
+        enabled = not column.option or column.option in given
+        if column.in_text and enabled and (wide or not column.wide):
             yield column

@@ -1,4 +1,4 @@
-"""The shared probes of RSTs: include/reset_entries.bpf.h has their C entries."""
+"""The probes of RSTs, which include/resets.bpf.h handles."""
 
 from __future__ import annotations
 

@@ -123,3 +123,8 @@ class Flag(Column):
     def text(self, value: Any) -> str:
         """Return a word."""
         return "-" if value is None else "yes" if value else "no"
+
+
+def ends_of(values: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what two records of one IP socket have in common, for the hook `same`."""
+    return tuple(values[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))

@@ -1,7 +1,4 @@
-"""The shared probes of a TCP socket's changes of state, and of its end.
-
-Their C entries are in state_entries.bpf.h and gone_entries.bpf.h of bpf_programs/include.
-"""
+"""The shared probes of a TCP socket's changes of state, and of its end."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ def state_probe(name: str = "state", role: Role = Role.STATE, **options: Any) ->
     )
 
 
-# The end of every TCP socket: what is kept under its address goes. There since 4.16.
+# Every TCP socket is destroyed: entries under its address are removed. There since 4.16.
 GONE = Probe(
     "gone",
     RawTracepoint("tcp_destroy_sock", args=("sk",)),

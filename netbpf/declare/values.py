@@ -1,8 +1,8 @@
-"""Raw values of C as values and text: strings of strangers, addresses, numbers with names."""
+"""Convert raw C values: untrusted strings, addresses, numbers with names."""
 
 from __future__ import annotations
 
-# include/net/tcp_states.h: fixed by the kernel's ABI.
+# include/net/tcp_states.h, part of the kernel's ABI.
 TCP_STATES = {
     1: "ESTABLISHED",
     2: "SYN_SENT",
@@ -18,16 +18,16 @@ TCP_STATES = {
     12: "NEW_SYN_RECV",
 }
 
-# What a name lookup returns: netdb.h, the same numbers in glibc and musl; name and words. What is
-# above 0 is ours: include/lookups.bpf.h.
+# Return values of getaddrinfo(3): name and description. netdb.h of glibc and musl have the same
+# numbers; those above 0 are defined in include/lookups.bpf.h.
 ABANDONED = 2
 LOOKUP_RESULTS = {
     ABANDONED: ("abandoned", "abandoned"),
     0: ("OK", ""),
     -1: ("EAI_BADFLAGS", "bad flags"),
     -2: ("EAI_NONAME", "no such name"),
-    -3: ("EAI_AGAIN", "no answer for now"),
-    -4: ("EAI_FAIL", "failed for good"),
+    -3: ("EAI_AGAIN", "temporary failure"),
+    -4: ("EAI_FAIL", "permanent failure"),
     -5: ("EAI_NODATA", "no address for this name"),
     -6: ("EAI_FAMILY", "family not supported"),
     -7: ("EAI_SOCKTYPE", "socket type not supported"),
@@ -43,10 +43,10 @@ LOOKUP_RESULTS = {
 
 
 def escape(text: str) -> str:
-    """Return `text` with every control and non-printable character escaped.
+    """Return `text` with all control and non-printable characters escaped.
 
-    Names of processes, hosts and files are chosen by strangers: none may reach a terminal with
-    an escape sequence, a line break or a direction override in it.
+    Names of processes, hosts and files are untrusted: no escape sequence, line break or direction
+    override in them may reach a terminal.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -54,7 +54,7 @@ def escape(text: str) -> str:
 
 
 def clean(raw: bytes) -> str:
-    """Return a C string of unknown origin as text: up to the NUL, undecodable bytes as \\xNN."""
+    """Decode an untrusted C string up to its NUL, undecodable bytes as \\xNN."""
     return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
@@ -62,9 +62,9 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 def address(raw: bytes) -> str:
-    """Return the text of a 16-byte address, IPv4-mapped ones as IPv4."""
+    """Format a 16-byte address; IPv4-mapped addresses as IPv4."""
     if raw.startswith(_MAPPED):
         return f"{raw[12]}.{raw[13]}.{raw[14]}.{raw[15]}"
-    import socket  # lazily: it takes longer to import than most tools' declarations
+    import socket  # lazy: this import is slower than those of most tools
 
     return socket.inet_ntop(socket.AF_INET6, raw)

@@ -1,1 +1,1 @@
-"""Every tool on traffic of its own."""
+"""Demonstrate every tool on generated traffic."""

@@ -1,8 +1,8 @@
-"""A look at every tool on a machine with nothing going on: it makes its own traffic on loopback.
+"""Run every tool on traffic that this process generates on loopback.
 
-The tools that this kernel can run start one after the other, as many at a time as there are CPUs to
-compile them, each in a process of its own, and stop by themselves. Traffic flows until the last has
-stopped. Everything that is started here is a child, known by its id, and ended with this process.
+The tools that this kernel supports start one after the other, each in a process of its own; as many
+compile at once as there are CPUs. Each stops by itself. Traffic flows until the last tool has
+stopped. All processes started here are children, and end with this process.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from netbpf.errors import EXIT_FAILURE, PrivilegeError, Unsupported
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.system.privileges import missing_privileges
 
-_SECONDS = 2  # how long each tool watches
-_PATIENCE = 90  # how long to wait for the next to start or stop: emulated machines compile slowly
-_NEWS = 15  # how often to say how far it is, where it takes longer
-_GRACE = 5  # how long a tool that was told to finish may take
-_MOST_LINES = 9  # shown of a tool's output, its heading included
-_MOST_BARS = 24  # the same for histograms and tables, which say little without their second half
+_SECONDS = 2  # how long each tool traces
+_TIMEOUT = 90  # seconds without a tool starting or stopping: emulated machines compile slowly
+_PROGRESS = 15  # seconds between progress messages
+_GRACE = 5  # seconds for a tool to exit after SIGTERM
+_MAX_LINES = 9  # of a tool's output, including the heading
+_MAX_BARS = 24  # the same for histograms and tables, which are longer
 
 
 class Running(NamedTuple):
-    """A tool at work, the files that its words go to, and its ready file."""
+    """A running tool: its process, the files with its output, and its ready file."""
 
     tool: Tool
     process: subprocess.Popen[bytes]
@@ -47,30 +47,30 @@ class Running(NamedTuple):
 
     @property
     def started(self) -> bool:
-        """Whether it is attached, or has ended."""
+        """Whether the tool is attached or has exited."""
         return self.process.poll() is not None or self.ready.exists()
 
 
 def show(tools: Sequence[Tool]) -> int:
-    """Run `tools` over a little traffic and print what each saw; return the exit code.
+    """Run `tools` on generated traffic and print their output; return the exit code.
 
     Raises PrivilegeError without root, Unsupported if this machine can run none of them.
     """
-    lacking = missing_privileges()
-    if lacking:
+    missing = missing_privileges()
+    if missing:
         hint = "run it as root: sudo netbpf demo"
-        raise PrivilegeError(f"tracing needs {', '.join(lacking)}", hint)
+        raise PrivilegeError(f"tracing needs {', '.join(missing)}", hint)
     bcc = check_bcc()
     if bcc.state == BAD:
         raise Unsupported(f"bcc: {bcc.words}", bcc.hint)
     usable, problems = _usable(tools)
     for tool in tools:
         if tool not in usable:
-            print(f"{tool.name}: not on this kernel: {'; '.join(problems[tool.name])}")
+            print(f"{tool.name}: not supported on this kernel: {'; '.join(problems[tool.name])}")
     if not usable:
-        raise Unsupported("this kernel can run none of them", "see 'netbpf doctor'")
+        raise Unsupported("this kernel supports none of these tools", "run 'netbpf doctor'")
     names = ", ".join(tool.name for tool in usable)
-    print(f"Making a little traffic on loopback for: {names} (some seconds) ...", flush=True)
+    print(f"Generating loopback traffic for: {names} (a few seconds) ...", flush=True)
     with traffic.flowing(), contextlib.ExitStack() as files:
         running: list[Running] = []
         try:
@@ -91,10 +91,10 @@ def _usable(tools: Sequence[Tool]) -> tuple[list[Tool], Mapping[str, list[str]]]
     return [tool for tool in tools if reports[tool.name]["usable"]], problems
 
 
-def _words(tool: Tool) -> list[str]:
-    """Return the arguments: the traffic is on loopback, so other devices can be left out."""
-    narrow = ["-i", "lo"] if any(option.name == "interface" for option in tool.options) else []
-    return [*narrow, "-d", str(_SECONDS)]
+def _args(tool: Tool) -> list[str]:
+    """Return the arguments; traffic is on loopback, so other devices are excluded."""
+    filters = ["-i", "lo"] if any(option.name == "interface" for option in tool.options) else []
+    return [*filters, "-d", str(_SECONDS)]
 
 
 def _cpus() -> int:
@@ -102,15 +102,14 @@ def _cpus() -> int:
 
 
 def _start(tool: Tool, files: contextlib.ExitStack) -> Running:
-    # The same package wherever it came from, and nothing from the current directory, which may be
-    # a stranger's.
-    place = str(Path(netbpf.__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
-    # Files without names: nothing is left of them, however this ends.
+    # Import this very package, and nothing from the current directory, which may be untrusted.
+    directory = str(Path(netbpf.__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (directory, os.environ.get("PYTHONPATH"))))
+    # Unnamed files disappear when this process ends.
     out, err = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
     sign = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="netbpf-demo-"))) / "ready"
     process = subprocess.Popen(
-        [sys.executable, "-m", "netbpf", tool.name, *_words(tool), "--ready-file", str(sign)],
+        [sys.executable, "-m", "netbpf", tool.name, *_args(tool), "--ready-file", str(sign)],
         cwd="/",
         env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=subprocess.DEVNULL,
@@ -120,25 +119,25 @@ def _start(tool: Tool, files: contextlib.ExitStack) -> Running:
     return Running(tool, process, out, err, sign)
 
 
-def _wait(running: Sequence[Running], fulfilled: Callable[[], bool]) -> None:
-    """Wait until it is so, or until nothing has changed for too long."""
+def _wait(running: Sequence[Running], condition: Callable[[], bool]) -> None:
+    """Wait until `condition()` is true, or until no tool has started or exited for _TIMEOUT."""
     state: tuple[int, ...] = ()
-    changed = news = time.monotonic()
-    while not fulfilled() and time.monotonic() < changed + _PATIENCE:
+    changed = printed = time.monotonic()
+    while not condition() and time.monotonic() < changed + _TIMEOUT:
         now = (
             sum(one.started for one in running),
             sum(one.process.poll() is None for one in running),
         )
         if now != state:
             state, changed = now, time.monotonic()
-        if time.monotonic() > news + _NEWS:
-            news = time.monotonic()
-            print(f"... {state[0]} of them have started", flush=True)
+        if time.monotonic() > printed + _PROGRESS:
+            printed = time.monotonic()
+            print(f"... {state[0]} tools have started", flush=True)
         time.sleep(0.02)
 
 
 def _end(running: Sequence[Running]) -> None:
-    """Ask those that still run to finish, and end those that do not."""
+    """Terminate the tools that still run; kill those that do not exit."""
     late = [one.process for one in running if one.process.poll() is None]
     for process in late:
         process.send_signal(signal.SIGTERM)
@@ -151,17 +150,17 @@ def _end(running: Sequence[Running]) -> None:
 
 
 def _print(one: Running) -> bool:
-    """Print what a tool said; tell whether it ended well."""
+    """Print the output of a tool; return whether it succeeded."""
     tool, status = one.tool, one.process.returncode
     print(f"\n{'-' * 78}\n{tool.name}: {tool.summary}\n")
-    print(f"$ sudo netbpf {tool.name} {' '.join(_words(tool))}")
+    print(f"$ sudo netbpf {tool.name} {' '.join(_args(tool))}")
     lines = _lines(one.out)
-    most = _MOST_LINES if tool.event else _MOST_BARS
-    left = len(lines) - most
-    print("\n".join([*lines[:most], *([f"... {left} more lines"] if left > 0 else [])]))
+    limit = _MAX_LINES if tool.event else _MAX_BARS
+    rest = len(lines) - limit
+    print("\n".join([*lines[:limit], *([f"... {rest} more lines"] if rest > 0 else [])]))
     print("\n".join(_lines(one.err)))
     if status:
-        print(f"{tool.name} ended with status {status}")
+        print(f"{tool.name} exited with status {status}")
     sys.stdout.flush()
     return status == 0
 

@@ -1,10 +1,10 @@
-"""A little traffic on loopback for the demonstration: small, bounded, and gone with its parent.
+"""Generate a small, bounded amount of loopback traffic for the demonstration.
 
-Three children do it. `demo-serve` answers. `demo-ask` asks for answers of several sizes, talks in
-small writes, is refused a connection, sends UDP datagrams (some to a closed port), and looks up
-names. `demo-full` lets the queue of a listener run over, in a network namespace of its own, where
-it spoils nobody's counters. Nothing leaves the machine but the look-up of a name that does not
-exist (RFC 2606: .invalid).
+Three child processes generate it and exit with their parent. `demo-serve` answers requests.
+`demo-ask` requests answers of several sizes, sends small writes, connects to a closed port, sends
+UDP datagrams (some to a closed port) and looks up names. `demo-full` overflows the accept queue of
+a listener, in a network namespace of its own so that the counters of others do not change. Only
+the lookup of a nonexistent name (RFC 2606: .invalid) may leave the machine.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import Callable
 
 _SIZES = (211, 4_093, 65_521, 1_048_573)  # bytes per answer
-_PAUSE = 0.05  # between two rounds, in seconds
-_MOST_SECONDS = 120  # it ends by itself after this, whatever happens
+_PAUSE = 0.05  # seconds between rounds
+_MAX_SECONDS = 120  # children exit after this in any case
 _TIMEOUT = 2.0
-_ROUNDS = 10  # of a talk in small writes: some 40 ms each, as Nagle and delayed ACKs meet
+_ROUNDS = 10  # requests per connection in small writes: 40 ms each, due to Nagle and delayed ACKs
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET, include/uapi/linux/sched.h
 _SET_FLAGS, _UP = 0x8914, 1  # SIOCSIFFLAGS, IFF_UP
 
 
 @contextlib.contextmanager
 def flowing() -> Iterator[None]:
-    """Let traffic flow for the time of the block."""
+    """Generate traffic for the duration of the block."""
     listeners = list(_listeners())
     ports = [listener.getsockname() for listener in listeners]
     children: list[int] = []
@@ -67,7 +67,7 @@ def _fork(name: str, work: Callable[[], None]) -> int:
     if child:
         return child
     try:
-        # Ctrl-C is the parent's business: it ends its children when it is done.
+        # The parent handles Ctrl-C and then kills its children.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         Path("/proc/self/comm").write_text(name)
         threading.Thread(target=_guard, args=(parent,), daemon=True).start()
@@ -77,8 +77,8 @@ def _fork(name: str, work: Callable[[], None]) -> int:
 
 
 def _guard(parent: int) -> None:
-    """End this child when its parent is gone, or it has lasted too long."""
-    end = time.monotonic() + _MOST_SECONDS
+    """Exit when the parent has exited or _MAX_SECONDS have passed."""
+    end = time.monotonic() + _MAX_SECONDS
     while os.getppid() == parent and time.monotonic() < end:
         time.sleep(0.2)
     os._exit(0)
@@ -102,7 +102,7 @@ def _accept(listener: socket.socket) -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """Answer requests: "GET SIZE" once, any other pair of lines with a line until the end."""
+    """Answer one "GET SIZE" with SIZE bytes, or each other pair of lines with a line."""
     connection.settimeout(_TIMEOUT)
     with connection, contextlib.suppress(OSError), connection.makefile("rb") as lines:
         for line in lines:
@@ -117,7 +117,7 @@ def _answer(connection: socket.socket) -> None:
 
 
 def _ask(addresses: Sequence[tuple[str, int]]) -> None:
-    # Names may take their time where there is no name server: nothing else waits for them.
+    # A lookup may block for long without a name server, so it has its own thread.
     threading.Thread(target=_look_up, daemon=True).start()
     threading.Thread(target=_talk, args=(addresses[0],), daemon=True).start()
     closed = _closed_port()
@@ -140,7 +140,7 @@ def _fetch(address: tuple[str, int], size: int) -> None:
 
 
 def _connected(address: tuple[str, int]) -> socket.socket:
-    # Not create_connection(), which looks up even a numeric address.
+    # create_connection() would call getaddrinfo() even for a numeric address.
     connection = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     connection.settimeout(_TIMEOUT)
     try:
@@ -152,7 +152,7 @@ def _connected(address: tuple[str, int]) -> socket.socket:
 
 
 def _talk(address: tuple[str, int]) -> None:
-    """Send each request in two small writes, which is the pattern that Nagle's rule slows down."""
+    """Send each request in two small writes, the pattern that Nagle's algorithm delays."""
     while True:
         with contextlib.suppress(OSError), _connected(address) as connection:
             for _ in range(_ROUNDS):
@@ -173,7 +173,7 @@ def _datagrams(closed: int) -> None:
 
 
 def _closed_port() -> int:
-    """Return a port that nobody listens at, for TCP nor UDP: reserved once, and left again."""
+    """Return a port without listener: bind to a free port and close the socket again."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -187,13 +187,13 @@ def _look_up() -> None:
         time.sleep(10 * _PAUSE)
 
 
-# --- the listener that is too slow ----------------------------------------------------------------
+# --- the listener that does not accept ------------------------------------------------------------
 
 
 def _overflow() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_NEW_NETWORK):
-        return  # not allowed here: the rest shows enough
+        return  # not permitted: do without this part
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SET_FLAGS, struct.pack("=16sh14x", b"lo", _UP))
     while True:
@@ -205,5 +205,5 @@ def _overflow() -> None:
                 client = stack.enter_context(socket.socket())
                 client.setblocking(False)
                 client.connect_ex(listener.getsockname())
-            # The queue has room for two; the SYNs of the others are sent again after a second.
+            # The queue holds two; the other SYNs are retransmitted after a second.
             time.sleep(1.2)

@@ -1,1 +1,1 @@
-"""What this machine offers to each tool, and what is missing."""
+"""Check what this machine offers to each tool and what is missing."""

@@ -1,7 +1,7 @@
-"""Record a kernel as data for tests: whole systems of it, not just what tools ask today.
+"""Record a kernel as test data: whole subsystems, not only what tools use today.
 
-`netbpf.kernel.inspect.RecordedKernel` answers from such a file where that kernel is not booted, and
-goes on answering when a tool asks for another field or event of a system that is recorded.
+`netbpf.kernel.inspect.RecordedKernel` reads such a file in place of a running kernel. Because a
+recording holds whole subsystems, it still serves when a tool needs another field or event.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from netbpf.kernel.inspect import Kernel, LiveKernel, tracefs
 from netbpf.kernel.recorded import AT, SIZE, covers, joined
 from netbpf.system.privileges import missing_privileges
 
-# What a recording holds all of. Names that tools ask for beyond these are added to them. Trace
-# events of modules are there only while the module is: their systems (bridge, mac80211, sunrpc) are
-# not listed, so that no recording takes a module that was not loaded for one that does not exist.
+# What a recording contains completely; other names that tools use are added. Trace events of
+# modules (bridge, mac80211, sunrpc) exist only while the module is loaded. They are not listed,
+# because a recording could not distinguish an unloaded module from a missing one.
 COVERS = {
     "tracepoint": """
         sock tcp udp skb net qdisc napi irq icmp xdp io_uring mptcp fib fib6 neigh netlink sched
@@ -94,10 +94,10 @@ def record(path: str, btf: str = "") -> None:
 
     Raises PrivilegeError, and NetbpfError if the file cannot be written.
     """
-    lacking = missing_privileges()
-    if lacking:
+    missing = missing_privileges()
+    if missing:
         raise PrivilegeError(
-            f"recording needs {', '.join(lacking)}",
+            f"recording needs {', '.join(missing)}",
             f"run it as root: sudo netbpf doctor --record {path}",
         )
     text = json.dumps(
@@ -110,14 +110,14 @@ def record(path: str, btf: str = "") -> None:
 
 
 def recording_of(kernel: LiveKernel) -> dict[str, Any]:
-    """Return what `kernel` has, ready for JSON, as `RecordedKernel` reads it."""
+    """Return the recording of `kernel` for JSON, in the format that `RecordedKernel` reads."""
     btf = kernel.btf
     structs, enums = btf.names(STRUCT, UNION), btf.names(ENUM, ENUM64)
-    listener = Listener(kernel)
-    machine.kernel_checks(listener)
+    recorder = QueryRecorder(kernel)
+    machine.kernel_checks(recorder)
     for tool in all_tools():
-        ask_everything(tool, listener)
-    wanted = {part: [*COVERS[part], *listener.beyond(part)] for part in COVERS}
+        query_everything(tool, recorder)
+    wanted = {part: [*COVERS[part], *recorder.uncovered(part)] for part in COVERS}
     functions = sorted(n for n in btf.names(FUNC) if covers(wanted["function"], n))
     raw = sorted(n[len(_RAW) :] for n in btf.names(FUNC) if n.startswith(_RAW))
     common, events = _events(kernel, wanted["tracepoint"])
@@ -141,80 +141,80 @@ _RAW, _ITER, _COMMON = "__traceiter_", "bpf_iter__", "common_"
 
 
 def _events(kernel: Kernel, systems: Iterable[str]) -> tuple[str, dict[str, dict[str, str]]]:
-    """Return the fields that all trace events have, and {system: {event: its other fields}}."""
-    found: dict[str, dict[str, str]] = {}
+    """Return the common fields of trace events, and {system: {event: its other fields}}."""
+    events: dict[str, dict[str, str]] = {}
     common: list[str] = []
     for system in systems:
         paths = sorted(Path(tracefs(), "events", system).glob("*/format"))
         for event in (path.parent.name for path in paths):
             fields = kernel.tracepoint(f"{system}:{event}") or ()
             common = [name for name in fields if name.startswith(_COMMON)]
-            found.setdefault(system, {})[event] = " ".join(fields[len(common) :])
-    return " ".join(common), found
+            events.setdefault(system, {})[event] = " ".join(fields[len(common) :])
+    return " ".join(common), events
 
 
 def _structs(btf: Btf, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the structs `names` and all that they hold."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return the structs `names` and all structs that they contain."""
+    structs: dict[str, dict[str, Any]] = {}
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name not in structs:
             members = _members(btf.members(name), waiting)
-            found[name] = {SIZE: btf.size(name), **members}
-    return found
+            structs[name] = {SIZE: btf.size(name), **members}
+    return structs
 
 
-def _members(members: dict[str, Member], held: list[str]) -> dict[str, Any]:
-    """Return the members ready for JSON; add the names of the structs that they are to `held`."""
-    found: dict[str, Any] = {}
+def _members(members: dict[str, Member], nested: list[str]) -> dict[str, Any]:
+    """Return the members for JSON; append the names of structs among them to `nested`."""
+    result: dict[str, Any] = {}
     for name, (field, struct, inner) in members.items():
         bits = f":{field.bit_size}" if field.bit_size else ""
-        found[name] = f"{field.bit_offset}{bits} {struct or field.ctype}"
+        result[name] = f"{field.bit_offset}{bits} {struct or field.ctype}"
         if struct:
-            held.append(struct)
+            nested.append(struct)
         elif inner is not None:
             size = int(field.ctype[len("u8 %s[") : -1])
-            found[name] = {SIZE: size, AT: field.bit_offset, **_members(inner, held)}
-    return found
+            result[name] = {SIZE: size, AT: field.bit_offset, **_members(inner, nested)}
+    return result
 
 
-class Listener:
-    """A kernel that passes questions on and notes what they were about."""
+class QueryRecorder:
+    """Forwards queries to a kernel and records the names that they are about."""
 
     def __init__(self, kernel: Kernel) -> None:
-        """Listen to what is asked of `kernel`."""
+        """Forward queries to `kernel`."""
         self.kernel = kernel
-        self.asked: dict[str, set[str]] = {}
+        self.queried: dict[str, set[str]] = {}
 
-    def __getattr__(self, question: str) -> Any:
-        ask = getattr(self.kernel, question)
-        if not callable(ask):
-            return ask
+    def __getattr__(self, query: str) -> Any:
+        method = getattr(self.kernel, query)
+        if not callable(method):
+            return method
 
-        def listen(*what: str) -> Any:
-            part = {"field": "struct", "size": "struct", "enumerator": "enum"}.get(question)
-            self.asked.setdefault(part or question, set()).add(what[0])
-            return ask(*what)
+        def forward(*args: str) -> Any:
+            part = {"field": "struct", "size": "struct", "enumerator": "enum"}.get(query)
+            self.queried.setdefault(part or query, set()).add(args[0])
+            return method(*args)
 
-        return listen
+        return forward
 
-    def beyond(self, part: str) -> list[str]:
-        """Return the names of `part` (a key of COVERS) that were asked for and are not covered."""
-        names = {name.partition(":")[0] for name in self.asked.get(part, ())}
+    def uncovered(self, part: str) -> list[str]:
+        """Return the queried names of `part` (a key of COVERS) that COVERS does not match."""
+        names = {name.partition(":")[0] for name in self.queried.get(part, ())}
         return sorted(name for name in names if not covers(COVERS[part], name))
 
 
-def ask_everything(tool: Tool, kernel: Kernel) -> None:
-    """Ask `kernel` all that choosing probes and laying out structs for `tool` may ask."""
+def query_everything(tool: Tool, kernel: Kernel) -> None:
+    """Query `kernel` for all that selecting probes and laying out structs for `tool` may need."""
     for probe in tool.all_probes:
         for alternative in probe.alternatives:
-            _ask(alternative, kernel)
+            _query(alternative, kernel)
     list(missing_fields(tool, kernel))
     with suppress(Unsupported):
         layout.header(kernel, manifests_of(tool), selections_of(tool, kernel))
 
 
-def _ask(alternative: Alternative, kernel: Kernel) -> None:
+def _query(alternative: Alternative, kernel: Kernel) -> None:
     for name in alternative.names if alternative.how.offers else ():
         getattr(kernel, alternative.how.offers)(name)

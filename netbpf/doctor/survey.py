@@ -1,4 +1,4 @@
-"""How far probes on name lookups reach at this moment, without placing any."""
+"""Survey which processes' name lookups can be probed, without attaching probes."""
 
 from __future__ import annotations
 
@@ -9,52 +9,54 @@ from typing import Any
 from netbpf.binaries.mappings import has_program, processes
 from netbpf.system.worker import Worker, WorkerEnd
 
-_MOST_SECONDS = 8.0
+_MAX_SECONDS = 8.0
 
 
 def survey() -> dict[str, Any]:
-    """Return which libcs and programs can be probed, and which processes' lookups cannot be seen.
+    """Return the libcs and programs that can be probed, and the processes that are not covered.
 
-    "error" is why that is not known, if it is not.
+    If the survey fails, the result has only the key "error".
     """
     if not find_spec("elftools"):
-        return {"error": "pyelftools is missing for this Python"}
-    end = time.monotonic() + _MOST_SECONDS
-    apart = Worker(_look)
+        return {"error": "this Python has no pyelftools"}
+    end = time.monotonic() + _MAX_SECONDS
+    worker = Worker(_scan)
     try:
-        while time.monotonic() < end and not apart.ended:
-            apart.wait(end)
-            for message, _ in apart.receive():
+        while time.monotonic() < end and not worker.ended:
+            worker.wait(end)
+            for message, _ in worker.receive():
                 return message
-        return {"error": f"looking at processes takes too long {apart.stuck(0)}".rstrip()}
+        return {"error": f"scanning processes takes too long {worker.stuck(0)}".rstrip()}
     finally:
-        apart.close()
+        worker.close()
 
 
-def _look(desk: WorkerEnd) -> None:
-    """Look at all processes: apart, as what they have mapped may hold up who looks at it."""
+def _scan(worker: WorkerEnd) -> None:
+    """Scan all processes, in a child process: reading the files that they map may block."""
     from netbpf.binaries.scan import FIRST, Coverage
 
-    end = time.monotonic() + _MOST_SECONDS / 2
-    found = Coverage(first=FIRST)
+    end = time.monotonic() + _MAX_SECONDS / 2
+    coverage = Coverage(first=FIRST)
     pids = [str(pid) for pid in processes()]
     for what in ("libraries", *pids):
-        if what in desk.skipped or time.monotonic() > end:
+        if what in worker.skipped or time.monotonic() > end:
             if what in pids and has_program(int(what)):
-                found.skip(int(what), "given up: it takes too long to look at")
+                coverage.skip(int(what), "scanning it takes too long")
             continue
-        with desk.on(what):
-            found.rescan(int(what)) if what in pids else found.add_known()
-    while found.unfinished and time.monotonic() < end:
-        with desk.on("unfinished"):
-            found.finish_one()
+        with worker.on(what):
+            coverage.rescan(int(what)) if what in pids else coverage.add_known()
+    while coverage.unfinished and time.monotonic() < end:
+        with worker.on("unfinished"):
+            coverage.finish_one()
     report = {
-        "libcs": [{"kind": b.kind, "path": b.path, "processes": len(b.pids)} for b in found.libcs],
-        "programs": len(found.binaries) - len(found.libcs),
-        "covered": found.covered,
+        "libcs": [
+            {"kind": b.kind, "path": b.path, "processes": len(b.pids)} for b in coverage.libcs
+        ],
+        "programs": len(coverage.binaries) - len(coverage.libcs),
+        "covered": coverage.covered,
         "uncovered": [
             {"pid": gap.pid, "name": gap.name, "reason": gap.reason}
-            for gap in found.uncovered.values()
+            for gap in coverage.uncovered.values()
         ],
     }
-    desk.send(report)
+    worker.send(report)

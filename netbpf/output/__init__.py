@@ -1,1 +1,1 @@
-"""Text, JSON lines and CSV over declared columns."""
+"""Write records as text, JSON lines or CSV."""

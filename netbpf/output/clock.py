@@ -1,4 +1,4 @@
-"""Event times: from the kernel's monotonic clock to the wall clock."""
+"""Convert event times from the kernel's monotonic clock to wall clock time."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 
-_TRIALS = 5
-_SLACK = 1000  # ns: less hardly shows in a time with microseconds
-_MOST_STEPS = 64
+_SAMPLES = 5
+_TOLERANCE = 1000  # ns: smaller steps are invisible at microsecond resolution
+_MAX_STEPS = 64
 
 
 class Clock:
-    """Converts CLOCK_MONOTONIC nanoseconds, as events carry them, to wall clock time.
+    """Converts CLOCK_MONOTONIC nanoseconds, the time of events, to wall clock time.
 
-    The distance between the two clocks is constant until the wall clock is set: look() notices
-    that, and later events follow the new time while earlier ones keep the old one.
+    The offset between the clocks is constant until the wall clock is set. resync() detects such a
+    step; events before the step keep the old offset, later ones get the new offset.
     """
 
     def __init__(self, now: Callable[[], int] | None = None) -> None:
-        """Take the distance now; `now` returns the events' clock in ns, else this process's."""
+        """Sample the offset; `now` returns the events' clock in ns (default: time.monotonic_ns)."""
         self.now = now or time.monotonic_ns
-        self._past: list[tuple[int, int]] = []  # (end, distance) of the times before the last step
-        self._offset = self._nearest()
+        self._past: list[tuple[int, int]] = []  # (end, offset) of each earlier step
+        self._offset = self._sample()
         self.start = self.now()
 
-    def look(self) -> bool:
-        """Return whether the wall clock was set since the last look; call it before each batch."""
+    def resync(self) -> bool:
+        """Return whether the wall clock was set since the last call; call it before each batch."""
         low, high = self._bounds()
-        if low - _SLACK <= self._offset <= high + _SLACK:
+        if low - _TOLERANCE <= self._offset <= high + _TOLERANCE:
             return False
-        self._past = [*self._past, (self.now(), self._offset)][-_MOST_STEPS:]
-        self._offset = self._nearest()
+        self._past = [*self._past, (self.now(), self._offset)][-_MAX_STEPS:]
+        self._offset = self._sample()
         return True
 
-    def _nearest(self) -> int:
-        bounds = (self._bounds() for _ in range(_TRIALS))
+    def _sample(self) -> int:
+        bounds = (self._bounds() for _ in range(_SAMPLES))
         low, high = min(bounds, key=lambda pair: pair[1] - pair[0])
         return (low + high) // 2
 
@@ -50,12 +50,12 @@ class Clock:
         return divmod(ns + offset, 10**9)
 
     def rfc3339(self, ns: int) -> str:
-        """Return UTC with microseconds, "2026-01-31T23:59:59.123456Z"."""
+        """Return UTC with microseconds, such as "2026-01-31T23:59:59.123456Z"."""
         seconds, rest = self._wall(ns)
         return f"{_utc(seconds)}.{rest // 1000:06d}Z"
 
     def local(self, ns: int) -> str:
-        """Return local time of day with microseconds."""
+        """Return the local time of day with microseconds."""
         seconds, rest = self._wall(ns)
         return f"{_local(seconds)}.{rest // 1000:06d}"
 

@@ -1,8 +1,8 @@
-"""A text stream that never waits for its reader.
+"""A text stream that never blocks on its reader.
 
-What the reader does not take at once is kept, up to the next flush(). A pipe or a terminal is
-opened a second time for that, so that O_NONBLOCK is set for us alone and not for the shell and
-for everybody else who writes to it.
+Data that the reader has not accepted is buffered until the next flush(). Pipes and terminals are
+reopened, because O_NONBLOCK belongs to the open file description, which is shared with the shell
+and with other writers.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import TYPE_CHECKING, Optional
 if TYPE_CHECKING:
     import socket
 
-_GRAIN = 1 << 16  # bytes that are written at once
+_CHUNK = 1 << 16  # bytes per write
 _MSG_DONTWAIT = 0x40  # include/linux/socket.h
-_MOST_KEPT = 1 << 16  # characters of messages that are kept for a reader who does not read
+_MAX_MESSAGES = 1 << 16  # characters of messages buffered for a stalled reader
 
 
 class _Aside(str):
-    """Text that is not data: a heading, a blank line."""
+    """Text that is not a record: a heading or a blank line."""
 
 
 class Outlet(io.TextIOBase):
-    """Writes text to the descriptor `fd` as far as its reader takes it.
+    """Writes text to the descriptor `fd` as fast as its reader accepts it.
 
-    With `messages` each line is sent at once, and what finds no reader is dropped beyond 64 KiB.
-    `error` is what ended the stream (the reader closed the pipe, the disk is full): from then on
-    everything is dropped. Nothing here raises it.
+    With `messages`, each line is written at once, and lines beyond 64 KiB of unread text are
+    dropped. `error` is the error that ended the stream (pipe closed, disk full); all later text is
+    dropped. No method raises it.
     """
 
     def __init__(self, fd: int, encoding: str = "utf-8", messages: bool = False) -> None:
@@ -44,128 +44,129 @@ class Outlet(io.TextIOBase):
         self._terminal = os.isatty(fd)
         self._charset = encoding
         mode = os.fstat(fd).st_mode
-        self._own = _own_description(fd, mode)
-        # A pipe takes so much whole or not at all: a line is never cut, however this ends.
-        self._grain = select.PIPE_BUF if stat.S_ISFIFO(mode) or self._own is None else _GRAIN
+        self._nonblocking = _reopen(fd, mode)
+        # Writes of up to PIPE_BUF bytes to a pipe are atomic, so that no line is ever cut.
+        atomic = stat.S_ISFIFO(mode) or self._nonblocking is None
+        self._chunk = select.PIPE_BUF if atomic else _CHUNK
         self._socket = _socket(fd) if stat.S_ISSOCK(mode) else None
-        self._refused = 0  # records that came after the error
+        self._dropped = 0  # records written after the error
         self._lines: deque[str] = deque()
-        self._group: list[str] = []  # the lines that are being written,
-        self._data = b""  # their bytes,
-        self._done = 0  # and how many of these the reader has taken
+        self._batch: list[str] = []  # the lines being written
+        self._data = b""  # bytes of the batch that are not yet written
+        self._done = 0  # bytes of the batch that are written
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The name of the encoding; what it cannot express is written as an escape."""
+        """The name of the encoding; characters that it lacks are written as escapes."""
         return self._charset
 
     def fileno(self) -> int:
-        """Return the descriptor that was given."""
+        """Return the original descriptor."""
         return self._fd
 
     def isatty(self) -> bool:
-        """Return whether a terminal reads this."""
+        """Return whether the stream is a terminal."""
         return self._terminal
 
     def writable(self) -> bool:
-        """Return that one can write."""
+        """Return True."""
         return True
 
     def write(self, text: str) -> int:
-        """Take one record, or text of messages; data is sent by flush()."""
+        """Buffer one record, to be written by flush(); messages are written at once."""
         if self.error is None:
             self._lines.append(text)
         else:
-            self._refused += type(text) is not _Aside
+            self._dropped += type(text) is not _Aside
         if self._messages and "\n" in text:
             self.flush()
-            while self.blocked and sum(map(len, self._lines)) > _MOST_KEPT:
+            while self.blocked and sum(map(len, self._lines)) > _MAX_MESSAGES:
                 self._lines.pop()
         return len(text)
 
     def aside(self, text: str) -> None:
-        """Take text that is no record."""
+        """Buffer text that is not a record."""
         self.write(_Aside(text))
 
     @property
     def blocked(self) -> bool:
-        """Is something kept that the reader has not taken?"""
+        """Whether text is buffered that the reader has not accepted."""
         return self.error is None and bool(self._data or self._lines)
 
     def drop(self) -> int:
-        """Drop what the reader has not taken; return how many records it did not get whole."""
+        """Drop buffered text; return the number of records that were not written completely."""
         if isinstance(self.error, BrokenPipeError):
-            return 0  # it wanted no more
-        dropped = self._refused + sum(type(line) is not _Aside for line in self._lines)
+            return 0  # the reader closed the pipe on purpose
+        dropped = self._dropped + sum(type(line) is not _Aside for line in self._lines)
         done = self._done
-        for line in self._group:
+        for line in self._batch:
             done -= len(self._encoded(line))
             dropped += done < 0 and type(line) is not _Aside
         self._lines.clear()
-        if not self._done:  # else a line is cut: its rest comes first, if anything does
-            self._group, self._data = [], b""
+        if not self._done:  # else finish the line that is half written
+            self._batch, self._data = [], b""
         return dropped
 
     def flush(self) -> None:
-        """Write what the reader takes now."""
+        """Write what the reader accepts now."""
         try:
             while self.blocked:
                 if not self._data:
-                    self._next_group()
+                    self._next_batch()
                 sent = self._send(self._data)
                 if not sent:
                     return
                 self._done += sent
                 self._data = self._data[sent:]
                 if not self._data:
-                    self._group, self._done = [], 0
+                    self._batch, self._done = [], 0
         except OSError as error:
-            self._give_up(error)
+            self._fail(error)
 
     def finish(self, until: float) -> None:
-        """Write what the reader takes until the monotonic time `until`."""
+        """Write what the reader accepts until the monotonic time `until`, in seconds."""
         self.flush()
         while self.blocked and time.monotonic() < until:
             self.wait_for_room(until)
             self.flush()
 
     def wait_for_room(self, until: float) -> bool:
-        """Sleep until the reader takes more, or until the monotonic time `until`.
+        """Sleep until the reader accepts more or until the monotonic time `until`, in seconds.
 
-        Return whether it takes more.
+        Return whether it accepts more.
         """
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         return bool(poll.poll(max(until - time.monotonic(), 0) * 1000))
 
     def close(self) -> None:
-        """Let go of the second description; the descriptor that was given stays open."""
-        if self._own is not None and self._own != self._fd:
-            os.close(self._own)
+        """Close the reopened descriptor; the original stays open."""
+        if self._nonblocking is not None and self._nonblocking != self._fd:
+            os.close(self._nonblocking)
         if self._socket:
             self._socket.close()
-        self._own = self._socket = None
+        self._nonblocking = self._socket = None
 
-    def _next_group(self) -> None:
+    def _next_batch(self) -> None:
         size = 0
-        while self._lines and (not size or size + len(self._lines[0]) <= self._grain):
+        while self._lines and (not size or size + len(self._lines[0]) <= self._chunk):
             size += len(self._lines[0])
-            self._group.append(self._lines.popleft())
-        self._data = self._encoded("".join(self._group))
+            self._batch.append(self._lines.popleft())
+        self._data = self._encoded("".join(self._batch))
 
     def _send(self, data: bytes) -> int:
         try:
             if self._socket:
                 return self._socket.send(data, _MSG_DONTWAIT)
-            if self._own is None:
-                return os.write(self._fd, data[: self._grain]) if self.wait_for_room(0.0) else 0
-            return os.write(self._own, data)
+            if self._nonblocking is None:
+                return os.write(self._fd, data[: self._chunk]) if self.wait_for_room(0.0) else 0
+            return os.write(self._nonblocking, data)
         except BlockingIOError:
             return 0
 
-    def _give_up(self, error: OSError) -> None:
+    def _fail(self, error: OSError) -> None:
         if error.errno == errno.EIO and self._terminal:
-            error = BrokenPipeError(errno.EPIPE, "the terminal has gone")
+            error = BrokenPipeError(errno.EPIPE, "the terminal was closed")
         self.error = error
 
     def _encoded(self, text: str) -> bytes:
@@ -173,21 +174,21 @@ class Outlet(io.TextIOBase):
 
 
 def _socket(fd: int) -> socket.socket:
-    import socket  # takes 6 ms, and is seldom needed
+    import socket  # takes 6 ms and is rarely needed
 
     return socket.socket(fileno=os.dup(fd))
 
 
-def _own_description(fd: int, mode: int) -> Optional[int]:
-    """Return a descriptor that does not wait, or None: then poll() is asked before each write.
+def _reopen(fd: int, mode: int) -> Optional[int]:
+    """Return a non-blocking descriptor, or None if poll() must precede each write.
 
-    A file on a disk has no reader to wait for: it is written through the descriptor itself, which
-    may append or share its position with others.
+    A regular file never blocks: it is written through `fd` itself, which may be in append mode or
+    share its offset with other writers.
     """
     if stat.S_ISREG(mode):
         return fd
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        with suppress(OSError):  # of another user, or nobody reads
+        with suppress(OSError):  # owned by another user, or a pipe without reader
             return os.open(f"/proc/self/fd/{fd}", flags)
     return None

@@ -1,4 +1,4 @@
-"""The JSON Schema of a tool's JSON lines, from its declared columns."""
+"""JSON Schema of a tool's JSON lines, generated from its declared columns."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from netbpf.declare.tool import Tool
 
 _TIME = {"type": "string", "format": "date-time", "description": "RFC 3339, UTC, microseconds"}
 _COUNT = {"type": "integer", "minimum": 0}
-_COUNTED = {  # of what the counters are
-    "namespaces": {**_COUNT, "description": "network namespaces that the counters are the sum of"},
-    "filtered": {"type": "boolean", "description": "filters leave rows out, but not counters"},
+_COUNTED = {  # scope of the counters
+    "namespaces": {**_COUNT, "description": "network namespaces that the counters are summed over"},
+    "filtered": {"type": "boolean", "description": "filters apply to rows but not to counters"},
 }
 _CAUSES = ("map_full", "probe_missed", "reader", "unwritten", "not_covered")
 _NAMES = {"type": "array", "items": {"type": "string"}}
 _PRIVILEGES = {
-    "kept": {**_NAMES, "description": "capabilities that were kept while it ran"},
-    "helper": {**_NAMES, "description": "those of the process that reads the kernel's counters"},
+    "kept": {**_NAMES, "description": "capabilities kept while running"},
+    "helper": {**_NAMES, "description": "capabilities of the process that reads kernel counters"},
     "no_new_privs": {"type": "boolean"},
-    "seccomp": {"type": "boolean", "description": "system calls were filtered"},
+    "seccomp": {"type": "boolean", "description": "a system call filter was installed"},
 }
-_LOST = {**_COUNT, "description": "events lost in the time of this row; only where there are any"}
+_LOST = {**_COUNT, "description": "events lost during this interval; absent if none"}
 _OVERHEAD = {"type": "object", "required": ["measured", "runs", "run_ns", "cpu_percent"]}
 
 
 def schema_of(tool: Tool) -> dict[str, Any]:
-    """Return the schema (draft 2020-12) that every line of `tool --json` satisfies."""
-    shapes = []
+    """Return the schema (draft 2020-12) of every line of `netbpf TOOL --json`."""
+    lines = []
     if tool.event:
         kinds = ("event", "interval") if tool.interval else ("event",)
-        shapes += [_line(tool, kind, _columns(tool.event.columns)) for kind in kinds]
+        lines += [_line(tool, kind, _columns(tool.event.columns)) for kind in kinds]
     if tool.histogram:
-        shapes.append(_line(tool, "histogram", _histogram(tool.histogram)))
+        lines.append(_line(tool, "histogram", _histogram(tool.histogram)))
     for table in tool.tables:
-        shapes.append(_line(tool, "interval", _columns(table.row.columns)))
+        lines.append(_line(tool, "interval", _columns(table.row.columns)))
     if tool.aggregation:
-        shapes.append(_line(tool, "interval", _columns(tool.aggregation.row.columns)))
+        lines.append(_line(tool, "interval", _columns(tool.aggregation.row.columns)))
     if tool.interval_counters:
         numbers = {"type": "object", "additionalProperties": {"type": "integer"}}
-        shapes.append(_line(tool, "counters", {"counters": numbers}))
-    shapes += [_progress(tool), _summary(tool)]
+        lines.append(_line(tool, "counters", {"counters": numbers}))
+    lines += [_progress(tool), _summary(tool)]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"netbpf {tool.name}",
         "description": tool.summary,
-        "oneOf": shapes,
+        "oneOf": lines,
     }
 
 
@@ -59,11 +59,11 @@ def _line(tool: Tool, kind: str, properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _object(properties: dict[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:
-    needed = [name for name in properties if name not in optional]
+    required = [name for name in properties if name not in optional]
     return {
         "type": "object",
         "properties": properties,
-        "required": needed,
+        "required": required,
         "additionalProperties": False,
     }
 
@@ -91,7 +91,7 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
 
 
 def _lost(tool: Tool, *own: str) -> dict[str, Any]:
-    # A tool whose events are an option has no ring buffer without it.
+    # Without its event option, a tool has no ring buffer.
     causes = (*(("ring_full",) if tool.event else ()), *_CAUSES, *own)
     optional = tool.event_option or tool.events_unless
     return _object(dict.fromkeys(causes, _COUNT), ["ring_full"] if optional else [])
@@ -137,7 +137,7 @@ def _summary(tool: Tool) -> dict[str, Any]:
         "privileges": _object(_PRIVILEGES),
         "counters": {"type": "object", "additionalProperties": {"type": "integer"}},
         **({"counted": _object(_COUNTED)} if tool.counters else {}),
-        "after_end": {**_COUNT, "description": "events that came after the end, before detaching"},
+        "after_end": {**_COUNT, "description": "events after the end and before detaching"},
         "overhead": _OVERHEAD,
         **tool.summary_fields,
         **({"totals": _object(_columns(tool.totals.columns))} if tool.totals else {}),

@@ -1,7 +1,7 @@
-"""Text, JSON lines and CSV over declared columns.
+"""Writers for text, JSON lines and CSV.
 
-A writer knows columns and streams, never tools. Data goes to `out`; the summary goes to `out` only
-as JSON, and to `err` in words otherwise.
+Writers depend on columns and streams, not on tools. Records are written to `out`. The summary is
+written to `out` as JSON and to stderr as text.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class Style:
-    """How output should look: `wide`, `time` (wall clock), `timestamp` (seconds since start).
+    """Output settings: `wide`, `time` (wall clock), `timestamp` (seconds since start).
 
-    With `interval` there are rows per interval, which CSV marks in a column of their own.
+    With `interval`, CSV has a column for losses per interval.
     """
 
     def __init__(self, settings: Mapping[str, Any], terminal: bool) -> None:
-        """Take the options; on a terminal, over-long words are cut unless wide is asked for."""
+        """Read the settings; a terminal truncates long values unless --wide is given."""
         self.wide = bool(settings.get("wide"))
         self.time = bool(settings.get("time"))
         self.seconds = settings.get("time") == "seconds"
@@ -43,15 +43,15 @@ class Style:
 
 
 class Interval:
-    """What the rows of one interval have in common: `lost`, what went missing in its time."""
+    """State shared by the rows of one interval: `lost`, the losses by cause."""
 
     lost: Mapping[str, int] = {}
 
 
 class Writer:
-    """Base of the three: what the runner calls.
+    """Base class of writers: the interface that the runner calls.
 
-    `interval` is shared with the siblings.
+    `interval` is shared with siblings.
     """
 
     def __init__(
@@ -66,34 +66,34 @@ class Writer:
         self.interval = Interval()
 
     def begin(self) -> None:
-        """Write what stands above the data."""
+        """Write the header."""
 
     def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
-        """Write one event (or one `interval` row) of the time `ns`."""
+        """Write one event (or row of an interval); `ns` is its CLOCK_MONOTONIC time."""
         raise NotImplementedError
 
     def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
-        """Write one histogram: key, unit, buckets, count, sum, percentiles and more."""
+        """Write one histogram; its fields are those of the JSON Schema."""
         raise NotImplementedError
 
     def counters(self, ns: int, counters: Mapping[str, int]) -> None:
-        """Write how much the kernel's own counters grew in an interval."""
+        """Write the increase of kernel counters in an interval."""
 
     def sibling(self, columns: Sequence[Column]) -> Writer:
-        """Return a writer of other columns to the same stream."""
+        """Return a writer for other columns to the same stream."""
         other = type(self)(self.tool, columns, self.clock, self.out, self.style)
         other.interval = self.interval
         other.begin()
         return other
 
     def new_table(self) -> None:
-        """Begin the rows of another interval."""
+        """Start the rows of the next interval."""
 
     def end_interval(self) -> None:
-        """Mark the interval that was just written if something of its time was lost."""
+        """Mark the interval that was just written if it has losses."""
 
     def progress(self, ns: int, progress: Mapping[str, Any], since: Mapping[str, int]) -> None:
-        """Report how it goes at the time `ns`: `since` is what was lost since the last report."""
+        """Report progress at the time `ns`; `since` are the losses since the last report."""
         if since:
             print(f"{self.tool}: {describe_loss(since)}", file=sys.stderr, flush=True)
 
@@ -102,16 +102,16 @@ class Writer:
         self.explain(summary)
 
     def explain(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary in words on stderr."""
+        """Write the summary as text to stderr."""
         print(describe_summary(summary), file=sys.stderr, flush=True)
 
     def _aside(self, text: str) -> None:
-        # What is no record does not count as one if nobody reads it.
+        # Outlet.drop() counts unwritten records, and this is none.
         getattr(self.out, "aside", self.out.write)(text)
 
 
 class JsonWriter(Writer):
-    """One object per line."""
+    """Writes one JSON object per line."""
 
     def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
         """Write one object."""
@@ -139,7 +139,7 @@ class JsonWriter(Writer):
 
 
 class _Nothing(Writer):
-    """Swallows what has no place in a CSV file: rows of other columns than the header's."""
+    """Discards rows whose columns are not those of the CSV header."""
 
     def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
         """Write nothing."""
@@ -149,62 +149,62 @@ class _Nothing(Writer):
 
 
 class CsvWriter(Writer):
-    """RFC 4180: a header, then a row per record; a histogram is a row per bucket."""
+    """Writes RFC 4180: a header and one row per record or histogram bucket."""
 
     def sibling(self, columns: Sequence[Column]) -> Writer:
-        """Return a writer that writes nothing: a CSV file has one kind of rows."""
+        """Return a writer that discards its rows: a CSV file has one set of columns."""
         return _Nothing(self.tool, columns, self.clock, self.out, self.style)
 
     def begin(self) -> None:
         """Write the header."""
         self._csv = csv.writer(self.out)
-        self._marked = bool(self.style.interval)
+        self._with_losses = bool(self.style.interval)
         names = [column.name for column in self.columns]
         header = io.StringIO()
-        csv.writer(header).writerow(["time", "type", *names, *["lost"] * self._marked])
+        csv.writer(header).writerow(["time", "type", *names, *["lost"] * self._with_losses])
         self._aside(header.getvalue())
 
     def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
-        """Write one row; what is not known is empty."""
+        """Write one row; unknown values are empty."""
         self._row(ns, kind, values)
 
     def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
-        """Write a row per bucket that counted something."""
+        """Write one row per bucket."""
         for bucket in histogram["buckets"]:
             self._row(ns, "histogram", {**histogram["key"], **bucket})
 
     def _row(self, ns: int, kind: str, values: Mapping[str, Any]) -> None:
-        # A program gets what was there, a terminal nothing that it would obey.
+        # Programs get raw strings; terminals must not receive escape sequences.
         cells = [values.get(column.name) for column in self.columns]
         cells = [";".join(cell) if isinstance(cell, list) else cell for cell in cells]
         cells = [str(cell).lower() if isinstance(cell, bool) else cell for cell in cells]
         if self.style.terminal:
             cells = [escape(cell) if isinstance(cell, str) else cell for cell in cells]
-        if self._marked:
+        if self._with_losses:
             lost = sum(self.interval.lost.values())
             cells.append(lost if kind != "event" else None)
         self._csv.writerow([self.clock.rfc3339(ns), kind, *cells])
 
 
 class TextWriter(Writer):
-    """Columns for people."""
+    """Writes aligned columns."""
 
     def begin(self) -> None:
-        """Write the heading of the columns."""
+        """Prepare the columns; the heading is written before the first row."""
         self._shown = list(text_columns(self.columns, self.style.wide, self.style.given))
         self._headed = False
-        self._apart = False
+        self._separate = False
 
     def sibling(self, columns: Sequence[Column]) -> Writer:
-        """Return a writer of other columns, each heading after a blank line."""
+        """Return a writer for other columns, with a blank line before each heading."""
         other = super().sibling(columns)
         assert isinstance(other, TextWriter)
-        other._apart = True
+        other._separate = True
         return other
 
     def new_table(self) -> None:
-        """Write the heading again with the next row."""
-        if self._headed and not self._apart:
+        """Repeat the heading before the next row."""
+        if self._headed and not self._separate:
             self._aside("\n")
         self._headed = False
 
@@ -216,31 +216,31 @@ class TextWriter(Writer):
         self.out.write(" ".join([*self._stamps(ns), *cells]).rstrip() + "\n")
 
     def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
-        """Write the distribution as bars."""
+        """Write the histogram as bars."""
         stamp = " ".join(self._stamps(ns))
         self.out.write(describe_histogram(histogram, stamp))
 
     def counters(self, ns: int, counters: Mapping[str, int]) -> None:
-        """Write one line with those that grew; a blank line parts the intervals."""
+        """Write one line with the counters that changed, and a blank line between intervals."""
         grown = [f"{name} +{number}" for name, number in counters.items() if number]
-        end = "" if self._apart else "\n"
+        end = "" if self._separate else "\n"
         self._aside(f"kernel: {', '.join(grown) or 'no counter grew'}\n{end}")
         self._headed = False
 
     def end_interval(self) -> None:
-        """Write a line below what is incomplete."""
+        """Write a line below an incomplete interval."""
         if self.interval.lost:
             self._aside(f"{describe_loss(self.interval.lost)} in this interval\n")
             self._headed = False
 
     def heading_now(self) -> None:
-        """Write the heading before the first event, so that a reader sees that it works."""
+        """Write the heading before the first event, as a sign that tracing has started."""
         if not self._headed:
             self._heading()
 
     def _heading(self) -> None:
         self._headed = True
-        if self._apart:
+        if self._separate:
             self._aside("\n")
         width = 8 if self.style.seconds else 15
         stamps = [f"{'TIME':<{width}}"] * self.style.time
@@ -254,7 +254,7 @@ class TextWriter(Writer):
         return wall + since
 
     def _cell(self, column: Column, text: str) -> str:
-        # A name can be wider than its column: cut only where lines would break, and visibly.
+        # Truncate only on a terminal, where lines would wrap, and mark it with "~".
         width = max(column.width, column.full) if self.style.wide else column.width
         if self.style.cut and len(text) > width and column is not self._shown[-1]:
             text = text[: width - 1] + "~"
@@ -269,10 +269,7 @@ def make_writer(
     out: Optional[Stream] = None,
     settings: Optional[Mapping[str, Any]] = None,
 ) -> Writer:
-    """Return the writer for `output`: text, json or csv."""
+    """Return the writer for `output`, which is "text", "json" or "csv"."""
     stream = out or sys.stdout
     kind = {"text": TextWriter, "json": JsonWriter, "csv": CsvWriter}[output]
     return kind(tool, columns, clock, stream, Style(settings or {}, stream.isatty()))
-
-
-__all__ = ["CsvWriter", "JsonWriter", "Style", "TextWriter", "Writer", "make_writer"]

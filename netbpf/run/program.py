@@ -12,7 +12,7 @@ from netbpf.bpf.attach import attach, release
 from netbpf.bpf.compiler import compile_and_load
 from netbpf.bpf.loader import Loaded
 from netbpf.bpf.maps import possible_cpus
-from netbpf.declare.memory import in_words
+from netbpf.declare.memory import format_size
 from netbpf.declare.network import KernelStack
 from netbpf.declare.owners import OWNER_PROBES
 from netbpf.declare.probes import Iterator, Probe, Role
@@ -213,9 +213,9 @@ def generated_text(tool: Tool, kernel: Kernel) -> str:
 def memory_words(sizes: Mapping[str, int]) -> str:
     """Return what all maps and buffers take in the kernel, and which take most of it."""
     largest = sorted(sizes.items(), key=lambda pair: -pair[1])[:_MOST_MAPS]
-    named = ", ".join(f"{name} {in_words(size)}" for name, size in largest)
+    named = ", ".join(f"{name} {format_size(size)}" for name, size in largest)
     rest = f", and {len(sizes) - len(largest)} more" if len(sizes) > len(largest) else ""
-    total = in_words(sum(sizes.values()))
+    total = format_size(sum(sizes.values()))
     return f"maps and buffers take {total} of kernel memory: {named}{rest}"
 
 

@@ -216,7 +216,7 @@ class Run:
 
     def _look_at_clock(self) -> None:
         self.steps.clear()
-        if self.clock.look():
+        if self.clock.resync():
             self.shape.note("the wall clock was set meanwhile: times before and after differ")
 
     def _defines(self) -> list[str]:

@@ -86,7 +86,7 @@ from netbpf.declare import (
 )
 from netbpf.declare.calls import SIGNAL
 from netbpf.declare.columns import is_cut
-from netbpf.declare.options import milliseconds, nanoseconds, words
+from netbpf.declare.options import milliseconds, nanoseconds, nonempty
 
 _HOST = ("gethostbyname", "gethostbyname2", "gethostbyaddr")
 LIBC = ("getaddrinfo", *(name + end for name in _HOST for end in ("", "_r")))
@@ -176,7 +176,7 @@ TOOL = Tool(
         *NETNS,
         Option("--min-ms", metavar="MS", parse=milliseconds, help="only lookups that take as long"),
         Option("--failed", help="only lookups that do not succeed"),
-        Option("--host", metavar="GLOB", parse=words, help="only names such as '*.example.com'"),
+        Option("--host", metavar="GLOB", parse=nonempty, help="only names such as '*.example.com'"),
         Option("--histogram", help="show a distribution per name instead of single lookups"),
     ),
     no_filter="a lookup has no socket of its own",

@@ -75,7 +75,9 @@ class SizeKey(Record):
 
 
 class SizeSums(Record):
-    """What is summed besides the sizes."""
+    """What is summed with the sizes."""
+
+    cstruct = "sizes"
 
     small = Count("packets smaller than 128 bytes")
     wire_packets = Count("packets on the wire, estimated")
@@ -108,7 +110,7 @@ def describe(found, sums):
 
 
 def conclude(histograms):
-    """Name the devices that GRO never saw."""
+    """Return a note for each device whose packets never passed GRO."""
     ways: dict[str, set[str]] = {}
     for one in histograms:
         if one["key"]["point"] == "nic_recv":
@@ -120,7 +122,7 @@ def conclude(histograms):
     ]
 
 
-# What a point cannot see of a device's packets.
+# Packets of a device that pass no probe of a point.
 _BEHIND = (
     "received {} packets more than pass a probe: another device handed them over (macvlan, ipvlan, "
     "VLAN, bond, team), or XDP took them"
@@ -133,7 +135,7 @@ _WAY_OF_POINTS = (("received", "nic_recv", _BEHIND), ("sent", "nic_send", _AROUN
 
 
 def devices_own(histograms, risen, settings):
-    """Compare with what the devices counted themselves: at least so many packets were not seen."""
+    """Compare with the devices' own counters: return how many packets at least were not seen."""
     seen = {tuple(one["key"].values()): one for one in histograms}
     found, notes = [], []
     for (netns, dev), counted in sorted(risen.items()):
@@ -161,12 +163,14 @@ def constants(settings):
     return {"FILTER_DEV(a, b)": one_of_names("a", "b", names)} if names else {}
 
 
-def _point(name: str, event: str, optional: bool = False) -> Probe:
+def _packets(name: str, event: str, point: str, way: str = "OTHER") -> Probe:
+    """Return the probe of packets at one point; `way` is how a device hands them over."""
+    more = (f"POINT_{point}", f"WAY_{way}")
     return Probe(
         name,
-        RawTracepoint(event, args=("skb",)),
-        Tracepoint(f"net:{event}", args=("skbaddr",)),
-        optional=optional,
+        RawTracepoint(event, args=("skb", *more), call="on_packet"),
+        Tracepoint(f"net:{event}", args=("skbaddr", *more), call="on_packet"),
+        optional=point == "NIC_RECV",
     )
 
 
@@ -192,14 +196,14 @@ TOOL = Tool(
         },
     ),
     probes=(
-        _point("gro", "napi_gro_receive_entry", optional=True),
-        _point("gro_frags", "napi_gro_frags_entry", optional=True),
-        _point("netif_rx", "netif_rx", optional=True),
-        _point("direct", "netif_receive_skb_entry", optional=True),
-        _point("direct_list", "netif_receive_skb_list_entry", optional=True),
-        _point("stack_recv", "netif_receive_skb"),
-        _point("stack_send", "net_dev_queue"),
-        _point("nic_send", "net_dev_start_xmit"),
+        _packets("gro", "napi_gro_receive_entry", "NIC_RECV", "GRO"),
+        _packets("gro_frags", "napi_gro_frags_entry", "NIC_RECV", "GRO"),
+        _packets("netif_rx", "netif_rx", "NIC_RECV", "NETIF_RX"),
+        _packets("direct", "netif_receive_skb_entry", "NIC_RECV", "DIRECT"),
+        _packets("direct_list", "netif_receive_skb_list_entry", "NIC_RECV", "DIRECT"),
+        _packets("stack_recv", "netif_receive_skb", "STACK_RECV"),
+        _packets("stack_send", "net_dev_queue", "STACK_SEND"),
+        _packets("nic_send", "net_dev_start_xmit", "NIC_SEND"),
         Probe(
             "sent",
             RawTracepoint("net_dev_xmit", args=("skb", "rc")),

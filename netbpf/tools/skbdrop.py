@@ -78,7 +78,7 @@ from netbpf.declare import (
 )
 from netbpf.declare.constants import in_ranges, one_of, one_of_names
 from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol, end
-from netbpf.declare.options import by_name, count, devices, ports, words
+from netbpf.declare.options import by_name, count, devices, nonempty, ports
 from netbpf.declare.reasons import (
     ACKED,
     HARMLESS,
@@ -307,7 +307,7 @@ TOOL = Tool(
     options=(
         Option("--events", help="a line for each packet, too"),
         Option("--all", help="show also frees that are known to lose nothing"),
-        Option("--reason", metavar="LIST", parse=words,
+        Option("--reason", metavar="LIST", parse=nonempty,
                help="only these reasons, by name or number (NO_SOCKET,NETFILTER_DROP)"),
         Option("--dev", metavar="LIST", parse=devices, help="only these network devices"),
         Option("--port", metavar="LIST", parse=ports,

@@ -1,21 +1,21 @@
-"""soconnect - outgoing connections: to where, how long it took, and what came of it
+"""soconnect - outgoing connections: destination, latency and result
 
 DESCRIPTION
-  Shows each attempt to connect when it is over, however it ends: established, refused, timed out,
-  unreachable, not permitted (also by seccomp), or given up by the program: RESULT is "Unanswered,
-  closed" if no answer to the SYN had come until then. Attempts that fail before a packet is sent
-  are there as well, and RESULT names it if no local port was left.
+  Shows each attempt to connect when it ends: established, refused, timed out, unreachable, not
+  permitted (also by seccomp), or given up by the program: RESULT is "Unanswered, closed" if the SYN
+  had no answer by then. Attempts that fail before a packet is sent are shown as well; RESULT says
+  so if no local port was free.
 
-  LAT is the time of the TCP handshake, from the first SYN that leaves to the answer, also of a
-  non-blocking connect that finishes long after the system call, and of Fast Open, where the SYN may
-  leave with the first write only; where there is no handshake it is the time of the system call. -w
-  shows both. An attempt is one line, however often the program asks for its result, and also if a
-  signal interrupts the call and the kernel begins it again. connect(2) with AF_UNSPEC, which undoes
-  a connection, is none: the summary counts these calls (dissolved), and those that were restarted.
+  LAT is the time of the TCP handshake, from the first SYN to the answer, also of a non-blocking
+  connect that finishes long after the system call, and of Fast Open, which may send the SYN with
+  the first write only; without a handshake it is the time of the system call. -w shows both. An
+  attempt is one line, however often the program asks for its result, and also if a signal
+  interrupts the call and the kernel restarts it. connect(2) with AF_UNSPEC, which undoes a
+  connection, is no attempt: the summary counts these calls (dissolved), and restarted calls.
 
   TCP is shown by default (MPTCP by its subflows); --udp and --unix add the others. Attempts that
   have not ended are listed at the exit, and at each INTERVAL if one is given, with their age: also
-  calls that wait as the backlog of a unix socket is full.
+  calls that wait because the backlog of a unix socket is full.
 
 EXAMPLES
   netbpf soconnect                         all TCP connections of this machine
@@ -34,16 +34,16 @@ EXAMPLES
 OVERHEAD
   About ten microseconds per attempt, a third of it for waking netbpf, 0.3 per change of state and
   0.1 per end of a TCP socket, and 0.1 per signal. The syscall tracepoints are used, on kernels with
-  fentry or kprobes for the calls that seccomp refuses, with which every system call of the machine
-  costs some 20 ns more as long as this runs.
+  fentry or kprobes only for the calls that seccomp refuses: every system call of the machine costs
+  about 20 ns more while this runs.
 
 LIMITS
-  Connections through io_uring and those that sendmsg(2) makes (MSG_FASTOPEN) have no system call
-  time, and no error if they fail before a SYN: "No SYN was sent", or no line if that is before the
-  choice of a local port. Those that 32-bit programs make likewise, where the syscall tracepoints
-  are in use. Of attempts that began before the start the time is not known. UDP is a connected
-  socket and no packet; SCTP, vsock and others are not shown. A datagram that could not be
-  delivered shows up at later calls, never at connect(2).
+  Connections through io_uring and by sendmsg(2) (MSG_FASTOPEN) have no system call time, and no
+  error if they fail before a SYN: "No SYN was sent", or no line if they fail before a local port is
+  chosen. The same holds for connections of 32-bit programs where the syscall tracepoints are in
+  use. The time of attempts that began before the start is not known. UDP is a connected socket and
+  no packet; SCTP, vsock and others are not shown. An undeliverable datagram makes a later call
+  fail, never connect(2).
 """
 
 from netbpf.declare import (
@@ -80,20 +80,28 @@ from netbpf.declare.aggregation import Aggregation, MostCommon, Number, Percenti
 from netbpf.declare.calls import SIGNAL
 from netbpf.declare.options import milliseconds, nanoseconds
 from netbpf.declare.owners import SNAPSHOT
-from netbpf.declare.sockets import AnyAddr, CallResult, Elapsed, Flag, LocalAddr, SockProto
+from netbpf.declare.sockets import AnyAddr, CallResult, Elapsed, Flag, LocalAddr, SockProto, ends_of
 from netbpf.declare.states import GONE, state_probe
 
-# Better or shorter words than the C library's; the first four are no error numbers.
+# Results that are no error numbers: RESULT_* in C.
+NUMBERS = {
+    "PENDING": -1,
+    "PORTS_USED_UP": 1000,
+    "CLOSED": 1001,
+    "UNANSWERED": 1002,
+    "NOT_SENT": 1003,
+}
+# Better or shorter words than the C library's.
 RESULTS = {
-    1000: "Local ports used up",
-    1001: "Closed by the program",
-    1002: "SYN unanswered, closed by the program",
-    1003: "No SYN was sent",
+    NUMBERS["PORTS_USED_UP"]: "Local ports used up",
+    NUMBERS["CLOSED"]: "Closed by the program",
+    NUMBERS["UNANSWERED"]: "SYN unanswered, closed by the program",
+    NUMBERS["NOT_SENT"]: "No SYN was sent",
     11: "Backlog is full",
     99: "Address unavailable",
     101: "Network unreachable",
 }
-SHORT = {RESULTS[1002]: "Unanswered, closed"}
+SHORT = {RESULTS[NUMBERS["UNANSWERED"]]: "Unanswered, closed"}
 
 
 class Connection(Event):
@@ -109,14 +117,14 @@ class Connection(Event):
     latency_us = Elapsed(
         "handshake, or system call where there was none", header="LAT(us)", width=8
     )
-    result = CallResult("OK or the error in words, null if it goes on", RESULTS, SHORT)
+    result = CallResult("OK or the error in words, null if not ended", RESULTS, SHORT)
     proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket", wide=True)
     laddr = LocalAddr("local address", wide=True)
     lport = Port("local port", wide=True, null=0)
     syscall_us = Elapsed("time in connect(2)", header="CALL(us)", wide=True)
     handshake_us = Elapsed("SYN to established or failed, or to now", header="HS(us)", wide=True)
     errno = Errno("error by name", text=False)
-    async_ = Flag("connect(2) returned before it was over", header="ASYNC", wide=True)
+    async_ = Flag("connect(2) returned before the attempt ended", header="ASYNC", wide=True)
     retransmits = Count("SYNs sent again", ctype="u32", width=7, header="RETRANS", wide=True)
     owner = Owner("how the process is known: exact, snapshot or unknown", wide=True)
     uid = Uid("user id of the process", wide=True)
@@ -128,7 +136,7 @@ class Totals(Record):
     """What is counted and not shown."""
 
     repeated = Count("calls on sockets that were connecting or connected: no attempts of their own")
-    restarted = Count("calls that a signal interrupted and the kernel began again")
+    restarted = Count("calls that a signal interrupted and the kernel restarted")
     dissolved = Count("calls that end a connection or an association (AF_UNSPEC): no attempts")
 
 
@@ -173,16 +181,17 @@ class DestinationRow(Row):
 
 
 def constants(settings):
-    """Tell the C side what to leave out; a summary is of all attempts."""
+    """Return the numbers of results, and what C leaves out; a summary is of all attempts."""
+    results = {f"RESULT_{name}": number for name, number in NUMBERS.items()}
     found = {f"WITH_{name.upper()}": 1 for name in ("udp", "unix") if settings[name]}
     summary = settings["summary"]
     if settings["failed"] and not summary:
         found["ONLY_FAILED"] = 1
-    return {**found, "MIN_NS": nanoseconds(None if summary else settings["min_ms"])}
+    return {**results, **found, "MIN_NS": nanoseconds(None if summary else settings["min_ms"])}
 
 
 def keep(row, settings):
-    """Tell whether --failed and --min-ms want a row to be shown."""
+    """Return whether a row passes --failed and --min-ms."""
     if settings["failed"] and not row["failures"]:
         return False
     return not settings["min_ms"] or (row["p99_us"] or 0) >= settings["min_ms"] * 1000
@@ -190,30 +199,28 @@ def keep(row, settings):
 
 def same_socket(values):
     """Two descriptors of one socket are one attempt; a unix socket is listed by its one call."""
-    if values["family"] == "unix":
-        return object()
-    return tuple(values[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))
+    return object() if values["family"] == "unix" else ends_of(values)
 
 
 TOOL = Tool(
     __doc__,
     event=Connection,
     probes=(
-        # In this order: a call whose return would be missed would wait for it.
+        # In this order: a call that begins before its return is probed would never end.
         Probe(
             "leave",
-            Fexit("__sys_connect"),
+            Fexit("__sys_connect", args=("return",)),
             Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
-            Kretprobe("__sys_connect"),
+            Kretprobe("__sys_connect", args=("return",)),
         ),
         Probe(
             "enter",
             Fentry("__sys_connect", args=("fd", "uservaddr", "addrlen")),
             Tracepoint("syscalls:sys_enter_connect", args=("fd", "uservaddr", "addrlen")),
-            Kprobe("__sys_connect"),
+            Kprobe("__sys_connect", args=("fd", "uservaddr", "addrlen")),
         ),
         Probe(
-            "earlier",  # calls that seccomp refuses end here only
+            "earlier",  # calls that seccomp refuses have no other end
             Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
             optional=True,
             complements="leave",
@@ -236,8 +243,8 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("--udp", help="UDP, too"),
-        Option("--unix", help="unix sockets, too"),
+        Option("--udp", help="show UDP as well"),
+        Option("--unix", help="show unix sockets as well"),
         Option("--failed", help="only attempts that failed; with --summary rows that have some"),
         Option("--min-ms", metavar="MS", parse=milliseconds,
                help="only attempts that took so long; with --summary rows with such a p99"),

@@ -1,10 +1,10 @@
-"""tcplife - one line per finished TCP session: who, how long, how much, how it ended
+"""tcplife - finished TCP sessions: process, duration, bytes and reason of the end
 
 DESCRIPTION
   Shows each TCP session when it ends: both ends, the process that owned this machine's end, the
-  bytes that programs wrote and read (SYN and FIN, which the kernel counts too, taken off), how
-  long the handshake and the session took, and who closed it how. A connection that never came
-  about says refused or timeout instead of pretending to be an empty session.
+  bytes that programs wrote and read (without SYN and FIN, which the kernel counts as well), how
+  long the handshake and the session took, and which end closed it how. An attempt to connect that
+  failed is shown as refused or timeout, and not as an empty session.
 
   A session between two programs of this machine is two sockets, and so two lines.
 
@@ -37,29 +37,29 @@ HOW A SESSION ENDS
     refused       an attempt to connect that a RST, or ICMP's port unreachable, answered
     aborted       an attempt to connect that this end gave up
     silent        this end dropped the session without a FIN or a RST: closed in repair mode (as
-                  checkpoint tools do), its network namespace was gone, or memory was
+                  checkpoint tools do), its network namespace was gone, or memory ran out
 
-  A socket that goes to TIME_WAIT is closed for the program, and its line is written: a RST that
-  comes or goes later is not part of it.
+  A socket that enters TIME_WAIT is closed for the program, and its line is written: a RST that is
+  received or sent later is not part of it.
 
 OVERHEAD
   A program of about a microsecond per change of a TCP state, four to seven times per session, and
-  one per RST and per bpf(2) call; never one per packet. The accept system calls are traced too, on
-  kernels without kprobes through the syscall tracepoints. What filters exclude is left out at the
-  first change of state, except for sessions that a process may still accept.
+  one per RST and per bpf(2) call; never one per packet. The accept system calls are traced as well,
+  on kernels without kprobes through the syscall tracepoints. What filters exclude is left out at
+  the first change of state, except for sessions that a process may still accept.
 
 LIMITS
-  Sessions that began before the start show no duration and no handshake, nor do those that were put
-  together in repair mode; these have no role either. The owner is the process that connected,
-  accepted, or last closed; of sessions that a process passed on and that are still open it is the
-  one that opened them. Sessions accepted through io_uring get their owner when they are closed,
-  unless fentry or kprobes are used. tx_bytes counts what was written, tx_unacked how much of that
-  the peer never acknowledged. handshake_us of an accepted session is null where the kernel keeps no
-  time of it: SYN-ACK sent again, TCP_DEFER_ACCEPT, SYN cookies. A connect() that sends no SYN (no
-  free port, Fast Open that waits for data) gets no line. Bytes of a socket in a sockmap are null,
-  as they go beside TCP; sockets that a BPF program put there are noticed when a session is set up,
+  Sessions that began before the start show no duration and no handshake, nor do sessions that were
+  restored in repair mode, which have no role either. The owner is the process that connected,
+  accepted, or last closed; for open sessions that a process passed on, it is the process that
+  opened them. Sessions accepted through io_uring get their owner when they are closed, unless
+  fentry or kprobes are used. tx_bytes counts what was written, tx_unacked the part that the peer
+  never acknowledged. handshake_us of an accepted session is null where the kernel keeps no time of
+  it: SYN-ACK sent again, TCP_DEFER_ACCEPT, SYN cookies. A connect() that sends no SYN (no free
+  port, Fast Open that waits for data) gets no line. Bytes of a socket in a sockmap are null, as
+  they bypass TCP; sockets that a BPF program put there are noticed when a session is set up,
   accepted, or closed by the other end. A line may come 20 ms late, as a RST can follow it. --open
-  lists sockets that processes hold, not those that wait to be accepted. MPTCP shows its subflows,
+  lists sockets that processes hold, not sockets that wait to be accepted. MPTCP shows its subflows,
   of which only the first one has its owner at once.
 """
 
@@ -92,6 +92,7 @@ from netbpf.declare import (
     Uid,
 )
 from netbpf.declare.resets import RESET_PROBES
+from netbpf.declare.sockets import ends_of
 from netbpf.declare.states import state_probe
 
 ROLES = {0: None, 1: "active", 2: "passive"}
@@ -138,11 +139,6 @@ class Session(AmendedEvent):
     cgroup = Cgroup()
 
 
-def same_session(values):
-    """Two descriptors of one socket are one session."""
-    return tuple(values[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))
-
-
 TOOL = Tool(
     __doc__,
     event=Session,
@@ -170,6 +166,6 @@ TOOL = Tool(
         "Tcp.EstabResets",
         "Tcp.OutRsts",
     ),
-    identity=same_session,
+    identity=ends_of,
     summary_fields={"open": {"type": "integer", "description": "sessions open at the end"}},
 )

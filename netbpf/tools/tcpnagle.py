@@ -63,6 +63,7 @@ from netbpf.declare import (
     Comm,
     Count,
     Enum,
+    Family,
     Fexit,
     Histogram,
     Kprobe,
@@ -84,19 +85,18 @@ from netbpf.declare import (
 from netbpf.declare.histogram import SLOTS, bucket_bounds
 from netbpf.declare.holds import Advice, Bound, Setting
 from netbpf.declare.options import count
+from netbpf.declare.states import state_probe
 
 REASONS = dict(enumerate("nagle cork autocork cwnd rwnd pacing other refused".split()))
 # TCP_NAGLE_OFF 1, TCP_NAGLE_CORK 2, TCP_NAGLE_PUSH 4
-SETTINGS = dict(enumerate((
-    "ON", "OFF", "CORK", "OFF+CORK", "PUSH", "OFF+PUSH", "CORK+PUSH", "OFF+CORK+PUSH",
-)))  # fmt: skip
+SETTINGS = dict(enumerate("ON OFF CORK OFF+CORK PUSH OFF+PUSH CORK+PUSH OFF+CORK+PUSH".split()))
 ADVICE = "TCP_NODELAY or one write"
 
 
-class HeldKey(Record):
+class StallKey(Record):
     """Why data was held."""
 
-    cstruct = "held_key"
+    cstruct = "stall_key"
 
     reason = Enum("why the data did not leave at once", REASONS, ctype="u32")
 
@@ -112,7 +112,7 @@ class SettingKey(Record):
 class SettingSums(Record):
     """Sends with one setting."""
 
-    cstruct = "setting"
+    cstruct = "setting_sums"
 
     sends = Count("sends")
     small = Count("smaller than a segment")
@@ -128,29 +128,31 @@ class SettingRow(Row):
     held = Count("of these, after which data was held")
 
 
-class Holder(Record):
+class StalledSocket(Record):
     """A socket that held data."""
 
-    cstruct = "holder"
+    cstruct = "stalled_socket"
 
     sk = Count("address of the socket")
     pid = Pid("process that sent")
     netns = Netns()
     lport = Port("local port")
     rport = Port("remote port")
+    family = Family("address family")
     comm = Comm("name of the process")
     laddr = Addr("local address")
     raddr = Addr("remote address")
     reason = Enum("why it held data", REASONS)
 
 
+# As struct histogram: buckets, number and sum.
 _SLOTS = [f"slot{number}" for number in range(SLOTS)]
-HolderSums = sums(
-    "holder_sums", " ".join((*_SLOTS, "holds held_us small_writes rounds")), gauges="copied_seq"
+StalledSums = sums(
+    "stalled_sums", " ".join((*_SLOTS, "holds held_us small_writes rounds")), gauges="copied_seq"
 )
 
 
-class HolderRow(Row):
+class StalledRow(Row):
     """A socket that held data in an interval, and for which reason."""
 
     pid = Pid("process that sent", width=6)
@@ -172,13 +174,13 @@ class HolderRow(Row):
     netns = Netns()
 
 
-def holder_rows(groups, settings):
+def stalled_rows(groups, settings):
     """Make a row for each of the sockets that held data longest."""
     found = sorted(groups, key=lambda group: -group[1]["held_us"])[: settings["top"]]
-    return [_holder_row({**key, **sums}) for key, sums in found]
+    return [_stalled_row({**key, **sums}) for key, sums in found]
 
 
-def _holder_row(row):
+def _stalled_row(row):
     rank, seen, row["p99_us"] = -(-row["holds"] * 99 // 100), 0, None
     for slot, name in enumerate(_SLOTS):
         seen += row[name]
@@ -188,48 +190,49 @@ def _holder_row(row):
     # A write waits for the acknowledgement of the one before it, then an answer is read.
     pattern = row["reason"] == "nagle" and row["holds"] > 1 and row["rounds"] * 2 >= row["holds"]
     row["advice"] = ADVICE if pattern else None
-    return {column.name: row[column.name] for column in HolderRow.columns}
+    return {column.name: row[column.name] for column in StalledRow.columns}
 
 
 def still_held(now, maps):
-    """Tell what is held as yet: it is in no distribution."""
-    decode, layout, start = Holder.decoder(), Holder.layout(), struct.Struct("=Q")
+    """Return how many sockets still hold data, and notes on the oldest: no distribution has it."""
+    decode, layout, start = StalledSocket.decoder(), StalledSocket.layout(), struct.Struct("=Q")
     waiting = [
-        (now - start.unpack_from(raw, Holder.size)[0], decode(layout.unpack_from(raw)))
-        for raw in maps["holds"]
+        (now - start.unpack_from(raw, StalledSocket.size)[0], decode(layout.unpack_from(raw)))
+        for raw in maps["stalls"]
     ]
     waiting.sort(key=lambda one: -one[0])
     notes = [
-        f"still held: {holder['comm']} (pid {holder['pid']}) to {holder['raddr']} port "
-        f"{holder['rport']}, for {age / 1e6:.1f} ms ({holder['reason']})"
-        for age, holder in waiting[:5]
+        f"still held: {sk['comm']} (pid {sk['pid']}) to {sk['raddr']} port "
+        f"{sk['rport']}, for {age / 1e6:.1f} ms ({sk['reason']})"
+        for age, sk in waiting[:5]
     ]
     return {"still_held": len(waiting)}, notes
 
 
 def conclude(found):
-    """Tell what is typical for a delayed acknowledgement."""
+    """Return a note if the stalls are typical of delayed acknowledgements."""
     slow = [h for h in found if h["key"]["reason"] == "nagle" and h["percentiles"]["p50"] > 32000]
     return ["nagle holds of 32 ms and more: the other end delays its acknowledgements"] * len(slow)
 
 
 TOOL = Tool(
     __doc__,
-    histogram=Histogram("held", HeldKey, "us"),
+    histogram=Histogram("stall_times", StallKey, "us"),
     table=(
         Table("settings", SettingKey, SettingSums, SettingRow, order="sends"),
-        Table("holders", Holder, HolderSums, HolderRow, holder_rows, per_cpu=False,
-              option="top", forget=True),
+        Table("stalled_sockets", StalledSocket, StalledSums, StalledRow, stalled_rows,
+              per_cpu=False, option="top", forget=True),
     ),
     probes=(
         Probe(
             "send",
             RawTracepoint("sock_send_length", args=("sk", "ret")),
             Tracepoint("sock:sock_send_length", args=("sk", "ret")),
-            Fexit("tcp_sendmsg", args=("sk",)),
-            Kretprobe("tcp_sendmsg"),
+            Fexit("tcp_sendmsg", args=("sk", "return")),
+            Kretprobe("tcp_sendmsg", args=("return",), call="on_send_return"),
         ),
-        Probe("enter_send", Kprobe("tcp_sendmsg", args=("sk",)), optional=True, with_probe="send"),
+        Probe("enter_send", Kprobe("tcp_sendmsg", args=("sk", "0", "0"), call="begin_call"),
+              optional=True, with_probe="send"),
         Probe(
             "leave",
             RawTracepoint("net_dev_queue", args=("skb",)),
@@ -240,11 +243,7 @@ TOOL = Tool(
             RawTracepoint("kfree_skb", args=("skb",)),
             Tracepoint("skb:kfree_skb", args=("skbaddr",)),
         ),
-        Probe(
-            "state",
-            RawTracepoint("inet_sock_set_state", args=("sk", "newstate")),
-            Tracepoint("sock:inet_sock_set_state", args=("skaddr", "newstate")),
-        ),
+        state_probe(),
     ),
     options=(
         *PROCESS,
@@ -256,7 +255,7 @@ TOOL = Tool(
     counters=("TcpExt.TCPAutoCorking", "TcpExt.TCPFromZeroWindowAdv", "TcpExt.DelayedACKs"),
     histogram_notes=conclude,
     pending_state=still_held,
-    maps=("holds",),
+    maps=("stalls",),
     summary_fields={
         "still_held": {"type": "integer", "description": "sockets that held data at the end"}
     },

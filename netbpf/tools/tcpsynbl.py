@@ -9,7 +9,7 @@ DESCRIPTION
   handshake was completed, per limit of the queue: the backlog that the program asked for in
   listen(), cut at net.core.somaxconn. The kernel lets one more than the limit wait. The table has a
   row per listener that had something to do: its handshakes, both queues, and what it dropped. A
-  listener that drops connections is named on stderr at once, with what to do about it.
+  listener that drops connections is reported on stderr immediately, with advice.
 
 EXAMPLES
   netbpf tcpsynbl                  all listeners, until Ctrl-C
@@ -153,7 +153,7 @@ TOOL = Tool(
         state_probe(),
         Probe("unheld", Iterator("tcp"), optional=True),
         Probe("holders", Iterator("task_file")),
-        Probe("listeners", Iterator("bpf_map_elem", over="known")),
+        Probe("listeners", Iterator("bpf_map_elem", over="tracked")),
         *LOST_PROBES,
         Probe(
             "syn",

@@ -1,4 +1,4 @@
-"""Rule: `make test` runs all tests, and each smaller target just its own."""
+"""Rule: `make test` runs all tests, and each smaller target only its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES = {tree: set((ROOT / "tests" / tree).glob("test_*.py")) for tree in TREES}
 
 
 def commands(target: str, *words: str) -> list[str]:
-    """Return the shell lines that `make target` would run."""
+    """Return the shell commands that `make target` runs."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
         ["make", "--dry-run", "--no-print-directory", target, *words],
@@ -30,8 +30,8 @@ def commands(target: str, *words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def words_for_pytest(target: str) -> list[str]:
-    """Return what a target of make gives to pytest."""
+def pytest_args(target: str) -> list[str]:
+    """Return the arguments that a make target passes to pytest."""
     (line,) = [line for line in commands(target) if "-m pytest" in line]
     assert "||" not in line and not line.lstrip("@").startswith("-"), "a failure must count"
     return shlex.split(line.partition("-m pytest")[2])
@@ -55,7 +55,7 @@ def files_of(tests: set[str]) -> dict[str, set[Path]]:
 
 
 def test_make_live_runs_every_live_test():
-    assert files_of(collected(words_for_pytest("live")))["live"] == FILES["live"]
+    assert files_of(collected(pytest_args("live")))["live"] == FILES["live"]
 
 
 def test_make_test_runs_every_test_once():
@@ -82,7 +82,7 @@ def test_lanes_fail_if_one_of_them_does(monkeypatch, capfd):
 
 @pytest.mark.parametrize("target", ["unit", "contract"])
 def test_smaller_target_runs_its_directory(target):
-    assert words_for_pytest(target) == [f"tests/{target}"]
+    assert pytest_args(target) == [f"tests/{target}"]
 
 
 def test_nothing_is_deselected():
@@ -91,13 +91,13 @@ def test_nothing_is_deselected():
     assert options and not re.search(r'"-m|"-k|deselect|ignore', options[1])
 
 
-def test_fuzzing_takes_all_targets_or_those_that_are_named():
+def test_fuzz_runs_all_or_named_targets():
     for words, wanted in (([], []), (["TARGETS=elf go"], ["elf", "go"])):
         (line,) = [line for line in commands("fuzz", *words) if "tests.fuzz" in line]
         assert shlex.split(line.partition("-m tests.fuzz")[2]) == wanted
 
 
-def test_fuzzing_gives_each_target_as_many_cases_as_are_asked_for():
+def test_fuzz_runs_the_requested_number_of_cases():
     environment = {**os.environ, "CASES": "3", "SEED": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.fuzz", "lines", "ports"],
@@ -122,7 +122,7 @@ def test_target_installs_what_it_needs_first(target):
     assert commands(target)[0] == f"scripts/setup.sh {level}"
 
 
-def test_command_of_the_wheel_is_there():
+def test_entry_point_of_the_wheel_exists():
     found = re.search(r'^netbpf = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert found, "pyproject.toml has no command"
     assert callable(getattr(importlib.import_module(found[1]), found[2]))
@@ -132,5 +132,5 @@ def test_demonstration_installs_what_is_missing_first():
     assert re.search(r"^run: setup ##", (ROOT / "Makefile").read_text(), re.M)
 
 
-def test_version_of_the_package_is_the_one_that_it_shows():
+def test_package_and_command_have_the_same_version():
     assert f'\nversion = "{netbpf.__version__}"\n' in (ROOT / "pyproject.toml").read_text()

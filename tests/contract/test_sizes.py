@@ -15,17 +15,9 @@ MODULE, TOOL, PROGRAM, FUNCTION = 300, 120, 150, 40
 # How long a file may become that is longer than usual, and why. A ratchet: what is here was looked
 # at and found to do one thing; it may shrink, and new files do not come here without a reason.
 EXCEPTIONS = {
-    "bpf_programs/netsize.bpf.c": (210, "nine tracepoints in two kinds: 54 lines of guards"),
     "bpf_programs/skbdrop.bpf.c": (285, "rows, events and stacks of one drop, and both its ends"),
     "bpf_programs/soaccept.bpf.c": (310, "wait, queue and result are parts of one accept"),
-    "bpf_programs/soconnect.bpf.c": (420, "calls of all families, what stands in for their ends"),
-    "bpf_programs/tcplife.bpf.c": (300, "one state machine: exact bytes, reason of the end, open"),
-    "bpf_programs/tcpnagle.bpf.c": (
-        320,
-        "one state machine: hold, reason, release; its three maps",
-    ),
     "bpf_programs/tcpretrans.bpf.c": (335, "six kinds of retransmission, and counts per flow"),
-    "bpf_programs/tcpsynbl.bpf.c": (330, "both queues of a listener, at three moments"),
     "netbpf/tools/gethostlatency.py": (142, "lookups of C and of Go, and how each ends"),
     "netbpf/tools/netsize.py": (
         208,

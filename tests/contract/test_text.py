@@ -1,4 +1,4 @@
-"""Rule: words that must not stand anywhere, and what must never be asked of a kernel."""
+"""Rule: text that must not occur in the project, such as comparisons of kernel versions."""
 
 from __future__ import annotations
 
@@ -30,11 +30,9 @@ BY_VERSION = [
     r"re\.\w+\([^)]*\brelease\b",
     r"uname\(\)\.release\s*(<|>|==|!=|\.|\[)",
 ]
-# bcc's own headers compare these: the file says so.
+# bcc's headers compare versions, see this file.
 FOR_BCC = PROGRAMS / "include" / "kernel" / "version.h"
-# A kernel does not tell whether RLIMIT_MEMLOCK counts; only doctor's advice depends on it.
-CANNOT_ASK = [PACKAGE / "kernel" / "machine.py"]
-# Directories that are the same everywhere, so that naming them tells nothing.
+# Directories that exist on every machine.
 COMMON = {
     "/",
     "/home",
@@ -69,23 +67,21 @@ def sources() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_kernels_are_asked_and_versions_not_compared(path):
+def test_kernel_versions_are_not_compared(path):
     for number, line in enumerate(text_of(path).splitlines(), 1):
         for pattern in BY_VERSION:
-            if path in CANNOT_ASK:
-                continue
             assert not re.search(pattern, line), (
                 f"line {number}: ask for the feature: {line.strip()}"
             )
 
 
 def private_paths() -> list[str]:
-    """Return paths of this machine: where this checkout is, and the home of who works on it."""
+    """Return local paths: the checkout and the home directory."""
     found = {str(ROOT), str(ROOT.parent), os.path.expanduser("~")}
     return sorted(path for path in found if path not in COMMON)
 
 
-def test_no_path_of_the_machine_that_it_was_written_on():
+def test_no_local_paths():
     for path in files():
         text = text_of(path)
         for private in private_paths():
@@ -93,7 +89,7 @@ def test_no_path_of_the_machine_that_it_was_written_on():
             assert not found, f"{path.relative_to(ROOT)} names {private}"
 
 
-def test_lines_end_as_lines_do():
+def test_line_endings():
     for path in files():
         if path.suffix in (".py", ".c", ".h", ".md", ".toml", ".sh", ".yml", ".txt"):
             data = path.read_bytes()
@@ -110,5 +106,5 @@ def test_every_c_file_names_its_licence():
 def test_skips_say_how_to_enable():
     for path in (ROOT / "tests").rglob("test_*.py"):
         for reason in re.findall(r"pytest\.skip\(\s*f?\"([^\"]*)\"", text_of(path)):
-            told = re.search(r":|run |make |install|needs|sudo|\{", reason)
-            assert told, f"{path.name}: '{reason}': say what to do"
+            remedy = re.search(r":|run |make |install|needs|sudo|\{", reason)
+            assert remedy, f"{path.name}: '{reason}': name a remedy"

@@ -1,6 +1,6 @@
-"""Rule: the list of kernels is sound, and `make vm` counts and chooses as it says.
+"""Rule: the list of kernels is consistent, and `make vm` selects and counts as documented.
 
-Here without libvirt: what the lab decides, not what it does.
+Without libvirt: these tests cover decisions of the lab, not its effects.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from tests.contract.conventions import PACKAGE, ROOT
 
-# It belongs to no package: it runs with the system's Python alone.
+# Not part of a package, because it runs with the system's Python.
 sys.path.insert(0, str(ROOT / "vagrant"))
 from lab import __main__ as command  # noqa: E402
 from lab import boxes, machine, report, rows  # noqa: E402
@@ -44,7 +44,7 @@ def test_rows_are_complete_and_names_are_unique():
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 
-def test_names_and_kernels_cannot_be_taken_for_each_other():
+def test_names_and_kernels_are_distinct():
     assert not {row.name for row in ROWS} & ({row.kernel for row in ROWS} | {"all"})
 
 
@@ -55,12 +55,12 @@ def test_ci_boots_the_oldest_and_the_newest():
     assert len({row.userland for row in ROWS}) >= 3, "three releases of bcc at least"
 
 
-def test_the_oldest_kernel_is_the_one_that_the_readme_promises():
+def test_readme_names_the_oldest_kernel():
     oldest = min((row.kernel for row in ROWS), key=number)
     assert f"Linux {oldest} or newer" in (ROOT / "README.md").read_text()
 
 
-# --- words about it ------------------------------------------------------------------------------
+# --- documentation -------------------------------------------------------------------------------
 
 
 def test_every_variable_is_explained():
@@ -69,8 +69,8 @@ def test_every_variable_is_explained():
     used = set(re.findall(r'ENV(?:\.fetch\(|\[)"(\w+)"', vagrantfile))
     assert used >= {"NETBPF_VM_DRIVER", "NETBPF_VM_SERIAL"}
     for name in used:
-        assert f"# {name} " in vagrantfile, f"{name}: say in the Vagrantfile's head what it is"
-        assert f"`{name}`" in readme, f"{name}: vagrant/README.md does not explain it"
+        assert f"# {name} " in vagrantfile, f"{name}: describe it at the top of the Vagrantfile"
+        assert f"`{name}`" in readme, f"{name}: describe it in vagrant/README.md"
 
 
 def test_every_setting_of_make_reaches_the_lab_and_is_explained():
@@ -80,7 +80,7 @@ def test_every_setting_of_make_reaches_the_lab_and_is_explained():
     passed = re.search(r"^VM_SETTINGS = ((?:.*\\\n)*.*)$", makefile, re.M)
     for name in re.findall(r'given\("(\w+)"', source):
         assert passed and name in passed[1].split(), f"{name} is not in VM_SETTINGS"
-        assert re.search(rf"`{name}(=1)?`", readme), f"{name}: vagrant/README.md has no word of it"
+        assert re.search(rf"`{name}(=1)?`", readme), f"{name}: describe it in vagrant/README.md"
 
 
 # --- rows and boxes ------------------------------------------------------------------------------
@@ -107,21 +107,21 @@ def test_unknown_kernels_are_named(wanted):
         rows.select(ROWS, wanted)
 
 
-def test_unknown_kernel_is_a_usage_error_that_lists_those_there_are(monkeypatch, capsys):
+def test_unknown_kernel_is_a_usage_error_that_lists_kernels(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lab", "--kernel", "9.9"])
     assert command.main() == 2
     assert all(row.name in capsys.readouterr().err for row in ROWS[:1])
 
 
-def test_a_kernel_is_not_taken_for_one_with_a_longer_number():
+def test_version_prefix_is_not_another_kernel():
     row = named("bookworm")
     assert row.runs("6.1.0-50-amd64")
     assert not row.runs("6.12.48-amd64")
 
 
 def test_recordings_come_from_the_first_row_of_a_kernel():
-    assert rows.namesake(ROWS, named("sid"))
-    assert not rows.namesake(ROWS, named("bookworm-7.2"))
+    assert rows.provides_recording(ROWS, named("sid"))
+    assert not rows.provides_recording(ROWS, named("bookworm-7.2"))
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def ingredients(tmp_path):
 
 
 @pytest.mark.parametrize("name", rows.INGREDIENTS)
-def test_a_box_is_stale_when_what_makes_it_changes(ingredients, name):
+def test_box_is_stale_when_an_input_changes(ingredients, name):
     key = rows.box_key(ROWS[0], ingredients)
     assert key == rows.box_key(ROWS[0], ingredients)
     with (ingredients / name).open("a") as file:
@@ -141,7 +141,7 @@ def test_a_box_is_stale_when_what_makes_it_changes(ingredients, name):
     assert rows.box_key(ROWS[0], ingredients) != key
 
 
-def test_a_box_is_stale_when_its_row_changes_but_for_its_words():
+def test_box_is_stale_when_its_row_changes_except_descriptions():
     row = ROWS[0]
     assert rows.box_key(replace(row, extra=("vim",))) != rows.box_key(row)
     assert rows.box_key(replace(row, suite="sid")) != rows.box_key(row)
@@ -157,7 +157,7 @@ def test_a_box_without_its_key_is_stale(tmp_path, monkeypatch):
     assert boxes.is_fresh(row)
 
 
-def test_kvm_works_if_a_kernel_gets_as_far_as_missing_its_disk():
+def test_kvm_works_if_a_kernel_misses_its_root():
     assert boxes.kernel_starts("VFS: Unable to mount root fs\nKernel panic - not syncing")
     assert not boxes.kernel_starts("")
     assert not boxes.kernel_starts("qemu-system-x86_64: failed to initialize kvm")
@@ -205,7 +205,7 @@ def test_tools_are_those_of_the_package():
     }
 
 
-def test_table_has_a_column_for_each_machine_and_names_what_failed():
+def test_table_has_a_column_per_machine_and_names_failed_tests():
     absent = report.Outcome(named("bullseye"), missing="vagrant up took longer than 10 min")
     text = report.table([absent, outcome_of(JUNIT, status=1, facts={"release": "7.2.1"})])
     lines = text.splitlines()
@@ -249,7 +249,7 @@ def test_progress_is_read_from_lines_of_pytest(tmp_path):
     assert machine.progress(tmp_path / "none") == (0, 0, 0)
 
 
-def test_results_are_merged_one_by_one_until_something_else_changes():
+def test_results_are_merged_while_facts_are_equal():
     facts = {"release": "7.2.1", "bcc": "0.37.0", "python": "3.14.2"}
     old = {
         "userland": "sid",
@@ -264,7 +264,7 @@ def test_results_are_merged_one_by_one_until_something_else_changes():
     assert set(other["tests"]) == {"netsize"}
 
 
-def test_recordings_are_kept_but_not_those_of_machines_that_died(tmp_path):
+def test_recordings_of_dead_machines_are_not_saved(tmp_path):
     for name in ("sid", "bookworm-7.2", "bookworm"):
         (tmp_path / "work" / name).mkdir(parents=True)
         (tmp_path / "work" / name / "kernel.json").write_text(name)
@@ -284,7 +284,7 @@ def test_recordings_are_kept_but_not_those_of_machines_that_died(tmp_path):
     }
 
 
-def test_shown_lines_of_a_console_are_plain(tmp_path):
+def test_tail_removes_escape_sequences(tmp_path):
     log = tmp_path / "serial"
     log.write_bytes(b"one\r\n\x1b[0;32m  OK  \x1b[0m two\r\nold\rnew\n\x07\n\n")
     assert machine.tail(log, 3) == ["  OK   two", "new", "?"]

@@ -1,6 +1,6 @@
-"""Rule: `make vm` takes away what it brought, and nothing that another run or somebody else needs.
+"""Rule: `make vm` removes what it created, and nothing that another run or user needs.
 
-Without libvirt: virsh and the daemons are played here; files, locks and processes are real.
+Without libvirt: virsh and the daemons are fakes; files, locks and processes are real.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import pytest
 
 from tests.contract.conventions import ROOT
 
-# It belongs to no package: it runs with the system's Python alone.
+# Not part of a package, because it runs with the system's Python.
 sys.path.insert(0, str(ROOT / "vagrant"))
 from lab import host, libvirt, processes, shared  # noqa: E402
 
-# --- what a source tree's runs leave -------------------------------------------------------------
+# --- machines and images of a source tree --------------------------------------------------------
 
 
 class Virsh:
-    """Two source trees' machines and images, a network and a pool, as virsh has them."""
+    """A fake virsh with machines and images of two source trees, a network and a pool."""
 
     def __init__(self, running=()):
         self.running = list(running)
@@ -60,7 +60,7 @@ def virsh(tmp_path, monkeypatch):
     return virsh
 
 
-def test_what_a_killed_run_left_is_known_to_the_next(virsh):
+def test_next_run_finds_the_record_of_a_killed_run(virsh):
     assert host.left_behind() is None
     before = host.prepare()
     assert before.volumes == ["netbpf-vm-bookworm.img", "netbpf-vm-sid.img"]
@@ -79,17 +79,17 @@ def test_machines_of_another_source_tree_and_their_images_stay(others, virsh):
     assert ("destroy", "netbpf-vm-sid") not in virsh.removed
 
 
-def test_images_that_were_there_stay(virsh):
+def test_existing_images_stay(virsh):
     host.clean_up(host.Before(volumes=["netbpf-vm-sid.img"]))
     assert ("vol-delete", "netbpf-vm-sid.img") not in virsh.removed
 
 
-# --- what runs share -----------------------------------------------------------------------------
+# --- resources shared by runs --------------------------------------------------------------------
 
 
 @pytest.fixture
 def lab(virsh, tmp_path, monkeypatch):
-    """A host without libvirt's daemons, whose packet filter is left alone."""
+    """A host without running libvirt daemons; the firewall is not touched."""
 
     def start(directory):
         virsh.daemons = True
@@ -105,7 +105,7 @@ def lab(virsh, tmp_path, monkeypatch):
     monkeypatch.setattr(libvirt, "start_daemons", start)
     monkeypatch.setattr(libvirt, "stop_daemons", stop)
     monkeypatch.setattr(libvirt, "is_ours", lambda directory: (directory / "started").exists())
-    monkeypatch.setattr(shared, "_restore_packet_filter", lambda found: None)
+    monkeypatch.setattr(shared, "_restore_firewall", lambda found: None)
     return virsh
 
 
@@ -120,18 +120,18 @@ def test_daemons_end_with_the_run_that_started_them(lab):
     share.enter()
     share.leave()
     assert not lab.daemons
-    assert ("net-destroy", "default") in lab.removed, "it came with the daemon"
+    assert ("net-destroy", "default") in lab.removed, "the daemon autostarted it"
     assert left_in(shared.SHARED) == []
 
 
-def test_the_last_of_several_runs_ends_them_and_no_earlier_one(lab, capsys):
+def test_only_the_last_of_several_runs_stops_daemons(lab, capsys):
     runs = [shared.Share() for _ in range(3)]
     for run in runs:
         run.enter()
     for run in runs[:2]:
         run.leave()
-        assert lab.daemons, "between two machines of a run none is to be seen"
-    assert "another run is at work" in capsys.readouterr().err
+        assert lab.daemons, "a run may be between two machines"
+    assert "another run is active" in capsys.readouterr().err
     runs[2].leave()
     assert not lab.daemons
 
@@ -145,22 +145,22 @@ def test_a_run_that_comes_later_starts_them_again(lab):
         assert not lab.daemons
 
 
-def test_daemons_stay_for_a_machine_and_the_next_that_leaves_ends_them(lab, capsys):
+def test_daemons_stay_while_a_machine_runs_and_a_later_run_stops_them(lab, capsys):
     share = shared.Share()
     share.enter()
     lab.running = ["netbpf-vm-sid"]
     share.leave()
     assert lab.daemons
-    assert "stays as it is for what runs: netbpf-vm-sid" in capsys.readouterr().err
+    assert "keeps running for: netbpf-vm-sid" in capsys.readouterr().err
     assert ("net-destroy", "netbpf-vm-none") not in lab.removed
     lab.running = []
-    # `make vm-clean` of a tree that had nothing to do with it.
+    # `make vm-clean` in another tree.
     shared.Share().leave()
     assert not lab.daemons
     assert left_in(shared.SHARED) == []
 
 
-def test_nobody_waits_for_a_run_that_was_killed(lab):
+def test_killed_run_does_not_keep_daemons_running(lab):
     words = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from lab import libvirt, shared"
         "; shared.SHARED = pathlib.Path(sys.argv[2]); libvirt.answers = lambda: True"
@@ -174,14 +174,14 @@ def test_nobody_waits_for_a_run_that_was_killed(lab):
         share = shared.Share()
         share.enter()
         share.leave()
-        assert lab.daemons, "the other one is at work"
+        assert lab.daemons, "the other run is active"
         child.kill()
         child.wait()
     shared.Share().leave()
     assert not lab.daemons
 
 
-def test_daemons_and_networks_of_somebody_else_stay(lab):
+def test_existing_daemons_and_networks_stay(lab):
     lab.daemons = True
     share = shared.Share()
     share.enter()
@@ -190,7 +190,7 @@ def test_daemons_and_networks_of_somebody_else_stay(lab):
     assert left_in(shared.SHARED) == []
 
 
-def test_who_waits_for_another_run_can_be_stopped(lab, monkeypatch):
+def test_waiting_for_another_run_can_be_interrupted(lab, monkeypatch):
     def stop():
         raise processes.Stopped
 
@@ -203,9 +203,9 @@ def test_who_waits_for_another_run_can_be_stopped(lab, monkeypatch):
     assert not lab.daemons
 
 
-def test_a_daemon_of_somebody_else_is_not_stopped(tmp_path):
+def test_process_with_a_reused_pid_is_not_stopped(tmp_path):
     with subprocess.Popen(["sleep", "60"]) as child:
-        # The number of a daemon that ended may belong to another process by now.
+        # A pid may have been reused since the daemon exited.
         (tmp_path / "libvirtd.pid").write_text(str(child.pid))
         assert not libvirt.is_ours(tmp_path)
         assert not libvirt.stop_daemons(tmp_path)
@@ -213,7 +213,7 @@ def test_a_daemon_of_somebody_else_is_not_stopped(tmp_path):
         child.kill()
 
 
-# --- the packet filter ---------------------------------------------------------------------------
+# --- firewall ------------------------------------------------------------------------------------
 
 RULES = """*nat
 :POSTROUTING ACCEPT [0:0]
@@ -240,7 +240,7 @@ def test_only_new_chains_without_rules_are_removed():
     ]
 
 
-def test_chains_that_were_there_or_are_in_use_stay():
+def test_existing_and_used_chains_stay():
     assert shared.chain_commands("iptables", RULES.format(nat="", filter=""), NOTHING) == []
     same = RULES.format(nat=NAT, filter="")
     assert shared.chain_commands("iptables", same, same) == []

@@ -228,8 +228,8 @@ BOTH = ("bpf", "perfmon")
         ("soconnect", BOTH, "CAP_DAC_READ_SEARCH to read /sys/kernel/tracing"),
         ("soaccept", ("sys_admin",), "CAP_DAC_READ_SEARCH to read /sys/kernel/tracing"),
         ("skbdrop", BOTH, "CAP_SYSLOG to read the addresses of kernel functions"),
-        ("gethostlatency", (*BOTH, "sys_admin"), "CAP_SYS_PTRACE to look into processes"),
-        ("gethostlatency", ("sys_admin",), "CAP_SYS_PTRACE to look into processes"),
+        ("gethostlatency", (*BOTH, "sys_admin"), "CAP_SYS_PTRACE to inspect processes"),
+        ("gethostlatency", ("sys_admin",), "CAP_SYS_PTRACE to inspect processes"),
     ],
 )
 def test_what_a_tool_cannot_do_without_is_named(
@@ -246,7 +246,7 @@ def test_what_a_tool_cannot_do_without_is_named(
 def test_probes_of_programs_take_what_the_kernel_asks_for() -> None:
     done = run_with((*BOTH, "sys_ptrace", "dac_read_search"), "gethostlatency", "-d", "0.2")
     if done.returncode == 77:  # since ba677dbe77af
-        assert "CAP_SYS_ADMIN to probe programs in user space" in done.stderr
+        assert "CAP_SYS_ADMIN to attach uprobes" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
         assert "cannot be probed" not in done.stderr
@@ -433,7 +433,7 @@ def test_doctor_says_what_each_tool_lacks() -> None:
     assert needed["skbdrop"] == {"CAP_SYSLOG"}
     assert needed["tcplife"] == set() and tools["tcplife"]["usable"] is True
     text = run_with(BOTH, "doctor").stdout
-    assert "it takes CAP_SYS_PTRACE to look into processes of other users" in text
+    assert "needs CAP_SYS_PTRACE to inspect processes of other users" in text
 
 
 def test_doctor_of_root_misses_nothing() -> None:

@@ -41,7 +41,7 @@ def test_closed_stdout_is_an_error_with_a_hint(words: tuple[str, ...]) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "netbpf: error: standard output is closed",
-        "hint: send it to a file or a pipe",
+        "hint: redirect it to a file or a pipe",
     ]
 
 

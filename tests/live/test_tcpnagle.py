@@ -87,6 +87,13 @@ class Pair:
         info = self.client.getsockopt(TCP, socket.TCP_INFO, 256)
         return int(struct.unpack_from("=I", info, 24)[0])
 
+    def fill_window(self) -> None:
+        """Send until the server's window is closed: what is sent then waits until it reads."""
+        self.set(socket.TCP_NODELAY, 1)
+        while room := self.window():
+            self.client.send(b"x" * min(room, 1024))
+            wait_until(lambda: not self.unacknowledged(), what="acknowledgements")
+
     def close(self) -> None:
         self.client.close()
         self.server.close()
@@ -474,10 +481,7 @@ def test_close_sends_what_was_held(netbpf: Any, one_host: Host, pair: Pair) -> N
 
 def test_what_is_still_held_at_the_end_is_told(netbpf: Any, one_host: Host) -> None:
     with contextlib.closing(Pair(one_host, one_host, room=8192)) as pair:
-        pair.set(socket.TCP_NODELAY, 1)
-        while room := pair.window():
-            pair.client.send(b"x" * min(room, 1024))
-            wait_until(lambda: not pair.unacknowledged(), what="acknowledgements")
+        pair.fill_window()
         with netbpf("tcpnagle", "--netns", one_host.inode) as run:
             pair.client.sendall(SMALL)
             run.stop()
@@ -489,12 +493,12 @@ def test_what_is_still_held_at_the_end_is_told(netbpf: Any, one_host: Host) -> N
 def test_all_that_is_still_held_counts_and_five_are_named(netbpf: Any, one_host: Host) -> None:
     with contextlib.ExitStack() as stack:
         pairs = [
-            stack.enter_context(contextlib.closing(Pair(one_host, one_host))) for _ in "1234567"
+            stack.enter_context(contextlib.closing(Pair(one_host, one_host, room=8192)))
+            for _ in "1234567"
         ]
+        for pair in pairs:
+            pair.fill_window()
         with netbpf("tcpnagle", "--netns", one_host.inode) as run:
-            for pair in pairs:
-                pair.set(socket.TCP_NODELAY, 1)
-                pair.set(socket.TCP_CORK, 1)
             for pair in pairs:
                 pair.client.sendall(SMALL)
             run.stop()

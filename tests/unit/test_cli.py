@@ -15,7 +15,7 @@ from netbpf.run import runner
 
 
 def run(monkeypatch, *words: str, error: Exception | None = None) -> tuple[object, dict]:
-    """Run `netbpf` with a runner that only notes what it was asked for."""
+    """Run `netbpf` with a runner that only records its settings."""
     asked: dict = {}
 
     def fake(tool, settings):
@@ -30,7 +30,7 @@ def run(monkeypatch, *words: str, error: Exception | None = None) -> tuple[objec
     return ended.value.code, asked
 
 
-def test_words_become_settings(monkeypatch):
+def test_arguments_become_settings(monkeypatch):
     code, asked = run(monkeypatch, "tcplife", "-p", "1,2", "-L", "80-90", "-d", "1.5", "-w")
     assert code in (0, None)
     assert asked["tool"] == "tcplife"
@@ -40,7 +40,7 @@ def test_words_become_settings(monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["--json"], ["-o", "json"]])
-def test_switch_can_stand_for_another_option(monkeypatch, words):
+def test_switch_can_set_another_option(monkeypatch, words):
     assert run(monkeypatch, "tcplife", *words)[1]["output"] == "json"
 
 
@@ -83,11 +83,12 @@ def test_usage_error_is_one_line_with_a_hint_and_exits_2(capsys, words, message)
 @pytest.mark.parametrize(
     ("error", "code", "lines"),
     [
-        (NetbpfError("it broke", "mend it", "much more"), 1,
-         ["netbpf: error: it broke", "hint: mend it"]),
+        (NetbpfError("it broke", "fix it", "much more"), 1,
+         ["netbpf: error: it broke", "hint: fix it"]),
         (PrivilegeError("tracing needs CAP_BPF"), 77, ["netbpf: error: tracing needs CAP_BPF"]),
         (ValueError("odd\nthing"), 1,
-         ["netbpf: error: ValueError: odd thing", "hint: run it with -v, and please report this"]),
+         ["netbpf: error: ValueError: odd thing",
+          "hint: this is a bug: please report it with the output of -v"]),
         (KeyboardInterrupt(), 0, []),
     ],
     ids=lambda part: type(part).__name__,
@@ -106,12 +107,12 @@ def test_verbose_shows_detail_and_traceback(monkeypatch, capsys):
     assert "Traceback" in text
 
 
-def test_name_in_a_message_cannot_reach_the_terminal_raw(capsys):
+def test_names_in_messages_are_escaped(capsys):
     _, lines = failed(capsys, "\x1b[2Jabsent")
     assert all(line.isprintable() for line in lines)
 
 
-def test_refused_filter_is_a_usage_error_that_says_why(capsys):
+def test_unsupported_filter_is_a_usage_error_with_a_reason(capsys):
     tool = next(
         (t for t in cli.all_tools() if any(o.name == "pid" for o in t.unsupported_options)), None
     )  # fmt: skip
@@ -139,7 +140,7 @@ def test_list_names_every_tool(capsys):
         assert tool.summary in out
 
 
-def test_a_locale_that_lacks_a_character_ends_nothing(monkeypatch):
+def test_character_missing_in_the_locale_is_escaped(monkeypatch):
     # GIVEN an output that can write ASCII only
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
@@ -153,6 +154,6 @@ def test_a_locale_that_lacks_a_character_ends_nothing(monkeypatch):
     assert out.buffer.getvalue() == b"caf\\xe9\n"
 
 
-def test_bad_argument_of_an_option_is_told_by_its_flag():
+def test_error_of_a_bad_argument_names_the_flag():
     with pytest.raises(UsageError, match="--map-entries"):
         settings_of(find_tool("tcplife"), {"map_entries": "many"})

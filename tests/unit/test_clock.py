@@ -1,4 +1,4 @@
-"""Clock: the kernel's monotonic time of an event becomes wall clock time."""
+"""Clock: conversion of event times from the kernel's monotonic clock to wall clock time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock()
 
 
-def test_time_is_that_of_the_event_in_utc_with_microseconds(fixed):
+def test_rfc3339_is_the_events_time_in_utc(fixed):
     start = 1000 * 10**9
     assert fixed.rfc3339(start) == "2026-01-31T23:59:59.900000Z"
     assert fixed.rfc3339(start + 99_999_999) == "2026-01-31T23:59:59.999999Z"
@@ -54,7 +54,7 @@ def test_seconds_since_start(fixed):
     assert fixed.since_start(999 * 10**9) == -1.0
 
 
-def test_a_wall_clock_that_is_set_does_not_move_events_against_each_other(monkeypatch):
+def test_setting_the_wall_clock_does_not_change_the_offset_until_resync(monkeypatch):
     one = Clock()
     before = one.rfc3339(one.start)
     monkeypatch.setattr(time, "time_ns", lambda: 0)
@@ -92,33 +92,33 @@ def at(one: Clock, ns: int) -> float:
 
 
 @pytest.mark.parametrize("step", [3600 * 10**9, -3600 * 10**9, 5_000])
-def test_after_a_step_times_follow_and_those_before_stay(hands, step):
+def test_step_changes_only_later_times(hands, step):
     one = Clock(hands.kernel_ns)
     before = hands.kernel
     assert at(one, before) == pytest.approx(5000, abs=1e-3)
     hands.pass_by(10**9)
-    assert one.look() is False
+    assert one.resync() is False
     hands.wall += step
-    assert one.look() is True
+    assert one.resync() is True
     hands.pass_by(10**9)
-    assert one.look() is False
+    assert one.resync() is False
     assert at(one, before) == pytest.approx(5000, abs=2e-6)
     assert at(one, hands.kernel) == pytest.approx(hands.wall / 1e9, abs=2e-6)
     assert one.since_start(hands.kernel) == pytest.approx(2, abs=1e-3)
 
 
-def test_each_of_several_steps_counts_from_its_moment(hands):
+def test_several_steps_each_apply_from_their_time(hands):
     one, moments = Clock(hands.kernel_ns), []
     for step in (7, 19, -3):
         hands.pass_by(10**9)
         moments.append((hands.kernel, hands.wall))
         hands.wall += step * 10**9
-        assert one.look()
+        assert one.resync()
     for kernel, wall in moments:
         assert at(one, kernel) == pytest.approx(wall / 1e9, abs=2e-6)
 
 
-def test_distance_is_that_of_the_quickest_of_several_readings(hands, monkeypatch):
+def test_offset_is_from_the_fastest_sample(hands, monkeypatch):
     waits = iter([10**9, 10**6, 0, 10**6, 10**9])
 
     def interrupted() -> int:
@@ -131,7 +131,7 @@ def test_distance_is_that_of_the_quickest_of_several_readings(hands, monkeypatch
     assert at(one, hands.kernel) == pytest.approx(hands.wall / 1e9, abs=2e-6)
 
 
-def test_a_reading_that_is_interrupted_is_no_step(hands, monkeypatch):
+def test_interrupted_sample_is_not_a_step(hands, monkeypatch):
     one = Clock(hands.kernel_ns)
 
     def interrupted() -> int:
@@ -139,7 +139,7 @@ def test_a_reading_that_is_interrupted_is_no_step(hands, monkeypatch):
         return hands.time_ns()
 
     monkeypatch.setattr(time, "time_ns", interrupted)
-    assert one.look() is False
+    assert one.resync() is False
 
 
 def test_listed_shift_is_exact_and_the_measured_one_decides_whose_it_is():

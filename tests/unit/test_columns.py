@@ -1,4 +1,4 @@
-"""Columns: every meaning turns its raw C value into a machine value and into words for people."""
+"""Columns: every class converts its raw C value into a decoded value and into text."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ CASES = [
     (LookupResult("x"), 0, "OK", ""),
     (LookupResult("x"), -2, "EAI_NONAME", "no such name"),
     (LookupResult("x"), -99, "-99", "-99"),
-    (LookupResult("x"), 1, None, "still waiting"),
+    (LookupResult("x"), 1, None, "pending"),
 ]  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_raw_becomes_value_becomes_text(column, raw, value, text):
     assert column.text(value) == text
 
 
-def test_every_column_class_is_tried():
+def test_every_column_class_is_tested():
     classes = {
         c for c in vars(columns).values() if isinstance(c, type) and issubclass(c, Column)
     } - {Text}
@@ -144,7 +144,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_name_reaches_the_terminal_as_plain_words(raw):
+def test_untrusted_name_is_escaped_in_text(raw):
     # GIVEN a name with something that a terminal would obey or hide
     value = value_of(Comm("x"), raw.ljust(16, b"\0"))
     # THEN it is valid Unicode, and the terminal gets printable characters only
@@ -173,7 +173,7 @@ def test_arrays_of_bytes_have_their_length_and_no_alignment():
     assert (column.size, column.alignment) == (16, 1)
 
 
-def test_arrays_of_anything_wider_are_refused():
+def test_only_byte_arrays_are_supported():
     with pytest.raises(ValueError, match="u32"):
         Column("x", ctype="u32[4]")
 
@@ -186,13 +186,13 @@ def test_title_is_the_header_or_the_name():
 
 
 @pytest.mark.parametrize("column", [case[0] for case in CASES], ids=lambda c: type(c).__name__)
-def test_schema_allows_null_and_says_what_it_means(column):
+def test_schema_allows_null_and_has_a_description(column):
     schema = column.schema()
     assert "null" in schema["type"]
     assert schema["description"] == "x"
 
 
-def test_schema_names_the_words_of_a_choice():
+def test_schema_of_an_enum_lists_its_strings():
     assert Owner("x").schema()["examples"] == ["exact", "snapshot", "unknown"]
 
 
@@ -200,7 +200,7 @@ def test_schema_names_the_words_of_a_choice():
     ("truncated", "text"),
     [(None, "abc"), ("host", "abc..."), ("host,service", "abc..."), ("service", "abc")],
 )
-def test_what_was_too_long_is_shown_to_go_on(truncated, text):
+def test_truncated_string_is_marked(truncated, text):
     column = HostName("x")
     column.name = "host"
     assert column.cell({"host": "abc", "truncated": truncated}) == text

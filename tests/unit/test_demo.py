@@ -1,4 +1,4 @@
-"""The demonstration waits as long as something happens, and no longer."""
+"""The demonstration waits while tools start and stop, and no longer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from netbpf.demo import show
 
 @pytest.fixture
 def running(tmp_path):
-    """A tool that says nothing, for ever."""
+    """A tool that runs forever and prints nothing."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     ready = tmp_path / "ready"
     yield show.Running(find_tool("tcplife"), process, io.BytesIO(), io.BytesIO(), ready)
     process.communicate()
 
 
-def test_a_tool_has_started_when_it_says_so_or_has_ended(running):
+def test_tool_has_started_when_its_ready_file_exists_or_it_has_exited(running):
     assert not running.started
     running.ready.touch()
     assert running.started
@@ -34,8 +34,8 @@ def test_a_tool_has_started_when_it_says_so_or_has_ended(running):
     assert running.started
 
 
-def test_patience_is_that_with_the_next_and_not_with_all(running, monkeypatch):
-    monkeypatch.setattr(show, "_PATIENCE", 0.3)
+def test_timeout_starts_again_with_each_tool(running, monkeypatch):
+    monkeypatch.setattr(show, "_TIMEOUT", 0.3)
     start = time.monotonic()
     show._wait([running], lambda: False)
     assert 0.3 <= time.monotonic() - start
@@ -47,13 +47,13 @@ def test_patience_is_that_with_the_next_and_not_with_all(running, monkeypatch):
     sign.join()
 
 
-def test_what_is_so_is_not_waited_for(running, monkeypatch):
-    monkeypatch.setattr(show, "_PATIENCE", 3600)
+def test_a_true_condition_returns_at_once(running, monkeypatch):
+    monkeypatch.setattr(show, "_TIMEOUT", 3600)
     show._wait([running], lambda: True)
 
 
-def test_who_waits_long_is_told_how_far_it_is(running, monkeypatch, capsys):
-    monkeypatch.setattr(show, "_PATIENCE", 0.3)
-    monkeypatch.setattr(show, "_NEWS", 0.1)
+def test_progress_is_printed_during_a_long_wait(running, monkeypatch, capsys):
+    monkeypatch.setattr(show, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(show, "_PROGRESS", 0.1)
     show._wait([running], lambda: False)
-    assert "... 0 of them have started\n" in capsys.readouterr().out
+    assert "... 0 tools have started\n" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The doctor: what a tool would use on a made-up kernel, in words, as exit code."""
+"""The doctor: its report on a fake kernel, as data, text and exit code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KERNEL_OPTIONAL(sock, skc_v6)
 
 
 class Thing(Event):
-    """What the pretended tool shows."""
+    """The event of the fake tool."""
 
     pid = Pid("whose")
 
@@ -51,7 +51,7 @@ TOOL = Tool(
 
 @pytest.fixture(autouse=True)
 def programs(tmp_path, monkeypatch):
-    """The C program of the pretended tool."""
+    """The C program of the fake tool."""
     (tmp_path / "pretend.bpf.c").write_text(SOURCE)
     monkeypatch.setattr(layout, "program_directory", lambda: tmp_path)
     return tmp_path
@@ -59,7 +59,7 @@ def programs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def real_programs(monkeypatch, programs):
-    """Those of netbpf again."""
+    """The C programs of netbpf."""
     monkeypatch.undo()
 
 
@@ -71,7 +71,7 @@ def report_of(tools, **more):
     return {**empty, "tools": tools, **more}
 
 
-def test_a_tool_is_usable_if_every_needed_probe_and_field_is_there():
+def test_tool_is_usable_if_required_probes_and_fields_exist():
     found = report.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))
     assert found["usable"] is True and found["problems"] == []
     seen, felt = found["probes"]
@@ -83,28 +83,31 @@ def test_a_tool_is_usable_if_every_needed_probe_and_field_is_there():
     assert found["lost_columns"] == ["pid"]
 
 
-def test_everything_that_is_missing_is_told_at_once(programs):
+def test_everything_missing_is_reported_at_once(programs):
     # GIVEN a program that reads two fields, on a kernel without them and without any probe
     (programs / "pretend.bpf.c").write_text(SOURCE + "KERNEL_FIELDS(sock, skc_num)\n")
     # WHEN the tool is examined
     problems = report.examine_tool(TOOL, FakeKernel())["problems"]
     # THEN all three are named
     assert len(problems) == 3
-    assert "nothing for probe 'seen' (fentry see: this kernel refuses fentry" in problems[0]
+    assert (
+        "no alternative works for probe 'seen' (fentry see: this kernel refuses fentry"
+        in problems[0]
+    )
     assert "'skc_family'" in problems[1] and "'skc_num'" in problems[2]
 
 
-def test_a_program_that_is_not_there_is_told(programs):
+def test_missing_c_program_is_reported(programs):
     (programs / "pretend.bpf.c").unlink()
     [problem] = report.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))["problems"]
     assert "pretend.bpf.c: No such file" in problem
 
 
-def test_without_privileges_nothing_is_claimed():
-    found = report.examine_tool(TOOL, FakeKernel(**HAS_FIELDS), lacking=["CAP_BPF"])
+def test_without_privileges_usability_is_unknown():
+    found = report.examine_tool(TOOL, FakeKernel(**HAS_FIELDS), missing=["CAP_BPF"])
     assert found["usable"] is None and found["problems"] == []
     whys = {over["why"] for probe in found["probes"] for over in probe["rejected"]}
-    assert whys == {machine.ROOT_TELLS}
+    assert whys == {machine.UNKNOWN}
 
 
 def test_without_kernel_types_no_tool_is_usable():
@@ -112,7 +115,7 @@ def test_without_kernel_types_no_tool_is_usable():
     assert found["usable"] is False and found["probes"] == []
 
 
-def test_a_probe_of_an_option_that_cannot_be_is_no_problem():
+def test_unusable_probe_of_an_option_is_not_a_problem():
     probes = (Probe("extra", Tracepoint("no:such"), option="extra"),)
     tool = Tool("pretend - with an option\n", event=Thing, probes=probes)
     found = report.examine_tool(tool, FakeKernel(**HAS_FIELDS))
@@ -120,7 +123,7 @@ def test_a_probe_of_an_option_that_cannot_be_is_no_problem():
     assert "not used (with --extra)" in report.describe(report_of([found]))
 
 
-def test_a_probe_that_its_partner_covers_loses_nothing():
+def test_redundant_probe_loses_no_columns():
     probes = (
         Probe("a", Fexit("f"), Tracepoint("s:a")),
         Probe("b", Tracepoint("s:b"), optional=True, loses=("pid",), with_probe="a"),
@@ -138,7 +141,7 @@ def test_a_probe_that_its_partner_covers_loses_nothing():
 
 
 @pytest.mark.parametrize(
-    ("usable", "lacking", "code"),
+    ("usable", "missing", "code"),
     [
         ([True, True], [], 0),
         ([True, False], [], 69),
@@ -146,12 +149,12 @@ def test_a_probe_that_its_partner_covers_loses_nothing():
         ([False, False], ["CAP_BPF"], 77),
     ],
 )
-def test_exit_code(usable, lacking, code):
+def test_exit_code(usable, missing, code):
     tools = [{"usable": one} for one in usable]
-    assert report.exit_code(report_of(tools, missing_privileges=lacking)) == code
+    assert report.exit_code(report_of(tools, missing_privileges=missing)) == code
 
 
-def test_words_are_marked_and_fit_80_columns():
+def test_text_has_marks_and_fits_80_columns():
     good = report.examine_tool(TOOL, FakeKernel(raw=RAW, **HAS_FIELDS))
     bad = report.examine_tool(TOOL, FakeKernel())
     checks = [
@@ -162,13 +165,13 @@ def test_words_are_marked_and_fit_80_columns():
     text = report.describe(report_of([good, bad], checks=checks, hints=["mend " * 30]))
     assert max(map(len, text.splitlines())) <= 80
     assert text.isascii()
-    for words in ("ok  bcc", "--  kprobes", "!!  BTF", "ok  pretend:", "!!  pretend:", "to mend:"):
+    for words in ("ok  bcc", "--  kprobes", "!!  BTF", "ok  pretend:", "!!  pretend:", "to fix:"):
         assert words in text
     assert "not fentry see: this kernel refuses fentry programs" in text
-    assert "may stay unknown: pid" in text
+    assert "may be unknown: pid" in text
 
 
-def test_only_some_processes_that_cannot_be_covered_are_named():
+def test_text_names_only_some_uncovered_processes():
     gaps = [{"pid": n, "name": f"prog{n}", "reason": "static"} for n in range(10)]
     libraries = {
         "libcs": [{"kind": "glibc", "path": "/lib/libc.so.6", "processes": 4}],
@@ -176,7 +179,7 @@ def test_only_some_processes_that_cannot_be_covered_are_named():
     }  # fmt: skip
     text = " ".join(report.describe(report_of([], libraries=libraries)).split())
     assert "ok glibc /lib/libc.so.6, 4 processes" in text
-    assert "-- 10 not coverable: prog0 (static)" in text
+    assert "-- 10 cannot be traced: prog0 (static)" in text
     assert "prog5 (static), and 4 more" in text and "prog6" not in text
 
 
@@ -189,7 +192,7 @@ def test_report_on_any_machine_is_json(real_programs):
     assert report.describe(found)
 
 
-def test_what_no_tool_can_do_without_counts_for_all(real_programs, monkeypatch):
+def test_missing_requirement_of_the_machine_affects_all_tools(real_programs, monkeypatch):
     def no_kernel(_):
         raise Unsupported("no BTF here", "get one")
 
@@ -203,7 +206,7 @@ def test_what_no_tool_can_do_without_counts_for_all(real_programs, monkeypatch):
 # --- the machine ----------------------------------------------------------------------------------
 
 
-def test_an_interpreter_without_bcc_is_told_which_package(tmp_path):
+def test_python_without_bcc_gets_a_hint(tmp_path):
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'bcc'\" >&2\nexit 1\n")
     fake.chmod(0o755)
@@ -212,7 +215,7 @@ def test_an_interpreter_without_bcc_is_told_which_package(tmp_path):
     assert "No module named 'bcc'" in found.words and "python3-bpfcc" in found.hint
 
 
-def test_an_interpreter_that_is_not_there_is_no_crash():
+def test_missing_python_is_a_result():
     assert machine.check_bcc("/nonexistent/python").state == machine.BAD
 
 
@@ -224,7 +227,7 @@ def test_an_interpreter_that_is_not_there_is_no_crash():
         ("none integrity [confidentiality]\n", machine.BAD, "confidentiality"),
     ],
 )
-def test_lockdown_matters_when_it_hides_the_kernel(tmp_path, text, state, words):
+def test_only_confidentiality_lockdown_is_a_problem(tmp_path, text, state, words):
     path = tmp_path / "lockdown"
     path.write_text(text)
     found = machine.check_lockdown(path)
@@ -263,7 +266,7 @@ def test_a_check_that_fails_is_a_result():
     assert machine._guarded("x", fail).state == machine.ABSENT
 
 
-def test_ways_in_are_told():
+def test_features_of_the_kernel_are_checked():
     states = {
         check.name: check.state
         for check in machine.kernel_checks(FakeKernel(takes=("uprobe",), sizes={"bpf_ringbuf": 8}))

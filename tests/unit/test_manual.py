@@ -251,4 +251,4 @@ def test_check_reports_and_writes_nothing(tmp_path: Path, capsys):
 def test_manual_has_the_measured_cost_of_its_tool(name):
     text = " ".join(manual_text(find_tool(name)).split())
     assert f"{COSTS[name].probes:.1f} us of CPU time per" in text
-    assert f"its reader {COSTS[name].reader:.1f} us" in text
+    assert f"the reader {COSTS[name].reader:.1f} us" in text

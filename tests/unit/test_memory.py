@@ -1,4 +1,4 @@
-"""How much a map takes in the kernel, beside what kernels counted; what declarations state."""
+"""Memory of maps: estimates compared with counts of kernels, and what tools state."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ COUNTED = [
 
 
 @pytest.mark.parametrize(("shape", "counted"), COUNTED)
-def test_a_map_takes_what_the_kernel_counts_or_little_more(shape: MapSpec, counted: int) -> None:
+def test_estimate_is_at_or_slightly_above_the_kernels_count(shape: MapSpec, counted: int) -> None:
     stated = bytes_of(shape, 2)
     assert counted <= stated <= counted + 4096
 
 
-def test_per_cpu_values_count_for_each_cpu():
+def test_per_cpu_values_are_counted_per_cpu():
     shape = MapSpec("percpu_hash", 5, 8, 100, 1024, 0)
     assert bytes_of(shape, 9) - bytes_of(shape, 8) >= 1024 * 104
     assert bytes_of(shape._replace(kind=1), 9) - bytes_of(shape._replace(kind=1), 8) < 1024
 
 
-def test_places_of_a_hash_table_are_a_power_of_two():
+def test_buckets_of_a_hash_table_are_a_power_of_two():
     one, more = (bytes_of(MapSpec("hash", 1, 8, 8, n, 0), 2) for n in (1024, 1025))
     assert more - one == 64 + 16 * 1024
 
 
-def test_stacks_count_their_places():
+def test_stack_maps_count_their_frames():
     assert bytes_of(MapSpec("stacks", 7, 4, 127 * 8, 4096, 0), 2) >= 4096 * 127 * 8
 
 
-def test_every_tool_states_its_maps_and_no_other_does():
+def test_every_tool_has_an_entry_in_maps():
     assert sorted(memory.MAPS) == [tool.name for tool in all_tools()]
 
 
@@ -69,7 +69,7 @@ def test_manuals_state_memory_and_what_the_buffer_holds():
         assert (f"holds {found['buffer_events']} events" in words) is (tool.event is not None)
 
 
-def test_default_buffers_hold_two_seconds_of_a_storm_of_connections():
+def test_default_buffers_hold_two_seconds_of_connections():
     # 30,000 connections a second; tcplife has an event for each end, and both may be here.
     for name, each in (("tcplife", 2), ("soconnect", 1), ("soaccept", 1)):
         assert memory.by_default(find_tool(name), 8)["buffer_events"] >= each * 60_000

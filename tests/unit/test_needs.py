@@ -1,4 +1,4 @@
-"""What each tool needs, the errors made from it, and what makes a run incomplete."""
+"""Privileges: what each tool needs, errors, and effects on a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def lacking(tool: str, held: set[str], monkeypatch: Any, **settings: Any) -> set
 
 
 @pytest.mark.parametrize("need", all_needs(), ids=lambda need: need.words)
-def test_need_names_capabilities_that_there_are(need):
+def test_capabilities_exist(need):
     assert need.any_of and set(need.any_of) <= set(CAPABILITIES)
     assert need.to and not need.to.endswith(".")
     assert not (need.hides and not need.without)
@@ -52,7 +52,7 @@ def test_every_tool_needs_programs_and_attaching(tool):
     assert {needs.PROGRAMS, needs.ATTACH} <= set(needs_of(tool, {}))
 
 
-def test_numbers_of_capabilities_are_those_of_the_kernel():
+def test_capability_numbers_match_the_kernel():
     numbers = {"CAP_CHOWN": 0, "CAP_SETPCAP": 8, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
     numbers |= {"CAP_SYSLOG": 34, "CAP_PERFMON": 38, "CAP_BPF": 39, "CAP_CHECKPOINT_RESTORE": 40}
     assert {name: CAPABILITIES.index(name) for name in numbers} == numbers
@@ -71,11 +71,11 @@ def test_numbers_of_capabilities_are_those_of_the_kernel():
         ("gethostlatency", {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE"}, set(), {}),
     ],
 )
-def test_what_a_tool_cannot_do_without(monkeypatch, tool, held, missing, settings):
+def test_required_privileges(monkeypatch, tool, held, missing, settings):
     assert lacking(tool, held, monkeypatch, **settings) == missing
 
 
-def test_kernel_is_asked_where_it_may_take_less(monkeypatch):
+def test_privileges_depend_on_the_kernel(monkeypatch):
     monkeypatch.setattr(privileges, "lacks", lambda need: True)
     for probing, symbols in ((True, False), (False, True)):
         monkeypatch.setattr(confinement, "probing_denied", lambda it=probing: it)
@@ -86,10 +86,10 @@ def test_kernel_is_asked_where_it_may_take_less(monkeypatch):
         assert (needs.PLACES in drops) is not symbols
 
 
-def test_error_says_what_is_missing_what_for_and_how_to_give_it():
+def test_error_names_the_capability_its_purpose_and_a_remedy():
     error = lack([needs.PROCESSES], "gethostlatency", [needs.UPROBES, needs.PROCESSES])
     assert error.exit_code == 77
-    assert error.message == "tracing needs CAP_SYS_PTRACE to look into processes of other users"
+    assert error.message == "tracing needs CAP_SYS_PTRACE to inspect processes of other users"
     assert "sudo netbpf gethostlatency" in error.hint or "user namespace" in error.hint
     if "user namespace" not in error.hint:
         assert "--ambient-caps +sys_admin,+sys_ptrace" in error.hint
@@ -99,7 +99,7 @@ def test_error_says_what_is_missing_what_for_and_how_to_give_it():
 
 
 class HiddenTracefs(FakeKernel):
-    """A kernel whose trace events this process must not look at."""
+    """A kernel whose trace events this process cannot read."""
 
     def tracepoint(self, name: str) -> Any:
         raise PermissionError(errno.EACCES, needs.TRACEFS.words)
@@ -108,7 +108,7 @@ class HiddenTracefs(FakeKernel):
 EXITS = Tracepoint("syscalls:sys_exit_x")
 
 
-def test_hidden_tracepoint_is_a_lack_of_privileges_and_not_of_the_kernel():
+def test_unreadable_tracepoint_is_a_privilege_error():
     with pytest.raises(PrivilegeError) as raised:
         select([Probe("leave", EXITS)], HiddenTracefs())
     assert "CAP_DAC_READ_SEARCH to read /sys/kernel/tracing" in raised.value.message
@@ -117,26 +117,26 @@ def test_hidden_tracepoint_is_a_lack_of_privileges_and_not_of_the_kernel():
         select([Probe("leave", EXITS)], FakeKernel())
 
 
-def test_way_that_needs_no_tracefs_is_taken_without_a_word():
+def test_alternative_without_tracefs_is_not_reported():
     probe = Probe("leave", EXITS, RawTracepoint("sys_exit"))
     (selection,) = select([probe], HiddenTracefs(raw={"sys_exit": ()}))
     assert selection.kind == "rawtp" and selection.denied == ""
 
 
-def test_way_that_loses_columns_for_lack_of_a_privilege_is_named():
+def test_alternative_that_loses_columns_names_the_privilege():
     probe = Probe("leave", EXITS, RawTracepoint("sys_exit", loses=("pid",)))
     (selection,) = select([probe], HiddenTracefs(raw={"sys_exit": ()}))
     assert selection.kind == "rawtp" and "CAP_DAC_READ_SEARCH" in selection.denied
 
 
-def test_optional_probe_that_is_hidden_is_named():
+def test_unreadable_optional_probe_names_the_privilege():
     (selection,) = select([Probe("leave", EXITS, optional=True)], HiddenTracefs())
     assert selection.kind == "" and "CAP_DAC_READ_SEARCH" in selection.denied
     (selection,) = select([Probe("leave", EXITS, optional=True)], FakeKernel())
     assert selection.denied == ""
 
 
-def test_refusal_of_a_needed_probe_is_one_of_privileges_only_if_one_is_missing(monkeypatch):
+def test_refused_probe_is_a_privilege_error_only_if_one_is_missing(monkeypatch):
     error = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF", "CAP_PERFMON"])
     words = refusal("the kernel refused to attach it", error)
@@ -150,7 +150,7 @@ def test_refusal_of_a_needed_probe_is_one_of_privileges_only_if_one_is_missing(m
                {("leave", "rawtp"): words})  # fmt: skip
 
 
-def test_process_that_proc_hides_is_a_lack_of_privileges(monkeypatch):
+def test_process_hidden_by_proc_is_a_privilege_error(monkeypatch):
     absent = 2**22 + 1  # above the most that the kernel gives
     with pytest.raises(UsageError):
         kernel_pid(absent)
@@ -167,7 +167,7 @@ def refuse(*_: object) -> int:
 
 
 @pytest.mark.parametrize("limit", [65536, -1])
-def test_map_that_takes_more_than_may_be_locked_is_a_lack_of_privileges(monkeypatch, limit):
+def test_map_above_the_memlock_limit_is_a_privilege_error(monkeypatch, limit):
     monkeypatch.setattr(loader, "bpf", refuse)
     monkeypatch.setattr(loader, "_raise_limit", lambda: False)
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF"])
@@ -197,7 +197,7 @@ def attached(*denied: str) -> Any:
 SHAPE: Any = SimpleNamespace(lost={})
 
 
-def test_what_is_missing_is_counted_if_it_hides_rows_and_noted_in_any_case(monkeypatch):
+def test_missing_privileges_are_noted_and_counted_if_rows_are_hidden(monkeypatch):
     found = confined(monkeypatch, "tcpsynbl", *needs.FIRST, needs.STATISTICS)
     assert found.not_covered(attached(), SHAPE) == 1
     notes = found.notes(attached())
@@ -205,19 +205,19 @@ def test_what_is_missing_is_counted_if_it_hides_rows_and_noted_in_any_case(monke
     assert notes[0].endswith("may be missing: it takes CAP_SYS_ADMIN, CAP_SYS_PTRACE")
 
 
-def test_denied_probes_and_what_a_shape_lost_count_each(monkeypatch):
+def test_denied_probes_and_losses_of_results_are_added(monkeypatch):
     found = confined(monkeypatch, "tcplife")
     shape: Any = SimpleNamespace(lost={"not_covered": 5})
     assert found.not_covered(attached("it takes CAP_X", "", "it takes CAP_X"), shape) == 7
     assert found.notes(attached("it takes CAP_X")) == ["probe x is not used: it takes CAP_X"]
 
 
-def test_needed_privilege_ends_the_start(monkeypatch):
-    with pytest.raises(PrivilegeError, match="CAP_SYS_PTRACE to look into"):
+def test_missing_required_privilege_is_an_error(monkeypatch):
+    with pytest.raises(PrivilegeError, match="CAP_SYS_PTRACE to inspect"):
         confined(monkeypatch, "gethostlatency", needs.PROCESSES, needs.FILES)
 
 
-def test_run_in_a_process_of_somebody_else_gives_up_nothing(monkeypatch):
+def test_run_as_a_library_keeps_the_privileges(monkeypatch):
     monkeypatch.setattr(privileges, "give_up", lambda _: pytest.fail("gave up"))
     found = confined(monkeypatch, "tcplife")
     found.enter({"losses": -1}, print)
@@ -225,7 +225,7 @@ def test_run_in_a_process_of_somebody_else_gives_up_nothing(monkeypatch):
     assert found.described()["seccomp"] is False and found.helper == []
 
 
-def test_directory_is_ours_by_its_mode_alone(tmp_path):
+def test_write_access_follows_the_mode_alone(tmp_path):
     assert confinement._may_write(str(tmp_path))
     tmp_path.chmod(0o555)
     assert not confinement._may_write(str(tmp_path))  # even for root, who may do all the same

@@ -1,4 +1,4 @@
-"""Columns of flows and packets: ends, shares, results of sending, protocols."""
+"""Columns of flows and packets: endpoints, shares, send errors, protocols."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from netbpf.declare.network import (
         (None, 80, "-"),
     ],
 )
-def test_ends(addr, port, text):
+def test_endpoints(addr, port, text):
     assert end(addr, port) == text
     column = Endpoint("an end", "lport")
     column.name = "laddr"
     assert column.cell({"laddr": addr, "lport": port}) == text
 
 
-def test_results_of_sending_are_errors_or_a_full_queue():
+def test_send_errors_are_errnos_or_queue_drops():
     column = SendError("why")
     convert = column.converter()
     assert [convert(raw) for raw in (0, -1, -113, 1)] == [
@@ -66,7 +66,7 @@ def test_shares_are_percent_in_text():
     assert IpVersion("version").text("ipv6") == "6"
 
 
-def test_what_only_a_kernel_can_name_is_a_number_without_one():
+def test_unresolved_number_is_shown_as_a_number():
     column = DropReason("why")
     assert column.converter()(3) == "3"
     column.bind({3: "NO_SOCKET"}.get)

@@ -1,4 +1,4 @@
-"""Options: each parser takes what is meant and refuses the rest with words."""
+"""Options: each parser accepts valid arguments and rejects others with a message."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import pytest
 from netbpf.declare import options
 from netbpf.declare.constants import one_of_names
 from netbpf.declare.options import (
-    COMMON,
+    EVENT_LIMITS,
+    FILTERS,
+    LIMITS,
     MAX_LIST,
+    OUTPUT,
     Option,
     by_name,
     comm_glob,
@@ -20,17 +23,18 @@ from netbpf.declare.options import (
     integers,
     milliseconds,
     network,
+    nonempty,
     percent,
     ports,
     seconds,
     size,
-    words,
 )
 from netbpf.errors import UsageError
 
+COMMON = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
 NET = ipaddress.ip_network
 GOOD = [
-    (words, "any text\n", "any text\n"),
+    (nonempty, "any text\n", "any text\n"),
     (integers, "1", [1]),
     (integers, "12,34,12", [12, 34, 12]),
     (integers, "4294967295", [2**32 - 1]),
@@ -66,7 +70,7 @@ GOOD = [
     (devices, "x" * 15, ["x" * 15]),
 ]
 BAD = [
-    (words, ["", " "]),
+    (nonempty, ["", " "]),
     (integers, ["", "0", "-1", "1,", ",1", "1,,2", "x", "1.5", "4294967296", " 1", "1 ", "0x10",
                 "99999999999", "\u0661", ",".join(["1"] * (MAX_LIST + 1))]),
     (ports, ["", "0", "65536", "90-80", "-80", "80-", "1-2-3", "http", "80,", "80;90", "\u0668"]),
@@ -80,13 +84,13 @@ BAD = [
 
     (devices, ["", "lo,", ",lo", "lo,a b", "x" * 128, "a/b", "a\nb", "a\0b", "\u00e9" * 64]),
 ]  # fmt: skip
-PARSERS = {parse for parse, _ in BAD} | {words}
+PARSERS = {parse for parse, _ in BAD} | {nonempty}
 
 
 @pytest.mark.parametrize(
     ("parse", "text", "value"), GOOD, ids=[f"{p.__name__}-{t[:20]!r}" for p, t, _ in GOOD]
 )
-def test_what_is_meant_is_understood(parse, text, value):
+def test_valid_argument_is_parsed(parse, text, value):
     assert parse(text) == value
 
 
@@ -95,13 +99,13 @@ def test_what_is_meant_is_understood(parse, text, value):
     [(parse, text) for parse, texts in BAD for text in texts],
     ids=lambda part: part.__name__ if callable(part) else repr(part[:20]),
 )
-def test_what_cannot_be_meant_is_refused_in_words(parse, text):
+def test_invalid_argument_has_an_error_message(parse, text):
     with pytest.raises(ValueError, match=r"\w+ \w+") as caught:
         parse(text)
     assert "invalid literal" not in str(caught.value)
 
 
-def test_every_parser_is_tried():
+def test_every_parser_is_tested():
     used = {option.parse for option in COMMON if option.parse}
     assert used <= PARSERS
     public = {
@@ -155,7 +159,7 @@ def test_defaults_are_acceptable():
 
 
 @pytest.mark.parametrize("name", ["eth0", "a\x1cb", "\udcff", "à", "\u2028", "x" * 127])
-def test_device_may_have_any_name_that_the_kernel_allows(name):
+def test_every_valid_device_name_is_accepted(name):
     assert devices(f"lo,{name}") == ["lo", name]
     short = name[:5]
     text = one_of_names("a", "b", [short])
@@ -164,6 +168,6 @@ def test_device_may_have_any_name_that_the_kernel_allows(name):
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a\n", "a/b", "\0", "à" * 64])
-def test_device_that_no_kernel_has_is_refused(name):
+def test_invalid_device_name_is_an_error(name):
     with pytest.raises(ValueError, match="empty|network device"):
         devices(name)

@@ -1,4 +1,4 @@
-"""Output that nobody waits for: pipes, sockets, terminals, files, and readers that do not read."""
+"""Non-blocking output to pipes, sockets, terminals and files, with stalled readers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE = "x" * 99 + "\n"
 
 
 class Ends:
-    """What is written to, and how its reader reads."""
+    """The two ends of a pipe, socket or terminal."""
 
     def __init__(self, kind: str) -> None:
         if kind == "pipe":
@@ -57,7 +57,7 @@ def drained(fd: int) -> bytes:
 
 
 def filled(out: Outlet) -> int:
-    """Write until the reader takes no more; return the number of lines.
+    """Write until the reader accepts no more; return the number of lines.
 
     A terminal makes room in the background, several times.
     """
@@ -74,7 +74,7 @@ def filled(out: Outlet) -> int:
     return lines
 
 
-def test_writing_never_waits_and_what_is_kept_comes_later(ends):
+def test_write_never_blocks_and_buffered_text_follows(ends):
     out = Outlet(ends.write)
     started = time.monotonic()
     lines = filled(out)
@@ -92,7 +92,7 @@ def test_writing_never_waits_and_what_is_kept_comes_later(ends):
     out.close()
 
 
-def test_delivered_and_dropped_lines_are_all_lines(ends):
+def test_delivered_and_dropped_lines_add_up(ends):
     out = Outlet(ends.write)
     lines = filled(out)
     for _ in range(23):
@@ -115,7 +115,7 @@ def test_line_in_a_pipe_is_never_cut():
     ends.close()
 
 
-def test_others_who_write_to_the_same_file_are_left_as_they_are(ends):
+def test_other_writers_stay_blocking(ends):
     before = fcntl.fcntl(ends.write, fcntl.F_GETFL)
     out = Outlet(ends.write)
     filled(out)
@@ -124,7 +124,7 @@ def test_others_who_write_to_the_same_file_are_left_as_they_are(ends):
     out.close()
 
 
-def test_pipe_that_cannot_be_opened_again_does_not_wait_either(monkeypatch):
+def test_pipe_that_cannot_be_reopened_does_not_block(monkeypatch):
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, "of another user")
 
@@ -137,7 +137,7 @@ def test_pipe_that_cannot_be_opened_again_does_not_wait_either(monkeypatch):
     ends.close()
 
 
-def test_finish_waits_for_a_reader_as_long_as_it_is_told_to(ends):
+def test_finish_waits_until_its_deadline(ends):
     out = Outlet(ends.write)
     filled(out)
     started = time.monotonic()
@@ -150,7 +150,7 @@ def test_finish_waits_for_a_reader_as_long_as_it_is_told_to(ends):
     out.close()
 
 
-def test_reader_that_goes_away_is_an_error_that_loses_nothing(ends):
+def test_closed_pipe_is_an_error_without_losses(ends):
     out = Outlet(ends.write)
     os.close(ends.read)
     out.write(LINE)
@@ -176,7 +176,7 @@ def test_full_disk_is_an_error_and_every_line_is_counted():
         out.close()
 
 
-def test_file_is_appended_to_where_others_append(tmp_path):
+def test_file_in_append_mode_is_appended_to(tmp_path):
     with open(tmp_path / "out", "ab") as file:
         out = Outlet(file.fileno())
         out.write("one\n")
@@ -189,7 +189,7 @@ def test_file_is_appended_to_where_others_append(tmp_path):
     assert (tmp_path / "out").read_text() == "one\ntwo\nthree \\udcff \u263a\n"
 
 
-def test_messages_are_sent_line_by_line_and_kept_within_bounds():
+def test_messages_are_written_by_line_and_buffered_within_bounds():
     ends = Ends("pipe")
     out = Outlet(ends.write, messages=True)
     print("hello", file=out)
@@ -202,7 +202,7 @@ def test_messages_are_sent_line_by_line_and_kept_within_bounds():
     ends.close()
 
 
-def test_closing_leaves_only_what_was_given(ends):
+def test_close_keeps_the_original_descriptor(ends):
     before = set(os.listdir("/proc/self/fd"))
     out = Outlet(ends.write)
     out.close()

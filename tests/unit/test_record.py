@@ -1,4 +1,4 @@
-"""Records: one declaration gives the C layout, the decoder, and the order in which it is shown."""
+"""Records: C layout, decoder and display order follow from one declaration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sample(Event):
 
 
 class CSample(ctypes.Structure):
-    """The same as a C compiler lays it out."""
+    """The same struct as laid out by a C compiler."""
 
     _fields_ = (
         ("time", ctypes.c_uint64),
@@ -49,7 +49,7 @@ class SampleKey(Record):
     point = Count("point", ctype="u8")
 
 
-def test_members_stand_widest_first_and_keep_their_order_within_a_width():
+def test_members_are_sorted_by_alignment_and_declaration():
     names = [name for name, _ in CSample._fields_[:-1]]
     assert [column.name for column in Sample.members] == names
 
@@ -73,7 +73,7 @@ def test_columns_are_shown_in_declared_order_without_the_time():
     assert [column.name for column in Sample.columns] == names
 
 
-def test_what_c_wrote_is_decoded():
+def test_c_struct_is_decoded():
     # GIVEN what a program would have written
     written = CSample(99, 5, 12_345_678, 41, 1000, 8080, b"curl")
     written.laddr[10:16] = (255, 255, 10, 0, 0, 1)
@@ -127,7 +127,7 @@ def test_two_events_have_each_their_own_columns():
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_text_leaves_out_wide_columns_unless_asked_and_others_always(wide):
+def test_text_has_wide_columns_only_with_wide(wide):
     shown = [column.name for column in text_columns(Sample.columns, wide)]
     assert ("comm" in shown) is wide
     assert "span_us" not in shown

@@ -1,4 +1,4 @@
-"""A recording: it answers as the kernel did, for all of a system, and refuses what it lacks."""
+"""Recordings: they answer like the kernel for whole subsystems, and fail for anything else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KERNEL_ENUM(odd_enum, ODD_ONE)
 
 
 class Thing(Event):
-    """What the pretended tool shows."""
+    """The event of the fake tool."""
 
     pid = Pid("whose")
 
@@ -46,7 +46,7 @@ TOOL = Tool(
 
 
 def types() -> BtfBlob:
-    """Return the types of a small kernel: what tools ask for, and what no tool does."""
+    """Return the types of a small kernel: some that tools use, some that none does."""
     blob = BtfBlob()
     u8, u32 = blob.integer("unsigned char", 1), blob.integer("unsigned int", 4)
     u64 = blob.integer("unsigned long", 8)
@@ -79,7 +79,7 @@ def types() -> BtfBlob:
 
 @pytest.fixture
 def live(tmp_path, monkeypatch):
-    """That small kernel, with two trace events; fentry is there."""
+    """The small kernel, with two trace events and fentry."""
     try:
         btf._libbpf()
     except Unsupported:
@@ -103,7 +103,7 @@ def live(tmp_path, monkeypatch):
 
 @pytest.fixture
 def recorded(live):
-    """A recording of it that went through a file."""
+    """A recording of it, serialized and parsed."""
     return RecordedKernel(json.loads(json.dumps(recording.recording_of(live))))
 
 
@@ -178,7 +178,7 @@ def test_recorded_kernel_answers_as_the_kernel_did(live, recorded, question):
     ],
     ids=" ".join,
 )
-def test_what_a_recording_does_not_cover_is_an_error_and_not_a_no(recorded, question):
+def test_uncovered_query_is_an_error(recorded, question):
     kind, *what = question
     with pytest.raises(NotRecorded, match=what[0].split(":")[0]):
         getattr(recorded, kind)(*what)
@@ -204,12 +204,12 @@ def test_an_empty_recording_answers_nothing():
         {"release": "1", "struct": {"sock": {SIZE: 8, "x": {SIZE: 8}}}},
     ],
 )  # fmt: skip
-def test_what_is_no_recording_is_refused(recording):
+def test_invalid_recording_is_an_error(recording):
     with pytest.raises(ValueError, match="no recording of a kernel"):
         RecordedKernel(recording)
 
 
-def test_a_struct_that_is_held_and_not_recorded_is_an_error():
+def test_nested_struct_that_is_not_recorded_is_an_error():
     struct = {"sock": {SIZE: 8, "x": "0 sock_common"}}
     recorded = RecordedKernel({"release": "1", "struct": struct, "covers": {"struct": ["sock*"]}})
     with pytest.raises(NotRecorded, match="sock_common"):

@@ -1,4 +1,4 @@
-"""The JSON Schema: what the JSON writer writes satisfies it, and what it does not promise fails."""
+"""JSON Schema: output of the JSON writer validates, anything else does not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema: make se
 
 
 class Everything(Event):
-    """One column of each meaning."""
+    """One column of each class."""
 
     cstruct = "everything"
 
@@ -156,7 +156,7 @@ def test_report_while_running_validates(validator):
     assert not validator.is_valid({**line, "surprise": 1})
 
 
-def test_row_says_how_much_of_its_interval_was_lost(validator):
+def test_row_has_the_losses_of_its_interval(validator):
     raw = Everything.layout().unpack(bytes(Everything.size))
     for kind, lost in (("event", 0), ("interval", 0), ("interval", 7)):
         output = Output()
@@ -172,7 +172,7 @@ def test_row_says_how_much_of_its_interval_was_lost(validator):
     [{"surprise": 1}, {"lport": "80"}, {"comm": 5}, {"tool": "other"}, {"type": "event2"}],
     ids=str,
 )
-def test_what_is_not_promised_does_not_validate(validator, change):
+def test_unknown_fields_and_values_do_not_validate(validator, change):
     raw = Everything.layout().unpack(bytes(Everything.size))
     output = Output()
     output.writer.event(10**9, Everything.decoder()(raw))
@@ -181,7 +181,7 @@ def test_what_is_not_promised_does_not_validate(validator, change):
     assert not validator.is_valid({**line, **change})
 
 
-def test_every_field_is_promised(validator):
+def test_every_field_is_required(validator):
     raw = Everything.layout().unpack(bytes(Everything.size))
     output = Output()
     output.writer.event(10**9, Everything.decoder()(raw))

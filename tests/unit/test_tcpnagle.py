@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from netbpf.tools.tcpnagle import ADVICE, TOOL, HolderRow, holder_rows
+from netbpf.tools.tcpnagle import ADVICE, TOOL, StalledRow, stalled_rows
 
-EMPTY = {column.name: 0 for column in HolderRow.columns}
+EMPTY = {column.name: 0 for column in StalledRow.columns}
 
 
-def holder(slots, reason="nagle", rounds=0, held_us=0):
+def stalled(slots, reason="nagle", rounds=0, held_us=0):
     """A socket by {slot: holds}."""
     sums = {f"slot{number}": slots.get(number, 0) for number in range(40)}
     counted = {"holds": sum(slots.values()), "held_us": held_us, "rounds": rounds}
@@ -27,7 +27,7 @@ def holder(slots, reason="nagle", rounds=0, held_us=0):
     ],
 )
 def test_p99_is_the_bound_that_99_of_100_do_not_exceed(slots, bound):
-    (row,) = holder_rows([holder(slots)], {"top": 5})
+    (row,) = stalled_rows([stalled(slots)], {"top": 5})
     assert row["p99_us"] == bound
 
 
@@ -42,7 +42,7 @@ def test_p99_is_the_bound_that_99_of_100_do_not_exceed(slots, bound):
     ],
 )
 def test_advice_is_for_writes_that_wait_for_each_other(holds, rounds, reason, advice):
-    (row,) = holder_rows([holder({16: holds}, reason, rounds)], {"top": 5})
+    (row,) = stalled_rows([stalled({16: holds}, reason, rounds)], {"top": 5})
     assert row["advice"] == advice
 
 
@@ -56,6 +56,6 @@ def test_settings_come_by_their_sends():
     assert [row["setting"] for row in table.build(groups, {})] == ["OFF", "CORK", "ON"]
 
 
-def test_holders_are_those_that_held_longest():
-    groups = [holder({3: holds}, held_us=us) for holds, us in ((9, 10), (1, 30), (2, 20))]
-    assert [row["held_us"] for row in holder_rows(groups, {"top": 2})] == [30, 20]
+def test_stalled_sockets_are_those_that_held_longest():
+    groups = [stalled({3: holds}, held_us=us) for holds, us in ((9, 10), (1, 30), (2, 20))]
+    assert [row["held_us"] for row in stalled_rows(groups, {"top": 2})] == [30, 20]

@@ -1,4 +1,4 @@
-"""Values: strings of strangers and addresses become text that is safe and right."""
+"""Values: untrusted strings and addresses are converted to safe text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_harmless_names_stay_as_they_are():
         assert escape(name) == name
 
 
-def test_escape_shows_what_was_there():
+def test_escape_makes_characters_visible():
     assert escape("a\x1b[1mb\n") == "a\\x1b[1mb\\n"
     assert escape("a\u202eb") == "a\\u202eb"
 

@@ -1,4 +1,4 @@
-"""Writers: the same record as text, JSON and CSV; what strangers chose harms none of them."""
+"""Writers: the same record as text, JSON and CSV, with untrusted strings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.test_columns import HOSTILE
 
 
 class Line(Record):
-    """What the tests write."""
+    """The record that the tests write."""
 
     pid = Pid("process")
     comm = Comm("name", width=8)
@@ -42,7 +42,7 @@ class FixedClock(Clock):
 
 
 class Terminal(io.StringIO):
-    """Output that a person looks at."""
+    """An output stream that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -80,14 +80,14 @@ def test_wide_text_shows_all_but_machine_columns():
     assert "12.3" in lines[1]
 
 
-def test_text_stamps_come_first_when_asked_for():
+def test_time_columns_come_first():
     assert written("text", FIRST, time=True, timestamp=True).splitlines() == [
         "TIME            TIME(s)    PID     COMM     RADDR        TX_KB",
         "00:16:41.500000 1.500000   41      curl     10.0.0.1      1.50",
     ]
 
 
-def test_long_words_are_cut_visibly_on_a_terminal_only():
+def test_long_values_are_truncated_on_a_terminal_only():
     long = {**FIRST, "comm": "a long name", "raddr": "192.168.100.100"}
     terminal = written("text", long, stream=Terminal()).splitlines()[1]
     assert terminal == "41      a long ~ 192.168.~     1.50"
@@ -124,7 +124,7 @@ def test_json_is_one_object_per_line_with_time_and_values():
     assert list(json.loads(lines[0])) == ["tool", "type", "time", *FIRST]
 
 
-def test_csv_has_a_header_and_values_and_nothing_for_what_is_not_known():
+def test_csv_has_a_header_and_empty_cells_for_unknown_values():
     assert written("csv", FIRST, UNKNOWN) == (
         "time,type,pid,comm,raddr,tx_bytes,span_us,errno,cgroup\r\n"
         "1970-01-01T00:16:41.500000Z,event,41,curl,10.0.0.1,1536,12345,ECONNREFUSED,7\r\n"
@@ -136,7 +136,7 @@ QUOTED = ["a,b", 'say "hi"', "two\nlines", "\r", " space ", "'", ";", "=1+1", '"
 
 
 @pytest.mark.parametrize("name", QUOTED)
-def test_csv_gives_back_what_was_written(name):
+def test_csv_round_trips(name):
     text = written("csv", {**FIRST, "comm": name})
     rows = list(csv.reader(io.StringIO(text, newline="")))
     assert rows[1][3] == name
@@ -145,7 +145,7 @@ def test_csv_gives_back_what_was_written(name):
 
 @pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("output", ["text", "json", "csv"])
-def test_hostile_name_harms_no_output(output, raw):
+def test_untrusted_name_is_safe_in_every_format(output, raw):
     # GIVEN a name that a stranger chose
     name = Comm("x").converter()(raw.ljust(16, b"\0"))
     # WHEN it is written
@@ -205,7 +205,7 @@ def test_histogram_as_bars_with_at_least_one_star():
     assert "2 -> 3 : 80" in lines[5]
 
 
-def test_histogram_as_json_has_no_words_for_people():
+def test_histogram_as_json_has_no_headline():
     found = json.loads(histogram("json"))
     assert found["type"] == "histogram"
     assert "headline" not in found
@@ -253,7 +253,7 @@ SUMMARY = {
 }  # fmt: skip
 
 
-def test_summary_is_words_on_stderr_and_an_object_in_json(capsys):
+def test_summary_is_text_on_stderr_or_a_json_object(capsys):
     for output in ("text", "csv", "json"):
         out = io.StringIO()
         writer = make_writer(output, "demo", Line.columns, FixedClock(), out, {})
@@ -268,21 +268,21 @@ def test_summary_is_words_on_stderr_and_an_object_in_json(capsys):
             assert out.getvalue() == begun
             assert words.splitlines() == [
                 "demo: 23 events in 1.0 s; nothing lost (ring_full 0, map_full 0)",
-                "demo: probes state=rawtp, accept=none; they cost 0.12 % of one CPU"
-                " (46 runs, 980.5 ns each), the reader 4 %",
-                "demo: kernel counters meanwhile: Tcp.OutRsts +2",
+                "demo: probes state=rawtp, accept=none; cost: 0.12 % of one CPU"
+                " (46 runs, 980.5 ns each), reader 4 %",
+                "demo: kernel counters: Tcp.OutRsts +2",
                 "demo: note: eth0\\x1b[1m does not pass GRO",
             ]
 
 
-def test_summary_says_loudly_that_data_was_lost(capsys):
+def test_summary_highlights_lost_data(capsys):
     lost = {**SUMMARY, "complete": False, "lost": {"ring_full": 7}, "counters": {}, "notes": []}
     writers.describe_summary(lost)
     make_writer("text", "demo", (), FixedClock(), io.StringIO()).summary(lost)
     assert "LOST DATA (ring_full 7)" in capsys.readouterr().err
 
 
-def test_summary_of_a_kernel_that_cannot_count_cost():
+def test_summary_without_overhead_statistics():
     text = writers.describe_summary({**SUMMARY, "overhead": {"measured": False}})
     assert "not measured" in text
 

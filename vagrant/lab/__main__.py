@@ -1,8 +1,8 @@
-"""`make vm`: the live tests on the kernels of kernels.yaml, and a table of what came of them.
+"""`make vm`: run the live tests on the kernels of kernels.yaml and print a table of results.
 
-Exit status: 0 all tests passed, 1 a test failed or a machine died under the tests, 2 the command
-line names a kernel that is not in the list, 69 a box or a machine could not be made or another run
-is at work, 77 not root, 130 or 143 after a signal.
+Exit status: 0 if all tests passed, 1 if a test failed or a machine crashed during the tests, 2 for
+an unknown kernel, 69 if a box or a machine could not be created or if another run is active, 77 if
+not root, 130 or 143 after a signal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Callable, Optional
 
 from . import boxes, host, libvirt, report
 from .machine import Machine, NoMachine, Options
-from .processes import Stopped, check, say, stopping, tail
+from .processes import Stopped, check, notice, stopping, tail
 from .rows import PROJECT, Row, UnknownKernel, read_rows, select
 from .shared import Share
 
@@ -29,34 +29,43 @@ LOCK = libvirt.WORK / "lock"
 received: list[int] = []
 
 
-def arguments(words: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Return the options. Their defaults come from the environment, where make puts them."""
-    given: Callable[..., str] = lambda name, usual="": os.environ.get(name) or usual  # noqa: E731
+def arguments(args: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line; defaults come from the environment, which make sets."""
+    given: Callable[..., str] = lambda name, default="": os.environ.get(name) or default  # noqa: E731
     cpus = str(os.cpu_count() or 1)
     parser = argparse.ArgumentParser(prog="make vm", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--kernel", default=given("KERNEL"), help="names or kernels, a comma list; all")
-    add("--tests", default=given("TESTS", "tests/live"), help="pytest's words")
-    add("--jobs", type=int, default=given("JOBS", cpus), help="machines at a time")
-    add("--limit", type=float, default=given("LIMIT", "90"), help="minutes for a machine's tests")
-    add("--up-limit", type=float, default=given("UP_LIMIT", "10"), help="minutes to come up")
-    add("--keep", action="store_true", default=bool(given("KEEP")), help="leave machines up")
-    add("--save", action="store_true", default=bool(given("SAVE")), help="keep the results")
-    add("--boxes-only", action="store_true", help="build boxes, boot nothing")
-    add("--clean", action="store_true", help="remove what a kept or killed run left")
-    return parser.parse_args(words)
+    add("--kernel", default=given("KERNEL"), help="names or kernels, comma-separated, or all")
+    add("--tests", default=given("TESTS", "tests/live"), help="arguments for pytest")
+    add("--jobs", type=int, default=given("JOBS", cpus), help="machines in parallel")
+    add(
+        "--limit",
+        type=float,
+        default=given("LIMIT", "90"),
+        help="minutes for the tests of a machine",
+    )
+    add("--up-limit", type=float, default=given("UP_LIMIT", "10"), help="minutes to boot a machine")
+    add("--keep", action="store_true", default=bool(given("KEEP")), help="leave machines running")
+    add("--save", action="store_true", default=bool(given("SAVE")), help="save the results")
+    add("--boxes-only", action="store_true", help="build boxes, boot no machine")
+    add(
+        "--clean",
+        action="store_true",
+        help="remove machines that were kept or left by a killed run",
+    )
+    return parser.parse_args(args)
 
 
 def on_signal(number: int, _frame: Any) -> None:
-    """Ask the run to end; once is enough, and the clean-up is not to be disturbed."""
+    """Stop the run; further signals are ignored, so that they do not interrupt the clean-up."""
     if not received:
-        say("stopping; this takes a moment, nothing is to stay behind")
+        notice("stopping and cleaning up, this takes a moment")
     received.append(number)
     stopping.set()
 
 
 class Run:
-    """One run: its machines, one brought up after the other, tested side by side."""
+    """A run: machines boot one after the other and are tested in parallel."""
 
     def __init__(self, rows: Sequence[Row], options: argparse.Namespace) -> None:
         self.rows = rows
@@ -66,7 +75,7 @@ class Run:
         self.kept: list[Machine] = []
 
     def build_boxes(self) -> list[Row]:
-        """Build the boxes that are missing, side by side; return the rows that have one."""
+        """Build missing boxes in parallel; return the rows that have a box."""
         boxes.remove_unfinished()
         with ThreadPoolExecutor(self.options.jobs) as pool:
             built = list(pool.map(self._build, self.rows))
@@ -82,19 +91,19 @@ class Run:
             return False
         except boxes.NoBox as error:
             self.outcomes[row.name].missing = str(error)
-            say(f"{row.name}: error: {error}")
+            notice(f"{row.name}: error: {error}")
             for line in tail(directory / "box.log", 15):
-                say(f"    {line}")
+                notice(f"    {line}")
             return False
         return True
 
     def boot_and_test(self, rows: Sequence[Row], before: host.Before) -> None:
-        """Bring up and test the machines. Raises Stopped."""
+        """Boot and test the machines. Raises Stopped."""
         driver = boxes.choose_driver(rows[0])
         options = Options(
             driver=driver,
-            cpus=int(os.environ.get("NETBPF_VM_CPUS") or self._share(driver, len(rows))),
-            words=tuple(shlex.split(self.options.tests)),
+            cpus=int(os.environ.get("NETBPF_VM_CPUS") or self._cpus(driver, len(rows))),
+            pytest_args=tuple(shlex.split(self.options.tests)),
             up_minutes=self.options.up_limit,
             test_minutes=self.options.limit,
         )
@@ -110,11 +119,12 @@ class Run:
             for test in tests:
                 test.result()
 
-    def _share(self, driver: str, machines: int) -> int:
-        """Return how many CPUs a machine gets: those of the host, shared out.
+    def _cpus(self, driver: str, machines: int) -> int:
+        """Return the number of CPUs per machine: an equal share of the host's CPUs.
 
-        One if it is emulated: with more, QEMU 7.2 runs breakpoints that the kernel set for a moment
-        to change its code, and has taken back; twice of two times a 6.12 kernel panicked at that.
+        Emulated machines have one CPU. With more, QEMU 7.2 executes breakpoints that the kernel
+        inserted while patching its code and has already removed; a 6.12 kernel panicked twice in
+        two attempts.
         """
         share = (os.cpu_count() or 1) // min(self.options.jobs, machines)
         return max(1, share) if driver == "kvm" else 1
@@ -124,7 +134,7 @@ class Run:
             machine.up()
         except NoMachine as error:
             machine.outcome.missing = str(error)
-            say(f"{machine.row.name}: error: {error}")
+            notice(f"{machine.row.name}: error: {error}")
             self.slots.release()
             return False
         return True
@@ -136,7 +146,7 @@ class Run:
                 self.kept.append(machine)
             else:
                 machine.halt()
-                say(f"{machine.row.name}: removed")
+                notice(f"{machine.row.name}: removed")
         finally:
             self.slots.release()
 
@@ -147,7 +157,7 @@ class Run:
 
 @contextlib.contextmanager
 def lock() -> Iterator[bool]:
-    """Hold the lock of this source tree's lab; give False if another run has it."""
+    """Lock this source tree's lab; yield False if another run holds the lock."""
     libvirt.WORK.mkdir(parents=True, exist_ok=True)
     with LOCK.open("a") as file:
         try:
@@ -159,19 +169,19 @@ def lock() -> Iterator[bool]:
 
 
 def clean_up(share: Share) -> None:
-    """Take away what a run of this tree left: one that was killed, kept machines, or ends now."""
+    """Remove what runs of this tree left: a killed run, kept machines, or this run."""
     left = host.left_behind()
     if left:
         share.enter()
         host.clean_up(left)
 
 
-def work(run: Run, share: Share) -> None:
-    """Build, boot, test, clean up. Raises Stopped, after the clean-up, and NoLibvirt."""
+def build_and_test(run: Run, share: Share) -> None:
+    """Build, boot, test, clean up. Raises Stopped (after the clean-up) and NoLibvirt."""
     rows = run.build_boxes()
     if run.options.boxes_only or not rows:
         return
-    # Signals ask; they break nothing off. So whatever was begun gets to the `finally`.
+    # Signals only set a flag, so that `finally` is always reached.
     try:
         share.enter()
         before = host.prepare()
@@ -184,43 +194,45 @@ def work(run: Run, share: Share) -> None:
             clean_up(share)
 
 
-def tell(run: Run) -> int:
-    """Show and keep what came of the machines; return the exit status."""
+def report_results(run: Run) -> int:
+    """Print and, if requested, save the results; return the exit status."""
     if not run.options.boxes_only:
         print(report.table(run.results()), flush=True)
     if run.options.save:
         for path in report.save(run.results(), read_rows(), libvirt.WORK, PROJECT):
-            say(f"saved {path.relative_to(PROJECT)}")
+            notice(f"saved {path.relative_to(PROJECT)}")
     return report.exit_status(run.results())
 
 
 def show_kept(machines: Sequence[Machine]) -> None:
-    """Say how to get into the machines that stay."""
+    """Print how to log in to the machines that were kept."""
     for machine in machines:
-        say(f"{machine.row.name} is still up: ssh -F {machine.ssh_config} {machine.row.name}")
-    say("`make vm-clean`, or the next `make vm`, removes them")
+        notice(
+            f"{machine.row.name} is still running: ssh -F {machine.ssh_config} {machine.row.name}"
+        )
+    notice("`make vm-clean` or the next `make vm` removes them")
 
 
-def locked(options: argparse.Namespace, rows: Sequence[Row]) -> int:
-    """Do what was asked for, this being the only run; return the exit status."""
+def run_locked(options: argparse.Namespace, rows: Sequence[Row]) -> int:
+    """Run as the only run of this source tree; return the exit status."""
     run, share = Run(rows, options), Share()
     try:
         try:
             if host.left_behind():
-                say("removing what an earlier run left")
+                notice("removing machines and images of an earlier run")
                 clean_up(share)
             if not options.clean:
-                work(run, share)
+                build_and_test(run, share)
         finally:
             share.leave()
-        return report.PASSED if options.clean else tell(run)
+        return report.PASSED if options.clean else report_results(run)
     except Stopped:
         return 128 + received[0]
     except libvirt.NoLibvirt as error:
-        say(f"error: {error}")
+        notice(f"error: {error}")
         return report.UNAVAILABLE
     finally:
-        host.give_to_owner()
+        host.restore_ownership()
 
 
 def main() -> int:
@@ -230,8 +242,8 @@ def main() -> int:
         rows = select(read_rows(), options.kernel)
     except UnknownKernel as error:
         known = ", ".join(f"{row.name} ({row.kernel})" for row in read_rows())
-        print(f"vm: error: no kernel '{error}' in vagrant/kernels.yaml", file=sys.stderr)
-        print(f"hint: there are {known}", file=sys.stderr)
+        print(f"vm: error: vagrant/kernels.yaml has no kernel '{error}'", file=sys.stderr)
+        print(f"hint: choose from {known}", file=sys.stderr)
         return report.USAGE
     if os.geteuid() != 0:
         print("vm: error: needs root\nhint: sudo make vm", file=sys.stderr)
@@ -240,10 +252,10 @@ def main() -> int:
         signal.signal(number, on_signal)
     with lock() as alone:
         if not alone:
-            print("vm: error: another `make vm` is at work here", file=sys.stderr)
-            print("hint: wait for it; two would take each other's machines away", file=sys.stderr)
+            print("vm: error: another `make vm` is running in this source tree", file=sys.stderr)
+            print("hint: wait for it to finish", file=sys.stderr)
             return report.UNAVAILABLE
-        return locked(options, rows)
+        return run_locked(options, rows)
 
 
 if __name__ == "__main__":

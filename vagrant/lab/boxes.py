@@ -1,4 +1,4 @@
-"""Boxes: built by mkbox.sh, kept until what they are made of changes; and whether KVM boots one."""
+"""Build boxes with mkbox.sh, rebuild them if their inputs change, and detect a working KVM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from .processes import Ended, run, say, span
+from .processes import Terminated, elapsed, notice, run
 from .rows import VAGRANT, Row, box_key
 
 BOXES = Path(os.environ.get("NETBPF_VM_BOXES", VAGRANT / "boxes"))
@@ -17,79 +17,78 @@ PROBE_SECONDS = 10
 
 
 class NoBox(Exception):
-    """A box could not be made; the message says why."""
+    """A box could not be built; the message is the reason."""
 
 
 def box_of(row: Row) -> Path:
-    """Return where the row's box is, or will be."""
+    """Return the path of the row's box, whether it exists or not."""
     return BOXES / f"{row.name}.box"
 
 
 def is_fresh(row: Row) -> bool:
-    """Return whether the box is there and made as it would be made now."""
+    """Return whether the box exists and its inputs have not changed."""
     box, key = box_of(row), BOXES / f"{row.name}.box.key"
     return box.is_file() and key.is_file() and key.read_text().strip() == box_key(row)
 
 
 def remove_unfinished() -> None:
-    """Remove the working directories of builds that were killed."""
+    """Remove the working directories of killed builds."""
     for path in BOXES.glob("*.box.??????"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def build(row: Row, log: Path) -> None:
-    """Make the row's box unless a fresh one is there. Raises NoBox and Stopped."""
+    """Build the row's box unless a fresh one exists. Raises NoBox and Stopped."""
     if is_fresh(row):
         return
     start = time.monotonic()
-    say(f"{row.name}: building the box (log: {log})")
+    notice(f"{row.name}: building the box (log: {log})")
     log.unlink(missing_ok=True)
     BOXES.mkdir(exist_ok=True)
     key = box_key(row)
-    # In namespaces of its own no mount and no process of it can be left.
-    inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]
-    words = [row.name, row.userland, row.suite, row.package, str(box_of(row)), *row.extra]
+    # In private namespaces, so that the build cannot leave mounts or processes behind.
+    unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"]
+    args = [row.name, row.userland, row.suite, row.package, str(box_of(row)), *row.extra]
     try:
-        command = [*inside, str(VAGRANT / "mkbox.sh"), *words]
-        # unshare lets no other signal through.
+        command = [*unshare, str(VAGRANT / "mkbox.sh"), *args]
+        # unshare blocks all other signals.
         status = run(command, log, BUILD_MINUTES * 60, orphan="KILL")
-    except Ended as error:
+    except Terminated as error:
         raise NoBox(f"building the box {error}") from None
     if status != 0:
-        raise NoBox(f"mkbox.sh ended with status {status}")
+        raise NoBox(f"mkbox.sh exited with status {status}")
     (BOXES / f"{row.name}.box.key").write_text(key + "\n")
-    say(f"{row.name}: box built, {span(start)}")
+    notice(f"{row.name}: box built, {elapsed(start)}")
 
 
 def choose_driver(row: Row) -> str:
-    """Return kvm or qemu (emulation): NETBPF_VM_DRIVER, or what a trial says.
+    """Return "kvm" or "qemu" (emulation): NETBPF_VM_DRIVER, or the result of a test boot.
 
-    That /dev/kvm can be opened does not say that a machine runs: inside of another virtual machine
-    it may hang. So the row's kernel is booted with no root file system, and must get as far as
-    missing it.
+    In nested virtualization, guests may hang although /dev/kvm can be opened. So the row's kernel
+    is booted without a root file system, and must get as far as panicking about that.
     """
     given = os.environ.get("NETBPF_VM_DRIVER")
     if given:
-        say(f"driver: {given}, as NETBPF_VM_DRIVER says")
+        notice(f"driver: {given} (NETBPF_VM_DRIVER)")
         return given
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        say("driver: qemu (emulation): /dev/kvm is not there")
+        notice("driver: qemu (emulation): /dev/kvm is not accessible")
         return "qemu"
     start = time.monotonic()
     works = kernel_starts(boot_output(Path(f"{box_of(row)}.vmlinuz")))
     driver, result = ("kvm", "started") if works else ("qemu (emulation)", "did not start")
-    say(f"driver: {driver}: a kernel {result} with /dev/kvm, {span(start)}")
+    notice(f"driver: {driver}: a kernel {result} with /dev/kvm, {elapsed(start)}")
     return driver.split()[0]
 
 
 def kernel_starts(output: str) -> bool:
-    """Return whether a console's output is of a kernel that got as far as its root file system."""
+    """Return whether the console output shows that a kernel tried to mount its root."""
     return "Kernel panic" in output or "VFS:" in output
 
 
 def boot_output(kernel: Path) -> str:
-    """Return what `kernel` writes to its console under KVM in some seconds, "" if it hangs."""
+    """Return the console output of `kernel` under KVM within PROBE_SECONDS, "" if it hangs."""
     command = ["timeout", "--kill-after=1", str(PROBE_SECONDS), "qemu-system-x86_64"]
     command += ["-accel", "kvm", "-nodefaults", "-no-user-config", "-display", "none"]
     command += ["-no-reboot", "-serial", "stdio", "-m", "256", "-kernel", str(kernel)]

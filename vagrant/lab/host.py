@@ -1,8 +1,8 @@
-"""What a source tree's runs leave on this host, which is taken away again: machines and images.
+"""Remove the machines and images that runs of this source tree leave on the host.
 
-Before a run makes any it writes down which images there are (`Before`). What is there in addition
-when it ends is its own and goes. A run that was killed leaves that file behind, and the next one
-cleans up from it first. What the runs of several trees use together is in `shared`.
+A run first records the existing images (`Before`) in a file, and at its end removes all that were
+added. A killed run leaves that file behind; the next run uses it to clean up. `shared` handles the
+resources that runs of several source trees share.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .libvirt import (
     POOL,
     PREFIX,
     WORK,
-    others_machines,
-    our_domains,
+    other_domains,
+    own_domains,
     remove_machine,
     virsh,
     volumes,
 )
-from .processes import say
+from .processes import notice
 from .rows import PROJECT
 
 STATE = WORK / "before.json"
@@ -31,24 +31,24 @@ STATE = WORK / "before.json"
 
 @dataclass
 class Before:
-    """What was there before a run: all of it is somebody else's."""
+    """The images that existed before a run, which it must not remove."""
 
     volumes: list[str] = field(default_factory=list)
 
     def write(self) -> None:
-        """Keep this for the run that cleans up."""
+        """Save this for the clean-up."""
         STATE.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def prepare() -> Before:
-    """Write down what libvirt, which answers, has already."""
+    """Record the images that libvirt has; its daemon must be running."""
     before = Before(volumes())
     before.write()
     return before
 
 
 def left_behind() -> Optional[Before]:
-    """Return what an earlier run wrote down and did not clean up, if there is one."""
+    """Return the record of an earlier run that did not clean up, if any."""
     try:
         return Before(**json.loads(STATE.read_text()))
     except (OSError, ValueError, TypeError):
@@ -56,14 +56,14 @@ def left_behind() -> Optional[Before]:
 
 
 def remove_volumes(before: Before, machine: str = "") -> None:
-    """Remove images of this run: those of one machine, or all; none that another is based on."""
-    in_use = "".join(virsh("dumpxml", name) for name in others_machines("--all"))
+    """Remove images of this run (of one machine, or all), except backing files of other images."""
+    in_use = "".join(virsh("dumpxml", name) for name in other_domains("--all"))
     ours = [name for name in volumes() if name.startswith(PREFIX) and name not in before.volumes]
     ours = [name for name in ours if f"/{name}'" not in in_use]
     if machine:
         box = f"{PREFIX}VAGRANTSLASH-{machine}_vagrant_box_image_"
         ours = [name for name in ours if name == f"{PREFIX}{machine}.img" or name.startswith(box)]
-    # A machine's disk comes before the box's image that it is based on.
+    # Remove a machine's disk before the box image that backs it.
     for name in sorted(ours, key=lambda name: "_vagrant_box_image_" in name):
         others = [other for other in volumes() if other != name]
         if not any(f"/{name}<" in virsh("vol-dumpxml", other, POOL) for other in others):
@@ -71,21 +71,21 @@ def remove_volumes(before: Before, machine: str = "") -> None:
 
 
 def clean_up(before: Before) -> None:
-    """Take away machines and images that came since `before`, or say what stays."""
-    for name in our_domains():
+    """Remove machines and images added since `before`; print an error for those that remain."""
+    for name in own_domains():
         remove_machine(name)
     remove_volumes(before)
-    left = our_domains()
+    left = own_domains()
     if left:
-        say(f"error: could not remove: {' '.join(left)}")
+        notice(f"error: could not remove: {' '.join(left)}")
         return
     for name in ("dot", "home/boxes", "home/tmp"):
         shutil.rmtree(WORK / name, ignore_errors=True)
     STATE.unlink(missing_ok=True)
 
 
-def give_to_owner() -> None:
-    """Give what root wrote into the source tree to the owner of that, who must be able to clean."""
+def restore_ownership() -> None:
+    """Give files written by root to the owner of the source tree, so that they can be removed."""
     owner = PROJECT.stat()
     for top in (PROJECT / "build", PROJECT / "vagrant" / "boxes"):
         for directory, _, files in os.walk(top):

@@ -1,7 +1,7 @@
-"""Children: in sessions of their own, so that Ctrl-C reaches them only in order, with time limits.
+"""Run child processes with time limits, in their own sessions so that Ctrl-C does not reach them.
 
-A first signal sets `stopping`; who waits for a child then ends it and raises Stopped. The clean-up
-does not look at `stopping`, so nothing breaks it off.
+The first signal sets `stopping`; functions that wait for a child then terminate it and raise
+Stopped. The clean-up ignores `stopping`, so that signals do not interrupt it.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ GRACE_SECONDS = 20
 
 
 class Stopped(Exception):
-    """The run was asked to end."""
+    """A signal stopped the run."""
 
 
-class Ended(Exception):
-    """A child was ended before it was done; the message says why."""
+class Terminated(Exception):
+    """A child was terminated before it exited; the message is the reason."""
 
 
-def say(text: str) -> None:
-    """Print a line of progress; standard output is for the table."""
+def notice(text: str) -> None:
+    """Print a progress message to stderr; stdout is for the table."""
     print(f"vm: {text}", file=sys.stderr, flush=True)
 
 
-def span(since: float) -> str:
-    """Return the time since `since` (of time.monotonic) in words."""
+def elapsed(since: float) -> str:
+    """Format the time since `since`, which is from time.monotonic()."""
     seconds = int(time.monotonic() - since)
     return f"{seconds} s" if seconds < 300 else f"{seconds // 60} min"
 
 
 def check() -> None:
-    """Raise Stopped if the run was asked to end."""
+    """Raise Stopped if a signal has arrived."""
     if stopping.is_set():
         raise Stopped
 
 
-def ask(
+def capture(
     command: Sequence[str], limit: float = 60, env: Optional[Mapping[str, str]] = None
 ) -> tuple[int, str]:
-    """Run a short command, whatever signals arrive; return its status and standard output.
+    """Run a short command, ignoring signals; return its status and standard output.
 
-    A command that is not there, or that takes more than `limit` seconds, has the status 127 or 124.
+    The status is 127 if the command does not exist, 124 if it takes more than `limit` seconds.
     """
     try:
         done = subprocess.run(
@@ -84,15 +84,15 @@ def run(
 ) -> int:
     """Run `command` with its output appended to `log`; return its status.
 
-    `watch` is called several times a second, and ends the child by returning why. Raises Ended
-    for that and after `limit` seconds, and Stopped. `orphan` is the signal that the child gets if
-    this program is killed.
+    `watch` is called several times per second and returns a reason to terminate the child, or "".
+    Raises Terminated for that reason or after `limit` seconds, and Stopped. `orphan` is the signal
+    sent to the child if this process is killed.
     """
     deadline = time.monotonic() + limit
-    guarded = ["setpriv", "--pdeathsig", orphan, *command]
+    command = ["setpriv", "--pdeathsig", orphan, *command]
     with log.open("ab") as output:
         child = subprocess.Popen(
-            guarded,
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -113,14 +113,14 @@ def _wait(
             return child.wait(POLL_SECONDS)
         check()
         if time.monotonic() > deadline:
-            raise Ended(f"took longer than {limit / 60:g} min")
+            raise Terminated(f"took longer than {limit / 60:g} min")
         reason = watch()
         if reason:
-            raise Ended(reason)
+            raise Terminated(reason)
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """End a child and whatever it started in its session's first process group."""
+    """Terminate a child and its process group."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)
@@ -142,13 +142,13 @@ def _group_is_gone(group: int) -> bool:
 
 
 def tail(path: Path, count: int) -> list[str]:
-    """Return the last lines of a log, printable and without Ruby's stacks; [] if there is none."""
+    """Return the last printable lines of a log without Ruby backtraces; [] if it is missing."""
     try:
         text = path.read_bytes().decode("utf-8", "replace")
     except OSError:
         return []
-    # A console has colours, and lines that are written over.
+    # Consoles contain escape sequences and overwritten lines.
     text = re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|.)", "", text)
     lines = [line.rstrip("\r").rpartition("\r")[2].expandtabs() for line in text.split("\n")]
-    told = [line for line in lines if line.strip() and not re.match(r" *from /usr/.*:in `", line)]
-    return ["".join(c if c.isprintable() else "?" for c in line) for line in told[-count:]]
+    kept = [line for line in lines if line.strip() and not re.match(r" *from /usr/.*:in `", line)]
+    return ["".join(c if c.isprintable() else "?" for c in line) for line in kept[-count:]]

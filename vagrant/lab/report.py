@@ -1,4 +1,4 @@
-"""Results: JUnit files to counts, a table, the names of what failed, and what is kept of them."""
+"""Count test results from JUnit files, print them as a table, and save them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .rows import PROJECT, Row, namesake
+from .rows import PROJECT, Row, provides_recording
 
 PASSED, FAILED, USAGE, UNAVAILABLE, NO_ROOT = 0, 1, 2, 69, 77
 OTHER = "other"
@@ -18,7 +18,7 @@ OTHER = "other"
 
 @dataclass
 class Counts:
-    """How many tests of a tool had which end; an error is a failure."""
+    """Numbers of passed, failed and skipped tests; an error counts as failed."""
 
     passed: int = 0
     failed: int = 0
@@ -35,30 +35,30 @@ class Counts:
 
 @dataclass
 class Outcome:
-    """What came of a row. `missing` says why there was no machine, `died` why it has no result."""
+    """The results of a row. `missing`: why there was no machine, `died`: why it has no results."""
 
     row: Row
     missing: str = ""
     died: str = ""
     status: int = 0
     facts: dict[str, str] = field(default_factory=dict)
-    # By file: those of test_netem.py as netem. Of a test of all tools by tool, too: doctor/tcplife.
+    # By file: "netem" for test_netem.py; "doctor/tcplife" for a parameter that is a tool.
     tests: dict[str, Counts] = field(default_factory=dict)
     failing: list[str] = field(default_factory=list)
     skips: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> bool:
-        """Whether a test failed, or its end is unknown."""
+        """Whether a test failed or its result is unknown."""
         return bool(self.died or self.failing or (not self.missing and self.status))
 
 
 def exit_status(outcomes: Iterable[Outcome]) -> int:
-    """Return 1 if a test failed anywhere, else 69 if a machine could not be had, else 0."""
-    known = list(outcomes)
-    if any(outcome.failed for outcome in known):
+    """Return 1 if a test failed, else 69 if a machine could not be created, else 0."""
+    outcomes = list(outcomes)
+    if any(outcome.failed for outcome in outcomes):
         return FAILED
-    return UNAVAILABLE if any(outcome.missing for outcome in known) else PASSED
+    return UNAVAILABLE if any(outcome.missing for outcome in outcomes) else PASSED
 
 
 def tool_names() -> set[str]:
@@ -67,21 +67,21 @@ def tool_names() -> set[str]:
 
 
 def read_junit(outcome: Outcome, text: str, tools: set[str]) -> None:
-    """Count the tests of a JUnit file. Raises ElementTree.ParseError for half a file."""
+    """Count the tests of a JUnit file. Raises ElementTree.ParseError for a truncated file."""
     for case in ElementTree.fromstring(text).iter("testcase"):
-        # A file that cannot be collected has no class, and its module as name.
+        # A file that pytest cannot collect has no class name; its name is the module.
         module = case.get("classname") or case.get("name") or ""
         stem = next((part for part in module.split(".") if part.startswith("test_")), "")
         name = stem[5:] or OTHER
         # A test of all tools names its own in the parameters: test_x[tcplife].
-        words = re.split(r"[][-]", case.get("name") or "")
+        parts = re.split(r"[][-]", case.get("name") or "")
         if name not in tools:
-            name = "/".join([name, *(word for word in words if word in tools)][:2])
+            name = "/".join([name, *(part for part in parts if part in tools)][:2])
         _count(outcome, case, outcome.tests.setdefault(name, Counts()))
 
 
 def tool_of(name: str, tools: Iterable[str]) -> str:
-    """Return the tool that a member of `Outcome.tests` tells of, or OTHER."""
+    """Return the tool of a key of `Outcome.tests`, or OTHER."""
     last = name.split("/")[-1]
     return last if last in tools else OTHER
 
@@ -99,7 +99,7 @@ def _count(outcome: Outcome, case: ElementTree.Element, counts: Counts) -> None:
 
 
 def test_id(case: ElementTree.Element) -> str:
-    """Return what pytest calls the test on a command line."""
+    """Return the test's id on pytest's command line."""
     parts = (case.get("classname") or "").split(".")
     end = next((n for n, part in enumerate(parts, 1) if part.startswith("test_")), len(parts))
     path, inner = "/".join(parts[:end]), parts[end:]
@@ -109,7 +109,7 @@ def test_id(case: ElementTree.Element) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Return tools by machines, "passed/failed/skipped" in each cell, and what failed."""
+    """Return a table of tools by machines and the failed tests; cells are passed/failed/skipped."""
     cells = [_by_tool(outcome) for outcome in outcomes]
     tools = sorted({tool for column in cells for tool in column} - {OTHER})
     tools += [OTHER] if any(OTHER in column for column in cells) else []
@@ -126,11 +126,11 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _by_tool(outcome: Outcome) -> dict[str, Counts]:
-    tools, found = tool_names(), dict[str, Counts]()
+    tools, counts_by_tool = tool_names(), dict[str, Counts]()
     for name, counts in outcome.tests.items():
         tool = tool_of(name, tools)
-        found[tool] = found.get(tool, Counts()) + counts
-    return found
+        counts_by_tool[tool] = counts_by_tool.get(tool, Counts()) + counts
+    return counts_by_tool
 
 
 def _result(outcome: Outcome) -> str:
@@ -147,12 +147,12 @@ def _troubles(outcomes: Iterable[Outcome]) -> Iterable[str]:
         if outcome.missing or outcome.died:
             yield f"{name}: {outcome.missing or outcome.died}"
         elif outcome.failed and not outcome.failing:
-            yield f"{name}: no test failed, but the run ended with status {outcome.status}"
+            yield f"{name}: no test failed, but the run exited with status {outcome.status}"
         yield from (f"{name}: failed: {test}" for test in outcome.failing)
 
 
 def save(outcomes: Iterable[Outcome], rows: Sequence[Row], work: Path, project: Path) -> list[Path]:
-    """Keep recordings and results in the source tree; return the files that were written."""
+    """Save recordings and results in the source tree; return the written files."""
     path = project / "vagrant" / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     written = []
@@ -162,7 +162,7 @@ def save(outcomes: Iterable[Outcome], rows: Sequence[Row], work: Path, project: 
         row = outcome.row
         results[row.name] = merged(results.get(row.name, {}), outcome)
         recording = work / row.name / "kernel.json"
-        if namesake(rows, row) and recording.is_file():
+        if provides_recording(rows, row) and recording.is_file():
             target = project / "tests" / "data" / "kernels" / f"{row.kernel}.json"
             target.write_bytes(recording.read_bytes())
             written.append(target)
@@ -173,11 +173,11 @@ def save(outcomes: Iterable[Outcome], rows: Sequence[Row], work: Path, project: 
 
 
 def merged(old: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """Return a row of results.json; what did not run stays as it was if nothing else changed."""
+    """Return a row of results.json; if facts are equal, counts of tests that did not run stay."""
     facts = {"userland": outcome.row.userland, **outcome.facts}
     same = all(old.get(name) == value for name, value in facts.items())
-    there = {path.stem[5:] for path in (PROJECT / "tests" / "live").glob("test_*.py")}
+    existing = {path.stem[5:] for path in (PROJECT / "tests" / "live").glob("test_*.py")}
     before = old.get("tests", {})
-    kept = {name: counts for name, counts in before.items() if name.split("/")[0] in there}
+    kept = {name: counts for name, counts in before.items() if name.split("/")[0] in existing}
     tests = {name: asdict(counts) for name, counts in outcome.tests.items()}
     return {**facts, "tests": {**(kept if same else {}), **tests}}

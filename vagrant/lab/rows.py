@@ -1,4 +1,4 @@
-"""The list of machines: reading kernels.yaml, choosing rows, and what a box depends on."""
+"""Read kernels.yaml, select rows, and compute what a box depends on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 VAGRANT = Path(__file__).resolve().parents[1]
 PROJECT = VAGRANT.parent
-# What a box is made with. The project's own code is not: a machine gets that when it starts.
+# Inputs of a box. The project's code is copied into a machine when it boots.
 INGREDIENTS = (
     "vagrant/mkbox.sh",
     "vagrant/provision.sh",
@@ -23,12 +23,12 @@ INGREDIENTS = (
 
 
 class UnknownKernel(Exception):
-    """A word that names neither a row nor a kernel."""
+    """The name is neither a row nor a kernel."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A machine; kernels.yaml says what the members are."""
+    """A machine; kernels.yaml describes the fields."""
 
     name: str
     userland: str
@@ -40,39 +40,39 @@ class Row:
     extra: tuple[str, ...] = ()
 
     def runs(self, release: str) -> bool:
-        """Return whether `release` (of uname) is of this row's kernel: 6.1 is not 6.12."""
+        """Return whether `release` (uname -r) is this row's kernel; 6.12 is not 6.1."""
         return release == self.kernel or release.startswith((self.kernel + ".", self.kernel + "-"))
 
 
 def read_rows(path: Path = VAGRANT / "kernels.yaml") -> list[Row]:
-    """Return the rows of kernels.yaml in its order."""
-    found = yaml.safe_load(path.read_text())
-    return [Row(**{**row, "extra": tuple(row.get("extra", ()))}) for row in found]
+    """Return the rows of kernels.yaml in file order."""
+    rows = yaml.safe_load(path.read_text())
+    return [Row(**{**row, "extra": tuple(row.get("extra", ()))}) for row in rows]
 
 
 def select(rows: Sequence[Row], wanted: str) -> list[Row]:
-    """Return the rows that `wanted` names, in the order of the list.
+    """Return the rows that `wanted` selects, in file order.
 
-    It is a comma list of names and kernels, "all", or "" for those that continuous integration
-    runs. Raises UnknownKernel.
+    `wanted` is a comma-separated list of names and kernels, "all", or "" for those of CI. Raises
+    UnknownKernel.
     """
-    words = [word.strip() for word in wanted.split(",") if word.strip()]
-    if not words:
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if not names:
         return [row for row in rows if row.ci]
-    for word in words:
-        if word != "all" and not any(word in (row.name, row.kernel) for row in rows):
-            raise UnknownKernel(word)
-    return [row for row in rows if {"all", row.name, row.kernel} & set(words)]
+    for name in names:
+        if name != "all" and not any(name in (row.name, row.kernel) for row in rows):
+            raise UnknownKernel(name)
+    return [row for row in rows if {"all", row.name, row.kernel} & set(names)]
 
 
-def namesake(rows: Iterable[Row], row: Row) -> bool:
-    """Return whether `row` is the one whose recording bears its kernel's name: the first."""
+def provides_recording(rows: Iterable[Row], row: Row) -> bool:
+    """Return whether the recording of the kernel comes from `row`, the first row with it."""
     return next(other for other in rows if other.kernel == row.kernel) == row
 
 
 def box_key(row: Row, project: Path = PROJECT) -> str:
-    """Return what changes whenever the row's box would be made in another way."""
-    made_of = {
+    """Return a hash of the inputs of the row's box."""
+    inputs = {
         "name": row.name,
         "userland": row.userland,
         "kernel": row.kernel,
@@ -80,7 +80,7 @@ def box_key(row: Row, project: Path = PROJECT) -> str:
         "suite": row.suite,
         "extra": row.extra,
     }
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     for name in INGREDIENTS:
         digest.update(hashlib.sha256((project / name).read_bytes()).digest())
     return digest.hexdigest()

@@ -1,10 +1,10 @@
-"""What all runs on a host use together: libvirt's daemons, networks and pool, the packet filter.
+"""Manage what all runs on a host share: libvirt's daemons, networks and pool, firewall chains.
 
-Runs of several source trees may be at work at once. The first writes down what is there (`Found`)
-and starts the daemons if none answer; the last that ends, and only that one, takes away what has
-come since. Each holds a shared lock on `users` as long as it is at work, between two machines too,
-and the kernel takes that lock from a run which is killed. Whoever comes or goes holds `gate`, so
-that no run begins to use what another one is taking away.
+Runs of several source trees may be active at once. The first records the state of the host
+(`Baseline`) and starts the daemons if none responds; the last one removes what was added since.
+Each run holds a shared lock on the file `users` while it is active; the kernel releases the lock if
+the run is killed. Runs hold the file `gate` while they start or end, so that none starts to use
+what another one is removing.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import Callable, Optional
 
 from . import libvirt
 from .libvirt import POOL, PREFIX, names, virsh
-from .processes import ask, check, say
+from .processes import capture, check, notice
 
-# Empty after a boot, as what it tells of.
+# On tmpfs: a reboot removes the record along with what it describes.
 SHARED = Path("/run/netbpf-vm")
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 POLL_SECONDS = 0.1
 
 
 @dataclass
-class Found:
-    """What the first run found: all of it is somebody else's. None is what was not yet asked."""
+class Baseline:
+    """The state of the host before the first run, to be kept. None: not yet recorded."""
 
     chains: dict[str, str] = field(default_factory=dict)
     ip_forward: str = ""
@@ -44,83 +44,83 @@ class Found:
 
 
 class Share:
-    """A run's part in what runs share."""
+    """The use of shared resources by one run."""
 
     def __init__(self) -> None:
         self.users: Optional[TextIOWrapper] = None
 
     def enter(self) -> None:
-        """Have libvirt answer until `leave`. Raises NoLibvirt, and Stopped."""
+        """Keep libvirt running until leave(). Raises NoLibvirt and Stopped."""
         if self.users:
             return
         SHARED.mkdir(exist_ok=True)
         with _gate(check):
             self.users = _open("users")
             fcntl.flock(self.users, fcntl.LOCK_SH)
-            found = _read()
-            if not found:
-                found = _look()
-                _write(found)
+            baseline = _read()
+            if not baseline:
+                baseline = _record()
+                _write(baseline)
             if not libvirt.answers():
                 start = time.monotonic()
                 libvirt.start_daemons(SHARED)
-                say(f"libvirtd started, {time.monotonic() - start:.0f} s")
-            if found.networks is None:
-                found.networks = names("net-list", "--all", "--name")
-                found.pools = names("pool-list", "--all", "--name")
-                _write(found)
+                notice(f"libvirtd started, {time.monotonic() - start:.0f} s")
+            if baseline.networks is None:
+                baseline.networks = names("net-list", "--all", "--name")
+                baseline.pools = names("pool-list", "--all", "--name")
+                _write(baseline)
 
     def leave(self) -> None:
-        """End this run's part; take away what runs brought if no other one is at work."""
+        """End the use; remove what runs added unless another run is active."""
         if not SHARED.is_dir():
             return
         with _gate():
             if self.users:
                 self.users.close()
                 self.users = None
-            found = _read()
+            baseline = _read()
             with _open("users") as users:
                 if not _locked(users):
-                    say("libvirt stays as it is: another run is at work")
-                elif found:
-                    _take_away(found)
+                    notice("libvirt keeps running: another run is active")
+                elif baseline:
+                    _remove_all(baseline)
 
 
-def _look() -> Found:
-    return Found(
+def _record() -> Baseline:
+    return Baseline(
         chains={tool: saved_rules(tool) for tool in ("iptables", "ip6tables")},
         ip_forward=FORWARD.read_text().strip(),
         interfaces=os.listdir("/sys/class/net"),
     )
 
 
-def _take_away(found: Found) -> None:
+def _remove_all(baseline: Baseline) -> None:
     running = names("list", "--name")
     ours = libvirt.is_ours(SHARED)
     if libvirt.answers():
-        _remove_networks(found, everything=ours and not running)
-        _remove_pool(found)
+        _remove_networks(baseline, everything=ours and not running)
+        _remove_pool(baseline)
     if not ours:
-        # A daemon that was there before needs nobody's leave to stay.
+        # A daemon that runs did not start keeps running anyway.
         running = [name for name in running if name.startswith(PREFIX)]
     if running:
-        say(f"libvirt stays as it is for what runs: {' '.join(running)}")
+        notice(f"libvirt keeps running for: {' '.join(running)}")
         return
     if libvirt.stop_daemons(SHARED):
-        _restore_packet_filter(found)
+        _restore_firewall(baseline)
     _state().unlink()
-    say("all removed")
+    notice("cleaned up")
 
 
-def _remove_networks(found: Found, everything: bool) -> None:
-    known = found.networks or []
+def _remove_networks(baseline: Baseline, everything: bool) -> None:
+    known = baseline.networks or []
     for name in names("net-list", "--name"):
         xml = virsh("net-dumpxml", name)
         bridge = re.search(r"<bridge name='([^']+)'", xml)
-        made = name.startswith(PREFIX) and name not in known
-        # One that starts with the daemon goes with the daemon.
-        came_along = everything and bridge and bridge[1] not in found.interfaces
-        if (made and " connections=" not in xml) or came_along:
+        ours = name.startswith(PREFIX) and name not in known
+        # A network that our daemon autostarted is removed with the daemon.
+        autostarted = everything and bridge and bridge[1] not in baseline.interfaces
+        if (ours and " connections=" not in xml) or autostarted:
             virsh("net-destroy", name)
     active = names("net-list", "--name")
     for name in names("net-list", "--all", "--name"):
@@ -128,8 +128,8 @@ def _remove_networks(found: Found, everything: bool) -> None:
             virsh("net-undefine", name)
 
 
-def _remove_pool(found: Found) -> None:
-    if found.pools is not None and POOL not in found.pools and not libvirt.volumes():
+def _remove_pool(baseline: Baseline) -> None:
+    if baseline.pools is not None and POOL not in baseline.pools and not libvirt.volumes():
         virsh("pool-destroy", POOL)
         virsh("pool-undefine", POOL)
 
@@ -141,19 +141,19 @@ def _state() -> Path:
     return SHARED / "found.json"
 
 
-def _read() -> Optional[Found]:
+def _read() -> Optional[Baseline]:
     try:
-        return Found(**json.loads(_state().read_text()))
+        return Baseline(**json.loads(_state().read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _write(found: Found) -> None:
-    _state().write_text(json.dumps(asdict(found), indent=1) + "\n")
+def _write(baseline: Baseline) -> None:
+    _state().write_text(json.dumps(asdict(baseline), indent=1) + "\n")
 
 
 def _open(name: str) -> TextIOWrapper:
-    # Not inherited by children: a daemon must not hold what its starter holds.
+    # Not inheritable, so that a daemon does not hold the lock of the run that started it.
     return (SHARED / name).open("a")
 
 
@@ -167,47 +167,47 @@ def _locked(file: TextIOWrapper) -> bool:
 
 @contextlib.contextmanager
 def _gate(check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Be the only run that comes or goes; call `check` again and again while that has to wait."""
+    """Hold the lock for starting or ending a run; call `check` repeatedly while waiting for it."""
     with _open("gate") as gate:
         if not _locked(gate):
-            say("another run starts or ends libvirt's daemons: waiting for it")
+            notice("waiting: another run is starting or stopping libvirt")
             while not _locked(gate):
                 check()
                 time.sleep(POLL_SECONDS)
         yield
 
 
-# --- the packet filter ---------------------------------------------------------------------------
+# --- firewall ------------------------------------------------------------------------------------
 
 
 def saved_rules(tool: str) -> str:
-    """Return all rules as `iptables-save` or `ip6tables-save` writes them."""
-    return ask([f"{tool}-save"])[1]
+    """Return all rules in the format of iptables-save and ip6tables-save."""
+    return capture([f"{tool}-save"])[1]
 
 
-def _restore_packet_filter(found: Found) -> None:
-    for tool, rules in found.chains.items():
+def _restore_firewall(baseline: Baseline) -> None:
+    for tool, rules in baseline.chains.items():
         for command in chain_commands(tool, rules, saved_rules(tool)):
             subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
-    if found.ip_forward and FORWARD.read_text().strip() != found.ip_forward:
-        FORWARD.write_text(found.ip_forward + "\n")
+    if baseline.ip_forward and FORWARD.read_text().strip() != baseline.ip_forward:
+        FORWARD.write_text(baseline.ip_forward + "\n")
 
 
 def chain_commands(tool: str, before: str, now: str) -> list[list[str]]:
-    """Return the commands that remove libvirt's chains which came since `before`.
+    """Return the commands that remove the libvirt chains added since `before`.
 
-    A table in which one of them still has rules is left alone: somebody's network needs them.
+    A table is left alone if one of its chains still has rules, which an active network needs.
     """
-    old, found = _tables(before), []
+    old, commands = _tables(before), []
     for table, lines in _tables(now).items():
         new = _chains(lines) - _chains(old.get(table, []))
-        words = [line.split() for line in lines if line.startswith("-A ")]
-        if any(rule[1] in new for rule in words):
+        rules = [line.split() for line in lines if line.startswith("-A ")]
+        if any(rule[1] in new for rule in rules):
             continue
-        jumps = [rule for rule in words if rule[-1] in new and rule[-2] in ("-j", "-g")]
-        found += [[tool, "-t", table, "-D", *rule[1:]] for rule in jumps]
-        found += [[tool, "-t", table, "-X", chain] for chain in sorted(new)]
-    return found
+        jumps = [rule for rule in rules if rule[-1] in new and rule[-2] in ("-j", "-g")]
+        commands += [[tool, "-t", table, "-D", *rule[1:]] for rule in jumps]
+        commands += [[tool, "-t", table, "-X", chain] for chain in sorted(new)]
+    return commands
 
 
 def _tables(text: str) -> dict[str, list[str]]:

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Attempts of TCP: a socket from SYN_SENT to the end of the handshake, and of the call that began it. */
-#ifndef NETBPF_ATTEMPTS_BPF_H
-#define NETBPF_ATTEMPTS_BPF_H
+/*
+ * A TCP attempt to connect: from SYN_SENT to the end of the handshake, and to the return of the call
+ * that began it.
+ */
+#ifndef NETBPF_ATTEMPT_BPF_H
+#define NETBPF_ATTEMPT_BPF_H
 
 #include "connection.bpf.h"
 
@@ -12,40 +15,41 @@ KERNEL_OPTIONAL(tcp_sock, tcp_usec_ts)
 
 #define DIED (-512) /* in place of a result: the process was killed in the call */
 
-/* A TCP socket between SYN_SENT and the end of the attempt. */
 struct attempt {
 	u64 begin_ns; /* SYN_SENT; 0: before the start */
-	u64 syn_ns; /* the first SYN left; 0: none did, or that is not known */
+	u64 syn_ns; /* the first SYN was sent; 0: none was, or the time is not known */
 	u64 end_ns; /* 0: not yet */
 	u64 call_ns; /* 0: no connect() was seen, as with io_uring */
 	u64 returned_ns; /* 0: not yet */
 	struct owner owner;
 	struct endpoints ends;
-	s32 error; /* that of the socket */
-	s32 ret; /* that of connect() */
+	s32 error; /* of the socket */
+	s32 ret; /* of connect() */
 	u32 retransmits;
-	u32 retrans_before; /* counts of the socket when the attempt began: it may have had others */
+	u32 retrans_before; /* the socket's counts when the attempt began, of earlier attempts */
 	u32 segs_before;
 	u8 syn_left; /* a SYN was handed to the network */
 	u8 port_chosen; /* the program had bound a local port */
 	u8 established;
 	u8 deferred; /* Fast Open: connect() left the SYN to the first write */
-	u8 answered; /* by a SYN, of both ends at once */
+	u8 answered; /* by a SYN: both ends connected at the same time */
 };
+/* By the address of struct sock. */
 BPF_HASH(attempts, u64, struct attempt, MAP_ENTRIES);
 /*
- * An attempt is shown when the call has returned and the handshake is over, in whatever order and
- * on two CPUs at once: the one that finds the other one's mark here is the second and shows it.
+ * An attempt is emitted when the call has returned and the handshake has ended, which happen in any
+ * order and on two CPUs at once: the side that finds the other side's entry here is the second, and
+ * emits the attempt.
  */
-BPF_HASH(halves, u64, u8, MAP_ENTRIES);
+BPF_HASH(rendezvous, u64, u8, MAP_ENTRIES);
 
-/* Did connect() return before the attempt was over? */
+/* Did connect() return before the attempt ended? */
 static inline bool left_open(s32 ret)
 {
 	return ret == -EINPROGRESS || ret == -EINTR;
 }
 
-/* An attempt as it stands, over or not. */
+/* Fill in an attempt that has ended, or is under way; return false if the event is not wanted. */
 static inline bool fill_attempt(struct connection *ev, struct attempt *attempt)
 {
 	s32 error = attempt->error;
@@ -55,7 +59,7 @@ static inline bool fill_attempt(struct connection *ev, struct attempt *attempt)
 	ev->async = attempt->call_ns ? 0 : ASYNC_UNKNOWN;
 	if (attempt->returned_ns) {
 		ev->syscall_us = attempt->returned_ns - attempt->call_ns;
-		/* 0 before the end: Fast Open, where the SYN waits for the first data */
+		/* 0 before the end: Fast Open, which sends the SYN with the first data */
 		ev->async = left_open(attempt->ret) ||
 			    (!attempt->ret &&
 			     (!attempt->end_ns || attempt->end_ns > attempt->returned_ns));
@@ -75,23 +79,23 @@ static inline bool fill_attempt(struct connection *ev, struct attempt *attempt)
 			     : attempt->answered  ? RESULT_CLOSED
 						  : RESULT_UNANSWERED;
 	ev->retransmits = attempt->retransmits;
-	ev->proto = IPPROTO_TCP;
+	ev->proto = PROTO_TCP;
 	ev->rport = attempt->ends.rport;
 	any_ip(&ev->raddr, attempt->ends.raddr);
 	return fill(ev, &attempt->owner, &attempt->ends);
 }
 
-/* Take an attempt off the maps; false if it is not to be shown. */
+/* Fill in an attempt and remove it from the maps; return false if the event is not wanted. */
 static inline bool take_attempt(struct connection *ev, u64 key, struct attempt *attempt)
 {
-	bool shown = fill_attempt(ev, attempt);
+	bool wanted = fill_attempt(ev, attempt);
 
-	halves.delete(&key);
+	rendezvous.delete(&key);
 	attempts.delete(&key);
-	return shown;
+	return wanted;
 }
 
-static inline void show_attempt(u64 key, struct attempt *attempt)
+static inline void emit_attempt(u64 key, struct attempt *attempt)
 {
 	struct connection ev = {};
 
@@ -99,17 +103,17 @@ static inline void show_attempt(u64 key, struct attempt *attempt)
 		emit(&ev, sizeof(ev));
 }
 
-/* Is the other half there already? Then it is for the caller to show the attempt. */
-static inline bool is_second_half(u64 key)
+/* One side, the call or the handshake, is done. Is the other one done too, so that this one emits? */
+static inline bool other_side_done(u64 key)
 {
 	u8 mark = 1;
 
-	return halves.insert(&key, &mark);
+	return rendezvous.insert(&key, &mark);
 }
 
 /*
- * When the first SYN left. Until there is a second one the kernel keeps the time of the last packet;
- * after that, the time of the first one in units of the timestamp option, until there is an answer.
+ * When the first SYN was sent. Until the second one, the kernel keeps the time of the last packet;
+ * then, until an answer arrives, the time of the first one in units of the timestamp option.
  */
 static inline u64 time_of_syn(const struct attempt *attempt, struct tcp_sock *tp)
 {
@@ -133,7 +137,7 @@ static inline u64 time_of_syn(const struct attempt *attempt, struct tcp_sock *tp
 	return sent > attempt->begin_ns + 2 * unit ? sent : attempt->begin_ns;
 }
 
-/* What the socket itself keeps of the attempt, now or at its end. */
+/* Update an attempt with what the socket itself counts, while it is under way or at its end. */
 static inline void read_attempt(struct attempt *attempt, struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
@@ -145,38 +149,51 @@ static inline void read_attempt(struct attempt *attempt, struct sock *sk)
 	read_endpoints(sk, &attempt->ends);
 }
 
-/* The end of an attempt that was in SYN_SENT at the start: only of these an owner is noted. */
-static inline struct attempt *adopt(struct sock *sk, u64 key)
+/* An attempt ends that was in SYN_SENT at the start: owners of no other sockets are recorded. */
+static inline struct attempt *restore_attempt(struct sock *sk, u64 key)
 {
-	struct attempt before = {};
+	struct attempt before = {}, *attempt;
 
 	if (!find_owner(sk, &before.owner))
 		return NULL;
 	forget_owner(sk);
 	if (!pass_owner(&before.owner))
 		return NULL;
-	if (attempts.update(&key, &before))
+	attempt = attempts.lookup_or_try_init(&key, &before);
+	if (!attempt)
 		count_loss(LOSS_MAP_FULL);
-	return attempts.lookup(&key);
+	return attempt;
 }
 
-static inline void on_over(struct sock *sk, u64 key, bool established)
+/* The handshake of an attempt ends. */
+static inline void end_attempt(struct sock *sk, u64 key, bool established)
 {
 	struct attempt *attempt = attempts.lookup(&key);
 
 	if (!attempt)
-		attempt = adopt(sk, key);
+		attempt = restore_attempt(sk, key);
 	if (!attempt)
 		return;
 	read_attempt(attempt, sk);
 	attempt->established = established;
 	attempt->error = established ? 0 : READ(sk, sk_err);
 	attempt->end_ns = bpf_ktime_get_ns();
-	if (!attempt->call_ns || is_second_half(key))
-		show_attempt(key, attempt);
+	if (!attempt->call_ns || other_side_done(key))
+		emit_attempt(key, attempt);
 }
 
-/* A packet was sent again: if it is a SYN, the time of the first one is still there. */
+/* SYN_SENT -> SYN_RECV: both ends connect at the same time. */
+static inline void cross_attempt(struct sock *sk, u64 key)
+{
+	struct attempt *attempt = attempts.lookup(&key);
+
+	if (attempt) {
+		read_attempt(attempt, sk);
+		attempt->answered = 1;
+	}
+}
+
+/* A packet is sent again: if it is a SYN, the socket still has the time of the first one. */
 static inline int on_again(struct sock *sk)
 {
 	u64 key = (u64)sk;
@@ -188,17 +205,6 @@ static inline int on_again(struct sock *sk)
 	if (attempt)
 		read_attempt(attempt, sk);
 	return 0;
-}
-
-/* SYN_SENT -> SYN_RECV: both ends call each other at once. */
-static inline void on_crossing(struct sock *sk, u64 key)
-{
-	struct attempt *attempt = attempts.lookup(&key);
-
-	if (attempt) {
-		read_attempt(attempt, sk);
-		attempt->answered = 1;
-	}
 }
 
 #endif
