@@ -149,7 +149,7 @@ def maps_of(pid: int) -> Iterator[MapState]:
         bpf(_INFO, struct.pack("=IIQ", fd, len(info), ctypes.addressof(info)))
         name = info.raw[24:40].rstrip(b"\0").decode()
         is_hash = int(fields["map_type"]) in _HASHES
-        entries = sum(1 for _ in Map.opened(fd).keys()) if is_hash else 0
+        entries = sum(1 for _ in Map.from_fd(fd).keys()) if is_hash else 0
         os.close(fd)
         yield MapState(name, int(fields["memlock"]), entries)
 

@@ -1,24 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* sockstat: calls on sockets by operation, protocol and result. Front-end: netbpf/tools/sockstat.py */
+#include <netbpf/records.h>
 #include "anysock.bpf.h"
 
-struct call_key {
-	s32 error;
-	u8 op;
-	u8 proto;
-	u8 pad[2];
-};
-struct process_key {
-	u32 pid;
-	s32 error;
-	char comm[TASK_COMM_LEN];
-	u8 op;
-	u8 pad[3];
-};
-struct call_sums {
-	u64 calls;
-	u64 bytes;
-};
 #define CALL_KINDS 1024 /* more than there are operations, protocols and errors in use */
 BPF_F_TABLE("percpu_hash", struct call_key, struct call_sums, calls_by_protocol, CALL_KINDS, 0);
 #ifdef BY_PROCESS
@@ -47,23 +31,13 @@ static inline void add(struct call_sums *sums, u64 bytes)
 
 static inline void count(struct counted *what, s32 error, u64 bytes)
 {
-	struct call_sums *sums, none = {};
+	struct call_sums none = {};
 
 	what->key.error = error;
-	sums = calls_by_protocol.lookup(&what->key);
-	if (!sums) {
-		calls_by_protocol.insert(&what->key, &none); /* another CPU may have been first */
-		sums = calls_by_protocol.lookup(&what->key);
-	}
-	add(sums, bytes);
+	add(calls_by_protocol.lookup_or_try_init(&what->key, &none), bytes);
 #ifdef BY_PROCESS
 	what->who.error = error;
-	sums = calls_by_process.lookup(&what->who);
-	if (!sums) {
-		calls_by_process.insert(&what->who, &none);
-		sums = calls_by_process.lookup(&what->who);
-	}
-	add(sums, bytes);
+	add(calls_by_process.lookup_or_try_init(&what->who, &none), bytes);
 #endif
 }
 
@@ -73,14 +47,8 @@ static inline int count_call(int op, int proto, s64 result, u64 bytes)
 {
 	struct counted what = {};
 
-#ifdef FILTER_PROCESS
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct process process = {};
-
-	read_process(&process, task);
-	if (!pass_process(&process, task))
+	if (!pass_current())
 		return 0;
-#endif
 	what.key.op = op;
 	what.key.proto = proto;
 #ifdef BY_PROCESS
@@ -100,17 +68,17 @@ static inline int count_call(int op, int proto, s64 result, u64 bytes)
 	return 0;
 }
 
-/* A call on `sk`, NULL if it was made on something that is no socket. */
+/* A call on `sk`, NULL if its file is no socket. */
 static inline int on_socket_call(int op, struct sock *sk, s64 result, u64 bytes)
 {
 	u16 family = sk ? READ(sk, __sk_common.skc_family) : 0;
 
 	if (!pass_socket(sk, family))
 		return 0;
-	return count_call(op, sk ? proto_of_sock(sk, family) : OTHER, result, bytes);
+	return count_call(op, sk ? proto_of_sock(sk, family) : PROTO_OTHER, result, bytes);
 }
 
-/* socket() and socketpair(): what was asked for tells, also if there is no socket. */
+/* socket() and socketpair(): their arguments say which protocol, even if there is no socket. */
 static inline int on_make(int op, u16 family, u32 type, u16 protocol, s64 result)
 {
 	if (!pass_socket(NULL, family))
@@ -121,7 +89,7 @@ static inline int on_make(int op, u16 family, u32 type, u16 protocol, s64 result
 #define MSG_PEEK 0x2 /* linux/socket.h */
 #define MSG_ERRQUEUE 0x2000
 
-/* One message, or one attempt at it; a look at data that stays brings no bytes. */
+/* A message, or an attempt that failed. Data that stays in the queue (MSG_PEEK) adds no bytes. */
 static inline int on_message(int op, struct sock *sk, int result, int flags)
 {
 	bool taken = result > 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE));

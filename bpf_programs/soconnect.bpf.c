@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* soconnect: one event per finished attempt to connect. Front-end: netbpf/tools/soconnect.py */
 #include "connect_calls.bpf.h"
-#include "earlier.bpf.h"
+#include "inflight.bpf.h"
 #include "fate.bpf.h"
 
 KERNEL_FIELDS(task_struct, pid)
@@ -44,17 +44,15 @@ static inline int leave_call(s32 ret)
 /* connect() returns. */
 static inline int on_leave(s32 ret)
 {
-	mark_told();
+	mark_reported();
 	return leave_call(ret);
 }
 
-#ifdef EARLIER
 /* The system call connect(2) returns: if on_leave() has not seen the call, it ends here. */
-static inline int on_earlier(s32 ret)
+static inline int on_inflight(s32 ret)
 {
-	return was_told() ? 0 : leave_call(ret);
+	return was_reported() ? 0 : leave_call(ret);
 }
-#endif
 
 /* The kernel restarts or ends the interrupted call of the current thread. */
 static inline int on_decided(enum fate fate)

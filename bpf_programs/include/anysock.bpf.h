@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Sockets of every family: what protocol they are, and whether they were asked for. */
+/*
+ * Sockets of every family: which protocol they have, and whether they pass the filters. A program
+ * that includes this has a column `proto` (PROTOS in declare/calls.py) and includes
+ * <netbpf/records.h> before.
+ */
 #ifndef NETBPF_ANYSOCK_BPF_H
 #define NETBPF_ANYSOCK_BPF_H
 
@@ -9,21 +13,12 @@ KERNEL_FIELDS(sock, sk_type)
 KERNEL_FIELDS(task_struct, nsproxy)
 KERNEL_FIELDS(nsproxy, net_ns)
 
-/* Numbers of a column `proto`: see netbpf/declare/calls.py. */
-enum proto { TCP4, TCP6, UDP4, UDP6, UNIX, NETLINK, OTHER };
-
 /* The ABI's numbers: linux/socket.h, linux/net.h, linux/in.h. */
 #define AF_NETLINK 16
 #define SOCK_TYPE_MASK 0xf
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOCK_SEQPACKET 5
-#define IPPROTO_UDP 17
-
-#if defined(FILTER_NETNS) || defined(FILTER_FAMILY) || defined(FILTER_LPORT) ||                    \
-	defined(FILTER_RPORT) || defined(FILTER_LADDR) || defined(FILTER_RADDR)
-#define FILTER_ENDS 1
-#endif
 
 /* The protocol of a socket with this family, type and protocol (0: the usual one). */
 static inline int proto_of(u16 family, u32 type, u16 protocol)
@@ -31,20 +26,20 @@ static inline int proto_of(u16 family, u32 type, u16 protocol)
 	bool six = family == AF_INET6;
 
 	if (family == AF_UNIX)
-		return UNIX;
+		return PROTO_UNIX;
 	if (family == AF_NETLINK)
-		return NETLINK;
+		return PROTO_NETLINK;
 	if (family != AF_INET && !six)
-		return OTHER;
+		return PROTO_OTHER;
 	if (type == SOCK_STREAM &&
 	    (!protocol || protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP))
-		return six ? TCP6 : TCP4;
+		return six ? PROTO_TCP6 : PROTO_TCP4;
 	if (type == SOCK_DGRAM && (!protocol || protocol == IPPROTO_UDP))
-		return six ? UDP6 : UDP4;
-	return OTHER;
+		return six ? PROTO_UDP6 : PROTO_UDP4;
+	return PROTO_OTHER;
 }
 
-/* The protocol of a socket: with an IPv4-mapped address it is IPv4. */
+/* The protocol of a socket; one with an IPv4-mapped address has IPv4. */
 static inline int proto_of_sock(struct sock *sk, u16 family)
 {
 #ifdef HAVE_sock___sk_common_skc_v6_daddr
@@ -60,10 +55,10 @@ static inline int proto_of_sock(struct sock *sk, u16 family)
 	return proto_of(family, READ(sk, sk_type), READ(sk, sk_protocol));
 }
 
-/* Is the socket one that was asked for? One that could not be made has only a family. */
+/* Does the socket pass the filters? One that could not be made (NULL) has only a family. */
 static inline bool pass_socket(struct sock *sk, u16 family)
 {
-#ifdef FILTER_ENDS
+#ifdef FILTER_SOCKET
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct endpoints ends = {};
 	struct nsproxy *nsproxy;
@@ -83,11 +78,11 @@ static inline bool pass_socket(struct sock *sk, u16 family)
 #endif
 }
 
+#ifdef FILTER_SOCKET
 /*
- * At the begin of a call: may its socket be one that was asked for when it ends? What is decided
- * already takes no room in a map; a port or address that it has not got yet is not.
+ * May the socket of a call that begins pass the filters when the call ends? False only if what is
+ * known now excludes it: a port or an address may be chosen during the call.
  */
-#ifdef FILTER_ENDS
 static inline bool may_pass_call(struct sock *sk)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();

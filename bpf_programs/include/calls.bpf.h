@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Functions and system calls whose begin shows the arguments and whose end shows the result: what a
- * thread began is kept here until it ends.
+ * Functions and system calls that show their arguments at the begin and their result at the end: the
+ * arguments are kept here by thread until then.
  */
 #ifndef NETBPF_CALLS_BPF_H
 #define NETBPF_CALLS_BPF_H
@@ -13,26 +13,20 @@ struct call {
 };
 BPF_HASH(calls, u64, struct call, MAP_ENTRIES);
 
-/* The current thread begins a call: nothing to keep if nobody asked for its process. */
+/* The current thread begins a call: keep its arguments if the process passes the filters. */
 static inline int begin_call(u64 a, u64 b, u64 c)
 {
 	struct call call = {.args = {a, b, c}};
 	u64 thread = bpf_get_current_pid_tgid();
 
-#ifdef FILTER_PROCESS
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct process process = {};
-
-	read_process(&process, task);
-	if (!pass_process(&process, task))
+	if (!pass_current())
 		return 0;
-#endif
 	if (calls.update(&thread, &call))
 		count_loss(LOSS_MAP_FULL);
 	return 0;
 }
 
-/* The current thread ends a call: did it begin since the start, and with what arguments? */
+/* The current thread ends a call: get its arguments; false if its begin was not seen. */
 static inline bool end_call(struct call *call)
 {
 	u64 thread = bpf_get_current_pid_tgid();
@@ -45,7 +39,7 @@ static inline bool end_call(struct call *call)
 	return true;
 }
 
-/* An argument of a system call, by the registers that its function in the kernel is given. */
+/* Argument `n` of a system call, from the registers that the kernel's function gets. */
 #define SYSCALL_ARG(regs, n)                                                                       \
 	({                                                                                         \
 		u64 arg_;                                                                          \

@@ -123,6 +123,19 @@ static inline bool pass_process(const struct process *process, struct task_struc
 #define FILTER_PROCESS 1
 #endif
 
+static inline bool pass_current(void)
+{
+#ifdef FILTER_PROCESS
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct process process = {};
+
+	read_process(&process, task);
+	return pass_process(&process, task);
+#else
+	return true;
+#endif
+}
+
 static inline bool pass_netns(u32 netns)
 {
 #ifdef FILTER_NETNS

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Name lookups of Go programs: netbpf/binaries/golang.py tells where the facts here come from. */
+/*
+ * Name lookups of Go programs: GO_PROBES of declare/lookups.py. For where the facts come from, see
+ * netbpf/binaries/golang.py.
+ */
 #ifndef NETBPF_GOLANG_BPF_H
 #define NETBPF_GOLANG_BPF_H
 
 #include "lookups.bpf.h"
 
-/* GO_REG_n is entry n of REGISTERS in gobinary.py. */
+/* GO_REG_n is entry n of REGISTERS in golang.py. */
 #if defined(__TARGET_ARCH_x86) || defined(__x86_64__)
 #define GO_REG_3(ctx) ((ctx)->di)
 #define GO_REG_4(ctx) ((ctx)->si)
@@ -20,16 +23,17 @@
 #define GO_ROUTINE(ctx) ((ctx)->regs[28])
 #endif
 
-/* What Go hands to libc for a lookup that is known already: the pointer that libc gets, too. */
+/* A lookup of Go's that calls libc: the pointer that libc gets as its first argument. */
 struct cgo_call {
 	u64 argument;
 	u64 pid;
 };
 BPF_TABLE("lru_hash", struct cgo_call, u8, cgo_calls, LRU_ENTRIES(16384));
-/* By process: where net.DNSError has its flags. Its programs run at the lookups' entries, too. */
+/* By process: the offset of net.DNSError's flags. Lookups' entries are probed once more for it. */
 BPF_TABLE("lru_hash", u32, u64, go_errors, LRU_ENTRIES(4096));
 
-static inline int set_go_errors(u64 offset)
+/* A lookup begins in a program whose net.DNSError has its flags at `offset`: 0 is not known. */
+static inline int on_go_errors(u64 offset)
 {
 	u32 pid = current_pid();
 	u64 *known = go_errors.lookup(&pid);
@@ -39,32 +43,13 @@ static inline int set_go_errors(u64 offset)
 	return 0;
 }
 
-#ifdef USE_go_errors48_uprobe
-int go_errors48_uprobe(struct pt_regs *ctx)
-{
-	return set_go_errors(48); /* before Go 1.23 */
-}
-#endif
-#ifdef USE_go_errors64_uprobe
-int go_errors64_uprobe(struct pt_regs *ctx)
-{
-	return set_go_errors(64);
-}
-#endif
-#ifdef USE_go_errors0_uprobe
-int go_errors0_uprobe(struct pt_regs *ctx)
-{
-	return set_go_errors(0); /* not known */
-}
-#endif
-
 /* Read net.DNSError's IsTimeout, IsTemporary and IsNotFound; all false if not known. */
 static inline void read_go_error(bool flags[3], u64 error)
 {
 	u32 pid = current_pid();
 	u64 *place = go_errors.lookup(&pid);
 
-	if (!place) /* since the entry, more processes than there is room for have begun a lookup */
+	if (!place) /* evicted since the entry, as lookups of many processes have begun */
 		count_loss(LOSS_MAP_FULL);
 	else if (*place)
 		read_user(flags, 3, (void *)(error + *place));
@@ -85,40 +70,44 @@ static inline bool is_address(const char *text)
 }
 
 /*
- * Did Go announce this call? However long ago: the thread may have waited since, on a busy machine or
- * for a page. The entry stays, as getnameinfo() of glibc asks again with a larger buffer; Go's memory
- * is nobody else's, so the same pointer is never that of another's call.
+ * Has Go announced this call? That may be long ago, as the thread may have waited for the CPU or a
+ * page. The entry stays, because getnameinfo() of glibc asks again with a larger buffer. No other call
+ * passes the same pointer, as it points to Go's own memory.
  */
 static inline bool from_go(u8 func, u64 argument, u8 family)
 {
 	struct cgo_call key = {.argument = argument, .pid = current_pid()};
 
 	/* getnameinfo() gets a socket address, and looks up sin6_addr or sin_addr in it. */
-	if (func == BY_ADDR_R)
+	if (func == FUNC_GETHOSTBYADDR_R)
 		key.argument -= family == AF_INET6 ? 8 : 4;
 	return cgo_calls.lookup(&key) != NULL;
 }
 
 static inline void go_key(struct call_key *key, u64 goroutine, u8 func)
 {
-	/* Not the thread or its stack: a goroutine moves from thread to thread, its stack too. */
+	/* Not the thread or its stack: a goroutine and its stack move from thread to thread. */
 	key->thread = goroutine;
 	key->pid = current_pid();
 	key->func = func;
 }
 
 /*
- * A Go function runs again from its entry when its stack had to grow: then it has another stack, and
- * is at the same depth of it. The entry of another lookup means that the one before was left by a
- * panic, or that its goroutine ended in it and another one got its place.
+ * A Go function runs again from its entry after its stack had to grow: then it is at the same depth of
+ * another stack. The entry of another lookup means that the goroutine left the one before by a panic,
+ * or ended in it and another goroutine got its place.
  */
 static inline bool is_again(struct call *call, u64 top, u64 depth)
 {
 	return is_new(call) || (top != call->found && depth == call->sp);
 }
 
-static inline int on_go(struct pt_regs *ctx, u8 func, u64 host, u64 length)
+static inline int on_go(struct pt_regs *ctx, u8 func)
 {
+	/* lookupIPAddr has the network before the host. */
+	bool has_network = func == FUNC_NET_LOOKUPIPADDR;
+	u64 host = has_network ? GO_REG_5(ctx) : GO_REG_3(ctx);
+	u64 length = has_network ? GO_REG_6(ctx) : GO_REG_4(ctx);
 	/* runtime.g begins with the bounds of its stack: lo, hi. */
 	u64 top = read_user_word(GO_ROUTINE(ctx) + 8);
 	u64 depth = top - CALL_SP(ctx);
@@ -136,14 +125,14 @@ static inline int on_go(struct pt_regs *ctx, u8 func, u64 host, u64 length)
 	if (cut)
 		length = HOST_SIZE - 1;
 	read_user(head, length > 16 ? 16 : length, (void *)host);
-	if (func != GO_LOOKUPADDR && is_address(head))
+	if (func != FUNC_NET_LOOKUPADDR && is_address(head))
 		return 0;
 	call = begin(&key, func);
 	if (!call)
 		return 0;
 	call->sp = depth;
 	call->found = top;
-	call->ev.truncated = cut ? CUT_HOST : 0;
+	call->ev.truncated = cut ? TRUNCATED_HOST : 0;
 	read_user(call->ev.host, length & (HOST_SIZE - 1), (void *)host);
 	return 0;
 }
@@ -173,8 +162,8 @@ static inline int on_go_return(struct pt_regs *ctx, u8 func)
 }
 
 /*
- * The current process has no goroutines any more. Their calls are not kept by thread: the reader
- * finds them (netbpf/run/results/pending.py).
+ * All goroutines of the current process end. Their calls are not kept by thread: the reader finds
+ * them (netbpf/run/results/pending.py).
  */
 static inline void end_goroutines(void)
 {
@@ -186,8 +175,8 @@ static inline void end_goroutines(void)
 		emit(&ended, sizeof(ended));
 }
 
-/* A thread ends; maybe in the middle of a lookup, and its number will be another's. */
-static inline int on_thread_exit(void)
+/* A thread ends, maybe in the middle of a lookup. Its number may be used again. */
+static inline int on_exit(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct signal_struct *process = READ(task, signal);
@@ -198,7 +187,7 @@ static inline int on_thread_exit(void)
 	return 0;
 }
 
-/* The current process runs another program from here on; the thread that asked for it was `thread`. */
+/* The current process begins to run another program; `thread` called exec. */
 static inline int on_exec(u32 thread)
 {
 	abandon_calls(thread);
@@ -207,72 +196,11 @@ static inline int on_exec(u32 thread)
 	return 0;
 }
 
-#ifdef USE_exit_rawtp
-int exit_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_thread_exit();
-}
-#endif
-#ifdef USE_exit_tp
-int exit_tp(struct exit_args *ctx)
-{
-	return on_thread_exit();
-}
-#endif
-#ifdef USE_exec_rawtp
-int exec_rawtp(struct bpf_raw_tracepoint_args *ctx)
-{
-	return on_exec(RAWTP_ARG(exec, old_pid));
-}
-#endif
-#ifdef USE_exec_tp
-int exec_tp(struct exec_args *ctx)
-{
-	return on_exec(ctx->old_pid);
-}
-#endif
-#ifdef USE_go_ip_uprobe
-int go_ip_uprobe(struct pt_regs *ctx)
-{
-	return on_go(ctx, GO_LOOKUPIPADDR, GO_REG_5(ctx), GO_REG_6(ctx));
-}
-#endif
-#ifdef USE_go_ip_ret_uprobe
-int go_ip_ret_uprobe(struct pt_regs *ctx)
-{
-	return on_go_return(ctx, GO_LOOKUPIPADDR);
-}
-#endif
-#ifdef USE_go_host_uprobe
-int go_host_uprobe(struct pt_regs *ctx)
-{
-	return on_go(ctx, GO_LOOKUPHOST, GO_REG_3(ctx), GO_REG_4(ctx));
-}
-#endif
-#ifdef USE_go_host_ret_uprobe
-int go_host_ret_uprobe(struct pt_regs *ctx)
-{
-	return on_go_return(ctx, GO_LOOKUPHOST);
-}
-#endif
-#ifdef USE_go_addr_uprobe
-int go_addr_uprobe(struct pt_regs *ctx)
-{
-	return on_go(ctx, GO_LOOKUPADDR, GO_REG_3(ctx), GO_REG_4(ctx));
-}
-#endif
-#ifdef USE_go_addr_ret_uprobe
-int go_addr_ret_uprobe(struct pt_regs *ctx)
-{
-	return on_go_return(ctx, GO_LOOKUPADDR);
-}
-#endif
-#ifdef USE_go_libc_uprobe
 /*
- * Go is about to call libc for a lookup that is known from its own functions. What cgo generates is
- * pinned to the calling convention that has all arguments on the stack (ABI0, go:cgo_unsafe_args).
+ * Go is about to call libc for a lookup that its own functions have shown. What cgo generates uses the
+ * calling convention that has all arguments on the stack (ABI0, go:cgo_unsafe_args).
  */
-int go_libc_uprobe(struct pt_regs *ctx)
+static inline int on_go_libc(struct pt_regs *ctx)
 {
 	struct cgo_call key = {.argument = read_user_word(CALL_SP(ctx) + 8), .pid = current_pid()};
 	u8 known = 1;
@@ -280,6 +208,5 @@ int go_libc_uprobe(struct pt_regs *ctx)
 	cgo_calls.update(&key, &known);
 	return 0;
 }
-#endif
 
 #endif

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Frees that the kernel reports as drops although nothing is lost. See skbdrop's LIMITS. */
+/*
+ * Frees that the kernel reports as drops although nothing is lost, see LIMITS of skbdrop. A program
+ * that includes this has the probe `reset` and the constants of named_constants() in its tool.
+ */
 #ifndef NETBPF_HARMLESS_BPF_H
 #define NETBPF_HARMLESS_BPF_H
 
@@ -16,28 +19,30 @@ struct reset {
 	u16 lport;
 	u16 rport;
 };
-/* The session that this CPU's last reset ended: the segment is freed right after that. */
+/* The session that the last reset on this CPU ended: its segment is freed right after. */
 BPF_PERCPU_ARRAY(resets, struct reset, 1);
 
-/* tcp_reset() runs, for the segment that is freed next for that session. */
-static inline void note_reset(struct sock *sk)
+/* tcp_reset() runs. The segment that is freed next for this session is the reset. */
+static inline int on_reset(struct sock *sk)
 {
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 	int zero = 0;
 	struct reset *reset = resets.lookup(&zero);
 
 	if (!reset)
-		return;
+		return 0;
 	reset->sk = (u64)sk;
 	reset->netns = READ(net, ns.inum);
 	reset->lport = swap16(READ((struct inet_sock *)sk, inet_sport));
 	reset->rport = swap16(READ(sk, __sk_common.skc_dport));
+	return 0;
 }
 
 /*
- * Is it the reset that a session was just ended by? tcp_reset() also ends one on late data. Of an
- * established session nothing is freed as dropped: what comes next may be another segment, with a
- * reason of its own. A request's reset has none, and a Fast Open child's is TCP_FASTOPEN.
+ * Is the packet the reset that has just ended a session? tcp_reset() also ends one on late data. The
+ * reset of an established session is not freed as dropped: the next packet may be another segment,
+ * with a reason of its own. The reset of a request has no reason, that of a Fast Open child has
+ * TCP_FASTOPEN.
  */
 static inline bool was_accepted(const struct packet *packet, u32 reason, struct sock *rx_sk)
 {
@@ -46,7 +51,7 @@ static inline bool was_accepted(const struct packet *packet, u32 reason, struct 
 
 	if (!reset || !reset->sk || (reason != NOT_SPECIFIED && reason != TCP_FASTOPEN))
 		return false;
-	/* The ports, as the memory of a socket is soon another one's. */
+	/* Compare the ports as well: another socket may get the memory. */
 	if (reset->lport != packet->dport || reset->rport != packet->sport)
 		return false;
 	if (rx_sk ? reset->sk != (u64)rx_sk : reset->netns != packet->netns)
@@ -81,10 +86,10 @@ static inline bool was_handled(const struct packet *packet, u32 reason, u64 loca
 }
 
 /*
- * Queues of a socket that is closed, also of local ones; what vsock has handled
- * (virtio_transport_recv_pkt); what TCP has handled; and what TIME_WAIT has answered or may ignore,
- * which the kernel frees as a drop without a reason (tcp_v4_rcv, discard_it). Older kernels give no
- * reason for the first, and no socket for the last: the place decides.
+ * Nothing is lost with queues of a closed socket of any family; packets that vsock has handled
+ * (virtio_transport_recv_pkt) or TCP; and packets that TIME_WAIT has answered or may ignore, which the
+ * kernel frees as a drop without a reason (tcp_v4_rcv, discard_it). Older kernels give no reason for
+ * the first and no socket for the last: there the location decides.
  */
 static inline bool is_harmless(struct sk_buff *skb, const struct packet *packet, u32 reason,
 			       u64 location, struct sock *sk, struct sock *rx_sk)
@@ -101,7 +106,7 @@ static inline bool is_harmless(struct sk_buff *skb, const struct packet *packet,
 		return false;
 	if (local)
 		return proto == (PROTO_SOCKET | AF_VSOCK) || !READ(sk, sk_socket);
-	/* The socket is gone already (udp_destruct_common), that it was queued shows (dev_scratch). */
+	/* The socket is gone (udp_destruct_common); dev_scratch shows that the packet was queued. */
 	if (proto == IPPROTO_UDP && !sk && dev && !is_kernel_pointer(dev))
 		return true;
 #ifdef HARMLESS_PLACE

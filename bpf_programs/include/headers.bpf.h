@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Headers of a packet, as far as they lie in the linear part of its buffer. */
+/* A packet's headers, as far as they lie in the linear part of its buffer. */
 #ifndef NETBPF_HEADERS_BPF_H
 #define NETBPF_HEADERS_BPF_H
 
@@ -12,8 +12,7 @@ KERNEL_FIELDS(sk_buff, head, mac_header)
 #define ETH_P_8021Q 0x8100
 #define ETH_P_8021AD 0x88A8
 #define ETH_HLEN 14
-#define IPPROTO_UDP 17
-/* What a protocol's number is: see Protocol in netbpf/declare/network.py. */
+/* Numbers of protocols that are none of IP's: see Protocol in netbpf/declare/network.py. */
 #define PROTO_ETHERTYPE (1 << 16)
 #define PROTO_SOCKET (2 << 16)
 #define EXTENSIONS 8 /* headers between IPv6's and the transport's that are read */
@@ -34,13 +33,23 @@ struct packet {
 	u32 payload; /* bytes behind the TCP header */
 };
 
-/* Where a packet's bytes can be read: what lies in page fragments has no address here. */
+/* Copy the columns of both ends from a packet. */
+#define SET_FLOW(to, packet)                                                                       \
+	({                                                                                         \
+		(to)->family = (packet)->family;                                                   \
+		(to)->sport = (packet)->sport;                                                     \
+		(to)->dport = (packet)->dport;                                                     \
+		__builtin_memcpy((to)->saddr, (packet)->saddr, 16);                                \
+		__builtin_memcpy((to)->daddr, (packet)->daddr, 16);                                \
+	})
+
+/* The readable bytes of a packet: those in page fragments have no address here. */
 struct linear {
 	u8 *at;
 	u8 *end;
 };
 
-/* Read from `from`, all or nothing: behind the end lies what another packet left. */
+/* Read all `size` bytes or none: behind the end lies an older packet's data. */
 static inline bool read_linear(const struct linear *linear, void *to, u32 size)
 {
 	return linear->at + size <= linear->end && !bpf_probe_read_kernel(to, size, linear->at);
@@ -52,7 +61,7 @@ static inline bool has_ports(u32 proto)
 	       proto == 132 /* SCTP */ || proto == 136 /* UDP-Lite */;
 }
 
-/* Ports, and of TCP what else it is; `behind` counts the bytes from linear->at on. */
+/* Ports, and TCP's flags and payload; `behind` is the number of bytes from linear->at on. */
 static inline void read_transport(struct packet *packet, const struct linear *linear, u32 behind)
 {
 	u16 ports[2] = {};
@@ -90,7 +99,7 @@ static inline void read_ipv4(struct packet *packet, struct linear *linear)
 	map_ipv4(packet->daddr, daddr);
 	packet->family = AF_INET;
 	packet->proto = ip[9];
-	if (ip[6] & 0x1f || ip[7]) /* a later fragment: data stands where the first has ports */
+	if (ip[6] & 0x1f || ip[7]) /* a later fragment: it has data where the first one has ports */
 		return;
 	length = (ip[0] & 0xf) * 4;
 	linear->at += length;

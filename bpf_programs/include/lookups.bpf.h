@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Name lookups of a program from the call to the return, whatever function or language it is. */
+/*
+ * Name lookups from the call to the return, of any function in any language. A program that includes
+ * this includes <netbpf/records.h> before, and defines
+ *   is_wanted(lookup): whether filters let a lookup that has ended pass.
+ */
 #ifndef NETBPF_LOOKUPS_BPF_H
 #define NETBPF_LOOKUPS_BPF_H
 
@@ -12,58 +16,22 @@ KERNEL_FIELDS(signal_struct, live.counter)
 KERNEL_FIELDS(nsproxy, net_ns)
 KERNEL_FIELDS(net, ns.inum)
 
-/* Numbers of the column func. */
-enum func {
-	NO_FUNC, /* in the key of a call: any of libc's */
-	GETADDRINFO,
-	BY_NAME,
-	BY_NAME_R,
-	BY_NAME2,
-	BY_NAME2_R,
-	BY_ADDR,
-	BY_ADDR_R,
-	GO_LOOKUPIPADDR,
-	GO_LOOKUPHOST,
-	GO_LOOKUPADDR,
-	OTHER_STACK =
-		255, /* in the key of a call: any of libc's, on a second stack of the thread */
-};
-/* The same in glibc and musl, and so are the numbers of h_errno. */
-enum { EAI_NONAME = -2, EAI_AGAIN = -3, EAI_FAIL = -4, EAI_NODATA = -5 };
-enum { EAI_SYSTEM = -11, EAI_OVERFLOW = -12 };
-/* Of ours: PROCESS_ENDED is no lookup, but the end of all lookups of a process up to its time. */
-enum { STILL_WAITING = 1, ABANDONED, PROCESS_ENDED };
-/* Bits of the column truncated. */
-enum cut { CUT_NONE, CUT_HOST, CUT_SERVICE, CUT_HOST_SERVICE };
+/* In the key of a call, instead of a function of Go's: any of libc's, on a second stack or not. */
+enum { NO_FUNC, OTHER_STACK = 255 };
+/* Results that no function returns. PROCESS_ENDED: all lookups of a process ended at that time. */
+enum { STILL_WAITING = 1, PROCESS_ENDED = 3 };
 
 #define HOST_SIZE 256
 #define SAME_CALL_NS 1000000 /* later, an entry at the same place is another call */
 #define STACK_SPAN (1 << 20) /* libc does not go as deep: further away is another stack */
 
-struct lookup {
-	u64 time;
-	u64 latency_us; /* in ns, as all durations here */
-	u64 container; /* its cgroup */
-	u32 pid;
-	u32 uid;
-	u32 netns;
-	s32 result;
-	char comm[16];
-	char host[HOST_SIZE]; /* or, with a 1 in the last byte, an address of 16 bytes */
-	u8 family;
-	char service[32];
-	u8 func;
-	u8 truncated;
-	u8 pad[5];
-};
-
 /* A lookup that is under way; the time in `ev` is that of its start. */
 struct call {
 	struct lookup ev;
-	u64 sp; /* at the entry: tells a call from those that libc makes inside of it; Go: see there */
-	u64 born; /* when its thread began: another one may have got its number */
-	u64 back; /* where it returns to */
-	u64 signalled; /* when the thread last took a signal with a handler, which may leave the call */
+	u64 sp; /* at the entry: calls that libc makes inside are deeper; see golang.bpf.h for Go */
+	u64 born; /* start time of its thread: another thread may get its number */
+	u64 back; /* its return address */
+	u64 signalled; /* when the thread last handled a signal, whose handler may leave the call */
 	u64 host; /* addresses of arguments in the process */
 	u64 service;
 	u64 found; /* the _r functions' result and h_errnop */
@@ -87,7 +55,7 @@ static inline bool is_new(struct call *call)
 	return bpf_ktime_get_ns() - call->ev.time < SAME_CALL_NS;
 }
 
-/* Read a string of the program's; true if it goes on behind what there is room for. */
+/* Read a string of the program; true if it is longer than `size`. */
 static inline bool read_cut(char *to, u32 size, u64 from)
 {
 	char next = 0;
@@ -104,9 +72,9 @@ static inline void read_host(struct call *call)
 
 	if (host[0] || host[HOST_SIZE - 1] || !from)
 		return;
-	if (call->ev.func != BY_ADDR && call->ev.func != BY_ADDR_R) {
+	if (call->ev.func != FUNC_GETHOSTBYADDR && call->ev.func != FUNC_GETHOSTBYADDR_R) {
 		if (read_cut(host, HOST_SIZE - 1, call->host))
-			call->ev.truncated |= CUT_HOST;
+			call->ev.truncated |= TRUNCATED_HOST;
 	} else if (call->ev.family == AF_INET) {
 		host[10] = host[11] = 0xff;
 		host[HOST_SIZE - 1] = !read_user(host + 12, 4, from);
@@ -119,10 +87,10 @@ static inline void read_service(struct call *call)
 {
 	if (call->service && !call->ev.service[0] &&
 	    read_cut(call->ev.service, sizeof(call->ev.service), call->service))
-		call->ev.truncated |= CUT_SERVICE;
+		call->ev.truncated |= TRUNCATED_SERVICE;
 }
 
-/* Remember a new call; NULL if it was filtered out or there is no room. */
+/* Add a new call; NULL if filters exclude it or the map is full. */
 static inline struct call *begin(struct call_key *key, u8 func)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
@@ -163,7 +131,7 @@ static inline void end(struct call_key *key, struct call *call, s32 result, u64 
 	call->ev.latency_us = when - call->ev.time;
 	call->ev.time = when;
 	call->ev.result = result;
-	if (call->ev.latency_us >= MIN_NS && (result || !FAILED_ONLY))
+	if (is_wanted(&call->ev))
 		emit(&call->ev, sizeof(call->ev));
 	calls.delete(key);
 }
@@ -172,15 +140,15 @@ static inline void finish(struct call_key *key, struct call *call, s32 result)
 {
 	u64 now = bpf_ktime_get_ns();
 
-	/* What was not in memory at the entry: libc has read it since. */
+	/* What was not in memory at the entry is there now: libc has read it. */
 	read_host(call);
 	read_service(call);
 	end(key, call, result, now);
 }
 
 /*
- * A lookup that will never return. Nothing shows a jump out of it; but that is made by a handler of
- * a signal, so the last one was then. What it was called with may be gone from memory, too.
+ * A lookup that will never return. No probe shows a jump out of it. The handler of a signal makes it,
+ * so the time is that of the last signal. The arguments may be gone from memory.
  */
 static inline void abandon(struct call_key *key, struct call *call)
 {

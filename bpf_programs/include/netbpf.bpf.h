@@ -34,13 +34,13 @@
 	bpf_probe_read_kernel(to, sizeof(FIELD_OF(from, field)), FIELD_AT(from, field))
 
 /*
- * A number that is put in when the program is loaded, by its place: two hexadecimal digits. The
- * compiler knows nothing of it, netbpf/bpf/constants.py finds it by the upper half ("nbpf").
+ * A load-time constant by its index, two hexadecimal digits. The compiler does not see the value:
+ * netbpf/bpf/constants.py recognises the load by its upper half ("nbpf") and patches it.
  */
-#define AT_LOAD(place)                                                                             \
+#define LOAD_CONSTANT(index)                                                                       \
 	({                                                                                         \
 		u64 number_;                                                                       \
-		asm("%0 = 0x6e627066000000" #place " ll" : "=r"(number_));                         \
+		asm("%0 = 0x6e627066000000" #index " ll" : "=r"(number_));                         \
 		number_;                                                                           \
 	})
 
@@ -50,7 +50,7 @@
 #define UNKNOWN (~0ULL) /* a time or a number of bytes: U64_MAX in netbpf/declare/columns.py */
 
 /* Everything that can be lost, counted per CPU: netbpf/declare/losses.py lists the causes. */
-#define DUPLICATE_MISSES LOSS_CAUSES /* no loss: runs that had nothing to add, see earlier.bpf.h */
+#define DUPLICATE_MISSES LOSS_CAUSES /* no loss: runs that had nothing to add, see inflight.bpf.h */
 BPF_PERCPU_ARRAY(losses, u64, LOSS_CAUSES + 1);
 
 static inline void count_loss(int cause)

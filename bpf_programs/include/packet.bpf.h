@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What a packet's own headers say, wherever in the stack it is, and where it was going. */
+/* A packet's headers, device and network namespace, at any layer of the stack. */
 #ifndef NETBPF_PACKET_BPF_H
 #define NETBPF_PACKET_BPF_H
 
@@ -9,12 +9,12 @@ KERNEL_FIELDS(sk_buff, head, data, len, data_len, network_header, mac_header, pr
 KERNEL_FIELDS(sk_buff, skb_iif, _skb_refdst)
 KERNEL_FIELDS(net_device, name, nd_net.net)
 KERNEL_FIELDS(sock, sk_protocol)
+KERNEL_OPTIONAL(sock, __sk_common.skc_listener)
 KERNEL_OPTIONAL(net_device, index_hlist, ifindex)
 KERNEL_OPTIONAL(net, dev_index_head)
 KERNEL_OPTIONAL(hlist_node, next)
 KERNEL_OPTIONAL(dst_entry, dev)
 
-#define TCP_NEW_SYN_RECV 12
 #define FIRST_NAMESPACE 0xEFFFFFF8 /* inode numbers of namespaces: include/uapi/linux/nsfs.h */
 #define LONGEST_HEADERS 512 /* bytes between the network header and where a packet is read */
 
@@ -24,8 +24,9 @@ static inline bool is_kernel_pointer(const void *pointer)
 }
 
 /*
- * Is that a device? skb->dev and the route share their place with other things while a packet is
- * queued (rbnode, dev_scratch, tcp_tsorted_anchor): only a device has a namespace.
+ * Take name and namespace from `dev`, if it is a device. While a packet is queued, skb->dev and the
+ * route share their memory with rbnode, dev_scratch and tcp_tsorted_anchor: only a device has a
+ * namespace.
  */
 static inline bool take_device(struct packet *packet, struct net_device *dev)
 {
@@ -50,9 +51,9 @@ static inline bool take_device(struct packet *packet, struct net_device *dev)
 
 #if defined(HAVE_net_dev_index_head) && defined(HAVE_net_device_index_hlist) &&                    \
 	defined(HAVE_hlist_node_next)
-#define DEVICES_PER_HASH 16 /* that are looked at: there are 256 lists */
+#define DEVICES_PER_HASH 16 /* that are compared: there are 256 lists */
 
-/* The device with that number in packet->net: for packets that are past it. */
+/* Take the device number `ifindex` of packet->net: for packets that have left it. */
 static inline void take_device_by_index(struct packet *packet, int ifindex)
 {
 	struct net *net = packet->net;
@@ -77,7 +78,7 @@ static inline void take_device_by_index(struct packet *packet, int ifindex)
 }
 #endif
 
-/* Device and namespace: those that the packet is at, else those that its route or socket tell. */
+/* Device and namespace where the packet is, else those of its socket, its input device or route. */
 static inline void read_place(struct packet *packet, struct sk_buff *skb, struct sock *sk)
 {
 	int ifindex = READ(skb, skb_iif);
@@ -98,6 +99,27 @@ static inline void read_place(struct packet *packet, struct sk_buff *skb, struct
 			take_device(packet, READ(dst, dev));
 	}
 #endif
+}
+
+static inline bool pass_device(const struct packet *packet)
+{
+#ifdef FILTER_DEV
+	const u64 *name = (const u64 *)packet->dev;
+
+	return FILTER_DEV(name[0], name[1]);
+#else
+	return true;
+#endif
+}
+
+/* The socket whose owner counts: a request_sock, which is smaller than a sock, has its listener's. */
+static inline struct sock *owner_sk(struct sock *sk)
+{
+#ifdef HAVE_sock___sk_common_skc_listener
+	if (READ(sk, __sk_common.skc_state) == TCP_NEW_SYN_RECV)
+		return READ(sk, __sk_common.skc_listener);
+#endif
+	return sk;
 }
 
 /* `sk` is a socket that the packet belongs to or came to, or NULL. */

@@ -4,38 +4,37 @@
  * like number inside the kernel, and what the program sees is decided later, on the way back to it
  * (handle_signal() and arch_do_signal_or_restart() in arch/x86/kernel/signal.c, do_signal() in
  * arch/arm64/kernel/signal.c): EINTR if a handler runs that was set without SA_RESTART, nothing at
- * all if the process dies, else the call is made again and the program never knows.
+ * all if the process dies, else the kernel makes the call again and the program does not notice.
  *
  * A program that includes this has the probe `signal`, and defines before
  *   struct counted: what a call is counted by,
  *   count(what, error, bytes): count one.
- * That a call is made again shows in nothing but the thread's next call or signal: until then it is
- * counted as nothing, so that no interval counts what a later one would have to take back.
+ * Only the thread's next call or signal shows that a call is made again. Until then the call is not
+ * counted, so that no interval counts what a later one would have to subtract.
  */
 #ifndef NETBPF_RESTARTS_BPF_H
 #define NETBPF_RESTARTS_BPF_H
 
+#include "filter.bpf.h"
 #include "signals.bpf.h"
 
-KERNEL_FIELDS(task_struct, flags, pending.signal.sig)
+KERNEL_FIELDS(task_struct, pending.signal.sig)
 
 #define EINTR 4
 
-#define RESTARTED 512 /* beside the errors of calls: netbpf/declare/calls.py */
-
+#define RESTARTED 512 /* in place of an error number: see RESTARTED in declare/calls.py */
 #define PF_IO_WORKER 0x00000010 /* include/linux/sched.h */
-#define PF_KTHREAD 0x00200000
 
 struct interruption {
 	struct counted what;
 	u64 restarts; /* it is made again if the handler was set with SA_RESTART */
 };
-/* By thread: calls that were interrupted, until it is known what becomes of them. */
+/* By thread: interrupted calls whose result for the program is not decided yet. */
 BPF_HASH(interruptions, u64, struct interruption, MAP_ENTRIES);
-/* How many those are: nearly always none, and an array is looked at for free. */
+/* Their number: nearly always 0, and reading an array costs next to nothing. */
 BPF_ARRAY(interrupted_threads, s64, 1);
 
-/* Which of them there are changes by one; return how many there were. */
+/* Add `more` to the number of interrupted calls and return the result. */
 static inline s64 count_interrupted(s64 more)
 {
 	int zero = 0;
@@ -54,7 +53,7 @@ static inline void forget_interruption(u64 thread)
 		count_interrupted(-1);
 }
 
-/* The current thread's call has ended: one before that was interrupted has been made again. */
+/* The current thread's call has ended: if one before was interrupted, it has been made again. */
 static inline void call_ended(void)
 {
 	u64 thread = bpf_get_current_pid_tgid();
@@ -71,7 +70,7 @@ static inline void call_ended(void)
 	forget_interruption(thread);
 }
 
-/* The current thread's call was interrupted: count it now if it is known what becomes of it. */
+/* The current thread's call was interrupted: count it now if its result is decided already. */
 static inline void on_interrupted(s64 result, struct counted *what)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
@@ -79,13 +78,13 @@ static inline void on_interrupted(s64 result, struct counted *what)
 	u64 thread = bpf_get_current_pid_tgid();
 	u64 signals = 0;
 
-	/* No program is behind it that could make it again: io_uring makes EINTR of it. */
+	/* A worker of io_uring has no program that could repeat the call: io_uring returns EINTR. */
 	if (READ(task, flags) & (PF_IO_WORKER | PF_KTHREAD)) {
 		count(what, EINTR, 0);
 		return;
 	}
 	call_ended();
-	/* Signals that end a process are made SIGKILL when they are sent: complete_signal(). */
+	/* complete_signal() turns a signal that ends a process into SIGKILL when it is sent. */
 	bpf_probe_read_kernel(&signals, sizeof(signals), FIELD_AT(task, pending.signal.sig));
 	if (signals & SIGNAL_BIT(SIGKILL))
 		count(what, 0, 0);

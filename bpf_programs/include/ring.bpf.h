@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Calls on sockets that io_uring makes in place of system calls: the probes `ring` and `ring_close`.
- * It needs what socket_calls.bpf.h needs.
+ * Calls on sockets that io_uring makes instead of system calls: RING_PROBES of declare/calls.py. A
+ * program that includes this defines before what socket_calls.bpf.h needs.
  */
 #ifndef NETBPF_RING_BPF_H
 #define NETBPF_RING_BPF_H
@@ -13,44 +13,52 @@ KERNEL_OPTIONAL(io_socket, domain, type, protocol)
 KERNEL_OPTIONAL(io_close, fd, file_slot)
 
 #if defined(HAVE_io_socket_type) && defined(HAVE_io_kiocb_cmd)
-#define RING_MAKES_SOCKETS 1 /* since 5.19; what is asked for is in io_kiocb.cmd since 6.0 */
+#define RING_MAKES_SOCKETS 1 /* since 5.19; the arguments are in io_kiocb.cmd since 6.0 */
 #endif
 
-static inline int on_ring(struct io_kiocb *req, s32 result)
+#ifdef SEES_REQUESTS
+static inline int on_request(struct io_kiocb *req, s32 result)
 {
 #ifdef RING_MAKES_SOCKETS
-	struct io_socket *asked;
+	struct io_socket *asked = (struct io_socket *)FIELD_AT(req, cmd);
 #endif
 	int op;
 
-	if (!req) /* one more of many results of one request */
-		return 0;
 	switch (READ(req, opcode)) {
 #ifdef RING_MAKES_SOCKETS
 	case RING_SOCKET:
-		asked = (struct io_socket *)FIELD_AT(req, cmd);
-		return on_make(SOCKET, READ(asked, domain), READ(asked, type),
+		return on_make(OP_SOCKET, READ(asked, domain), READ(asked, type),
 			       READ(asked, protocol), result);
 #endif
 	case RING_BIND:
-		op = BIND;
+		op = OP_BIND;
 		break;
 	case RING_LISTEN:
-		op = LISTEN;
+		op = OP_LISTEN;
 		break;
 	case RING_CONNECT:
-		op = CONNECT;
+		op = OP_CONNECT;
 		break;
 	case RING_ACCEPT:
-		op = ACCEPT;
+		op = OP_ACCEPT;
 		break;
 	default:
 		return 0;
 	}
 	return on_socket_call(op, socket_of_file(READ(req, file)), result, 0);
 }
+#endif
 
-/* A request is begun. */
+static inline int on_ring(struct io_kiocb *req, s32 result)
+{
+#ifdef SEES_REQUESTS
+	if (req)
+		return on_request(req, result);
+#endif
+	return 0;
+}
+
+/* A request is submitted. */
 static inline int on_ring_close(struct io_kiocb *req)
 {
 #if defined(HAVE_io_close_file_slot) && defined(HAVE_io_kiocb_cmd)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Signals as a thread takes them, on its way back to the program. */
+/* Signals that a thread handles on its way back to user space: the probe SIGNAL of declare/calls.py. */
 #ifndef NETBPF_SIGNALS_BPF_H
 #define NETBPF_SIGNALS_BPF_H
 
@@ -16,14 +16,14 @@ KERNEL_FIELDS(k_sigaction, sa.sa_handler, sa.sa_flags)
 	(SIGNAL_BIT(17) | SIGNAL_BIT(18) | SIGNAL_BIT(23) | SIGNAL_BIT(28) | SIGNAL_BIT(19) |      \
 	 SIGNAL_BIT(20) | SIGNAL_BIT(21) | SIGNAL_BIT(22))
 
-/* Results of calls inside the kernel, never seen by a program: include/linux/errno.h. */
+/* Results of calls inside the kernel that user space never sees: include/linux/errno.h. */
 #define ERESTARTSYS 512
 #define ERESTARTNOINTR 513
 #define ERESTART_RESTARTBLOCK 516
 
 static inline int on_signal(int sig, u64 handler, u64 flags);
 
-/* The raw tracepoint gives the action as a whole, the trace event takes it apart. */
+/* The raw tracepoint passes the action as a whole, the trace event has its members. */
 static inline int on_signal_action(int sig, struct k_sigaction *action)
 {
 	return on_signal(sig, (u64)READ(action, sa.sa_handler), READ(action, sa.sa_flags));
@@ -35,13 +35,13 @@ static inline bool is_interrupted(s64 result)
 	return result <= -ERESTARTSYS && result >= -ERESTART_RESTARTBLOCK;
 }
 
-/* Is there a function of the program's? Else it is SIG_DFL (0) or SIG_IGN (1). */
+/* Has the program set a function? The other values are SIG_DFL (0) and SIG_IGN (1). */
 static inline bool is_handler(u64 handler)
 {
 	return handler > 1;
 }
 
-/* Does this signal end the process? SIGKILL is also what the kernel has a thread take that must end. */
+/* Does this signal end the process? The kernel also ends single threads by SIGKILL. */
 static inline bool ends_process(int sig, u64 handler)
 {
 	return !handler && sig > 0 && (sig > 32 || !(HARMLESS & SIGNAL_BIT(sig)));

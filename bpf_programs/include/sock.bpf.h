@@ -14,6 +14,7 @@ KERNEL_FIELDS(inet_sock, inet_sport)
 KERNEL_FIELDS(net, ns.inum)
 
 #define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
 
 struct endpoints {
 	u8 laddr[16];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The probe `stale`: owners of sockets that are gone, whose end showed nowhere. */
+/* The probe `stale`: delete owners of sockets that are gone, whose end no probe shows. */
 #ifndef NETBPF_STALE_OWNERS_BPF_H
 #define NETBPF_STALE_OWNERS_BPF_H
 

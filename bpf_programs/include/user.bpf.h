@@ -14,7 +14,7 @@ KERNEL_FIELDS(file, f_inode)
 KERNEL_FIELDS(inode, i_ino, i_sb)
 KERNEL_FIELDS(super_block, s_dev)
 
-/* Not by bcc's names: for each call of those it reads all of /proc/kallsyms first. */
+/* Not by bcc's names: bcc reads all of /proc/kallsyms for each call of those. */
 static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
 static long (*read_user_text)(void *to, u32 size,
 			      const void *from) = (void *)BPF_FUNC_probe_read_user_str;
@@ -45,8 +45,8 @@ static inline u64 read_user_word(u64 address)
 #endif
 
 /*
- * Did a function whose uretprobe waits end in a jump to this one? Its return address is the first of
- * a page of the kernel's (uprobe_get_trampoline_vaddr); after a call, hardly ever.
+ * Did a function that has a uretprobe end in a jump to this one? Then the return address is the first
+ * of the page that the kernel adds (uprobe_get_trampoline_vaddr). After a call that is very unlikely.
  */
 static inline bool came_by_jump(struct pt_regs *ctx)
 {
@@ -54,9 +54,9 @@ static inline bool came_by_jump(struct pt_regs *ctx)
 }
 
 /*
- * Programs that begin to run, but not the files that the reader has seen and put into a map. The
- * ring has 16 times 4 KiB: whole pages on any kernel, which asks for them. _EXEC_RING_PAGES in
- * netbpf/run/lookups.py, which knows the structs.
+ * Programs that begin to run, except files that the reader has put into a map. The ring has 16 times
+ * 4 KiB, whole pages of any size that kernels use, as they require. _EXEC_RING_PAGES in
+ * netbpf/run/lookups.py, which has the same structs.
  */
 #define EXEC_RING_PAGES 16
 struct program_file {
@@ -68,7 +68,7 @@ struct program_start {
 	u64 pid;
 };
 BPF_RINGBUF_OUTPUT(execs, EXEC_RING_PAGES);
-/* One that is forgotten is reported once more. */
+/* A file that is evicted is reported once more. */
 BPF_TABLE("lru_hash", struct program_file, u64, programs_seen, LRU_ENTRIES(4096));
 
 /* The current process begins to run another program. */
@@ -84,7 +84,7 @@ static inline void report_program(void)
 	start.file.inode = READ(inode, i_ino);
 	start.file.device = READ(super, s_dev);
 	start.pid = current_pid();
-	/* If the ring is full, nothing is lost: the reader looks at all processes now and then. */
+	/* If the ring is full, nothing is lost: the reader looks at all processes periodically. */
 	if (!programs_seen.lookup(&start.file))
 		execs.ringbuf_output(&start, sizeof(start), 0);
 }

@@ -1,1 +1,4 @@
-"""Programs and libraries in user space: ELF files, Go programs, and what of them can be probed."""
+"""User-space programs and libraries: which files are in use, and where to put uprobes on them.
+
+Reads ELF files, Go programs and /proc/PID/maps; attaches nothing and knows no tool.
+"""

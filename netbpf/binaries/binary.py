@@ -1,6 +1,6 @@
-"""Tell what can be probed in one file: a libc, a static program, a Go program, or nothing.
+"""Find what can be probed in one file: a libc, a static program, a Go program, or nothing.
 
-Whatever a file is like, reading it gives a result with a reason, never an exception.
+For any file content the result is a `File`, with a reason if it cannot be probed; no exception.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from netbpf.binaries.returns import returns
 from netbpf.system.untrusted import (
     WHOLE,
     Budget,
-    GivenUp,
+    LimitExceeded,
     Limits,
     OutOfScope,
     UnreadableBinary,
-    look,
     open_regular,
+    stat_path,
 )
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ FUNCTIONS = (
 )
 
 _MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
-_MOST_NAMED = 200  # characters of a path that are shown
+_MAX_SHOWN = 200  # characters of a path
 _GO_MARKS = (b".go.buildinfo\0", b".gopclntab\0", b".note.go.buildid\0")
 
 
 class Identity(NamedTuple):
-    """What tells one file from all others, and from a later one with the same inode number."""
+    """Identifies a file, also from a later one with the same inode number."""
 
     device: int
     inode: int
@@ -56,9 +56,9 @@ class Identity(NamedTuple):
 class Binary:
     """A file to probe: a libc ("glibc", "musl"), a static program ("static") or a Go one ("go").
 
-    `functions` are libc's lookups that the file defines, `go` those of Go's net package; a static
-    Go program with cgo has both. `pids` are the processes that use it, none for a libc that was
-    found at a well-known path only.
+    `functions` are the libc lookup functions that the file defines, `go` has those of Go's net
+    package; a static Go program with cgo has both. `pids` are the processes that use the file,
+    none for a libc that was only found at a well-known path.
     """
 
     device: int
@@ -73,18 +73,18 @@ class Binary:
     def path(self) -> str | None:
         """Return a path that opens this file now, or None: /proc/PID/... ends with the process."""
         for path in self.paths:
-            found = identity_of(path)
-            if found and (found.device, found.inode) == (self.device, self.inode):
+            identity = identity_of(path)
+            if identity and (identity.device, identity.inode) == (self.device, self.inode):
                 return path
         return None
 
 
 @dataclass(frozen=True)
 class File:
-    """What a file turned out to be: something to probe, or a reason why not.
+    """The result of reading a file: what to probe, or the reason why not.
 
-    `lost` is whether lookups may go unseen for that reason, which are not among the manual's
-    LIMITS; `unfinished` whether the limits of reading it were reached.
+    `lost` is whether lookups may be missed for that reason, beyond the manual's LIMITS;
+    `unfinished` whether reading stopped at its limits.
     """
 
     binary: Binary | None = None
@@ -94,85 +94,88 @@ class File:
 
 
 def identity_of(path: str) -> Identity | None:
-    """Return which file a path opens now, or None if it opens none."""
+    """Return the identity of the file that a path opens now, or None."""
     try:
-        return _identity(look(path))
+        return _identity(stat_path(path))
     except (OSError, ValueError):
         return None
 
 
-def _identity(found: os.stat_result) -> Identity:
-    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+def _identity(status: os.stat_result) -> Identity:
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _lookups(image: ElfFile) -> dict[str, Function]:
-    found = image.functions(FUNCTIONS)
-    return {name: replace(f, returns=returns(image, f)) for name, f in found.items()}
+def _lookups(elf: ElfFile) -> dict[str, Function]:
+    functions = elf.functions(FUNCTIONS)
+    return {name: replace(f, returns=returns(elf, f)) for name, f in functions.items()}
 
 
-def _foreign(image: ElfFile) -> str:
-    if image.bits != 64:
+def _foreign(elf: ElfFile) -> str:
+    if elf.bits != 64:
         return "32-bit"
-    native = _MACHINES.get(os.uname().machine, image.machine)
-    return "" if image.machine == native else f"built for {image.machine}"
+    if not elf.little_endian:
+        return "big-endian"
+    native = _MACHINES.get(os.uname().machine, elf.machine)
+    return "" if elf.machine == native else f"built for {elf.machine}"
 
 
-def _check(image: ElfFile, identity: Identity) -> None:
-    if _identity(image.status) != identity:
-        raise UnreadableBinary(image.path, "another file by now")
+def _check(elf: ElfFile, identity: Identity) -> None:
+    if _identity(elf.status) != identity:
+        raise UnreadableBinary(elf.path, "replaced by another file")
 
 
 def _failed(error: UnreadableBinary, kind: str = "") -> File:
-    words = f"{kind}: {error.why}" if kind else error.why
-    given_up = isinstance(error, GivenUp)
+    text = f"{kind}: {error.why}" if kind else error.why
+    given_up = isinstance(error, LimitExceeded)
     if given_up:
-        words += f" ({_short(error.path)})"
-    return File(reason=words, lost=not isinstance(error, OutOfScope), unfinished=given_up)
+        text += f" ({_short(error.path)})"
+    return File(reason=text, lost=not isinstance(error, OutOfScope), unfinished=given_up)
 
 
 def _short(path: str) -> str:
-    return path if len(path) <= _MOST_NAMED else f"...{path[-_MOST_NAMED:]}"
+    return path if len(path) <= _MAX_SHOWN else f"...{path[-_MAX_SHOWN:]}"
 
 
 def read_libc(identity: Identity, path: str, kind: str, limits: Limits = WHOLE) -> File:
     """Read a libc; `kind` is "glibc" or "musl"."""
     try:
-        with ElfFile(path, Budget(path, limits)) as image:
-            _check(image, identity)
-            found, foreign = _lookups(image), _foreign(image)
+        with ElfFile(path, Budget(path, limits)) as elf:
+            _check(elf, identity)
+            foreign = _foreign(elf)
+            functions = {} if foreign else _lookups(elf)
     except UnreadableBinary as error:
         return _failed(error, kind)
-    if foreign or not found:
+    if foreign or not functions:
         return File(reason=f"{kind}: {foreign or 'no symbols'}")
-    return File(Binary(identity.device, identity.inode, kind, found, paths=[path]))
+    return File(Binary(identity.device, identity.inode, kind, functions, paths=[path]))
 
 
 def read_program(identity: Identity, path: str, is_go: bool, limits: Limits = WHOLE) -> File:
-    """Read a program that has no libc mapped, or is Go's, or both.
+    """Read a program that has no libc mapped, or is written in Go, or both.
 
-    By its name where that is the same file: `path`, /proc/PID/exe, ends with the process.
+    `path` is /proc/PID/exe, which ends with the process, so the program's name comes first if it is
+    the same file.
     """
     paths = [*_host_path(path, identity), path]
     budget = Budget(paths[0], limits)
     try:
-        with ElfFile(paths[0], budget) as image:
-            _check(image, identity)
-            reason = _foreign(image)
-            own = not image.interpreted and not reason
-            found = _lookups(image) if own else {}
-            stripped = not any(s.kind == "SHT_SYMTAB" for s in image.sections)
+        with ElfFile(paths[0], budget) as elf:
+            _check(elf, identity)
+            reason = _foreign(elf)
+            static = not elf.interpreted and not reason
+            functions = _lookups(elf) if static else {}
+            stripped = not any(s.kind == "SHT_SYMTAB" for s in elf.sections)
     except UnreadableBinary as error:
         return _failed(error)
     go, part = _read_go(paths[0], budget) if is_go and not reason else (None, File())
     reason = reason or part.reason
-    if not is_go and own and not found:
+    if not is_go and static and not functions:
         reason = "static, stripped" if stripped else "static, without lookup functions"
-    if not found and go is None:
+    if not functions and go is None:
         return replace(part, reason=reason)
     kind = "go" if go else "static"
-    return replace(
-        part, binary=Binary(identity.device, identity.inode, kind, found, go, paths), reason=reason
-    )
+    binary = Binary(identity.device, identity.inode, kind, functions, go, paths)
+    return replace(part, binary=binary, reason=reason)
 
 
 def _read_go(path: str, budget: Budget) -> tuple[golang.GoProgram | None, File]:
@@ -187,7 +190,7 @@ def _read_go(path: str, budget: Budget) -> tuple[golang.GoProgram | None, File]:
 
 
 def _host_path(link: str, identity: Identity) -> Iterator[str]:
-    """Yield the name of a linked program where it means the same file for us: it outlives PIDs."""
+    """Yield the target of a /proc/PID/exe link if that path opens the same file here."""
     try:
         name = os.readlink(link)
     except OSError:
@@ -197,10 +200,10 @@ def _host_path(link: str, identity: Identity) -> Iterator[str]:
 
 
 def looks_like_go(path: str) -> bool:
-    """Return whether the file has one of the sections that only Go's linker makes.
+    """Return whether the file has one of the sections that only Go's linker creates.
 
-    Reads the section names only (some kilobytes): this is asked of every program that runs.
-    Linkers may lose the names of all but .go.buildinfo (Go 1.13 and later).
+    Reads only the section names (a few kilobytes), as this runs for every program in use. External
+    linkers may drop the names of all but .go.buildinfo (Go 1.13 and later).
     """
     try:
         with open_regular(path) as file:
@@ -209,9 +212,9 @@ def looks_like_go(path: str) -> bool:
                 return False
             at, size = int.from_bytes(header[40:48], "little"), header[58]
             file.seek(at + size * int.from_bytes(header[62:64], "little") + 24)
-            place = file.read(16)
-            file.seek(int.from_bytes(place[:8], "little"))
-            names = file.read(min(int.from_bytes(place[8:], "little"), 1 << 20))
+            section = file.read(16)  # sh_offset, sh_size of the section names
+            file.seek(int.from_bytes(section[:8], "little"))
+            names = file.read(min(int.from_bytes(section[8:], "little"), 1 << 20))
     except (UnreadableBinary, OSError, ValueError, OverflowError):
         return False
     return any(mark in names for mark in _GO_MARKS)

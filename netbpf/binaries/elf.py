@@ -1,11 +1,11 @@
-"""Find functions in ELF files, and the file offsets at which a uprobe goes on them.
+"""Find functions in ELF files, and the file offsets for uprobes on them.
 
-The files come from other people's processes and containers, so nothing in them is trusted: every
-size and count is bounded, every read is checked, all work on one file has one budget of bytes and
-time, and whatever is wrong with a file ends as one `UnreadableBinary`. pyelftools reads headers,
-sections and segments; symbol tables are searched here, in bulk, because one pyelftools object per
-symbol takes seconds on a large static program and its SysV hash lookup never ends on a chain that
-points to itself. No file is mapped: one that is cut short meanwhile would end us by SIGBUS.
+The files belong to untrusted processes and containers: every size and count is bounded, every read
+is checked, all work on one file has one budget of bytes and time, and any defect raises
+`UnreadableBinary`. pyelftools reads headers, sections and segments. Symbol tables are searched here
+in bulk, because one pyelftools object per symbol takes seconds for a large static program, and its
+SysV hash lookup does not end on a chain that points to itself. Files are not mapped: truncating one
+would raise SIGBUS here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from netbpf.system.untrusted import (
     MAX_FILE,
     Budget,
-    GivenUp,
+    LimitExceeded,
     OutOfScope,
     UnreadableBinary,
     open_regular,
@@ -33,17 +33,16 @@ if TYPE_CHECKING:
 
 MAX_SEGMENTS = 512
 MAX_SECTIONS = 20_000
-MAX_TABLE = 96 << 20  # bytes that are held in memory at once
-_PIECE = 4 << 20  # bytes of a table that are searched at once
+MAX_TABLE = 96 << 20  # bytes held in memory at once
+_PIECE = 4 << 20  # bytes of a table searched at once
 _MAX_NAME = 256  # bytes of a section's name
 _MAX_DYNAMIC = 1 << 16
-_MAX_HITS = 4096  # places of the wanted names in a table of names
+_MAX_HITS = 4096  # offsets of the wanted names in a string table
 
 _UNDEFINED = 0
 _FUNC = 2
 _IFUNC = 10
-_SYMBOL_64 = {True: "<IBBHQQ", False: ">IBBHQQ"}
-_SYMBOL_32 = {True: "<IIIBBH", False: ">IIIBBH"}
+_SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, section index, value, size
 
 _Part = tuple[int, int]  # offset in the file, and size in bytes
 
@@ -52,10 +51,10 @@ _Part = tuple[int, int]  # offset in the file, and size in bytes
 class Function:
     """A function of an ELF file.
 
-    `offset` is the offset in the file (bytes) that perf_event_open takes for a uprobe, `address`
-    the virtual address that the file gives it, `size` its length in bytes, 0 if unknown. With
-    `ifunc` the code there is a resolver that runs once and returns the real function's address.
-    `returns` are the offsets of all its returns, () if they are not known (binaries/returns.py).
+    `offset` is the file offset in bytes, as perf_event_open takes it for a uprobe, `address` the
+    virtual address in the file, `size` the length in bytes, 0 if unknown. With `ifunc` the code is
+    a resolver that runs once and returns the address of the function in use. `returns` are the file
+    offsets of all its return instructions, () if unknown (binaries/returns.py).
     """
 
     name: str
@@ -91,8 +90,8 @@ class Section:
 class ElfFile:
     """An ELF file, open for reading; a context manager. Raises UnreadableBinary.
 
-    `machine` is the ELF name of the processor ("EM_X86_64"), `bits` 32 or 64. `interpreted` tells
-    whether a dynamic loader starts it (PT_INTERP), `dynamic` whether it has PT_DYNAMIC.
+    `machine` is the ELF name of the processor ("EM_X86_64"), `bits` 32 or 64, `interpreted` whether
+    a dynamic loader starts the file (PT_INTERP), `dynamic` offset and size of PT_DYNAMIC or None.
     """
 
     def __init__(self, path: str, budget: Budget | None = None) -> None:
@@ -105,7 +104,7 @@ class ElfFile:
         except UnreadableBinary:
             self.close()
             raise
-        except Exception as error:  # pyelftools raises a dozen kinds on a broken file
+        except Exception as error:  # pyelftools raises a dozen types for broken files
             self.close()
             raise UnreadableBinary(path, f"not a readable ELF file ({reason(error)})") from error
 
@@ -128,7 +127,7 @@ class ElfFile:
         self.interpreted = False
         self.dynamic: tuple[int, int] | None = None
         for number in range(elf.num_segments()):
-            # Not get_segment(): that one reads what the segment points to.
+            # get_segment() would read what the segment points to.
             header = elf._get_segment_header(number)  # noqa: SLF001
             kind, size = header["p_type"], header["p_filesz"]
             if kind == "PT_LOAD":
@@ -154,8 +153,8 @@ class ElfFile:
             start = header["sh_name"]
             name = names[start : start + _MAX_NAME].partition(b"\0")[0].decode("latin-1")
             kind, link = str(header["sh_type"]), header["sh_link"]
-            place = header["sh_addr"], header["sh_offset"], header["sh_size"]
-            yield Section(name, kind, *place, link)
+            extent = header["sh_addr"], header["sh_offset"], header["sh_size"]
+            yield Section(name, kind, *extent, link)
 
     def __enter__(self) -> ElfFile:
         return self
@@ -177,7 +176,7 @@ class ElfFile:
         if not (0 <= size <= MAX_FILE and 0 <= offset <= MAX_FILE):
             raise UnreadableBinary(self.path, "impossible offset or size")
         if size > MAX_TABLE:
-            raise GivenUp(self.path, f"given up: a table of more than {MAX_TABLE >> 20} MB")
+            raise LimitExceeded(self.path, f"given up: a table of more than {MAX_TABLE >> 20} MB")
         self.budget.spend(size)
         try:
             data = os.pread(self._file.fileno(), size, offset)
@@ -188,19 +187,19 @@ class ElfFile:
         return data
 
     def pieces(self, offset: int, size: int, more: int = 0) -> Iterator[tuple[int, bytes]]:
-        """Yield (place in it, bytes) of a part of the file, each with `more` bytes of the next."""
+        """Yield (relative offset, bytes) of a range, each piece with `more` bytes of the next."""
         for start in range(0, size, _PIECE):
             yield start, self.read(offset + start, min(_PIECE + more, size - start))
 
     def section(self, name: str) -> Section | None:
         """Return the first section of that name that has content in the file, or None."""
-        found = (s for s in self.sections if s.name == name and s.kind != "SHT_NOBITS")
-        return next(found, None)
+        matches = (s for s in self.sections if s.name == name and s.kind != "SHT_NOBITS")
+        return next(matches, None)
 
     def file_offset(self, address: int, executable: bool = True) -> int | None:
-        """Return the file offset of a virtual address, or None where no segment holds it.
+        """Return the file offset of a virtual address, or None if no segment contains it.
 
-        With `executable`, only segments with code count.
+        With `executable`, only executable segments count.
         """
         self.budget.step()
         for part in self.segments:
@@ -212,15 +211,16 @@ class ElfFile:
     def functions(self, wanted: Iterable[str]) -> dict[str, Function]:
         """Return the wanted functions that this file defines, by name; raises UnreadableBinary.
 
-        Both symbol tables are searched, .dynsym first; versions ("@GLIBC_2.2.5") don't matter.
+        For 64-bit little-endian files only.
+        Both symbol tables are searched, .dynsym first; versions ("@GLIBC_2.2.5") are ignored.
         """
         names = {name.partition("@")[0].encode() for name in wanted}
-        found: dict[str, Function] = {}
+        result: dict[str, Function] = {}
         for symbols, strings in self._symbol_tables():
-            known = self._name_offsets(strings, names)
-            for function in self._search(symbols, known) if known else ():
-                found.setdefault(function.name, function)
-        return found
+            offsets = self._name_offsets(strings, names)
+            for function in self._search(symbols, offsets) if offsets else ():
+                result.setdefault(function.name, function)
+        return result
 
     def _symbol_tables(self) -> Iterator[tuple[_Part, _Part]]:
         tables = [s for s in self.sections if s.kind in ("SHT_DYNSYM", "SHT_SYMTAB")]
@@ -232,11 +232,9 @@ class ElfFile:
             yield from self._dynamic_tables(*self.dynamic)
 
     def _dynamic_tables(self, offset: int, size: int) -> Iterator[tuple[_Part, _Part]]:
-        """Find .dynsym without section headers: it ends, at the latest, where .dynstr begins."""
-        word = ("<" if self.little_endian else ">") + ("QQ" if self.bits == 64 else "II")
-        size = min(size, _MAX_DYNAMIC)
-        size -= size % struct.calcsize(word)
-        tags = dict(struct.iter_unpack(word, self.read(offset, size)))
+        """Yield .dynsym without section headers, assuming that it ends before .dynstr."""
+        size = min(size, _MAX_DYNAMIC) & ~15
+        tags = dict(struct.iter_unpack("<QQ", self.read(offset, size)))
         strings, symbols, length = (tags.get(tag, 0) for tag in (5, 6, 10))
         at_strings = self.file_offset(strings, executable=False)
         at_symbols = self.file_offset(symbols, executable=False)
@@ -244,38 +242,35 @@ class ElfFile:
             yield (at_symbols, at_strings - at_symbols), (at_strings, length)
 
     def _name_offsets(self, strings: _Part, names: set[bytes]) -> dict[int, str]:
-        """Return where in a string table the wanted names are, also as the tail of a longer name.
+        """Return {offset in the string table: name} of the wanted names.
 
-        Linkers share tails: "getaddrinfo" may exist only as the end of "__wrap_getaddrinfo".
+        A name may be the tail of a longer one: linkers merge "getaddrinfo" into
+        "__wrap_getaddrinfo".
         """
-        # All begin alike, with "get": that makes the search fast.
+        # A common prefix ("get") makes the search fast.
         low, high = min(names), max(names)
         same = next((n for n, (a, b) in enumerate(zip(low, high)) if a != b), len(low))
         rest = b"|".join(re.escape(name[same:]) for name in names)
         pattern = re.compile(re.escape(low[:same]) + rb"(?:" + rest + rb")(?=[\0@])")
-        known = {}
-        for place, piece in self.pieces(*strings, more=max(map(len, names)) + 1):
+        offsets = {}
+        for start, piece in self.pieces(*strings, more=max(map(len, names)) + 1):
             for match in pattern.finditer(piece):
-                known[place + match.start()] = match[0].decode()
-                if len(known) > _MAX_HITS:
-                    raise GivenUp(self.path, f"given up: {match[0].decode()} again and again")
-        return known
+                offsets[start + match.start()] = match[0].decode()
+                if len(offsets) > _MAX_HITS:
+                    raise LimitExceeded(self.path, f"given up: too many {match[0].decode()}")
+        return offsets
 
-    def _search(self, symbols: _Part, known: dict[int, str]) -> Iterator[Function]:
-        form = (_SYMBOL_64 if self.bits == 64 else _SYMBOL_32)[self.little_endian]
-        step = struct.calcsize(form)
+    def _search(self, symbols: _Part, names: dict[int, str]) -> Iterator[Function]:
+        step = _SYMBOL.size
         offset, size = symbols
         for start in range(0, size // step * step, step << 14):
             piece = self.read(offset + start, min(step << 14, size // step * step - start))
-            for entry in struct.iter_unpack(form, piece):
-                if entry[0] in known:
-                    yield from self._function(known[entry[0]], entry)
+            for entry in _SYMBOL.iter_unpack(piece):
+                if entry[0] in names:
+                    yield from self._function(names[entry[0]], entry)
 
     def _function(self, name: str, entry: tuple[int, ...]) -> Iterator[Function]:
-        if self.bits == 64:
-            _, info, _, index, address, size = entry
-        else:
-            _, address, size, info, _, index = entry
+        _, info, _, index, address, size = entry
         offset = self.file_offset(address)
         if index != _UNDEFINED and info & 15 in (_FUNC, _IFUNC) and offset is not None:
             yield Function(name, offset, address, size, info & 15 == _IFUNC)
@@ -284,7 +279,7 @@ class ElfFile:
 def functions(path: str, wanted: Iterable[str]) -> dict[str, Function]:
     """Return the wanted functions that the ELF file at `path` defines, by name.
 
-    Undefined symbols (imports) don't count. Raises UnreadableBinary.
+    Undefined symbols (imports) are left out. Raises UnreadableBinary.
     """
-    with ElfFile(path) as image:
-        return image.functions(wanted)
+    with ElfFile(path) as elf:
+        return elf.functions(wanted)

@@ -1,4 +1,4 @@
-"""Which libcs a process has mapped, and which lie at the usual places below its root directory."""
+"""Find the libcs that a process has mapped, and the ones at well-known paths below a directory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import islice
 
 from netbpf.binaries.binary import identity_of
-from netbpf.system.untrusted import Budget, GivenUp, Limits, open_directory
+from netbpf.system.untrusted import Budget, LimitExceeded, Limits, open_directory
 
 KNOWN_PATHS = (
     "/lib/ld-musl-*.so.1",
@@ -26,11 +26,11 @@ KNOWN_PATHS = (
     "/usr/lib/*-linux-musl/libc.so",
 )
 
-MAX_LIBCS = 8  # that one process has mapped
+MAX_LIBCS = 8  # per process
 DENIED = "permission denied"
 
 _MAPS = Limits(0, 1.0)
-_MOST_ENTRIES = 4096  # of a directory that are looked at
+_MAX_ENTRIES = 4096  # of a directory
 
 _MAPPING = re.compile(
     rb"([0-9a-f]+-[0-9a-f]+) \S+ \S+ ([0-9a-f]{1,5}:[0-9a-f]{1,5}) (\d+) +"
@@ -40,13 +40,13 @@ _MAPPING = re.compile(
 
 
 def known_libcs(root: str = "") -> Iterator[str]:
-    """Yield the paths of libcs at well-known places below a root directory."""
+    """Yield the paths of libcs at well-known paths below a root directory."""
     for pattern in KNOWN_PATHS:
         yield from _expand(root, pattern.lstrip("/").split("/"))
 
 
 def _expand(directory: str, parts: list[str]) -> Iterator[str]:
-    # Not by glob(), which follows links out of a root directory, and lists a million files.
+    # glob() would follow links out of the root directory and list a million files.
     first, *rest = parts
     names = [first] if "*" not in first else _matching(directory, first)
     for name in names:
@@ -59,43 +59,43 @@ def _expand(directory: str, parts: list[str]) -> Iterator[str]:
 
 def _matching(directory: str, pattern: str) -> list[str]:
     with suppress(OSError):
-        opened = open_directory(directory)
+        descriptor = open_directory(directory)
         try:
-            with os.scandir(opened) as entries:
-                names = [entry.name for entry in islice(entries, _MOST_ENTRIES)]
+            with os.scandir(descriptor) as entries:
+                names = [entry.name for entry in islice(entries, _MAX_ENTRIES)]
         finally:
-            os.close(opened)
+            os.close(descriptor)
         return sorted(fnmatch.filter(names, pattern))
     return []
 
 
 def mapped_libcs(proc: str, pid: int) -> tuple[list[tuple[str, str]], str]:
-    """Return (path to open, kind) of each libc that a process has mapped as code.
+    """Return (path to open, kind) of each libc that a process has mapped as code, and a reason.
 
-    And why there may be more: "" if there are none.
+    The reason is why the process may use further libcs, "" if the list is complete.
     """
-    found: dict[str, str] = {}
+    libcs: dict[str, str] = {}
     why = ""
     try:
         for mapping in _mappings(f"{proc}/{pid}/maps"):
             path = _open_path(proc, pid, mapping)
             if not path:
                 why = "its libc cannot be opened"
-            elif len(found) == MAX_LIBCS:
-                return list(found.items()), f"more than {MAX_LIBCS} libcs"
+            elif len(libcs) == MAX_LIBCS:
+                return list(libcs.items()), f"more than {MAX_LIBCS} libcs"
             else:
-                found[path] = kind_of(os.fsdecode(mapping[4]))
+                libcs[path] = kind_of(os.fsdecode(mapping[4]))
     except PermissionError:
         why = DENIED
-    except GivenUp as error:
+    except LimitExceeded as error:
         why = f"{error.why} ({error.path})"
     except OSError:
-        return [], ""  # it has ended
-    return list(found.items()), why
+        return [], ""  # the process has ended
+    return list(libcs.items()), why
 
 
 def _mappings(path: str) -> Iterator[re.Match[bytes]]:
-    """Yield the mappings of libcs' code, one of each file."""
+    """Yield one executable mapping of each libc file."""
     budget = Budget(path, _MAPS)
     seen = set()
     with open(path, "rb") as maps:
@@ -110,21 +110,23 @@ def _mappings(path: str) -> Iterator[re.Match[bytes]]:
 
 
 def _open_path(proc: str, pid: int, mapping: re.Match[bytes]) -> str | None:
-    """Return a path that opens the mapped file: by name, else through the mapping itself.
+    """Return a path that opens the mapped file: by name, else through /proc/PID/map_files.
 
-    A path in maps is as seen from our own root, and from the process's where ours has no way
-    to it. A file of that name with another inode number is not the mapped one.
+    A path in maps is relative to this process's root, or to the other process's root if the file
+    cannot be reached from this one. A file of that name with another inode number is not the mapped
+    file.
     """
     name, inode = os.fsdecode(mapping[4]), int(mapping[3])
-    ours = theirs = None
+    here = there = None
     if not mapping[5]:
-        ours, theirs = identity_of(name), identity_of(f"{proc}/{pid}/root{name}")
-    if theirs and theirs.inode == inode:
-        return name if ours == theirs else f"{proc}/{pid}/root{name}"
+        here, there = identity_of(name), identity_of(f"{proc}/{pid}/root{name}")
+    if there and there.inode == inode:
+        return name if here == there else f"{proc}/{pid}/root{name}"
     major, _, minor = mapping[2].partition(b":")
     device = os.makedev(int(major, 16), int(minor, 16))
-    # In a chroot only our own name leads there, and inode numbers repeat between devices.
-    if ours and (ours.device, ours.inode) == (device, inode):
+    # For a process in a chroot, only this process's root has the path. Compare devices, as inode
+    # numbers repeat between them.
+    if here and (here.device, here.inode) == (device, inode):
         return name
     mapped = f"{proc}/{pid}/map_files/{mapping[1].decode()}"
     return mapped if identity_of(mapped) else None
@@ -133,7 +135,7 @@ def _open_path(proc: str, pid: int, mapping: re.Match[bytes]) -> str | None:
 def processes(proc: str = "/proc") -> list[int]:
     """Return the ids of all processes: root's first, then one of each other user in turn.
 
-    So no user's processes keep those of others waiting, however many there are.
+    So a user with many processes does not delay the processes of others.
     """
     users: dict[int, int] = {}
     order = []
@@ -153,7 +155,7 @@ def owner(pid: int, proc: str = "/proc") -> int:
 
 
 def has_program(pid: int) -> bool:
-    """Return whether a process is there that is neither a zombie nor a kernel thread."""
+    """Return whether the process exists and is neither a zombie nor a kernel thread."""
     with suppress(OSError):
         return bool(os.readlink(f"/proc/{pid}/exe"))
     return False
@@ -167,6 +169,6 @@ def program_inode(pid: int) -> int:
 
 
 def kind_of(path: str) -> str:
-    """Return "glibc" or "musl" by the name of a libc."""
+    """Return "glibc" or "musl" from the file name of a libc."""
     name = os.path.basename(path)
     return "musl" if "musl" in name or name == "libc.so" else "glibc"

@@ -1,9 +1,9 @@
-"""Read the function table (pclntab) that every Go program carries, stripped or not.
+"""Read the function table (pclntab) of Go programs, which stripped programs also have.
 
 Go's runtime unwinds stacks with it. Formats: debug/gosym/pclntab.go, internal/abi/symtab.go and
-runtime/symtab.go of Go; a table begins with a magic that names its format (Go 1.2, 1.16, 1.18,
-1.20). All numbers come from an untrusted file: callers turn struct.error, IndexError, ValueError
-and OverflowError into UnreadableBinary.
+runtime/symtab.go of Go. A table begins with the magic of its format (Go 1.2, 1.16, 1.18, 1.20). All
+numbers come from an untrusted file: callers turn struct.error, IndexError, ValueError and
+OverflowError into UnreadableBinary.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ MAX_FUNCTIONS = 4_000_000
 MAX_STEPS = 200_000
 
 _MAGIC = re.compile(rb"[\xfb\xfa\xf0\xf1]\xff\xff\xff\0\0[\x01\x04]\x08")
-_RELATIVE = (0xF0, 0xF1)  # first magic byte since Go 1.18, 1.20: 32-bit offsets from the text
+_RELATIVE = (0xF0, 0xF1)  # first magic byte since Go 1.18, 1.20: 32-bit offsets from the text start
 _CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
 class GoFunctionEntry:
-    """A function in the table: entry and end relative to the text's start, offset of its record."""
+    """A function: entry and end relative to the text start, offset of its record in the table."""
 
     entry: int
     end: int
@@ -41,9 +41,9 @@ class GoFunctionEntry:
 class GoFunctionTable:
     """A pclntab of Go 1.16 and later (src/internal/abi/symtab.go, debug/gosym/pclntab.go)."""
 
-    def __init__(self, image: ElfFile) -> None:
-        self._data = find_table(image)
-        self._budget = image.budget
+    def __init__(self, elf: ElfFile) -> None:
+        self._data = find_table(elf)
+        self._budget = elf.budget
         magic = self._data[0]
         self.old = magic == 0xFB
         self.quantum = self._data[6]
@@ -56,37 +56,37 @@ class GoFunctionTable:
         if self.old:
             return
         if self.count > MAX_FUNCTIONS or max(words[first : first + 5]) > len(self._data):
-            raise UnreadableBinary(image.path, "malformed Go function table")
+            raise UnreadableBinary(elf.path, "malformed Go function table")
 
     def find(self, wanted: tuple[str, ...]) -> dict[str, GoFunctionEntry]:
-        """Return the wanted functions that are in the table."""
+        """Return the wanted functions that the table has, by name."""
         names = {}
         for name in wanted:
             self._budget.check()
-            at = self._data.find(b"\0" + name.encode() + b"\0", self._names)
-            if at >= 0:
-                names[at + 1 - self._names] = name
+            offset = self._data.find(b"\0" + name.encode() + b"\0", self._names)
+            if offset >= 0:
+                names[offset + 1 - self._names] = name
         return dict(self._entries(names)) if names else {}
 
     def _entries(self, names: dict[int, str]) -> Iterator[tuple[str, GoFunctionEntry]]:
         start, size = self._records, 4 if self.relative else 8
         raw = memoryview(self._data)[start : start + (self.count * 2 + 1) * size]
         raw = raw[: len(raw) // size * size]  # a table may end early
-        # Native byte order is the program's too: both are little-endian 64-bit.
+        # Native byte order fits: the program is for this machine, little-endian and 64-bit.
         functab = raw.cast("I") if self.relative else raw.cast("Q")
-        at_name = 4 if self.relative else 8
+        name_field = 4 if self.relative else 8
         unpack = struct.Struct("<i").unpack_from
         for number in range(self.count):
             self._budget.step()
             record = start + functab[2 * number + 1]
-            name = names.get(unpack(self._data, record + at_name)[0])
+            name = names.get(unpack(self._data, record + name_field)[0])
             if name is not None:
                 yield name, GoFunctionEntry(functab[2 * number], functab[2 * number + 2], record)
 
     def depths(self, function: GoFunctionEntry) -> Iterator[tuple[int, int, int]]:
-        """Yield (start, end, depth): how far SP has moved in each range, relative to the text."""
-        at_steps = 16 if self.relative else 20
-        at = self._steps + int(struct.unpack_from("<I", self._data, function.record + at_steps)[0])
+        """Yield (start, end, depth): a range relative to the text start, and its SP offset."""
+        pcsp = function.record + (16 if self.relative else 20)
+        at = self._steps + int(struct.unpack_from("<I", self._data, pcsp)[0])
         value, pc = -1, function.entry
         for number in range(MAX_STEPS):
             self._budget.step()
@@ -112,34 +112,34 @@ class GoFunctionTable:
         raise ValueError("varint too long")
 
 
-def find_table(image: ElfFile) -> bytes:
-    """Return the pclntab: its section, or for other linkers its header in a data segment."""
-    for section in image.sections:
+def find_table(elf: ElfFile) -> bytes:
+    """Return the pclntab, from its section or else by its header in a data segment."""
+    for section in elf.sections:
         if section.name.endswith(".gopclntab"):
-            data = image.read(section.offset, section.size)
+            data = elf.read(section.offset, section.size)
             if _MAGIC.match(data):
                 return data
-    for segment in image.segments:
-        data = b"" if segment.executable else _search_segment(image, segment)
+    for segment in elf.segments:
+        data = b"" if segment.executable else _search_segment(elf, segment)
         if data:
             return data
-    raise UnreadableBinary(image.path, "no Go function table")
+    raise UnreadableBinary(elf.path, "no Go function table")
 
 
-def _search_segment(image: ElfFile, segment: Segment) -> bytes:
+def _search_segment(elf: ElfFile, segment: Segment) -> bytes:
     end = segment.offset + segment.size
     for start in range(segment.offset, end, _CHUNK):
-        chunk = image.read(start, min(_CHUNK + 72, end - start))
+        chunk = elf.read(start, min(_CHUNK + 72, end - start))
         for match in _MAGIC.finditer(chunk):
-            image.budget.step()
+            elf.budget.step()
             header = chunk[match.start() : match.start() + 72]
-            # The names follow the header, padded to 32 bytes: nothing else looks like that.
+            # The names follow the header, padded to 32 bytes, which no other data does.
             if len(header) == 72 and 64 <= struct.unpack_from("<9Q", header)[_names(header)] <= 128:
-                at = start + match.start()
-                return image.read(at, min(end - at, MAX_TABLE))
+                offset = start + match.start()
+                return elf.read(offset, min(end - offset, MAX_TABLE))
     return b""
 
 
 def _names(header: bytes) -> int:
-    """Return which 8-byte word of the header holds the offset of the names (Go 1.18 added one)."""
+    """Return the index of the header's 8-byte word for the names offset (Go 1.18 added a word)."""
     return 4 if header[0] in _RELATIVE else 3

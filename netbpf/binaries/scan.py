@@ -1,10 +1,10 @@
 """Find every libc and Go program in use, in all mount namespaces, whose name lookups can be probed.
 
 A uprobe belongs to a file, not to a process, so processes are grouped by the file that they map.
-A file's identity is what stat says of the opened file: the device in /proc/PID/maps is another
-one on btrfs and overlayfs. Containers made from one image may show one file under several
-identities, as overlayfs hands uprobes on to the file below; then each lookup hits one probe per
-container, and the program must take entries at the same stack pointer for the same entry.
+Files are identified by stat(2) of the opened file, as /proc/PID/maps has another device on btrfs
+and overlayfs. Containers made from one image may have one file under several identities, as
+overlayfs passes uprobes on to the lower file. Then each lookup hits one probe per container, and
+the BPF program must treat entries with the same stack pointer as one.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 MAX_PATHS = 8
 MAX_NAMES = 12
-MAX_FILES = 256  # that are probed at once: it takes the kernel 0.1 s and more to detach one probe
-_MAX_REMEMBERED = 4096  # files that cannot be probed, of which the reason is kept
-# The first look at a file may be short, so that the others have their turn soon: `finish_one`.
+MAX_FILES = 256  # probed at once: the kernel takes 0.1 s and more to detach one probe
+_MAX_REMEMBERED = 4096  # files that cannot be probed, kept with the reason
+# The first read of a file is short, so that all files are read soon: `finish_one` does the rest.
 FIRST = Limits(32 << 20, 0.15)
 
 
 @dataclass(frozen=True)
 class Uncovered:
-    """A process whose lookups (or those of its Go part) cannot be seen, and why.
+    """A process whose lookups (or those of its Go part) cannot be traced, and why.
 
-    `lost` is whether it may make some that the manual's LIMITS do not leave out.
+    `lost` is whether lookups may be missed that are not excluded by the manual's LIMITS.
     """
 
     pid: int
@@ -44,14 +44,14 @@ class Uncovered:
 
 
 class Coverage:
-    """Which files to probe and whom that covers; kept up to date with `rescan` and `forget`.
+    """The files to probe and the processes that they cover, updated by `rescan` and `forget`.
 
-    `proc` is where procfs is mounted. Nothing here raises because of what a process or file is
-    like; a process that ends meanwhile is left out.
+    `proc` is where procfs is mounted. No process or file raises an exception here; a process that
+    ends in between is left out.
     """
 
     def __init__(self, proc: str = "/proc", first: Limits = WHOLE) -> None:
-        """Look at nothing yet; a file that needs more than `first` is left unfinished for now."""
+        """Start empty; the first read of a file stops at `first` and leaves it unfinished."""
         self.proc = proc
         self.uncovered: dict[int, Uncovered] = {}
         self.unfinished: dict[Identity, set[int]] = {}
@@ -61,7 +61,7 @@ class Coverage:
         self._go: dict[Identity, bool] = {}
         self._of_pid: dict[int, list[Binary]] = {}
         self._new: list[Binary] = []
-        self._patient: set[Identity] = set()
+        self._finishing: set[Identity] = set()
 
     @property
     def binaries(self) -> list[Binary]:
@@ -76,14 +76,14 @@ class Coverage:
 
     @property
     def covered(self) -> int:
-        """Return the number of processes all of whose lookups can be seen."""
+        """Return the number of processes all of whose lookups can be traced."""
         return len(self._of_pid.keys() - self.uncovered.keys())
 
     def rescan(self, pid: int) -> list[Binary]:
-        """Look at one process again, as after exec; return the files not known before.
+        """Read one process again, for example after exec; return the files that are new.
 
-        Cheap when all its files are known (about 0.1 ms). Right after exec libc isn't mapped yet:
-        then the libcs at well-known paths below the process's root are returned.
+        This takes about 0.1 ms if all its files are known. Directly after exec libc is not mapped
+        yet: then the libcs at well-known paths below the process's root are returned.
         """
         self._new = []
         self.forget(pid)
@@ -105,30 +105,27 @@ class Coverage:
         return self._new
 
     def skip(self, pid: int, reason: str, lost: bool = True) -> None:
-        """Note that the lookups of a process cannot be seen."""
+        """Record that the lookups of a process cannot be traced."""
         self.uncovered[pid] = Uncovered(pid, self._name(pid), escape(reason), lost)
 
     def finish_one(self) -> list[Binary]:
-        """Read one of the files in `unfinished` with all that one file may take.
-
-        Returns the files not known before, as `rescan` does.
-        """
+        """Read one of the files in `unfinished` with full limits; return the files that are new."""
         identity, pids = self.unfinished.popitem()
-        self._patient.add(identity)
+        self._finishing.add(identity)
         for files in (self._libcs, self._programs):
             files.pop(identity, None)
-        found = [binary for pid in sorted(pids) for binary in self.rescan(pid)]
-        self._patient.discard(identity)
-        return found
+        new = [binary for pid in sorted(pids) for binary in self.rescan(pid)]
+        self._finishing.discard(identity)
+        return new
 
     def forget(self, pid: int) -> None:
-        """Take a process that has ended, or is being looked at again, out of the account."""
+        """Drop a process that has ended or is read again."""
         self.uncovered.pop(pid, None)
         for binary in self._of_pid.pop(pid, ()):
             binary.pids.discard(pid)
 
-    def refuse(self, binary: Binary, reason: str) -> None:
-        """Note that a file could not be probed everywhere: nobody who uses it is covered."""
+    def mark_failed(self, binary: Binary, reason: str) -> None:
+        """Record that a probe on the file failed: no process that uses it is covered."""
         for files in (self._libcs, self._programs):
             for identity, file in files.items():
                 if file.binary is binary:
@@ -137,9 +134,9 @@ class Coverage:
             self.skip(pid, reason)
 
     def prune(self) -> list[Binary]:
-        """Drop the files that no process uses and no path opens any more; return them.
+        """Drop and return the files that no process uses and no path opens.
 
-        Also forget reasons, if there are many: files that are met again are read again.
+        Also drop the files that cannot be probed if there are many; they are read again if used.
         """
         gone = []
         for remembered in (self._libcs, self._programs, self._go):
@@ -161,21 +158,21 @@ class Coverage:
     def add_known(self, root: str = "") -> list[Binary]:
         """Add the libcs at well-known paths below a root directory, mapped or not.
 
-        Returns the files not known before, as `rescan` does.
+        Returns the files that are new.
         """
         before = len(self._new)
         for path in known_libcs(root):
             identity = identity_of(path)
             if identity:
-                ours = path[len(root) :]
-                name = ours if identity_of(ours) == identity else path
+                plain = path[len(root) :]
+                name = plain if identity_of(plain) == identity else path
                 self._libc(identity, name, kind_of(path))
         return self._new[before:]
 
     def summary(self) -> str:
-        """Return the account in words: how many libcs, processes covered, not coverable and why."""
+        """Return a text: the number of libcs, of processes covered and not coverable, and why."""
         gaps = {(not gap.lost, f"{gap.name} ({gap.reason})") for gap in self.uncovered.values()}
-        names = [words for _, words in sorted(gaps)]
+        names = [text for _, text in sorted(gaps)]
         others = len(self.binaries) - len(self.libcs)
         parts = [_count(len(self.libcs), "libc", "libcs")]
         if others:
@@ -192,20 +189,20 @@ class Coverage:
             binary.pids.add(pid)
             self._of_pid.setdefault(pid, []).append(binary)
             if path not in binary.paths and len(binary.paths) < MAX_PATHS:
-                # A name of our own stays valid when the process ends: it goes first.
+                # A path outside of /proc/PID stays valid when the process ends: it goes first.
                 binary.paths.insert(len(binary.paths) if path.startswith(self.proc) else 0, path)
         if file.unfinished:
             self.unfinished.setdefault(identity, set()).add(pid)
         return file
 
     def _limits(self, identity: Identity) -> Limits:
-        return WHOLE if identity in self._patient else self._first
+        return WHOLE if identity in self._finishing else self._first
 
     def _keep(self, files: dict[Identity, File], identity: Identity, file: File) -> File:
         if file.binary and len(self.binaries) >= MAX_FILES:
             return File(reason=f"more than {MAX_FILES} files to probe", lost=True)
         if self._limits(identity) == WHOLE:
-            file = replace(file, unfinished=False)  # more than that it does not get
+            file = replace(file, unfinished=False)  # there is no further attempt
         files[identity] = file
         if file.binary:
             self._new.append(file.binary)
@@ -222,7 +219,7 @@ class Coverage:
         if identity not in self._go:
             is_go = looks_like_go(path)
             if identity_of(path) != identity:
-                return File()  # the process ended meanwhile: that says nothing about its file
+                return File()  # the process ended in between, so the file is still unknown
             self._go[identity] = is_go
         if has_libc and not self._go[identity]:
             return File()
@@ -239,7 +236,7 @@ class Coverage:
         if file is None:
             file = read_libc(identity, path, kind, self._limits(identity))
             if not file.binary and identity_of(path) != identity:
-                return file  # the process ended meanwhile
+                return file  # the process ended in between
             file = self._keep(self._libcs, identity, file)
         return file
 
@@ -247,7 +244,7 @@ class Coverage:
         try:
             os.stat(f"{self.proc}/{pid}/exe")
         except PermissionError:
-            # Refused in spite of the privilege is the machine's own policy, and named in LIMITS.
+            # If the privilege is there, a policy of the machine refuses, as LIMITS says.
             self.skip(pid, DENIED, "CAP_SYS_PTRACE" not in held_capabilities())
         except OSError:
             pass
@@ -257,7 +254,7 @@ class Coverage:
 
 
 def scan(proc: str = "/proc", known: bool = True) -> Coverage:
-    """Return what all processes use; with `known` also libcs at this system's well-known paths."""
+    """Return the coverage of all processes; with `known` also libcs at well-known paths."""
     coverage = Coverage(proc)
     for pid in processes(proc):
         coverage.rescan(pid)

@@ -1,1 +1,4 @@
-"""From C text to a program in the kernel, and its data back: compile, load, attach, read."""
+"""Get BPF programs into the kernel and their data out: generate, compile, load, attach, read.
+
+Knows probes and records from `declare`, but no single tool; bcc is imported in `compiler` only.
+"""

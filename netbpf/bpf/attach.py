@@ -1,7 +1,7 @@
-"""Attach loaded programs, each to a file descriptor: closing it detaches, and so does any death.
+"""Attach loaded programs; each link is a descriptor, and closing it or process exit detaches.
 
-Done by system calls and not through bcc, whose attach functions hide the error number, take a fixed
-path to tracefs, and (for fentry) call every refusal a lack of root.
+This uses system calls instead of bcc, whose attach functions hide the error number, use a fixed
+path to tracefs, and (for fentry) report every error as missing root privileges.
 """
 
 from __future__ import annotations
@@ -30,16 +30,14 @@ _CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
 
 
 def attach(kind: ProbeKind, program: int, target: str, over: Optional[int] = None) -> int:
-    """Attach `program` (a descriptor) to `target` of the kernel; return the link's descriptor.
+    """Attach `program` (a descriptor) to the kernel's `target`; return the link's descriptor.
 
-    `over` is the descriptor of the map whose elements an iterator goes through.
-
-    Raises OSError if the kernel refuses.
+    `over` is the descriptor of the map that an iterator iterates over. Raises OSError.
     """
     if kind.attach == "raw_tracepoint":
         return _raw_tracepoint(program, target)
     if kind.attach == "trampoline":
-        return _raw_tracepoint(program, "")  # the program knows its target since it was loaded
+        return _raw_tracepoint(program, "")  # the target was given when the program was loaded
     if kind.attach == "trace_event":
         return _perf_event(program, _PERF_TYPE_TRACEPOINT, tracepoint_id(target))
     if kind.attach == "function":
@@ -50,20 +48,20 @@ def attach(kind: ProbeKind, program: int, target: str, over: Optional[int] = Non
 
 
 def attach_places(program: int, path: str, offsets: Sequence[int], at_return: bool) -> int:
-    """Attach `program` by one link at file offsets (bytes) of the binary `path`, or at the returns.
+    """Attach `program` with one link to file offsets (bytes) of the binary `path`, or to returns.
 
-    It covers every process that maps the file (device and inode), now and later. Such links take
-    no lock that others hold while they wait for a grace period, and are closed after one of them,
-    however many places they have (89ae89f53d20, "bpf: Add multi uprobe link", 6.6). Programs must
-    return 0: at first, another value had the kernel take the probe out of the process.
+    It covers every process that maps the file (device and inode), now and later. These links take
+    no lock that is held during a grace period, and closing one takes a single grace period for all
+    its offsets (89ae89f53d20, "bpf: Add multi uprobe link", 6.6). Programs must return 0: in the
+    first kernels another value removes the probe from the process.
 
-    Raises OSError if the kernel has no such links, or refuses any of the places.
+    Raises OSError if the kernel has no such links or refuses an offset.
     """
     name = ctypes.create_string_buffer(os.fsencode(path))
     numbers = struct.pack(f"={len(offsets)}Q", *offsets)
     listed = ctypes.create_string_buffer(numbers, len(numbers))
-    # struct uprobe_multi of union bpf_attr, without semaphores and cookies; its last word is a
-    # process, 0 for all. Flag 1 is BPF_F_UPROBE_MULTI_RETURN.
+    # struct uprobe_multi of union bpf_attr, without semaphores and cookies; the last field is a
+    # process id, 0 for all. Flag 1 is BPF_F_UPROBE_MULTI_RETURN.
     multi = struct.pack(
         "=QQQQIII4x", ctypes.addressof(name), ctypes.addressof(listed), 0, 0, len(offsets),
         int(at_return), 0,
@@ -72,9 +70,9 @@ def attach_places(program: int, path: str, offsets: Sequence[int], at_return: bo
 
 
 def attach_user(program: int, path: str, offset: int, at_return: bool) -> int:
-    """Attach `program` at one place, by a link if the kernel has them, else by an event.
+    """Attach `program` at one offset, with a link if the kernel has them, else with a perf event.
 
-    Raises OSError if the kernel refuses.
+    Raises OSError.
     """
     with suppress(OSError):
         return attach_places(program, path, [offset], at_return)
@@ -82,12 +80,12 @@ def attach_user(program: int, path: str, offset: int, at_return: bool) -> int:
 
 
 def release(links: Sequence[int]) -> None:
-    """Close links of user-space probes and trace events without waiting for it.
+    """Close links of user-space probes and trace events without waiting.
 
-    The kernel takes them away one by one, each after a grace period of RCU: 0.1 s for an event
-    where it has CONFIG_TASKS_TRACE_RCU_READ_MB, so that dozens take seconds. It is the last one to
-    close them that waits: a grandchild, nobody's child, that has nothing else open, above all not
-    our output, and that ends after we have closed ours.
+    The kernel removes them one by one, each after an RCU grace period: 0.1 s per event with
+    CONFIG_TASKS_TRACE_RCU_READ_MB, so dozens take seconds. The last close of a link waits, so a
+    double-forked child holds only the links, in particular not the output, and exits after this
+    process has closed its own.
     """
     if not links:
         return
@@ -112,7 +110,7 @@ def _end_after(pipe: int, kept: Sequence[int]) -> None:
 
 
 def probing_denied() -> bool:
-    """Return whether the kernel forbids this process to probe programs in user space."""
+    """Return whether this process lacks the privilege for uprobes."""
     if _accepts_links():
         return False
     try:
@@ -120,19 +118,19 @@ def probing_denied() -> bool:
     except PermissionError:
         return True
     except (OSError, ValueError):
-        pass  # there is no such file, and it is this that the kernel says
+        pass  # permitted: the error is that there is no such file
     return False
 
 
 def _accepts_links() -> bool:
-    # They take no privilege but what loading their program takes (return 0, attached to nothing).
+    # Links need no privilege beyond loading their program (return 0, attached to nothing).
     code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
     with suppress(OSError):
         program = load_program(2, code, attach=(TRACE_UPROBE_MULTI, 0))  # BPF_PROG_TYPE_KPROBE
         try:
             os.close(attach_places(program, "/", [0], False))
         except OSError as error:
-            return error.errno == errno.EBADF  # it has looked at the file, which is none
+            return error.errno == errno.EBADF  # the kernel got to the file, which is a directory
         finally:
             os.close(program)
     return False
@@ -145,9 +143,9 @@ def _raw_tracepoint(program: int, name: str) -> int:
 
 
 def _function_probe(program: int, at_return: bool, function: str) -> int:
-    # As a kprobe_multi link (0dcac2725406, 5.18) if the kernel takes it: since 4346ba160409
-    # ("fprobe: Rewrite fprobe on function-graph tracer", 6.14) that sees every return, however many
-    # tasks are inside of the function. A kretprobe event sees those of a few per CPU.
+    # Use a kprobe_multi link (0dcac2725406, 5.18) if possible: since 4346ba160409 ("fprobe: Rewrite
+    # fprobe on function-graph tracer", 6.14) it sees every return, for any number of tasks in the
+    # function. A kretprobe event sees the returns of a few tasks per CPU.
     name = ctypes.create_string_buffer(function.encode())
     names = struct.pack("=Q", ctypes.addressof(name))
     listed = ctypes.create_string_buffer(names, len(names))
@@ -160,7 +158,7 @@ def _function_probe(program: int, at_return: bool, function: str) -> int:
 def _probe_event(program: int, pmu: str, at_return: bool, target: str, offset: int) -> int:
     event_type = int(Path(f"/sys/bus/event_source/devices/{pmu}/type").read_text())
     text = ctypes.create_string_buffer(os.fsencode(target))
-    # config bit 0 asks for the return: .../format/retprobe
+    # config bit 0 selects the return: .../format/retprobe
     return _perf_event(program, event_type, int(at_return), ctypes.addressof(text), offset)
 
 
@@ -172,8 +170,8 @@ def _perf_event(
         "=IIQQQQQIIQQ", event_type, 72, config, 1, 0, 0, 0, 1, 0, config1, config2
     )
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    # All processes on CPU 0: the event itself is never read, and a BPF program on it runs on
-    # every CPU, as it belongs to the probe and not to the event.
+    # All processes on CPU 0: the event is not read, and its BPF program runs on every CPU, as it is
+    # attached to the probe and not to the event.
     event = syscall(SYS_PERF_EVENT_OPEN, buffer, -1, 0, -1, _CLOEXEC)
     try:
         fcntl.ioctl(event, _IOC_SET_BPF, program)

@@ -1,9 +1,8 @@
-"""What clang made is kept for the next start, in memory: /run/netbpf, or where NETBPF_CACHE says.
+"""Cache compiled programs for the next start, in /run/netbpf or the directory in NETBPF_CACHE.
 
-A file is named by a hash of all that its content depends on, so nothing in it can be out of date.
-What lies there is loaded into the kernel by root: a directory counts only if no other user can
-write to it or put another in its place, and no link is followed to it or in it. Whatever goes wrong
-means that there is no cache, and never that a tool does not start.
+The name of a file is a hash of everything that its content depends on, so it cannot be outdated.
+Root loads the content into the kernel, so a directory is used only if no other user can write to it
+or replace it, and no link is followed to it or in it. After any error a tool starts without cache.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from typing import Any, Callable, NamedTuple, Optional
 from netbpf.bpf.object import MAGIC
 
 DIRECTORY = "/run/netbpf"
-MOST_FILES, MOST_BYTES = 64, 8 << 20
+MAX_FILES, MAX_BYTES = 64, 8 << 20
 _LIBRARY = "libbcc.so.0"
 _LD_CACHE = Path("/etc/ld.so.cache")
-# Files of ours, and what an interrupted write left: nothing else there is ever removed.
-_OURS = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?")
+# Names of cache files and of unfinished writes; no other file is ever removed.
+_NAME = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?")
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_MOST_LINKS = 40  # as the kernel has it
-_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not stop us
+_MAX_LINKS = 40  # the kernel's limit
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not block
 
 
 class NoCache(Exception):
-    """There is no usable cache; the message says why."""
+    """The cache cannot be used; the message is the reason."""
 
 
 class _File(NamedTuple):
@@ -43,20 +42,20 @@ class _File(NamedTuple):
     name: str
 
 
-def place() -> str:
-    """Return the directory that is asked for; raise NoCache if none is wanted."""
-    wanted = os.environ.get("NETBPF_CACHE") or DIRECTORY
-    if wanted == "off":
+def location() -> str:
+    """Return the configured directory; raises NoCache if the cache is off."""
+    path = os.environ.get("NETBPF_CACHE") or DIRECTORY
+    if path == "off":
         raise NoCache("NETBPF_CACHE is off")
-    return wanted.rstrip("/") or "/"  # a slash at the end would have a link followed
+    return path.rstrip("/") or "/"  # a trailing slash would follow a link
 
 
-def take(key: str, say: Callable[[str], None] = lambda words: None) -> Optional[bytes]:
-    """Return what was kept under `key`, None if nothing was; raise NoCache.
+def get(key: str, log: Callable[[str], None] = lambda text: None) -> Optional[bytes]:
+    """Return the data stored under `key`, or None; raises NoCache.
 
-    `say` gets the reason why a file that is there does not count.
+    `log` is called with the reason if a file exists but is rejected.
     """
-    with _directory(place(), make=False) as directory:
+    with _directory(location(), make=False) as directory:
         if directory is None:
             return None
         try:
@@ -65,35 +64,35 @@ def take(key: str, say: Callable[[str], None] = lambda words: None) -> Optional[
             return None
         except (OSError, NoCache) as error:
             why = getattr(error, "strerror", "") or str(error)
-            say(f"{place()}/{key[:12]}... is thrown away: it {why}")
+            log(f"{location()}/{key[:12]}... is ignored: it {why}")
             return None
 
 
 def _content(directory: int, key: str) -> bytes:
-    """Return what is in a file; raise NoCache if it cannot be trusted, OSError."""
-    # Before it is opened: opening a device may do something.
+    """Return the content of a file; raises OSError, and NoCache if it cannot be trusted."""
+    # Check before opening: opening a device can have side effects.
     _check_file(os.stat(key, dir_fd=directory, follow_symlinks=False))
     file = os.open(key, _READ_FLAGS, dir_fd=directory)
     try:
         _check_file(os.fstat(file))
-        with suppress(OSError):  # read-only
-            os.utime(file)  # in use: others go first
-        return b"".join(iter(lambda: os.read(file, MOST_BYTES), b""))
+        with suppress(OSError):  # a read-only file system
+            os.utime(file)  # mark it as recently used
+        return b"".join(iter(lambda: os.read(file, MAX_BYTES), b""))
     finally:
         os.close(file)
 
 
 def _check_file(state: os.stat_result) -> None:
-    objection = _objection(state, stat.S_ISREG)
-    if objection or state.st_size > MOST_BYTES:
-        raise NoCache(objection or "is too large")
+    problem = _problem(state, stat.S_ISREG)
+    if problem or state.st_size > MAX_BYTES:
+        raise NoCache(problem or "is too large")
 
 
-def keep(key: str, data: bytes) -> None:
-    """Keep `data` under `key`, in the place of what is there, and let the oldest go; NoCache."""
-    if len(data) > MOST_BYTES:
+def put(key: str, data: bytes) -> None:
+    """Store or replace `data` under `key`, and evict the oldest files; raises NoCache."""
+    if len(data) > MAX_BYTES:
         raise NoCache("the compiled program is too large")
-    with _directory(place(), make=True) as directory:
+    with _directory(location(), make=True) as directory:
         assert directory is not None
         partial = f"{key}.{os.urandom(8).hex()}"
         try:
@@ -104,29 +103,29 @@ def keep(key: str, data: bytes) -> None:
         except OSError as error:
             with suppress(OSError):
                 os.unlink(partial, dir_fd=directory)
-            raise NoCache(f"{place()}: {error.strerror}") from error
+            raise NoCache(f"{location()}: {error.strerror}") from error
         _shrink(directory)
 
 
 @contextmanager
-def attempt(words: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Go on without the cache if it cannot be used; `say` gets `words` and the reason."""
+def attempt(text: str, log: Callable[[str], None]) -> Iterator[None]:
+    """Leave the block if the cache cannot be used; `log` is called with `text` and the reason."""
     try:
         yield
     except (NoCache, OSError) as reason:
-        say(f"{words}: {reason}")
+        log(f"{text}: {reason}")
 
 
 def describe() -> tuple[bool, str]:
-    """Return whether a start would find a usable cache, and where it is or why there is none."""
+    """Return whether a start can use the cache, and where it is or why not, as text."""
     try:
-        path = place()
+        path = location()
         with _directory(path, make=False) as directory:
             if directory is None:
                 parent = os.path.dirname(os.path.abspath(path))
                 if not os.access(parent, os.W_OK):
-                    raise NoCache(f"{path} cannot be made")
-                return True, f"{path}, made by the first start"
+                    raise NoCache(f"{path} cannot be created")
+                return True, f"{path}, created by the first start"
             if not os.access(".", os.W_OK, dir_fd=directory):
                 raise NoCache(f"{path} cannot be written")
             files = _files(directory)
@@ -135,13 +134,13 @@ def describe() -> tuple[bool, str]:
     return True, f"{path}, {len(files)} compiled, {sum(f.size for f in files) >> 10} KB"
 
 
-# --- the name of a file ---------------------------------------------------------------------------
+# --- file names -----------------------------------------------------------------------------------
 
 
 def key_of(*parts: Any) -> str:
-    """Return the name for what is made from `parts` (plain data) by this bcc on this kernel.
+    """Return the key for code compiled from `parts` (plain data) by this bcc for this kernel.
 
-    Raises NoCache if it cannot be told which bcc that is.
+    Raises NoCache if bcc's version cannot be determined.
     """
     kernel = os.uname()
     setting = sorted(item for item in os.environ.items() if item[0].startswith("BCC_"))
@@ -151,15 +150,15 @@ def key_of(*parts: Any) -> str:
 
 
 def compiler() -> list[tuple[str, int, int]]:
-    """Return path, size and time (ns) of bcc's Python package and of the library it would load.
+    """Return path, size and mtime (ns) of bcc's Python package and of the library it would load.
 
-    Without importing it, which takes 40 ms and links LLVM. An update changes both; asking for a
-    version number would miss the distributor's patches.
+    This does not import bcc, which takes 40 ms and links LLVM. An update changes the files, while a
+    distributor's patch does not change the version number.
     """
     package = importlib.util.find_spec("bcc")
     library = _library(os.environ.get("LD_LIBRARY_PATH", "").split(":"))
     if not package or not package.origin or not library:
-        raise NoCache("it cannot be told which bcc this is")
+        raise NoCache("the installed bcc cannot be identified")
     paths = [os.path.realpath(package.origin), os.path.realpath(library)]
     states = [os.stat(path) for path in paths]
     return [(path, state.st_size, state.st_mtime_ns) for path, state in zip(paths, states)]
@@ -170,8 +169,8 @@ def _library(first: Sequence[str]) -> str:
         if os.path.exists(f"{directory}/{_LIBRARY}"):
             return f"{directory}/{_LIBRARY}"
     with suppress(OSError):
-        # The file of ldconfig(8) holds full paths, each ended by a zero byte. Reading it is three
-        # orders of magnitude cheaper than asking the loader, which would load LLVM.
+        # The file of ldconfig(8) holds full paths, terminated by zero bytes. Reading it takes a
+        # thousandth of the time that the loader takes, which would load LLVM.
         for path in re.findall(rb"/[^\0]*/libbcc\.so\.0(?=\0)", _LD_CACHE.read_bytes()):
             if os.path.exists(path):
                 return os.fsdecode(path)
@@ -183,8 +182,8 @@ def _library(first: Sequence[str]) -> str:
 
 @contextmanager
 def _directory(path: str, make: bool) -> Iterator[Optional[int]]:
-    """Yield a descriptor of the directory, None if there is none and none is to be made."""
-    _check_way(os.path.dirname(os.path.abspath(path)))
+    """Yield a descriptor of the directory, None if it does not exist and `make` is false."""
+    _check_ancestors(os.path.dirname(os.path.abspath(path)))
     try:
         if make:
             with suppress(FileExistsError):
@@ -192,34 +191,34 @@ def _directory(path: str, make: bool) -> Iterator[Optional[int]]:
         descriptor = os.open(path, _DIRECTORY_FLAGS)
     except FileNotFoundError as error:
         if make:
-            raise NoCache(f"{path} cannot be made ({error.strerror})") from error
+            raise NoCache(f"{path} cannot be created ({error.strerror})") from error
         yield None
         return
     except OSError as error:
         raise NoCache(f"{path} is not usable ({error.strerror})") from error
     try:
-        objection = _objection(os.fstat(descriptor), stat.S_ISDIR)
-        if objection:
-            raise NoCache(f"{path} {objection}")
+        problem = _problem(os.fstat(descriptor), stat.S_ISDIR)
+        if problem:
+            raise NoCache(f"{path} {problem}")
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _check_way(path: str) -> None:
-    """Raise NoCache if another user could put something else in the place of the directory `path`.
+def _check_ancestors(path: str) -> None:
+    """Raise NoCache if another user could replace the directory `path`.
 
-    That may be who owns a directory or link on the way, or can write to such a directory. Where
-    only owners may rename and remove (the sticky bit, as in /tmp) that is no matter.
+    This can be the owner of a directory or link on its path, or a user who can write to such a
+    directory, unless only owners may rename and remove files in it (sticky bit, as in /tmp).
     """
     names, at, links = [*path.split("/")[1:]], "/", 0
     while True:
         try:
             state = os.lstat(at)
         except OSError:
-            return  # what is not there cannot be used, or is made by us
+            return  # not used if it does not exist, or created by this process
         if state.st_uid not in (0, os.geteuid()):
-            raise NoCache(f"{at} belongs to somebody else")
+            raise NoCache(f"{at} belongs to another user")
         if stat.S_ISLNK(state.st_mode):
             links += 1
             target = os.readlink(at)
@@ -227,17 +226,17 @@ def _check_way(path: str) -> None:
             at = "/" if target.startswith("/") else os.path.dirname(at)
         elif state.st_mode & 0o022 and not state.st_mode & stat.S_ISVTX:
             raise NoCache(f"{at} can be written by others")
-        if not names or links > _MOST_LINKS:
+        if not names or links > _MAX_LINKS:
             return
         at = os.path.normpath(f"{at}/{names.pop(0)}")
 
 
-def _objection(state: os.stat_result, right_type: Any) -> str:
+def _problem(state: os.stat_result, right_type: Any) -> str:
     """Return why a file or directory cannot be trusted, "" if it can."""
     if not right_type(state.st_mode):
-        return "is something else"
+        return "has another file type"
     if state.st_uid != os.geteuid():
-        return "belongs to somebody else"
+        return "belongs to another user"
     return "can be written by others" if state.st_mode & 0o022 else ""
 
 
@@ -248,17 +247,17 @@ def _write(directory: int, name: str, data: bytes) -> None:
 
 
 def _files(directory: int) -> list[_File]:
-    found = []
-    for name in filter(_OURS.fullmatch, os.listdir(directory)):
-        with suppress(OSError):  # another start was quicker
+    files = []
+    for name in filter(_NAME.fullmatch, os.listdir(directory)):
+        with suppress(OSError):  # another process removed it
             state = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            found.append(_File(state.st_mtime_ns, state.st_size, name))
-    return sorted(found)
+            files.append(_File(state.st_mtime_ns, state.st_size, name))
+    return sorted(files)
 
 
 def _shrink(directory: int) -> None:
     files = _files(directory)
-    while len(files) > MOST_FILES or sum(file.size for file in files) > MOST_BYTES:
+    while len(files) > MAX_FILES or sum(file.size for file in files) > MAX_BYTES:
         with suppress(OSError):
             os.unlink(files[0].name, dir_fd=directory)
         del files[0]

@@ -1,11 +1,11 @@
-"""Compile a C program with bcc, without kernel headers, in a process of its own, unless it is kept.
+"""Compile a C program with bcc in a child process, without kernel headers, or take it from cache.
 
-bcc needs a directory that looks like kernel headers. A few lines are enough, as the kernel's
-structs come from `netbpf.bpf.layout`. They live in a detached tmpfs that nobody else sees and
-that vanishes with the process. Clang and LLVM (some 100 MB) run in a forked child, which hands the
-instructions and what it knows of the maps over as bytes and ends: the memory goes back before
-anything is loaded, and nothing of what bcc prints can reach the terminal. The same bytes are kept
-for the next start, which then has no use for bcc.
+bcc needs a directory of kernel headers. A few lines are enough, as the kernel's structs come from
+`netbpf.bpf.layout`. They are on a detached tmpfs that no other process can see and that vanishes
+with the process. Clang and LLVM (about 100 MB) run in a forked child, which returns instructions
+and map descriptions as bytes and ends: its memory is freed before anything is loaded, and bcc's
+output cannot reach the terminal. The same bytes are cached, so that the next start does not need
+bcc.
 
 This is the only module that imports bcc.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from netbpf.bpf import cache
-from netbpf.bpf.constants import take_numbers
+from netbpf.bpf.constants import take_constants
 from netbpf.bpf.layout import program_directory
 from netbpf.bpf.loader import FindTarget, Loaded, entries_of, load, spec_of
 from netbpf.bpf.object import MAGIC, BpfObject, pack, unpack, with_maps
@@ -36,12 +36,12 @@ from netbpf.system.syscalls import advise, detached_mount
 _FLAGS = ("-Wno-unused-function", "-fno-jump-tables")
 BCC_HINT = (
     "use /usr/bin/python3 with the distribution's python3-bpfcc (Debian, Ubuntu) or "
-    "python3-bcc (Fedora); PyPI's 'bcc' is something else"
+    "python3-bcc (Fedora); PyPI's 'bcc' is another project"
 )
 
 
-Files = Mapping[str, str]  # the directory that bcc takes for kernel headers: text by path
-Say = Callable[[str], None]
+Files = Mapping[str, str]  # bcc's kernel header directory: text by path
+Log = Callable[[str], None]
 
 
 def compile_and_load(
@@ -50,100 +50,93 @@ def compile_and_load(
     selections: Sequence[Selection],
     maps: Sequence[str],
     find_target: FindTarget,
-    say: Say,
+    log: Log,
 ) -> Loaded:
-    """Compile `text`, unless that is cached, and load the selected entries.
+    """Compile `text`, unless it is cached, and load the entries of `selections`.
 
-    `headers` are generated: text by name in <netbpf/>.
-
-    Numbers in AT_LOAD() are put in at loading.
-    `maps` names those that the reader needs, `find_target` finds a function in the kernel's BTF.
-    Raises AttachRefused if the kernel refuses one program, Unsupported if bcc is missing, and
-    NetbpfError (with the compiler's output as detail) if the program does not compile.
+    `headers` are the generated headers by name in <netbpf/>; their LOAD_CONSTANT()s are patched in
+    at load time. `maps` names the maps that the reader needs, `find_target` returns BTF ids of
+    kernel functions. Raises AttachRefused if the kernel refuses a program, Unsupported if bcc is
+    missing, and NetbpfError (with the compiler's output as detail) if `text` does not compile.
     """
-    header, numbers = take_numbers(headers["kernel.h"])
+    header, constants = take_constants(headers["kernel.h"])
     entries = entries_of(selections)
     functions = sorted({entry.function for entry in entries})
     files = _header_files({**headers, "kernel.h": header})
 
-    def ready(image: BpfObject) -> Loaded:
-        return load(image, entries, maps, find_target, numbers)
+    def load_object(bpf_object: BpfObject) -> Loaded:
+        return load(bpf_object, entries, maps, find_target, constants)
 
-    kept, key = _kept(text, files, functions, say)
-    if not kept:
-        return ready(_fresh(text, files, functions, key, say))
+    cached, key = _cached(text, files, functions, log)
+    if not cached:
+        return load_object(_compiled(text, files, functions, key, log))
     try:
-        return ready(kept)
-    except Exception as error:  # nothing that lies there may stop a tool
-        if _is_right(kept, say):
+        return load_object(cached)
+    except Exception as error:  # no content of the cache may keep a tool from starting
+        if _is_confirmed(cached, log):
             raise
-        say(f"what was kept is compiled again: {error}")
-        image = _fresh(text, files, functions, key, say)
-        if image == kept:
-            _note_right(kept, say)
+        log(f"the cached program is compiled again: {error}")
+        bpf_object = _compiled(text, files, functions, key, log)
+        if bpf_object == cached:
+            _confirm(cached, log)
             raise
-    return ready(image)
+    return load_object(bpf_object)
 
 
-def _compiled(text: str, files: Files, functions: Sequence[str], say: Say) -> BpfObject:
-    kept, key = _kept(text, files, functions, say)
-    return kept or _fresh(text, files, functions, key, say)
-
-
-def _kept(
-    text: str, files: Files, functions: Sequence[str], say: Say
+def _cached(
+    text: str, files: Files, functions: Sequence[str], log: Log
 ) -> tuple[Optional[BpfObject], str]:
-    """Return what an earlier start kept, None if that is nothing or nothing that fits.
+    """Return the cached object, or None, and the key to store it under.
 
-    And the key to keep the next one under, "" where there is no usable cache.
+    The key is "" if the cache cannot be used.
     """
-    with cache.attempt("no cache of compiled programs", say):
-        where = cache.place()
+    with cache.attempt("no cache of compiled programs", log):
+        path = cache.location()
         key = cache.key_of(text, files, functions, _FLAGS)
-        data = cache.take(key, say)
-        image = unpack(data, key) if data is not None else None
-        if image and image.programs.keys() == set(functions):
-            say(f"compiled programs taken from {where}")
-            return image, key
+        data = cache.get(key, log)
+        bpf_object = unpack(data, key) if data is not None else None
+        if bpf_object and bpf_object.programs.keys() == set(functions):
+            log(f"compiled programs taken from {path}")
+            return bpf_object, key
         if data is not None:
-            say(f"{where}/{key[:12]}... is thrown away: its content is wrong")
+            log(f"{path}/{key[:12]}... is ignored: its content is invalid")
         return None, key
     return None, ""
 
 
-def _fresh(text: str, files: Files, functions: Sequence[str], key: str, say: Say) -> BpfObject:
+def _compiled(text: str, files: Files, functions: Sequence[str], key: str, log: Log) -> BpfObject:
     begin = time.monotonic()
-    image = unpack(_compile(text, files, functions))
-    assert image
-    say(f"compiled in {(time.monotonic() - begin) * 1000:.0f} ms")
+    bpf_object = unpack(_compile(text, files, functions))
+    assert bpf_object
+    log(f"compiled in {(time.monotonic() - begin) * 1000:.0f} ms")
     if key:
-        with cache.attempt("not kept for the next start", say):
-            cache.keep(key, pack(image, key))
-    return image
+        with cache.attempt("not cached for the next start", log):
+            cache.put(key, pack(bpf_object, key))
+    return bpf_object
 
 
-def _is_right(image: BpfObject, say: Say) -> bool:
-    """Return whether an earlier start compiled the same image, which the kernel refused."""
-    with cache.attempt("no cache", say):
-        return cache.take(cache.key_of("refused", pack(image).hex()), say) == b"right"
+def _is_confirmed(bpf_object: BpfObject, log: Log) -> bool:
+    """Return whether an earlier start compiled the same object and the kernel refused it."""
+    with cache.attempt("no cache", log):
+        return cache.get(cache.key_of("refused", pack(bpf_object).hex()), log) == b"right"
     return False
 
 
-def _note_right(image: BpfObject, say: Say) -> None:
-    # Or each start on this kernel would compile it again before the next alternative is tried.
-    with cache.attempt("no cache", say):
-        cache.keep(cache.key_of("refused", pack(image).hex()), b"right")
+def _confirm(bpf_object: BpfObject, log: Log) -> None:
+    # So that later starts on this kernel try the next alternative without compiling it again.
+    with cache.attempt("no cache", log):
+        cache.put(cache.key_of("refused", pack(bpf_object).hex()), b"right")
 
 
 def _compile(text: str, files: Files, functions: Sequence[str]) -> bytes:
     directory = _private_directory()
     try:
         _write_files(Path(directory), files)
-        answer, noise = _in_child(lambda: _build(text, directory, functions))
+        answer, output = _in_child(lambda: _build(text, directory, functions))
     finally:
         _remove(directory)
     if not answer.startswith(MAGIC):
-        raise _error(json.loads(answer), noise)
+        raise _error(json.loads(answer), output)
     return answer
 
 
@@ -155,17 +148,17 @@ def _build(text: str, directory: str, functions: Sequence[str]) -> bytes:
     try:
         import bcc
 
-        bcc.BPF.dump_func  # noqa: B018 - PyPI's bcc, which is something else, has none
+        bcc.BPF.dump_func  # noqa: B018 - PyPI's bcc, another project, does not have it
     except (ModuleNotFoundError, AttributeError) as error:
         return _failure("no-bcc", error)
-    except Exception as error:  # libbcc is missing, there is not enough memory for it
+    except Exception as error:  # libbcc is missing, or there is not enough memory for it
         return _failure("bad-bcc", error)
-    drop_code_pages()
+    unmap_text_pages()
     try:
-        # Load nothing: that is done by `netbpf.bpf.loader`, which can say what went wrong.
+        # Load nothing: `netbpf.bpf.loader` does, and reports errors in detail.
         bcc.BPF._trace_autoload = lambda _: None
         module = bcc.BPF(text=text, cflags=list(_FLAGS))
-        return pack(_image(bcc.lib, module, functions))
+        return pack(_object(bcc.lib, module, functions))
     except Exception as error:  # bcc raises plain Exception
         return _failure("compile", error)
 
@@ -174,22 +167,22 @@ def _failure(kind: str, error: Exception) -> bytes:
     return json.dumps({"error": kind, "detail": str(error)}).encode()
 
 
-def _image(library: Any, module: Any, functions: Sequence[str]) -> BpfObject:
-    # bcc has made the maps already: they end with this process, and are made again from what the
-    # kernel tells of them, which is right where libbcc's own numbers are those before rounding.
+def _object(library: Any, module: Any, functions: Sequence[str]) -> BpfObject:
+    # bcc has created the maps, which end with this process. They are created again from the
+    # kernel's description, as libbcc's own numbers are from before rounding.
     _declare(library)
-    shapes, places = [], {}
-    for place in range(library.bpf_num_tables(module.module)):
-        descriptor = library.bpf_table_fd_id(module.module, place)
-        name = library.bpf_table_name(module.module, place).decode()
-        shapes.append(spec_of(name, descriptor))
-        places[descriptor] = place
-    codes = {name: with_maps(module.dump_func(name.encode()), places) for name in functions}
-    return BpfObject(tuple(shapes), codes)
+    specs, indexes = [], {}
+    for index in range(library.bpf_num_tables(module.module)):
+        descriptor = library.bpf_table_fd_id(module.module, index)
+        name = library.bpf_table_name(module.module, index).decode()
+        specs.append(spec_of(name, descriptor))
+        indexes[descriptor] = index
+    codes = {name: with_maps(module.dump_func(name.encode()), indexes) for name in functions}
+    return BpfObject(tuple(specs), codes)
 
 
 def _declare(library: Any) -> None:
-    # bcc's bindings leave these undeclared: ctypes would then take pointers for numbers of 32 bits.
+    # bcc's bindings do not declare these, and ctypes would truncate pointers to 32 bits.
     library.bpf_num_tables.argtypes = [ctypes.c_void_p]
     library.bpf_num_tables.restype = ctypes.c_size_t
     library.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -198,35 +191,35 @@ def _declare(library: Any) -> None:
     library.bpf_table_fd_id.restype = ctypes.c_int
 
 
-def drop_code_pages() -> None:
-    """Unmap the pages of shared libraries' code: those that are needed again are still cached.
+def unmap_text_pages() -> None:
+    """Unmap the code pages of shared libraries; those used again come from the page cache.
 
-    Linking LLVM and clang touches some 60 MB that compiling a small program never comes back to.
+    Linking LLVM and clang touches about 60 MB that compiling a small program does not use again.
     """
     for line in lines_of(Path("/proc/self/maps").read_bytes()):
         span, mode, _, _, _, *path = line.split(maxsplit=5)
         if mode == "r-xp" and path and "/lib" in path[0]:
-            start, end = (int(word, 16) for word in span.split("-"))
+            start, end = (int(address, 16) for address in span.split("-"))
             advise(start, end - start)
 
 
 def _in_child(work: Callable[[], bytes]) -> tuple[bytes, str]:
-    """Return what `work` returns in a forked child, and all that is printed there."""
-    ours, theirs = os.pipe()
+    """Return the result of `work` in a forked child, and the text that the child prints."""
+    reader, writer = os.pipe()
     output = tempfile.TemporaryFile()
     child = os.fork()
     if child == 0:
-        _child(work, theirs, output.fileno())
-    os.close(theirs)
-    with open(ours, "rb") as channel:
+        _child(work, writer, output.fileno())
+    os.close(writer)
+    with open(reader, "rb") as channel:
         answer = channel.read()
     _, status = os.waitpid(child, 0)
     output.seek(0)
-    noise = output.read(1 << 22).decode(errors="replace")
+    text = output.read(1 << 22).decode(errors="replace")
     output.close()
     if status:
         answer = json.dumps({"error": "died", "detail": f"wait status {status}"}).encode()
-    return answer, noise
+    return answer, text
 
 
 def _child(work: Callable[[], bytes], channel: int, output: int) -> None:
@@ -238,13 +231,13 @@ def _child(work: Callable[[], bytes], channel: int, output: int) -> None:
             file.write(work())
         status = 0
     finally:
-        os._exit(status)  # no atexit, no buffers of the parent flushed twice
+        os._exit(status)  # skip atexit handlers and the parent's unflushed buffers
 
 
 # --- in the parent --------------------------------------------------------------------------------
 
 
-def _error(answer: Mapping[str, Any], noise: str) -> NetbpfError:
+def _error(answer: Mapping[str, Any], output: str) -> NetbpfError:
     detail = str(answer["detail"])
     if answer["error"] == "no-bcc":
         return Unsupported(
@@ -255,10 +248,10 @@ def _error(answer: Mapping[str, Any], noise: str) -> NetbpfError:
     if answer["error"] == "bad-bcc":
         reason = detail or "out of memory"
         return Unsupported(f"bcc's Python bindings cannot be loaded: {reason}", BCC_HINT)
-    first = next((line for line in noise.splitlines() if "error:" in line), detail)
-    everything = "\n".join(part for part in (detail, noise.strip()) if part)
+    first = next((line for line in output.splitlines() if "error:" in line), detail)
+    everything = "\n".join(part for part in (detail, output.strip()) if part)
     return NetbpfError(
-        f"cannot compile the BPF program: {first.strip()}", "see all with -v", everything
+        f"cannot compile the BPF program: {first.strip()}", "-v shows all errors", everything
     )
 
 
@@ -266,7 +259,7 @@ def _private_directory() -> str:
     try:
         return detached_mount("tmpfs")
     except OSError:
-        # Without CAP_SYS_ADMIN, or before 5.2: an ordinary directory, removed after compiling.
+        # Without CAP_SYS_ADMIN or before 5.2: an ordinary directory, removed after compiling.
         return tempfile.mkdtemp(prefix="netbpf-")
 
 

@@ -1,7 +1,7 @@
-"""Numbers that are put into compiled programs: AT_LOAD() in the C text, by their places.
+"""Load-time constants: LOAD_CONSTANT() in the C text, patched into compiled programs.
 
-What is compiled knows only the place of a number: an instruction loads 64 bits, the upper half of
-which says that it is one, and the lower half which.
+The compiler sees only the index of a constant. The instruction that it makes loads 64 bits: the
+upper half marks a load-time constant, the lower half is its index.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from collections.abc import Sequence
 
 from netbpf.bpf.object import constant_loads
 
-# As in AT_LOAD(): "nbpf". No program has another constant that begins so.
+# "nbpf", as in LOAD_CONSTANT(). No program has another constant with this upper half.
 _MARK = 0x6E627066
-_PLACES = 256  # two hexadecimal digits
-_HALVES = struct.Struct("=I4xI")  # imm of an instruction, and of the one that follows it
-_NUMBER = re.compile(r"\bAT_LOAD\((\d+)\)")
+_MAX_CONSTANTS = 256  # the index has two hexadecimal digits
+_HALVES = struct.Struct("=I4xI")  # imm of an instruction and of the next one
+_NUMBER = re.compile(r"\bLOAD_CONSTANT\((\d+)\)")
 
 
-def take_numbers(text: str) -> tuple[str, list[int]]:
-    """Return C text with places instead of the numbers in AT_LOAD(), and the numbers by place.
+def take_constants(text: str) -> tuple[str, list[int]]:
+    """Return C text with an index in each LOAD_CONSTANT(), and the constants by index.
 
-    Equal numbers have places of their own, or what is compiled would depend on which are equal.
-    Where there are too many, the rest are constants for the compiler.
+    Equal constants have separate indexes, as otherwise the compiled code would depend on which are
+    equal. Constants past the 256th are compiled in.
     """
-    numbers: list[int] = []
+    constants: list[int] = []
 
-    def place(found: re.Match[str]) -> str:
-        if len(numbers) == _PLACES:
-            return f"{found[1]}ULL"
-        numbers.append(int(found[1]))
-        return f"AT_LOAD({len(numbers) - 1:02x})"
+    def index_of(match: re.Match[str]) -> str:
+        if len(constants) == _MAX_CONSTANTS:
+            return f"{match[1]}ULL"
+        constants.append(int(match[1]))
+        return f"LOAD_CONSTANT({len(constants) - 1:02x})"
 
-    return _NUMBER.sub(place, text), numbers
+    return _NUMBER.sub(index_of, text), constants
 
 
-def with_numbers(code: bytes, numbers: Sequence[int]) -> bytes:
-    """Return instructions with the numbers in their places; IndexError if one is not given."""
+def with_constants(code: bytes, constants: Sequence[int]) -> bytes:
+    """Return the instructions with the constants patched in; IndexError if one is missing."""
     changed = bytearray(code)
     for offset in constant_loads(code):
-        place, mark = _HALVES.unpack_from(code, offset)
+        index, mark = _HALVES.unpack_from(code, offset)
         if mark == _MARK:
-            number = numbers[place]
+            number = constants[index]
             _HALVES.pack_into(changed, offset, number & 0xFFFFFFFF, number >> 32)
     return bytes(changed)

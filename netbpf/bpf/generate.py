@@ -1,13 +1,14 @@
-"""C text that follows from a declaration: entries of the chosen probes, structs, enums and totals.
+"""Generate C from a declaration: entries of the selected probes, structs, enums and totals.
 
-The entry of a probe reads the arguments where this kernel has them and calls the program's own
-`on_<probe>`. Structs are those of the declared records, so that C and Python cannot differ; a
-program includes them as <netbpf/records.h>. Enums are the words of the records' columns, TOTAL_*
-the columns of the tool's totals.
+The entry of a probe reads the arguments from this kernel's context and calls the program's own
+`on_<probe>`. Structs are generated from the declared records, so that C and Python cannot differ; a
+program includes them as <netbpf/records.h>. Enums are the values of the records' Enum columns,
+TOTAL_* the columns of the tool's totals.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from netbpf.bpf.layout import arguments_of, offered_name
@@ -22,17 +23,17 @@ from netbpf.declare.values import TCP_STATES
 from netbpf.kernel.inspect import Kernel
 from netbpf.kernel.select import Selection
 
-_SHARED = (Owner("how the owner is known"),)  # C headers use their words whatever the tool shows
+_SHARED = (Owner("how the owner is known"),)  # C headers use its values for every tool
 
 
 def entries(kernel: Kernel, selections: Sequence[Selection], text: str) -> str:
-    """Return the C function of each alternative in use."""
+    """Return the C entry function of each selected alternative."""
     made = [
         _entry(kernel, one, one.alternative)
         for one in selections
         if one.alternative and f"#ifdef USE_{one.entry}\n" not in text
     ]
-    # Arguments are 64-bit words, whatever they hold: on_<probe> says what they are.
+    # Arguments are 64-bit words; the parameters of on_<probe> have their types.
     pragma = '#pragma clang diagnostic ignored "-Wint-conversion"'
     return "\n".join(['#line 1 "generated entries"', pragma, *made, ""])
 
@@ -58,7 +59,7 @@ def _call(kernel: Kernel, selection: Selection, used: Alternative) -> str:
     longest = max(len(way.args) for way in ways)
     offered = arguments_of(kernel, used, selection.targets[0] if selection.targets else "")
     values = [_value(used, offered, arg) for arg in used.args]
-    values += ["0"] * (longest - len(values))  # what this kernel does not have
+    values += ["0"] * (longest - len(values))  # arguments that this kernel does not have
     return f"{function}({', '.join(values)})"
 
 
@@ -74,7 +75,7 @@ def _value(used: Alternative, offered: Sequence[str], arg: str) -> str:
 
 
 def enums(tool: Tool, text: str) -> str:
-    """Return the numbers of words: of the tool's columns, TCP states, causes of loss and totals."""
+    """Return C enums: of the tool's Enum columns, TCP states, causes of loss and totals."""
     columns = [column for record in tool.records for column in record.members]
     if "<netbpf/records.h>" not in text:
         columns = []
@@ -95,14 +96,14 @@ def _enum(prefix: str, words: object) -> Iterator[str]:
     pairs = [
         f"{prefix}{name} = {number}"
         for number, word in words.items()
-        if word and (name := word.upper().replace("-", "_").replace(",", "_")).isidentifier()
+        if word and (name := re.sub("[-,.]", "_", word.upper())).isidentifier()
     ]
     if pairs:
         yield f"enum {{ {', '.join(pairs)} }};"
 
 
 def structs(tool: Tool) -> str:
-    """Return the C structs of the records that the tool's maps and ring buffer hold."""
+    """Return the C structs of the records in the tool's maps and ring buffer."""
     found = {record.cstruct: record for record in tool.records if record.cstruct}
     histogram = tool.histogram and tool.histogram.extra
     return "\n".join(_struct(record, record is histogram) for record in found.values())

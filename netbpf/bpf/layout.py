@@ -1,12 +1,12 @@
-"""C declarations of the kernel's structs with only the fields in use, at this kernel's offsets.
+"""Generate C declarations of kernel structs with only the fields in use, at this kernel's offsets.
 
-A C program says what it reads with KERNEL_FIELDS(struct, path, ...), KERNEL_OPTIONAL(...) (then
-HAVE_struct_path is defined if the field is there), KERNEL_ENUM(enum, name, ...) and
-KERNEL_OPTIONAL_ENUM(enum, name, ...) (HAVE_name is the value, if there is one), which expand to
-nothing for the compiler. Each struct becomes a union of packed structs, one per field, padded to
-the offset that BTF gives: right by construction, whatever the compiler thinks of alignment, bit
-fields or anonymous members (kernels from 6.19 on use -fms-extensions members that older clang drops
-in silence when it is given whole definitions).
+A C program declares what it reads with KERNEL_FIELDS(struct, path, ...), KERNEL_OPTIONAL(...)
+(HAVE_struct_path is defined if the field exists), KERNEL_ENUM(enum, name, ...) and
+KERNEL_OPTIONAL_ENUM(enum, name, ...) (HAVE_name is the value if it exists), which expand to nothing
+for the compiler. Each struct becomes a union of packed structs, one per field, padded to the offset
+in BTF. So offsets do not depend on the compiler's handling of alignment, bit fields or anonymous
+members (kernels from 6.19 on use -fms-extensions members, which older clang silently drops from
+whole definitions).
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
 class Manifest(NamedTuple):
-    """What a C program reads of the kernel: kind is FIELDS, OPTIONAL, ENUM or OPTIONAL_ENUM."""
+    """Kernel fields or enumerators that a C program reads.
+
+    `kind` is FIELDS, OPTIONAL, ENUM or OPTIONAL_ENUM.
+    """
 
     kind: str
     struct: str
@@ -35,16 +38,16 @@ class Manifest(NamedTuple):
 
 
 def program_directory() -> Path:
-    """Return the directory of the C programs: inside the installed package, or the source tree."""
+    """Return the directory of the C programs, in the installed package or the source tree."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "bpf_programs"
     return inside if inside.is_dir() else package.parent / "bpf_programs"
 
 
 def program_text(source: Path) -> str:
-    """Return the C program `source` with our own headers put in where they are included, once each.
+    """Return the C program `source` with netbpf's own headers expanded in place, once each.
 
-    bcc's rewriter, which makes maps usable, changes only the main file and no header.
+    bcc's rewriter, which makes maps usable, changes only the main file, not headers.
     """
     return _expanded(source, set())
 
@@ -65,7 +68,7 @@ def _expanded(path: Path, seen: set[Path]) -> str:
 
 
 def manifests(text: str) -> list[Manifest]:
-    """Return what a program's text says that it reads."""
+    """Return the manifests in a program's text."""
     found: list[Manifest] = []
     for kind, arguments in _MANIFEST.findall(text):
         words = tuple(word.strip() for word in arguments.split(",") if word.strip())
@@ -74,7 +77,7 @@ def manifests(text: str) -> list[Manifest]:
 
 
 def header(kernel: Kernel, wanted: Sequence[Manifest], selections: Sequence[Selection]) -> str:
-    """Return the C header for what a program wants; raise Unsupported if a field is not there."""
+    """Return the C header for a program's manifests; raises Unsupported if a field is missing."""
     fields: dict[str, dict[str, Field]] = {}
     defines: list[str] = []
     for manifest in wanted:
@@ -115,7 +118,7 @@ def _collect(kernel: Kernel, manifest: Manifest, fields: dict[str, dict[str, Fie
 def _lacking(kernel: Kernel, where: str, what: str) -> Unsupported:
     return Unsupported(
         f"kernel {kernel.release} has no '{what}' in {where}",
-        "please report this kernel: its fields were renamed since netbpf was written",
+        "please report this kernel: the field may have been renamed",
     )
 
 
@@ -128,7 +131,7 @@ def _struct(name: str, size: int, fields: dict[str, Field]) -> str:
 
 
 def _members(fields: dict[str, Field], base: int, indent: str) -> Iterator[str]:
-    # `base` is the offset in bits that the enclosing struct starts at; dotted paths nest.
+    # `base` is the bit offset of the enclosing struct; dotted paths become nested structs.
     groups: dict[str, dict[str, Field]] = {}
     for path, field in fields.items():
         first, _, rest = path.partition(".")
@@ -146,7 +149,7 @@ def _members(fields: dict[str, Field], base: int, indent: str) -> Iterator[str]:
 
 
 def _bit_reader(struct: str, path: str, field: Field) -> str:
-    # The address of a bit field cannot be taken: read the bytes that it lies in and shift.
+    # A bit field has no address: read the bytes that contain it and shift.
     byte, shift = divmod(field.bit_offset, 8)
     length = (shift + field.bit_size + 7) // 8
     mask = (1 << field.bit_size) - 1
@@ -164,7 +167,7 @@ def arguments_of(kernel: Kernel, used: Alternative, target: str) -> Sequence[str
 
 
 def offered_name(arg: str, offered: Sequence[str]) -> str:
-    """Return which of the names in "a|b" the target has."""
+    """Return the first name in "a|b" that the target has."""
     return next(name for name in arg.split("|") if name in offered)
 
 
@@ -173,6 +176,8 @@ def _context(kernel: Kernel, selection: Selection) -> Iterator[str]:
     if not used:
         return
     yield f"#define USE_{selection.entry} 1"
+    if selection.probe.complements:
+        yield "#define COMPLEMENTED 1"  # the probe that it complements must mark what it reported
     name, target = selection.probe.name, selection.targets[0] if selection.targets else ""
     if used.how.offers == "iterator":
         return
@@ -181,7 +186,7 @@ def _context(kernel: Kernel, selection: Selection) -> Iterator[str]:
         index = offered.index(offered_name(arg, offered))
         yield f"#define ARG_{name}_{arg.partition('|')[0]} {index}"
     yield f"#define ARGS_{name} {len(offered)}"
-    if used.how.attach == "trace_event":  # its context is a struct of its own
+    if used.how.attach == "trace_event":  # the context is a struct with the event's fields
         fields = tracepoint_format(target) or {}
         own = [offered_name(arg, offered) for arg in filter(is_of_target, used.args)]
         size = max((f.bit_offset // 8 + 8 for f in fields.values()), default=8)

@@ -1,7 +1,7 @@
-"""Get a compiled program into the kernel: make its maps, load its functions, by bpf(2) alone.
+"""Create the maps of a compiled program and load its functions, with bpf(2) alone.
 
-Not through bcc, whose process ends with the compiler: so a start from the cache and a fresh one go
-one way, names of C functions mean nothing, and a refusal comes with the kernel's own error number.
+bcc's process has ended by then. So cached and fresh programs take the same path, names of C
+functions carry no meaning, and errors have the kernel's own error number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Callable, NamedTuple, Optional
 
-from netbpf.bpf.constants import with_numbers
+from netbpf.bpf.constants import with_constants
 from netbpf.bpf.map_memory import bytes_of
 from netbpf.bpf.maps import possible_cpus
 from netbpf.bpf.object import BpfObject, MapSpec, map_references, with_maps
@@ -26,20 +26,20 @@ from netbpf.declare.needs import MEMORY
 from netbpf.declare.probe_kinds import ProbeKind
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel.select import Selection
-from netbpf.system.privileges import lack, memory_is_limited, refusal
+from netbpf.system.privileges import memory_is_limited, privilege_error, refusal_reason
 from netbpf.system.syscalls import bpf, load_program
 
 _MAP_CREATE, _OBJECT_INFO = 0, 15  # commands of bpf(2), include/uapi/linux/bpf.h
-_LOG_BYTES = (1 << 24) - 1  # the most that kernels before 5.13 take
+_LOG_BYTES = (1 << 24) - 1  # the maximum before 5.13
 _LOG_SHOWN = 1 << 16
 
-FindTarget = Callable[[str], int]  # from a function's name to its id in the kernel's own BTF, or 0
+FindTarget = Callable[[str], int]  # name of a kernel function -> its BTF id, or 0
 
 
 class Entry(NamedTuple):
-    """A function to load: for which probe, the program's name among all, its kind and target.
+    """A function to load: its probe, C function, unique program name, kind and target.
 
-    `target` is the function in the kernel's BTF that it is for, "" if attaching names it.
+    `target` is a function in the kernel's BTF, "" if the target is only given when attaching.
     """
 
     probe: str
@@ -50,9 +50,9 @@ class Entry(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Descriptors of what is in the kernel now: programs (see Selection.programs), maps by name.
+    """Descriptors of the loaded programs (see Selection.programs) and maps, by name.
 
-    `memory` has the bytes of each map, also of those that only programs use.
+    `memory` has the size in bytes of each map, including those that only programs use.
     """
 
     programs: dict[str, int]
@@ -61,41 +61,41 @@ class Loaded(NamedTuple):
 
 
 def entries_of(selections: Sequence[Selection]) -> list[Entry]:
-    """Return what is to be loaded for these selections."""
-    found = []
+    """Return the entries to load for these selections."""
+    entries = []
     for selection in selections:
         if not selection.alternative:
             continue
         kind = selection.alternative.how
         for program, targets in selection.programs:
             target = kind.btf_prefix + targets[0] if kind.typed else ""
-            found.append(Entry(selection.probe.name, selection.entry, program, kind, target))
-    return found
+            entries.append(Entry(selection.probe.name, selection.entry, program, kind, target))
+    return entries
 
 
 def load(
-    image: BpfObject,
+    bpf_object: BpfObject,
     entries: Sequence[Entry],
     maps: Sequence[str],
     find_target: FindTarget,
-    numbers: Sequence[int] = (),
+    constants: Sequence[int] = (),
 ) -> Loaded:
-    """Make the maps that these entries or the reader (`maps`) need, and load the entries.
+    """Create the maps that these entries or the reader (`maps`) need, and load the entries.
 
     Raises AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
     """
-    codes = [with_numbers(image.programs[entry.function], numbers) for entry in entries]
+    codes = [with_constants(bpf_object.programs[entry.function], constants) for entry in entries]
     user_space = any(entry.kind.user_space for entry in entries)
     switches = find_switches(find_target) if user_space else None
-    used = {place for code in codes for _, place in map_references(code)}
-    used |= {place for place, shape in enumerate(image.maps) if shape.name in maps}
+    used = {index for code in codes for _, index in map_references(code)}
+    used |= {index for index, spec in enumerate(bpf_object.maps) if spec.name in maps}
     made: dict[int, int] = {}
-    sizes = {image.maps[p].name: bytes_of(image.maps[p], possible_cpus()) for p in used}
+    sizes = {bpf_object.maps[p].name: bytes_of(bpf_object.maps[p], possible_cpus()) for p in used}
     loaded = Loaded({}, {}, sizes)
     try:
-        for place, shape in enumerate(image.maps):
-            if place in used:
-                made[place] = _make_map(shape)
+        for index, spec in enumerate(bpf_object.maps):
+            if index in used:
+                made[index] = _make_map(spec)
         for entry, code in zip(entries, codes):
             target = _target_id(entry, find_target)
             loaded.programs[entry.program] = _load(entry, with_maps(code, made), target, switches)
@@ -103,34 +103,34 @@ def load(
         for descriptor in (*made.values(), *loaded.programs.values()):
             os.close(descriptor)
         raise
-    for place, descriptor in made.items():
-        if image.maps[place].name in maps:
-            loaded.maps[image.maps[place].name] = descriptor
+    for index, descriptor in made.items():
+        if bpf_object.maps[index].name in maps:
+            loaded.maps[bpf_object.maps[index].name] = descriptor
         else:
-            os.close(descriptor)  # the programs hold it
+            os.close(descriptor)  # the programs keep the map
     return loaded
 
 
 def spec_of(name: str, descriptor: int) -> MapSpec:
-    """Return what the kernel tells of a map, which is as it can be made again."""
-    told = ctypes.create_string_buffer(24)  # struct bpf_map_info as far as map_flags
-    bpf(_OBJECT_INFO, struct.pack("=IIQ", descriptor, len(told), ctypes.addressof(told)))
-    kind, _, key_size, value_size, entries, flags = struct.unpack("=6I", told.raw)
+    """Return the kernel's description of a map, from which it can be created again."""
+    info = ctypes.create_string_buffer(24)  # struct bpf_map_info up to map_flags
+    bpf(_OBJECT_INFO, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
+    kind, _, key_size, value_size, entries, flags = struct.unpack("=6I", info.raw)
     return MapSpec(name, kind, key_size, value_size, entries, flags)
 
 
-def _make_map(shape: MapSpec) -> int:
-    # union bpf_attr of BPF_MAP_CREATE as far as map_name, whose last byte must be zero.
-    attributes = struct.pack("=7I16s", *shape[1:], 0, 0, shape.name.encode()[:15])
+def _make_map(spec: MapSpec) -> int:
+    # union bpf_attr of BPF_MAP_CREATE up to map_name, whose last byte must be zero.
+    attributes = struct.pack("=7I16s", *spec[1:], 0, 0, spec.name.encode()[:15])
     try:
-        return _unlimited(lambda: bpf(_MAP_CREATE, attributes))
+        return _raising_memlock(lambda: bpf(_MAP_CREATE, attributes))
     except OSError as error:
         if error.errno == errno.EPERM and memory_is_limited():
-            raise lack([MEMORY]) from error
+            raise privilege_error([MEMORY]) from error
         raise NetbpfError(
-            f"the kernel refused the map '{shape.name}' ({error.strerror})",
-            "smaller ones take less memory: --map-entries, --buffer",
-            f"{shape}",
+            f"the kernel refused the map '{spec.name}' ({error.strerror})",
+            "reduce its memory with --map-entries or --buffer",
+            f"{spec}",
         ) from error
 
 
@@ -141,40 +141,40 @@ def _load(entry: Entry, code: bytes, target: int, switches: Optional[Switches]) 
         return load_program(entry.kind.program_type, code, entry.function, attach, log)
 
     if switches and entry.kind.user_space:
-        with suppress(OSError):  # without a JIT compiler: no such calls, and no such stack
-            return _patiently(partial(load, without_preemption(code, switches)))
+        with suppress(OSError):  # without a JIT compiler: no kfunc calls, and no per-CPU stack
+            return _retrying(partial(load, without_preemption(code, switches)))
     call = partial(load, code)
     try:
-        return _unlimited(lambda: _patiently(call))
+        return _raising_memlock(lambda: _retrying(call))
     except OSError as error:
-        # EACCES is the verifier's word for most of what it refuses.
-        words = refusal("the kernel refused to load it", error, (errno.EPERM,))
-        raise AttachRefused(entry.probe, words, "", _verifier_log(call)) from error
+        # The verifier returns EACCES for most of what it rejects, so that is no missing privilege.
+        reason = refusal_reason("the kernel refused to load it", error, (errno.EPERM,))
+        raise AttachRefused(entry.probe, reason, "", _verifier_log(call)) from error
 
 
-def _patiently(call: Callable[[], int]) -> int:
+def _retrying(call: Callable[[], int]) -> int:
     for _ in range(4):
-        # EAGAIN: since 5.0 the verifier gives up when a signal waits. It is Python that handles it.
+        # EAGAIN: since 5.0 the verifier stops if a signal is pending, which Python then handles.
         with suppress(BlockingIOError):
             return call()
     return call()
 
 
 def _verifier_log(call: Callable[[tuple[int, int]], int]) -> str:
-    """Return the end of what the verifier says when it is asked once more."""
-    buffer = mmap.mmap(-1, _LOG_BYTES)  # only the pages that it writes exist
+    """Return the end of the verifier's log, from loading the program once more."""
+    buffer = mmap.mmap(-1, _LOG_BYTES)  # only pages that are written take memory
     with suppress(OSError):
         os.close(call((ctypes.addressof(ctypes.c_char.from_buffer(buffer)), _LOG_BYTES)))
     length = buffer.find(b"\0")
     return buffer[max(0, length - _LOG_SHOWN) : length].decode(errors="replace").strip()
 
 
-def _unlimited(call: Callable[[], int]) -> int:
-    """Call, and once more without RLIMIT_MEMLOCK, which counts BPF memory before 5.11."""
+def _raising_memlock(call: Callable[[], int]) -> int:
+    """Call; after EPERM raise RLIMIT_MEMLOCK, which limits BPF memory before 5.11, and retry."""
     try:
         return call()
     except OSError as error:
-        # Not EACCES, which is the verifier's word for most of what it refuses.
+        # Not EACCES, which the verifier returns for most of what it rejects.
         if error.errno != errno.EPERM or not _raise_limit():
             raise
         return call()
@@ -184,7 +184,7 @@ def _raise_limit() -> bool:
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     for limit in (resource.RLIM_INFINITY, hard):
         if soft != limit:
-            # Above the hard limit only with CAP_SYS_RESOURCE.
+            # Raising the hard limit needs CAP_SYS_RESOURCE.
             with suppress(OSError, ValueError):
                 resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
                 return True
@@ -194,9 +194,9 @@ def _raise_limit() -> bool:
 def _target_id(entry: Entry, find_target: FindTarget) -> int:
     if not entry.target:
         return 0
-    found = 0
-    with suppress(Unsupported):  # no BTF in this kernel, only in a file
-        found = find_target(entry.target)
-    if not found:
+    type_id = 0
+    with suppress(Unsupported):  # this kernel has no BTF, only a file was given
+        type_id = find_target(entry.target)
+    if not type_id:
         raise AttachRefused(entry.probe, f"the kernel's types do not have '{entry.target}'")
-    return found
+    return type_id

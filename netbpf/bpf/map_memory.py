@@ -1,9 +1,9 @@
-"""How much memory of the kernel a BPF map takes at most, by what it is made of.
+"""Compute the kernel memory of a BPF map from its specification.
 
-Counted as kernel/bpf/hashtab.c, arraymap.c, stackmap.c and ringbuf.c allocate it. All maps here are
-allocated when they are made and grow no more, so that this is the bound and what they take. The
-kernel's own number (`memlock` in fdinfo) leaves out a map's head and lists before 90a5527d7686
-("bpf: add new map ops ->map_mem_usage", 6.4).
+It follows the allocations in kernel/bpf/hashtab.c, arraymap.c, stackmap.c and ringbuf.c. netbpf's
+maps are preallocated and do not grow, so this is both the bound and the actual size. The kernel's
+own number (`memlock` in fdinfo) excludes a map's header and lists before 90a5527d7686 ("bpf: add
+new map ops ->map_mem_usage", 6.4).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from netbpf.bpf.object import MapSpec
 _HASH, _PERCPU_HASH, _PERCPU_ARRAY, _STACKS, _LRU_HASH, _RING = 1, 5, 6, 7, 9, 27
 _ELEMENT = 48  # struct htab_elem without key and value
 _BUCKET = 16
-_HEAD = 1024  # struct bpf_htab with its locks, struct bpf_array: more than any of them has
+_HEAD = 1024  # an upper bound for struct bpf_htab with its locks and struct bpf_array
 _PAGE = 4096
 
 
-def bytes_of(shape: MapSpec, cpus: int) -> int:
-    """Return how many bytes the map takes at most on a machine with `cpus` possible CPUs."""
-    key, value, entries = _whole(shape.key_size), _whole(shape.value_size), shape.max_entries
-    if shape.kind in (_HASH, _LRU_HASH, _PERCPU_HASH):
-        each = key + (8 + value * cpus if shape.kind == _PERCPU_HASH else value)
+def bytes_of(spec: MapSpec, cpus: int) -> int:
+    """Return the maximum size of the map in bytes on a machine with `cpus` possible CPUs."""
+    key, value, entries = _whole(spec.key_size), _whole(spec.value_size), spec.max_entries
+    if spec.kind in (_HASH, _LRU_HASH, _PERCPU_HASH):
+        each = key + (8 + value * cpus if spec.kind == _PERCPU_HASH else value)
         spare = entries + cpus
         return _HEAD + 64 * cpus + (_ELEMENT + each) * spare + _BUCKET * _power(entries)
-    if shape.kind == _PERCPU_ARRAY:
+    if spec.kind == _PERCPU_ARRAY:
         return _HEAD + (8 + value * cpus) * entries
-    if shape.kind == _STACKS:
+    if spec.kind == _STACKS:
         return _HEAD + (8 + 24 + value) * _power(entries)
-    if shape.kind == _RING:
+    if spec.kind == _RING:
         return 4 * _PAGE + entries + entries // _PAGE * 2 * 8
     return _HEAD + value * entries
 

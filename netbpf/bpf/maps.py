@@ -1,4 +1,4 @@
-"""Read and write BPF maps by their descriptors, as plain bytes."""
+"""Read and write BPF maps through their descriptors, as bytes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
-from netbpf.system.realtime import undisturbed
+from netbpf.system.realtime import realtime_priority
 from netbpf.system.syscalls import bpf
 
 _LOOKUP, _UPDATE, _DELETE, _NEXT, _TAKE = 1, 2, 3, 4, 21  # include/uapi/linux/bpf.h
 
-# How many entries are read before other tasks have their turn: some 0.3 ms.
-_AT_ONCE = 64
+# Entries that are read before other tasks may run: about 0.3 ms.
+_BATCH = 64
 
 
 @lru_cache(maxsize=1)
 def possible_cpus() -> int:
-    """Return how many CPUs may ever come up: the number of slots of a per-CPU value."""
+    """Return the number of possible CPUs, which is the number of slots of a per-CPU value."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
     return int(last.split("-")[-1]) + 1
 
 
 class Map:
-    """One BPF map; `per_cpu` values come as one value per possible CPU, each padded to 8 bytes."""
+    """A BPF map; a `per_cpu` value has one slot per possible CPU, each padded to 8 bytes."""
 
     def __init__(self, fd: int, key_size: int, value_size: int, per_cpu: bool = False) -> None:
-        """Take the map's descriptor and its sizes in bytes."""
+        """Use the map behind descriptor `fd`; sizes are in bytes."""
         self.fd = fd
         self.key_size = key_size
         self.value_size = value_size
@@ -39,14 +39,14 @@ class Map:
         self._value = ctypes.create_string_buffer(self.stride * (possible_cpus() if per_cpu else 1))
 
     @classmethod
-    def opened(cls, fd: int) -> Map:
-        """Return the map (not a per-CPU one) behind `fd` with the sizes that the kernel tells."""
+    def from_fd(cls, fd: int) -> Map:
+        """Return the map (not a per-CPU one) behind `fd`, with the sizes from the kernel."""
         lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-        told = {name: value for name, _, value in (line.partition(":") for line in lines)}
-        return cls(fd, int(told["key_size"]), int(told["value_size"]))
+        info = {name: value for name, _, value in (line.partition(":") for line in lines)}
+        return cls(fd, int(info["key_size"]), int(info["value_size"]))
 
     def get(self, key: bytes) -> Optional[bytes]:
-        """Return the value of `key` (of all CPUs, one after the other, if per CPU), or None."""
+        """Return the value of `key` (for a per-CPU map the slots of all CPUs), or None."""
         try:
             self._call(_LOOKUP, key, ctypes.addressof(self._value))
         except OSError as error:
@@ -56,12 +56,12 @@ class Map:
         return self._value.raw
 
     def set(self, key: bytes, value: bytes) -> None:
-        """Store `value` (of a map that is not per CPU)."""
+        """Store `value` (not for per-CPU maps)."""
         buffer = ctypes.create_string_buffer(value, len(value))
         self._call(_UPDATE, key, ctypes.addressof(buffer))
 
     def delete(self, key: bytes) -> None:
-        """Forget `key`; no error if it is gone already."""
+        """Delete `key`; no error if it does not exist."""
         try:
             self._call(_DELETE, key, 0)
         except OSError as error:
@@ -69,11 +69,11 @@ class Map:
                 raise
 
     def take(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """Remove `keys`, yield those that were there with their last values (since 5.14)."""
-        return self._each(self._take, keys)
+        """Remove `keys`; yield the existing ones with their last values (since 5.14)."""
+        return self._in_batches(self._take, keys)
 
     def keys(self) -> Iterator[bytes]:
-        """Yield the keys; keys that come and go meanwhile may be seen or not."""
+        """Yield the keys; those added or deleted during the iteration may be missed."""
         following = ctypes.create_string_buffer(self.key_size)
         key: Optional[bytes] = None
         while True:
@@ -87,17 +87,17 @@ class Map:
             yield key
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key, value) of what is in the map."""
-        return self._each(self.get, list(self.keys()))
+        """Yield (key, value) of the map's elements."""
+        return self._in_batches(self.get, list(self.keys()))
 
-    def _each(
+    def _in_batches(
         self, call: Callable[[bytes], Optional[bytes]], keys: Sequence[bytes]
     ) -> Iterator[tuple[bytes, bytes]]:
-        for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
-            with undisturbed():
-                values = [call(key) for key in some]
-            for key, value in zip(some, values):
+        for start in range(0, len(keys), _BATCH):
+            batch = keys[start : start + _BATCH]
+            with realtime_priority():
+                values = [call(key) for key in batch]
+            for key, value in zip(batch, values):
                 if value is not None:
                     yield key, value
 

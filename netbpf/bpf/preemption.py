@@ -1,11 +1,11 @@
-"""Programs of uprobes that no other task interrupts: they would share one stack.
+"""Disable preemption in uprobe programs: since 6.13 they share a per-CPU stack.
 
 Since 7d1cd70d4b16 ("bpf, x86: Support private stack in jit", 6.13) programs of this type with 64
-bytes of stack or more have one stack per CPU. Uprobes run them with preemption on, and without the
-check that keeps a program from being begun twice on a CPU: two tasks at once overwrite each other's
-keys and values. (Seen on 7.2, where CONFIG_PREEMPT_LAZY makes it common.) So these programs switch
-preemption off before they touch their stack. For others, which have that check, it would change
-nothing: what has waited for the end of it runs where the program still counts as begun.
+bytes of stack or more have one stack per CPU. Uprobes run them preemptible and without the check
+for recursion on a CPU, so two tasks overwrite each other's keys and values. (Seen on 7.2, where
+CONFIG_PREEMPT_LAZY makes it common.) So these programs disable preemption before they use their
+stack. For other kinds, which have the check, this would change nothing: tasks that waited for
+preemption to be enabled run while the program still counts as active.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _PSEUDO_CALL, _PSEUDO_KFUNC_CALL = 1, 2  # src_reg of a call: of another functio
 
 
 class Switches(NamedTuple):
-    """BTF ids of the kernel's functions that switch preemption off and on."""
+    """BTF ids of the kernel functions that disable (`off`) and enable (`on`) preemption."""
 
     off: int
     on: int
 
 
 def find_switches(find_function: Callable[[str], int]) -> Optional[Switches]:
-    """Return the ids, or None where the kernel has no such functions.
+    """Return the ids, or None if the kernel does not have the functions.
 
-    They came with fc7566ad0a82 ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs", 6.10).
+    Added in fc7566ad0a82 ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs", 6.10).
     """
-    with suppress(Unsupported):  # no BTF in this kernel, only in a file
+    with suppress(Unsupported):  # this kernel has no BTF, only a file was given
         switches = Switches(*map(find_function, ("bpf_preempt_disable", "bpf_preempt_enable")))
         return switches if all(switches) else None
     return None
 
 
 def without_preemption(code: bytes, switches: Switches) -> bytes:
-    """Return the instructions of one function with preemption off from its first to its last.
+    """Return the instructions of one function with preemption disabled from first to last.
 
-    What is put before them moves all of them alike, and jumps tell distances: so they stay right.
-    Every exit becomes a jump to the one end. R6 is free at both: a function sets it before use.
+    Jumps are relative, so the prepended instructions do not change them. Every exit becomes a jump
+    to the common end. R6 is free at both ends: a function sets it before use.
     """
     head = _move(6, 1) + _kernel_call(switches.off) + _move(1, 6)
     tail = _move(6, 0) + _kernel_call(switches.on) + _move(0, 6) + _instruction(_EXIT)

@@ -1,9 +1,9 @@
-"""Read records from a BPF ring buffer, in batches, straight from the memory that the kernel writes.
+"""Read records from a BPF ring buffer in batches, directly from shared memory.
 
-The layout is kernel/bpf/ringbuf.c's (since 5.8): one page with the consumer's position, one page
-with the producer's, then the data, mapped twice in a row so that a record never wraps. All records
-of a tool have one size, so a batch is one pass of struct.iter_unpack. Of a large ring only a window
-is mapped, which moves along: pages that are mapped count as the reader's memory, read or not.
+The layout is from kernel/bpf/ringbuf.c (since 5.8): a page with the consumer position, a page with
+the producer position, then the data, mapped twice in a row so that a record never wraps. All
+records of a tool have the same size, so struct.iter_unpack reads a batch. Of a large ring only a
+moving window is mapped, as mapped pages count as the reader's memory even if they are not read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WINDOW = 1 << 21  # bytes of data
 class RingBuffer:
     """The reader's end of a ring buffer whose records have the layout `record`.
 
-    `strange` counts records that could not be what was declared: they are skipped.
+    `invalid` counts discarded records and those of another length; they are skipped.
     """
 
     def __init__(self, fd: int, size: int, record: struct.Struct) -> None:
@@ -27,7 +27,7 @@ class RingBuffer:
         page = mmap.PAGESIZE
         self._whole, self._window = 2 * size, min(2 * size, _WINDOW)
         self.fd = fd
-        self.strange = 0
+        self.invalid = 0
         self._mask = size - 1
         self._length = record.size
         self._step = 8 + -(-record.size // 8) * 8
@@ -35,44 +35,44 @@ class RingBuffer:
         padding = self._step - 8 - record.size
         self._record = struct.Struct(f"=I4x{record.format.lstrip('=')}{padding}x")
         self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        # The first window comes with the page in front of it.
+        # The first mapping has the producer's page and the first window.
         self._producer = mmap.mmap(
             fd, page + self._window, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
         )
         self._moved, self._base = self._producer, 0
         self._data = memoryview(self._producer)[page:]
         self._most = (self._window - page) // self._step
-        # Positions are read and written whole, in one access: struct.Struct goes byte by byte, and
-        # the kernel moves the one and looks at the other meanwhile.
+        # Positions must be read and written in a single access, as the kernel uses them at the same
+        # time; struct.Struct accesses single bytes.
         self._done = memoryview(self._consumer).cast("Q")
         self._written = memoryview(self._producer)[:8].cast("Q")
 
     @property
     def done(self) -> int:
-        """The position up to which records were taken."""
+        """The consumer position: records before it have been taken."""
         return int(self._done[0])
 
     @property
     def written(self) -> int:
-        """The position up to which the kernel has written, or is writing."""
+        """The producer position: the kernel has reserved or written records before it."""
         return int(self._written[0])
 
     def count(self, start: int, end: int) -> int:
-        """Return how many records are between two positions, at most as many as have room."""
+        """Return the number of records between two positions, at most what the ring can hold."""
         return min(max(end - start, 0), self._mask + 1) // self._step
 
     def peek(self, limit: int) -> list[tuple[Any, ...]]:
-        """Return up to `limit` records as take() does, and leave them where they are."""
-        at, found = self.done, []
+        """Return up to `limit` records like take(), without consuming them."""
+        at, records = self.done, []
         left = min(self.count(at, self.written), limit)
         while left:
             rows = self._rows(at, min(left, self._most))
-            found += [row for row in rows if row[0] == self._length]
+            records += [row for row in rows if row[0] == self._length]
             at, left = at + len(rows) * self._step, left - len(rows)
-        return found
+        return records
 
     def take(self, limit: int = 4096) -> list[tuple[Any, ...]]:
-        """Return up to `limit` records as (length, member, ...) and give their room back."""
+        """Return up to `limit` records as (length, member, ...) and release their space."""
         done = self.done
         count = min(self.count(done, self.written), limit, self._most)
         if not count:
@@ -81,7 +81,7 @@ class RingBuffer:
         good = [row for row in rows if row[0] == self._length]
         if len(good) != len(rows):
             good, rows = self._sort_out(rows)
-        # A plain store: the kernel reads the position with smp_load_acquire().
+        # A plain store; the kernel reads the position with smp_load_acquire().
         self._done[0] = done + len(rows) * self._step
         return good
 
@@ -107,11 +107,11 @@ class RingBuffer:
     def _sort_out(
         self, rows: list[tuple[Any, ...]]
     ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-        # Records after one that is still being written must wait for it.
+        # Records after an unfinished one must wait for it.
         busy = next((i for i, row in enumerate(rows) if row[0] & _BUSY), len(rows))
         finished = rows[:busy]
         good = [row for row in finished if row[0] == self._length]
-        self.strange += len(finished) - len(good)
+        self.invalid += len(finished) - len(good)
         return good, finished
 
     def close(self) -> None:

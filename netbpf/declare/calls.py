@@ -1,17 +1,18 @@
 """What programs do with sockets: the shared probes of calls, messages and io_uring; and rows.
 
 Each group belongs to a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
-MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to ring_entries.bpf.h,
-SIGNAL to signal_entries.bpf.h.
+MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to request.bpf.h, SIGNAL to
+signals.bpf.h.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from netbpf.declare.probes import (
+    Alternative,
     Fentry,
     Fexit,
     Kprobe,
@@ -22,50 +23,74 @@ from netbpf.declare.probes import (
 )
 from netbpf.declare.table import Entry
 
-# enum op in include/ops.bpf.h and enum proto in include/anysock.bpf.h.
 OPS = dict(enumerate("socket socketpair bind listen connect accept send recv close".split()))
 PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
 WAITS = ("EAGAIN", "EINPROGRESS")
-RESTARTED = "512"  # beside the errors of calls: include/restarts.bpf.h
+RESTARTED = "512"  # in place of an error: see RESTARTED in include/restarts.bpf.h
+
+# The parameter of a system call's function. For calls that a configuration can leave out, BTF may
+# have the stub's name for it: COND_SYSCALL() in arch/x86/include/asm/syscall_wrapper.h.
+_REGS = "regs|__unused"
 
 
-def _call(name: str, *args: str, waits: bool = False) -> tuple[Probe, ...]:
-    # The function is in the kernel's table of system calls: it is never inlined. An exit of it is
-    # seen only if its entry was: of calls that may have waited since before the start, the
-    # tracepoint sees more, and adds that where another way is better.
+def _call(name: str, *args: str, op: str = "", waits: bool = False) -> tuple[Probe, ...]:
+    # The function is in the kernel's table of system calls, so it is never inlined. A probe at its
+    # return fires only for calls whose entry it saw. The trace event also fires for calls that were
+    # in flight at the start: for calls that may wait it is used first, or complements
+    # the kind that is used.
     functions = (f"__x64_sys_{name}", f"__arm64_sys_{name}")
-    event = Tracepoint(f"syscalls:sys_exit_{name}", args=("ret",))
-    begin = (Tracepoint(f"syscalls:sys_enter_{name}", args=args), Kprobe(*functions))
+    constant = f"OP_{(op or name).upper()}"
+    event = Tracepoint(f"syscalls:sys_exit_{name}", args=(constant, "ret"), call="on_exit")
+    fexit = Fexit(*functions, args=(constant, _REGS, "return"), call="on_call")
+    kretprobe = Kretprobe(*functions, args=(constant, "return"), call="on_return")
+    entry = "on_enter_fd" if args == ("fd",) else "on_enter_make"
+    begin = (
+        Tracepoint(f"syscalls:sys_enter_{name}", args=args, call=entry),
+        Kprobe(*functions, args=(_REGS,), call=f"{entry}_regs"),
+    )
     enter = Probe(f"enter_{name}", *begin, optional=True, with_probe=name)
     if not waits:
-        return Probe(name, Fexit(*functions), event, Kretprobe(*functions)), enter
-    end = Probe(name, event, Fexit(*functions), Kretprobe(*functions))
-    return end, enter, Probe(f"earlier_{name}", event, optional=True, complements=name)
+        return Probe(name, fexit, event, kretprobe), enter
+    rest = Tracepoint(*event.names, args=event.args, call="on_inflight")
+    end = Probe(name, event, fexit, kretprobe)
+    return end, enter, Probe(f"inflight_{name}", rest, optional=True, complements=name)
 
 
-def _messages(name: str, *args: str) -> tuple[Probe, ...]:
-    # The tracepoints are in the one place that all messages pass (since 6.3); before, what each
-    # family does.
+def _messages(name: str, flags: str) -> tuple[Probe, ...]:
+    # The tracepoints are in the one place that all messages pass (since 6.3). Before, each family
+    # has functions of its own. unix_seqpacket_*msg() calls unix_dgram_*msg(), which some compilers
+    # inline: these sockets have probes of their own, and the other probes skip them.
     families = ("inet", "inet6", "unix_stream", "unix_dgram", "netlink", "packet")
     functions = [f"{family}_{name}msg" for family in families]
-    end = Probe(
-        name,
-        RawTracepoint(f"sock_{name}_length", args=("sk", "ret", "flags")),
-        Tracepoint(f"sock:sock_{name}_length", args=("sk", "ret", "flags")),
-        Fexit(*functions, args=args, every=True),
-        Kretprobe(*functions, every=True),
-    )
-    begin = Kprobe(*functions, every=True)
-    # unix_seqpacket_*msg() calls unix_dgram_*msg(), which some compilers make a part of it: these
-    # sockets have probes of their own, and the others' pass them over.
-    packets = f"unix_seqpacket_{name}msg"
-    ways = (Fexit(packets, args=args), Kretprobe(packets))
+    packets = [f"unix_seqpacket_{name}msg"]
+    op = f"OP_{name.upper()}"
+    message = (op, "sk", "ret", "flags")
+
+    def ends(functions: Sequence[str], packets: str) -> tuple[Alternative, ...]:
+        args = (op, packets, "sock", "return", flags)
+        return (
+            Fexit(*functions, args=args, call="on_family_message", every=True),
+            Kretprobe(*functions, args=(op, "return"), call="on_message_return", every=True),
+        )
+
+    def begin(functions: Sequence[str], packets: str) -> Alternative:
+        args = (packets, "sock", flags)
+        return Kprobe(*functions, args=args, call="on_enter_message", every=True)
+
     return (
-        end,
-        Probe(f"enter_{name}", begin, optional=True, with_probe=name),
-        Probe(f"{name}_packets", *ways, optional=True, with_probe=name),
         Probe(
-            f"enter_{name}_packets", Kprobe(packets), optional=True, with_probe=f"{name}_packets"
+            name,
+            RawTracepoint(f"sock_{name}_length", args=message, call="on_message"),
+            Tracepoint(f"sock:sock_{name}_length", args=message, call="on_message"),
+            *ends(functions, "0"),
+        ),
+        Probe(f"enter_{name}", begin(functions, "0"), optional=True, with_probe=name),
+        Probe(f"{name}_packets", *ends(packets, "1"), optional=True, with_probe=name),
+        Probe(
+            f"enter_{name}_packets",
+            begin(packets, "1"),
+            optional=True,
+            with_probe=f"{name}_packets",
         ),
     )
 
@@ -77,17 +102,17 @@ CALL_PROBES = (
     *_call("listen", "fd"),
     *_call("connect", "fd"),
     *_call("accept", "fd", waits=True),
-    *_call("accept4", "fd", waits=True),
+    *_call("accept4", "fd", op="accept", waits=True),
     Probe(
         "close",
-        Fentry("__x64_sys_close", "__arm64_sys_close"),
+        Fentry("__x64_sys_close", "__arm64_sys_close", args=(_REGS,), call="on_close_regs"),
         Tracepoint("syscalls:sys_enter_close", args=("fd",)),
-        Kprobe("__x64_sys_close", "__arm64_sys_close"),
+        Kprobe("__x64_sys_close", "__arm64_sys_close", args=(_REGS,), call="on_close_regs"),
     ),
 )
-MESSAGE_PROBES = (*_messages("send", "sock"), *_messages("recv", "sock", "flags"))
-# Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18) nothing says whose it
-# is.
+MESSAGE_PROBES = (*_messages("send", "0"), *_messages("recv", "flags"))
+# Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18) the tracepoint has no
+# request.
 RING = Probe(
     "ring",
     RawTracepoint("io_uring_complete", args=("req", "cqe"), call="on_ring_cqe"),
@@ -105,7 +130,7 @@ RING_PROBES = (
         with_probe="ring",  # where that one has no way, the request is not filled in yet
     ),
 )
-# A thread takes a signal: that decides whether the call that it interrupted is made again.
+# A thread handles a signal: the kernel then decides whether it repeats the interrupted call.
 SIGNAL = Probe(
     "signal",
     RawTracepoint("signal_deliver", args=("sig", "ka"), call="on_signal_action"),

@@ -12,25 +12,25 @@ from collections.abc import Iterable
 Range = tuple[int, int]  # first and last
 
 
-def at_load(number: int) -> str:
-    """Return C for a number (u64) that is put in at loading; see AT_LOAD() in netbpf.bpf.h.
+def load_constant(number: int) -> str:
+    """Return C for a u64 that is patched in when the program is loaded (netbpf.bpf.h).
 
-    Not for sizes of maps, nor for `#if`: what they say decides what is compiled.
+    Not for map sizes or `#if`, which the compiler must see.
     """
-    return f"AT_LOAD({number})"
+    return f"LOAD_CONSTANT({number})"
 
 
 def one_of(name: str, numbers: Iterable[int]) -> str:
     """Return C that tells whether `name` is one of the numbers."""
-    return _any(f"({name}) == {at_load(number)}" for number in numbers)
+    return _any(f"({name}) == {load_constant(number)}" for number in numbers)
 
 
 def in_ranges(name: str, ranges: Iterable[Range]) -> str:
     """Return C that tells whether `name` is in one of the ranges."""
     return _any(
-        f"({name}) == {at_load(low)}"
+        f"({name}) == {load_constant(low)}"
         if low == high
-        else f"(({name}) >= {at_load(low)} && ({name}) <= {at_load(high)})"
+        else f"(({name}) >= {load_constant(low)} && ({name}) <= {load_constant(high)})"
         for low, high in ranges
     )
 
@@ -42,7 +42,9 @@ def one_of_names(low: str, high: str, names: Iterable[str]) -> str:
     """
     raw = (name.encode(errors="surrogateescape") for name in names)
     pairs = [struct.unpack("=QQ", name.ljust(16, b"\0")) for name in raw]
-    return _any(f"(({low}) == {at_load(a)} && ({high}) == {at_load(b)})" for a, b in pairs)
+    return _any(
+        f"(({low}) == {load_constant(a)} && ({high}) == {load_constant(b)})" for a, b in pairs
+    )
 
 
 def _any(tests: Iterable[str]) -> str:

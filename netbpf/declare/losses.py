@@ -5,5 +5,5 @@ from __future__ import annotations
 # ring_full: an event found no room in the ring buffer; map_full: something could not be followed,
 # as its map had no room.
 IN_PROGRAMS = ("ring_full", "map_full")
-# No loss: runs whose event another probe had sent already, see include/earlier.bpf.h.
+# No loss: runs whose event another probe had sent already, see include/inflight.bpf.h.
 DUPLICATE_MISSES = len(IN_PROGRAMS)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional, Union
 
-from netbpf.declare.constants import Range, at_load
+from netbpf.declare.constants import Range, load_constant
 from netbpf.errors import UsageError
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
@@ -70,7 +70,7 @@ def milliseconds(text: str) -> float:
 
 def nanoseconds(span: Optional[float]) -> str:
     """Return a C constant: `span`, in milliseconds, as nanoseconds; 0 if it is None."""
-    return at_load(int((span or 0) * 1e6))
+    return load_constant(int((span or 0) * 1e6))
 
 
 def count(text: str) -> int:
@@ -168,7 +168,7 @@ class Option:
         """Return the C constants for the option's value."""
         if not self.define or not (value or self.number):
             return {}
-        return {self.define: at_load(self.number(value)) if self.number else 1}
+        return {self.define: load_constant(self.number(value)) if self.number else 1}
 
     def value(self, text: Any) -> Any:
         """Return the value of the argument `text`. Raises UsageError."""

@@ -19,7 +19,7 @@ from netbpf.declare.needs import TRACEFS
 from netbpf.errors import NetbpfError
 from netbpf.kernel.btf import VMLINUX, library
 from netbpf.kernel.cgroups import cgroup_root
-from netbpf.kernel.inspect import Kernel, tracefs, tracefs_lacking
+from netbpf.kernel.inspect import Kernel, missing_tracefs_privilege, tracefs
 from netbpf.system import syscall_filter
 from netbpf.system.links import enable_statistics
 from netbpf.system.privileges import (
@@ -137,7 +137,7 @@ def check_tracefs() -> Check:
         return Check("tracefs", ABSENT, "not in this kernel", hint)
     if missing_privileges():
         return Check("tracefs", ABSENT, UNKNOWN)
-    missing = tracefs_lacking()
+    missing = missing_tracefs_privilege()
     if missing == TRACEFS:
         return Check("tracefs", ABSENT, f"not readable: needs {TRACEFS.words}")
     hint = "mount -t tracefs none /sys/kernel/tracing"

@@ -20,7 +20,7 @@ from netbpf.doctor.report import manifests_of, missing_fields, selections_of
 from netbpf.errors import NetbpfError, PrivilegeError, Unsupported
 from netbpf.kernel.btf import ENUM, ENUM64, FUNC, STRUCT, UNION, Btf, Member
 from netbpf.kernel.inspect import Kernel, LiveKernel, tracefs
-from netbpf.kernel.recorded import AT, SIZE, covers, joined
+from netbpf.kernel.recorded import AT, SIZE, covers, join_names
 from netbpf.system.privileges import missing_privileges
 
 # What a recording contains completely; other names that tools use are added. Trace events of
@@ -126,8 +126,8 @@ def recording_of(kernel: LiveKernel) -> dict[str, Any]:
         "covers": wanted,
         "common_fields": common,
         "tracepoint": events,
-        "raw_tracepoint": {name: joined(kernel.raw_tracepoint(name)) for name in raw},
-        "function": {name: joined(kernel.function(name)) for name in functions},
+        "raw_tracepoint": {name: join_names(kernel.raw_tracepoint(name)) for name in raw},
+        "function": {name: join_names(kernel.function(name)) for name in functions},
         "untyped": [name for name in functions if not kernel.typed(name)],
         "iterator": sorted(n[len(_ITER) :] for n in structs if n.startswith(_ITER)),
         "dynamic": {kind: kernel.dynamic(kind) for kind in ("fentry", "kprobe", "uprobe")},

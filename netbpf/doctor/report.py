@@ -147,14 +147,14 @@ def _probe(selection: Selection, missing: Sequence[str]) -> dict[str, Any]:
             {"alternative": text, "why": machine.UNKNOWN if missing else why}
             for text, why in selection.rejected
         ],
-        "lost_columns": [] if missing or selection.covered else list(selection.lost_columns),
+        "lost_columns": [] if missing or selection.redundant else list(selection.lost_columns),
     }
 
 
 def _missing_probes(selections: Sequence[Selection]) -> Iterator[str]:
     for selection in selections:
         probe = selection.probe
-        if selection.alternative or probe.optional or selection.covered:
+        if selection.alternative or probe.optional or selection.redundant:
             continue
         tried = "; ".join(f"{text}: {why}" for text, why in selection.rejected)
         if not probe.option:

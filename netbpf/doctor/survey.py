@@ -43,10 +43,10 @@ def _scan(worker: WorkerEnd) -> None:
             if what in pids and has_program(int(what)):
                 coverage.skip(int(what), "scanning it takes too long")
             continue
-        with worker.on(what):
+        with worker.item(what):
             coverage.rescan(int(what)) if what in pids else coverage.add_known()
     while coverage.unfinished and time.monotonic() < end:
-        with worker.on("unfinished"):
+        with worker.item("unfinished"):
             coverage.finish_one()
     report = {
         "libcs": [

@@ -1,7 +1,7 @@
-"""The types of a kernel one by one, as libbpf hands them out, with each reference checked.
+"""Single types of a kernel as libbpf returns them, with each reference checked.
 
-A file may hold anything. What contradicts itself is an error that names the file, and a name counts
-only if it is a C identifier, as it becomes a part of a program.
+A file may hold anything. Inconsistent types are an error that names the file, and a name must be a
+C identifier, as it becomes part of a program.
 """
 
 from __future__ import annotations
@@ -23,61 +23,63 @@ FUNC, FUNC_PROTO, VAR, FLOAT, TYPE_TAG, ENUM64 = 12, 13, 14, 16, 18, 19
 _TRANSPARENT = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 _SIZED = (INT, STRUCT, UNION, ENUM, FLOAT, ENUM64)
 
-# Kernels have at most 12 types behind each other, 9 structs within each other, 6,000 members in a
-# struct and all that it holds, and 360 KB in a struct.
-_DEEPEST, _MOST_MEMBERS, _LARGEST = 64, 1 << 17, 1 << 26
+# Kernels have at most 12 types in a chain, 9 nested structs, 6,000 members in a struct including
+# nested ones, and 360 KB in a struct.
+_MAX_DEPTH, _MAX_MEMBERS, _MAX_SIZE = 64, 1 << 17, 1 << 26
 
 
 class Type(NamedTuple):
-    """A struct btf_type; what follows it in memory is at `address`."""
+    """A struct btf_type; the data that follow it in memory are at `address`."""
 
     name: str
     kind: int
     vlen: int
     kflag: bool
-    size: int  # of structs, ints and enums in bytes; the id of the type behind all others
+    size: (
+        int  # of structs, ints and enums in bytes; for other kinds the id of the type they refer to
+    )
     address: int
 
 
 class Types:
-    """The types of one kernel, by number. Each method raises what `damaged` returns."""
+    """The types of one kernel, by id. Each method raises the error of `damaged`."""
 
-    def __init__(self, lib: ctypes.CDLL, path: str, found: Optional[int]) -> None:
-        """Take what the library `lib` made of the file `path`, which may be an error."""
+    def __init__(self, lib: ctypes.CDLL, path: str, btf: Optional[int]) -> None:
+        """Wrap `btf`, the result of the library `lib` for the file `path`; it may be an error."""
         self._lib = lib
         self._path = path
         self._ids: dict[tuple[str, int], int] = {}  # by name and kind, see Btf.names()
         self._read: dict[int, Type] = {}
-        self._walked = 0  # members, for the answer to one question
+        self._walked = 0  # members visited by the current query
         # libbpf 0.x returns an error as a pointer near the top of the address space, 1.x as NULL.
-        self._btf = found if found and found <= 2**64 - 4096 else 0
+        self._btf = btf if btf and btf <= 2**64 - 4096 else 0
 
     def __del__(self) -> None:
         if getattr(self, "_btf", 0):
             self._lib.btf__free(self._btf)
 
     def damaged(self, why: str) -> NetbpfError:
-        """Return the error for types that contradict themselves."""
+        """Return the error for inconsistent types."""
         if self._path.startswith(os.path.dirname(VMLINUX) + "/"):
-            return Unsupported(f"this kernel's BTF cannot be understood: {why}")
+            return Unsupported(f"this kernel's BTF is invalid: {why}")
         return btf_file.damaged(self._path, why)
 
     def find(self, name: str, *kinds: int) -> int:
         """Return the id of the type `name` of one of `kinds`, or 0."""
         for kind in kinds:
             if self._ids:
-                found = self._ids.get((name, kind), 0)
+                type_id = self._ids.get((name, kind), 0)
             else:
-                found = int(self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind))
-            if found > 0:
-                return found
+                type_id = int(self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind))
+            if type_id > 0:
+                return type_id
         return 0
 
     def _type(self, type_id: int) -> Type:
-        found = self._read.get(type_id)
-        if not found:
-            found = self._read[type_id] = self._fetch(type_id)
-        return found
+        known = self._read.get(type_id)
+        if not known:
+            known = self._read[type_id] = self._fetch(type_id)
+        return known
 
     def _fetch(self, type_id: int) -> Type:
         # struct btf_type: name_off, info (vlen 0-15, kind 24-28, kind_flag 31), size or type.
@@ -101,11 +103,11 @@ class Types:
 
     def _checked(self, name: str) -> str:
         if name and not (name.isascii() and name.isidentifier()):
-            raise self.damaged(f"no C identifier: '{name[:60]}'")
+            raise self.damaged(f"not a C identifier: '{name[:60]}'")
         return name
 
     def _check_depth(self, depth: int) -> None:
-        if depth > _DEEPEST:
+        if depth > _MAX_DEPTH:
             raise self.damaged("a type is part of itself")
 
     def _strip(self, type_id: int) -> int:
@@ -122,10 +124,10 @@ class Types:
         size = 8 if kind.kind == PTR else kind.size
         if kind.kind == ARRAY:
             element, length = self._array(kind)
-            size = length if length > _LARGEST else self._size(element, depth + 1) * length
+            size = length if length > _MAX_SIZE else self._size(element, depth + 1) * length
         elif kind.kind not in (PTR, *_SIZED):
             raise self.damaged(f"type {type_id} has no size")
-        if size > _LARGEST:
+        if size > _MAX_SIZE:
             raise self.damaged(f"type {type_id} has {size} bytes")
         return size
 
@@ -139,13 +141,13 @@ class Types:
         if kind.kind not in (STRUCT, UNION):
             return
         self._walked += kind.vlen
-        if self._walked > _MOST_MEMBERS:
+        if self._walked > _MAX_MEMBERS:
             raise self.damaged("a struct has too many members")
         raw = ctypes.string_at(kind.address, kind.vlen * 12)
         for name, member, offset in struct.iter_unpack("=III", raw):
             bits = offset >> 24 if kind.kflag else 0
-            place = offset & 0xFFFFFF if kind.kflag else offset
-            yield self._identifier(name), member, place, bits
+            start = offset & 0xFFFFFF if kind.kflag else offset
+            yield self._identifier(name), member, start, bits
 
     def _ctype(self, type_id: int) -> str:
         kind = self._type(type_id)

@@ -1,4 +1,4 @@
-"""Control groups of version 2: ids, and the group of a container."""
+"""Version 2 control groups: ids, paths, and the groups of containers."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from functools import lru_cache
 from pathlib import Path
 
 from netbpf.errors import Unsupported, UsageError
-from netbpf.system.lines import lines_of, plain_path
+from netbpf.system.lines import lines_of, unescape_path
 from netbpf.system.syscalls import filesystem_type, open_by_inode
 
 _FIRST_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO of include/linux/proc_ns.h
 _CGROUP2 = 0x63677270  # CGROUP2_SUPER_MAGIC of include/uapi/linux/magic.h
 _SEARCH_SECONDS = 0.05
-# podman's and CRI-O's monitor (conmon) has a group with the container's id beside the container's.
+# The monitor of podman and CRI-O (conmon) has a group of its own with the container's id.
 _CONTAINER = re.compile(r"(?:^|(?<!conmon)[-/:])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
 
 
 @lru_cache(maxsize=1)
 def cgroup_root() -> str:
-    """Return where the version 2 hierarchy is mounted, "" if it is not."""
+    """Return the mount point of the version 2 hierarchy, "" if it is not mounted."""
     return _mounted_at(Path("/proc/self/mounts").read_bytes())
 
 
 def _mounted_at(mounts: bytes) -> str:
-    # "what where type options 0 0", with octal numbers for what would be taken for a separator.
+    # "device path type options 0 0", with separators in octal.
     for line in lines_of(mounts, "surrogateescape"):
-        words = line.split(" ")
-        if words[2:3] == ["cgroup2"]:
-            return plain_path(words[1])
+        fields = line.split(" ")
+        if fields[2:3] == ["cgroup2"]:
+            return unescape_path(fields[1])
     return ""
 
 
 def cgroup_id(path: str) -> int:
-    """Return the id of the cgroup at `path`: absolute, or below the hierarchy's root.
+    """Return the id of the cgroup at `path`: absolute, or relative to the hierarchy's root.
 
-    It is the inode number of its directory, which bpf_get_current_cgroup_id() returns too.
+    This is the inode number of its directory, the same as bpf_get_current_cgroup_id() returns.
+    Raises Unsupported or UsageError.
     """
     root = cgroup_root()
     if not root:
@@ -58,43 +59,43 @@ def _no_cgroup(path: str) -> int:
 
 
 def container_cgroup(prefix: str) -> int:
-    """Return the id of the cgroup of the one container whose id begins with `prefix`."""
+    """Return the id of a cgroup of the container whose id begins with `prefix`."""
     return container_cgroups(prefix)[0]
 
 
 def container_cgroups(prefix: str) -> list[int]:
-    """Return the ids of all cgroups of the one container whose id begins with `prefix`.
+    """Return the ids of all cgroups of the container whose id begins with `prefix`.
 
-    An engine may make several, as for the container and for what it runs in it. Those below another
-    one of the container are left out: they are in it. UsageError if there is none, or if several
-    containers' ids begin so.
+    An engine may create several, for example one for the container and one for exec sessions.
+    Cgroups below another one of the same container are left out. Raises UsageError if no container
+    or several match.
     """
     if not re.fullmatch(r"[0-9a-f]{4,64}", prefix):
         raise UsageError(
             f"--container: '{prefix}' is not a container id", "give at least 4 of its hex digits"
         )
-    found: dict[str, list[int]] = {}
+    containers: dict[str, list[int]] = {}
     for directory, below, _ in os.walk(cgroup_root() or "/nonexistent"):
         for name in list(below):
             identity = container_of(name)
             if identity.startswith(prefix):
                 below.remove(name)
-                with suppress(OSError):  # gone meanwhile
+                with suppress(OSError):  # removed in between
                     inode = os.stat(os.path.join(directory, name)).st_ino
-                    found.setdefault(identity, []).append(inode)
-    if len(found) != 1:
-        what = f"more than one container begins with '{prefix}'" if found else (
+                    containers.setdefault(identity, []).append(inode)
+    if len(containers) != 1:
+        what = f"more than one container id begins with '{prefix}'" if containers else (
             f"no container's cgroup matches '{prefix}'")  # fmt: skip
         raise UsageError(
             f"--container: {what}", "give more of the id; see systemd-cgls or docker ps"
         )
-    return found.popitem()[1]
+    return containers.popitem()[1]
 
 
 def level_of(cgroup: int) -> int | None:
-    """Return how many levels a cgroup is below the hierarchy's root, None if that is not known.
+    """Return the depth of a cgroup below the hierarchy's root, None if unknown.
 
-    Not in a cgroup namespace: what is the root there may be anywhere in the hierarchy.
+    It is unknown in a cgroup namespace, whose root may be anywhere in the hierarchy.
     """
     root = cgroup_root()
     with suppress(OSError):
@@ -106,40 +107,40 @@ def level_of(cgroup: int) -> int | None:
 
 
 def _whole(root: str) -> bool:
-    # A mount may begin below the root: "36 35 98:0 /what/is/mounted /where ...".
+    # A mount may show a part of the hierarchy only: "36 35 98:0 /mounted/part /mount/point ...".
     return _is_whole(Path("/proc/self/mountinfo").read_bytes(), root)
 
 
 def _is_whole(mounts: bytes, root: str) -> bool:
-    places = (line.split(" ")[3:5] for line in lines_of(mounts, "surrogateescape"))
-    return any([plain_path(word) for word in place] == ["/", root] for place in places)
+    pairs = (line.split(" ")[3:5] for line in lines_of(mounts, "surrogateescape"))
+    return any([unescape_path(path) for path in pair] == ["/", root] for pair in pairs)
 
 
 def container_of(path: str) -> str:
     """Return the container id in a cgroup's path (docker, containerd, CRI-O, podman), or ""."""
-    found = _CONTAINER.findall(path)
-    return str(found[-1]) if found else ""
+    ids = _CONTAINER.findall(path)
+    return str(ids[-1]) if ids else ""
 
 
 @lru_cache(maxsize=1024)
 def path_of(cgroup: int) -> str:
     """Return the path of the cgroup with id `cgroup` below the root, "" if there is none.
 
-    Without the privilege to ask the kernel, also if there are too many to search them all: any user
-    may have a part of the hierarchy, and as many groups in it as they like.
+    Without CAP_DAC_READ_SEARCH the hierarchy is searched for a short time, so the result is "" also
+    if there are too many cgroups: any user may have a part of the hierarchy and create many.
     """
     root = cgroup_root()
-    found = _asked(root, cgroup)
-    return found if found is not None else _searched(root, cgroup)
+    path = _path_by_inode(root, cgroup)
+    return path if path is not None else _search(root, cgroup)
 
 
-def _asked(root: str, cgroup: int) -> str | None:
-    """Ask the kernel; None if it does not answer."""
+def _path_by_inode(root: str, cgroup: int) -> str | None:
+    """Ask the kernel for the path; None if it refuses."""
     with suppress(OSError):
         mount = os.open(root or "/nonexistent", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if filesystem_type(mount) == _CGROUP2:
-                return _below(root, open_by_inode(mount, cgroup))
+                return _path_below(root, open_by_inode(mount, cgroup))
         except OSError as error:
             if error.errno == ESTALE:
                 return ""
@@ -149,15 +150,15 @@ def _asked(root: str, cgroup: int) -> str | None:
     return None
 
 
-def _below(root: str, opened: int) -> str | None:
+def _path_below(root: str, descriptor: int) -> str | None:
     try:
-        path = os.readlink(f"/proc/self/fd/{opened}")
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
     finally:
-        os.close(opened)
+        os.close(descriptor)
     return path[len(root) :] if f"{path}/".startswith(f"{root}/") else None
 
 
-def _searched(root: str, cgroup: int) -> str:
+def _search(root: str, cgroup: int) -> str:
     end = time.monotonic() + _SEARCH_SECONDS
     for directory, below, _ in os.walk(root or "/nonexistent"):
         for name in below:
@@ -166,7 +167,7 @@ def _searched(root: str, cgroup: int) -> str:
                 if os.stat(full).st_ino == cgroup:
                     return full[len(root) :]
             except OSError:
-                continue  # gone meanwhile
+                continue  # removed in between
         if time.monotonic() > end:
             break
     return ""

@@ -1,7 +1,7 @@
-"""The clock of the kernel's events: CLOCK_MONOTONIC of the host, whatever this process is shown.
+"""The clock of BPF events: CLOCK_MONOTONIC of the host, also for a process in a time namespace.
 
-bpf_ktime_get_ns() is the host's. A process in a time namespace (since 5.6) is shown another one,
-shifted by a constant that is fixed before the first process enters the namespace.
+bpf_ktime_get_ns() returns the host's time. In a time namespace (since 5.6) CLOCK_MONOTONIC is
+shifted by an offset that is fixed before the first process enters the namespace.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ _FIRST_NAMESPACE = 0xEFFFFFFA  # PROC_TIME_INIT_INO of include/linux/proc_ns.h
 _SCHED_CLS = 3  # BPF_PROG_TYPE_SCHED_CLS: it may write to the packet of a test run
 _TEST_RUN = 10  # BPF_PROG_TEST_RUN
 _TRIALS = 8
-_NEAR = 1_000_000  # ns: a measured shift is this near to the one in /proc, or that is of another
+_TOLERANCE = 1_000_000  # ns between the measured shift and the one in /proc
 
 
 def kernel_ns() -> int:
-    """Return CLOCK_MONOTONIC in ns as bpf_ktime_get_ns() has it, in the host's time namespace."""
+    """Return CLOCK_MONOTONIC of the host in ns, comparable to bpf_ktime_get_ns()."""
     return time.monotonic_ns() - namespace_shift()
 
 
 @lru_cache(maxsize=1)
 def namespace_shift() -> int:
-    """Return by how many ns this process's CLOCK_MONOTONIC is ahead of the host's."""
+    """Return how far (ns) this process's CLOCK_MONOTONIC is ahead of the host's."""
     with suppress(OSError):
         if os.stat("/proc/self/ns/time").st_ino == _FIRST_NAMESPACE:
             return 0
         listed = _listed_shift(Path("/proc/self/timens_offsets").read_text())
-        return chosen_shift(listed, _measured_shift())
-    return 0  # no /proc/self/ns/time: a kernel without time namespaces
+        return select_shift(listed, _measured_shift())
+    return 0  # the kernel has no time namespaces
 
 
 def _listed_shift(text: str) -> int:
-    # "monotonic  500000  0": seconds and nanoseconds, the name was a number at first (5.6, 5.7).
-    found = re.search(r"^(?:monotonic|1)\s+(-?[0-9]{1,19})\s+([0-9]{1,9})$", text, re.M | re.A)
-    return int(found[1]) * 10**9 + int(found[2]) if found else 0
+    # "monotonic  500000  0": seconds and nanoseconds. In 5.6 and 5.7 the name is a number.
+    match = re.search(r"^(?:monotonic|1)\s+(-?[0-9]{1,19})\s+([0-9]{1,9})$", text, re.M | re.A)
+    return int(match[1]) * 10**9 + int(match[2]) if match else 0
 
 
-def chosen_shift(listed: int, measured: int | None) -> int:
-    """Return the exact shift, given that of /proc and a measured one (None if it failed).
+def select_shift(listed: int, measured: int | None) -> int:
+    """Return the exact shift from the one listed in /proc and a measured one (None if it failed).
 
-    /proc/self/timens_offsets is that of the namespace for children. Before 6.3 a program that
-    unshare(1) starts is not in it yet, but in the host's: measuring decides.
+    /proc/self/timens_offsets is for the namespace of children. Before 6.3 a program started by
+    unshare(1) is still in the host's namespace, so the measured shift decides.
     """
     if measured is None:
         return listed
-    fits = (shift for shift in (listed, 0) if abs(shift - measured) <= _NEAR)
-    return next(fits, measured)
+    close = (shift for shift in (listed, 0) if abs(shift - measured) <= _TOLERANCE)
+    return next(close, measured)
 
 
 def _measured_shift() -> int | None:
@@ -65,7 +65,7 @@ def _measured_shift() -> int | None:
     except OSError:
         return None
     try:
-        # The trial that took least time was interrupted least.
+        # The shortest trial was interrupted least.
         return min(_trials(program))[1]
     except (OSError, ValueError):
         return None
@@ -83,8 +83,8 @@ def _trials(program: int) -> Iterator[tuple[int, int]]:
         before = time.monotonic_ns()
         bpf(_TEST_RUN, request)
         after = time.monotonic_ns()
-        there = int(struct.unpack_from("=Q", packet.raw)[0])
-        yield after - before, (before + after) // 2 - there
+        host = int(struct.unpack_from("=Q", packet.raw)[0])
+        yield after - before, (before + after) // 2 - host
 
 
 def _code() -> bytes:
@@ -110,22 +110,22 @@ def _code() -> bytes:
 
 
 class StepAlarm:
-    """A descriptor that becomes readable when the wall clock is set, or runs on after a suspend."""
+    """A descriptor that becomes readable when the wall clock is set or the machine resumes."""
 
     def __init__(self) -> None:
-        """Ask the kernel for it; `fd` is -1 if there is no such thing."""
+        """Create the timer; `fd` is -1 if that fails."""
         self.fd = -1
         with suppress(OSError):
             self.fd = timer_until_set()
 
     def clear(self) -> None:
-        """Take note of a step, so that the descriptor waits for the next one."""
+        """Consume a step, so that the descriptor waits for the next one."""
         if self.fd >= 0:
             with suppress(OSError):  # ECANCELED: the clock was set; EAGAIN: it was not
                 os.read(self.fd, 8)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

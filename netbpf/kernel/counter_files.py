@@ -1,6 +1,6 @@
-"""Reading the kernel's counters of one network namespace from its files in /proc.
+"""Read the kernel's counters of one network namespace from its files in /proc.
 
-The names are those that netbpf.kernel.counters explains.
+netbpf.kernel.counters explains the names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from netbpf.kernel.packet_sockets import PacketSockets
 from netbpf.system.lines import lines_of
 
 HERE = "/proc/thread-self/net"
-PACKET = "packet"  # no file: asked for by sock_diag
+PACKET = "packet"  # not a file: read through sock_diag
 FILES = ("snmp", "netstat", "snmp6", "dev", "softnet_stat", "netlink", "raw", "raw6")
 _GROUPS = {
     "TcpExt": "netstat", "IpExt": "netstat", "MPTcpExt": "netstat", "Device": "dev",
@@ -32,7 +32,7 @@ def file_of(name: str) -> str:
 
 
 def open_files(directory: str, names: Sequence[str] = FILES) -> list[int]:
-    """Open files of a directory such as /proc/PID/net; those that are missing are left out."""
+    """Open files of a directory such as /proc/PID/net; missing files are left out."""
     files = []
     for name in names:
         with suppress(OSError):
@@ -41,15 +41,15 @@ def open_files(directory: str, names: Sequence[str] = FILES) -> list[int]:
 
 
 def read_once(directory: str, names: Sequence[str]) -> dict[str, int]:
-    """Return {name: value} of the counters in these files; nothing if that fails."""
+    """Return {name: value} of the counters in these files, {} on an error."""
     files = open_files(directory, [name for name in names if name != PACKET])
     try:
-        found = values_of(files)
+        values = values_of(files)
         if PACKET in names:
             sockets = PacketSockets()
-            found.update(sockets.read())
+            values.update(sockets.read())
             sockets.close()
-        return found
+        return values
     except OSError:
         return {}
     finally:
@@ -58,12 +58,12 @@ def read_once(directory: str, names: Sequence[str]) -> dict[str, int]:
 
 
 def values_of(files: Sequence[int]) -> dict[str, int]:
-    """Return {name: value} of the counters in open files, read from the beginning."""
-    found: dict[str, int] = {}
+    """Return {name: value} of the counters in open files, read from the start."""
+    values: dict[str, int] = {}
     for lines in map(_lines, files):
-        with suppress(ValueError, IndexError):  # a file of another form has no counters
-            found.update(dict(_counted(lines)))
-    return found
+        with suppress(ValueError, IndexError):  # a file in another format has no counters
+            values.update(dict(_counted(lines)))
+    return values
 
 
 def _counted(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -103,15 +103,15 @@ def _devices(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 def _softnet(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
-    # A line per CPU, hexadecimal: processed, dropped, time_squeeze ... flow_limit_count (3.11).
-    rows = [[int(word, 16) for word in line.split()] for line in lines]
+    # One line per CPU, hexadecimal: processed, dropped, time_squeeze ... flow_limit_count (3.11).
+    rows = [[int(field, 16) for field in line.split()] for line in lines]
     yield "Softnet.dropped", sum(row[1] for row in rows)
     yield "Softnet.flow_limit", sum(row[10] for row in rows if len(row) > 10)
 
 
 def _sockets(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
-    # Numbers stand under their names from the right, but for "tx_queue rx_queue tr tm->when" of raw
-    # sockets: two words. Only raw6 has room for IPv6 addresses.
+    # Values match their names counted from the right: "tx_queue rx_queue tr tm->when" of raw
+    # sockets are only two fields. raw6 has wider address columns.
     heads = lines[0].lower().split()
     kind = "Netlink" if "groups" in heads else "Raw6" if lines[0].index(" st") > 40 else "Raw"
     for line in lines[1:]:

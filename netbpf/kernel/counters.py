@@ -1,10 +1,10 @@
-"""The kernel's own counters of what happened in network namespaces: the second truth.
+"""The kernel's own counters per network namespace, to compare results with.
 
-Names are those of nstat with a dot: "Tcp.RetransSegs" (/proc/net/snmp), "TcpExt.ListenOverflows"
-(/proc/net/netstat), "Ip6.InReceives" (/proc/net/snmp6). "Device.eth0.rx_drop" is of /proc/net/dev,
-"Softnet.dropped" of /proc/net/softnet_stat, which is the whole machine's. "Netlink.23.drops" is of
-the netlink socket with inode 23, "Raw.23.drops" and "Raw6.23.drops" are of raw sockets, and
-"Packet.23.drops" of packet sockets.
+Names are nstat's with a dot: "Tcp.RetransSegs" (/proc/net/snmp), "TcpExt.ListenOverflows"
+(/proc/net/netstat), "Ip6.InReceives" (/proc/net/snmp6). "Device.eth0.rx_drop" is from
+/proc/net/dev, "Softnet.dropped" from /proc/net/softnet_stat, which covers the whole machine.
+"Netlink.23.drops" is for the netlink socket with inode 23, "Raw.23.drops" and "Raw6.23.drops" for
+raw sockets, "Packet.23.drops" for packet sockets.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from netbpf.kernel.namespaces import in_namespaces, namespace_of, network_namesp
 from netbpf.kernel.packet_sockets import PacketSockets
 from netbpf.system.helper import Helper
 
-_FROM_ZERO = ("Netlink.", "Raw.", "Raw6.", "Packet.")  # whose owners come and go, and begin at zero
-_MOST_NAMESPACES = 2048  # that are read; more are counted as unread
-_LOOK_SECONDS = 0.1  # that a look may take: the reader of events waits for it
-_FIRST_SECONDS = 1.0  # and the first one
-_PATIENCE = 0.2  # beyond that, for the answer
-_PAUSE = 1.0  # seconds between two looks at all namespaces, at least
-_SHARE = 200  # a look may take at most one part in so many of the time between two
-# None of these shrinks: by that, a namespace is known from another that got its inode number.
+_FROM_ZERO = ("Netlink.", "Raw.", "Raw6.", "Packet.")  # per socket: new ones start at zero
+_MAX_NAMESPACES = 2048  # to read; the others count as unread
+_UPDATE_SECONDS = 0.1  # for an update, which delays the reader of events
+_FIRST_SECONDS = 1.0  # for the first update
+_GRACE_SECONDS = 0.2  # beyond that, for the helper's answer
+_PAUSE = 1.0  # minimum seconds between two updates
+_SHARE = 200  # an update may take 1/200 of the time until the next one
+# These never decrease; if one does, another namespace has the same inode number.
 _GROWING = ("Ip.InReceives", "Ip.OutRequests", "Tcp.InSegs", "Tcp.OutSegs", "IpExt.InOctets")
 
 
 class Counters:
-    """The counters of one network namespace: that of this process, or the one with inode `netns`.
+    """The counters of one network namespace: this process's, or the one with inode `netns`.
 
-    Its files stay open, so that it can be read again after every process has left the namespace.
-    One that cannot be found, or a file that is missing, has no counters.
+    Its files stay open, so that it can be read again after every process has left the namespace. A
+    namespace that cannot be found, or a missing file, has no counters.
     """
 
     _packets: Sequence[PacketSockets] = ()
 
     def __init__(self, netns: int = 0, names: Sequence[str] = ()) -> None:
-        """Open them; those of packet sockets only if `names` has one."""
+        """Open the files; read packet sockets only if `names` has a counter of them."""
         self._files: list[int] = []
         own = namespace_of("/proc/self")
         where = network_namespaces().get(netns, "") if netns else "/proc/self"
@@ -52,19 +52,19 @@ class Counters:
 
     def _open(self, packets: bool) -> None:
         self._files = open_files(HERE)
-        if packets:  # these calls are seen by who traces them
+        if packets:  # not always: tracers see these calls
             with suppress(OSError):
                 self._packets = (PacketSockets(),)
 
     def read(self) -> Mapping[str, int]:
         """Return {name: value} of all counters."""
-        found = values_of(self._files)
+        values = values_of(self._files)
         for sockets in self._packets:
-            found.update(sockets.read())
-        return found
+            values.update(sockets.read())
+        return values
 
     def close(self) -> None:
-        """Let go of the namespace."""
+        """Close the files, which keep the namespace alive."""
         for file in self._files:
             os.close(file)
         for sockets in self._packets:
@@ -72,18 +72,18 @@ class Counters:
         self._files, self._packets = [], ()
 
 
-class Since(dict[str, int]):
-    """Increases since a start: what is not there has not grown."""
+class Increases(dict[str, int]):
+    """Increases since a start: a missing counter has not grown."""
 
 
 class AllCounters:
-    """The counters of all network namespaces together, as increases since this was made.
+    """The counters of all network namespaces added up, as increases since the construction.
 
-    A namespace that is made meanwhile begins at 0. No file stays open between two looks: that would
-    keep a namespace alive which ends. Of one that ends, what it counted after the last look is not
-    in the sum. `known` are the inodes of those that were read at any time; `ended` and `unread` are
-    how many of them ended, and how many there are that could not be read. `due` is the monotonic
-    time in seconds of the next look.
+    A new namespace begins at 0. No file stays open between updates, as it would keep the namespace
+    alive. Counts of a namespace after the last update before its end are not included. `namespaces`
+    are the inodes of all that were ever read, `ended` is how many of them ended, and `unread` how
+    many exist that could not be read. `next_update` is the monotonic time in seconds of the next
+    update.
     """
 
     def __init__(
@@ -91,59 +91,60 @@ class AllCounters:
         names: Sequence[str],
         proc: str = "/proc",
         named: str = "/run/netns",
-        apart: Collection[str] = (),
+        capabilities: Collection[str] = (),
     ) -> None:
-        """Look at all namespaces for the first time, for counters with these names.
+        """Read the counters `names` of all namespaces for the first time.
 
-        With the capabilities `apart`, a process of its own looks, which alone keeps these.
+        With `capabilities`, a helper process that keeps them reads.
         """
-        self.known: set[int] = set()
+        self.namespaces: set[int] = set()
         self.ended = self.unread = 0
-        self.due = 0.0
+        self.next_update = 0.0
         self._last: dict[int, Mapping[str, int]] = {}
         self._sum: dict[str, int] = {}
         self._begun = False
-        self._look = _Look(names, proc, named)
-        self._helper = Helper(self._look, apart) if apart else None
-        self.look()
+        self._reader = _Reader(names, proc, named)
+        self._helper = Helper(self._reader, capabilities) if capabilities else None
+        self.update()
         self._begun = True
 
     def read(self) -> Mapping[str, int]:
-        """Look at all namespaces and return {name: increase since the start} of all counters."""
-        self.look()
-        return Since(self._sum)
+        """Update and return {name: increase since the start} of all counters."""
+        self.update()
+        return Increases(self._sum)
 
-    def look(self) -> None:
-        """Add what was counted since the last look, as far as that is read in a moment.
+    def update(self) -> None:
+        """Add the increases since the last update, for the namespaces that can be read in time.
 
-        Users can make thousands of namespaces. What is not read this time is read first the next
-        time; `unread` is how many are left in the end.
+        Users can create thousands of namespaces. The ones not read now come first in the next
+        update; `unread` is their number.
         """
         began = time.monotonic()
         try:
-            found, values = self._ask()
-        except TimeoutError:  # the answer is for the next look
-            found, values = [*self._last, 0], []
-        except OSError:  # the helper is gone: what there is now is not known
+            inodes, values = self._ask()
+        except TimeoutError:  # the next update gets the answer
+            inodes, values = [*self._last, 0], []
+        except OSError:  # the helper has ended: the current state is unknown
             self._last = {}
-            found, values = [0], []
+            inodes, values = [0], []
         now = {int(inode): counters for inode, counters in values}
-        self.unread = len(found) - len(now)
-        self.ended += len(self._last.keys() - set(found))
+        self.unread = len(inodes) - len(now)
+        self.ended += len(self._last.keys() - set(inodes))
         for inode, counters in now.items():
             self._add(counters, self._last.get(inode))
-        self._last = {inode: self._last[inode] for inode in found if inode in self._last}
+        self._last = {inode: self._last[inode] for inode in inodes if inode in self._last}
         self._last.update(now)
-        self.known.update(now)
+        self.namespaces.update(now)
         end = time.monotonic()
-        self.due = end + max(_PAUSE, (end - began) * _SHARE)
+        self.next_update = end + max(_PAUSE, (end - began) * _SHARE)
 
     def _ask(self) -> tuple[list[int], list[tuple[int, dict[str, int]]]]:
-        seconds = _LOOK_SECONDS if self._begun else _FIRST_SECONDS
+        seconds = _UPDATE_SECONDS if self._begun else _FIRST_SECONDS
         if not self._helper:
-            return self._look(seconds)
-        found, values = self._helper.ask(seconds, seconds + _PATIENCE * (1 if self._begun else 10))
-        return found, values
+            return self._reader(seconds)
+        timeout = seconds + _GRACE_SECONDS * (1 if self._begun else 10)
+        inodes, values = self._helper.ask(seconds, timeout)
+        return inodes, values
 
     def _add(self, values: Mapping[str, int], before: Mapping[str, int] | None) -> None:
         if before and any(values.get(name, 0) < before.get(name, 0) for name in _GROWING):
@@ -152,58 +153,58 @@ class AllCounters:
             if before is not None:
                 old = before.get(name, 0 if name.startswith(_FROM_ZERO) else value)
             else:
-                # A device may have come from elsewhere, with all that it has counted.
+                # A device may have moved in from another namespace, with its counts.
                 new = self._begun and not name.startswith("Device.")
                 old = 0 if new else value
             self._sum[name] = self._sum.get(name, 0) + max(value - old, 0)
 
     def close(self) -> None:
-        """End the process that looks, if there is one."""
+        """End the helper process, if there is one."""
         if self._helper:
             self._helper.close()
 
 
-class _Look:
-    """A look at all network namespaces: what there is, and what their counters have now."""
+class _Reader:
+    """Finds all network namespaces and reads their counters."""
 
     def __init__(self, names: Sequence[str], proc: str, named: str) -> None:
         self._files = sorted({file_of(name) for name in names})
         self._where = (proc, named)
         self._wanted = [*names, *_GROWING]
-        self._read: dict[int, int] = {}  # by inode, in which look it was read last
-        self._looks = 0
+        self._read: dict[int, int] = {}  # inode -> number of the call that read it last
+        self._calls = 0
 
     def __call__(self, seconds: float) -> tuple[list[int], list[tuple[int, dict[str, int]]]]:
-        """Return the inodes of all that was found, and (inode, {name: value}) of what was read.
+        """Return the inodes of all namespaces, and (inode, {name: value}) of those that were read.
 
-        Those that were read longest ago come first; no new one is begun after that many seconds.
+        The ones read longest ago come first; none is begun after `seconds`.
         """
         end = time.monotonic() + seconds
-        found = network_namespaces(*self._where)
-        now = self._read_all(found, end)
-        self._looks += 1
-        read = {**self._read, **dict.fromkeys(now, self._looks)}
-        self._read = {inode: read[inode] for inode in found if inode in read}
-        return list(found), [(inode, self._chosen(values)) for inode, values in now.items()]
+        paths = network_namespaces(*self._where)
+        now = self._read_all(paths, end)
+        self._calls += 1
+        read = {**self._read, **dict.fromkeys(now, self._calls)}
+        self._read = {inode: read[inode] for inode in paths if inode in read}
+        return list(paths), [(inode, self._select(values)) for inode, values in now.items()]
 
-    def _chosen(self, values: Mapping[str, int]) -> dict[str, int]:
+    def _select(self, values: Mapping[str, int]) -> dict[str, int]:
         plain = {name: values[name] for name in self._wanted if name in values}
         patterns = (name for name in self._wanted if "*" in name)
-        fit = (name for pattern in patterns for name in fnmatch.filter(values, pattern))
-        return {**plain, **{name: values[name] for name in fit}}
+        matches = (name for pattern in patterns for name in fnmatch.filter(values, pattern))
+        return {**plain, **{name: values[name] for name in matches}}
 
-    def _read_all(self, found: Mapping[int, str], end: float) -> dict[int, Mapping[str, int]]:
+    def _read_all(self, paths: Mapping[int, str], end: float) -> dict[int, Mapping[str, int]]:
         proc = self._where[0]
         own = namespace_of(f"{proc}/self")
         now: dict[int, Mapping[str, int]] = {}
         mounted: dict[int, str] = {}
-        # Those that are known first: one that is not has no count that could get lost.
-        order = sorted(found, key=lambda one: self._read.get(one, self._looks + 1))
-        for inode in order[:_MOST_NAMESPACES]:
+        # Known namespaces first: a new one has no earlier count that could be lost.
+        order = sorted(paths, key=lambda inode: self._read.get(inode, self._calls + 1))
+        for inode in order[:_MAX_NAMESPACES]:
             if time.monotonic() > end:
                 break
-            where = found[inode]
-            # Softnet is the whole machine's: it is taken from one namespace.
+            where = paths[inode]
+            # softnet_stat covers the whole machine: read it in one namespace only.
             names = [name for name in self._files if inode == own or name != "softnet_stat"]
             if where.startswith(f"{proc}/") and PACKET not in names:
                 values = read_once(f"{where}/net", names)
@@ -231,17 +232,17 @@ Source = Union[Counters, AllCounters]
 def increase(
     before: Mapping[str, int], after: Mapping[str, int], names: Sequence[str]
 ) -> dict[str, int]:
-    """Return how much each of `names` grew; a counter that this kernel lacks is left out.
+    """Return {name: increase} of `names`; counters that this kernel does not have are left out.
 
-    A name can be a pattern such as "Device.*.rx_drop": it stands for those that did grow. Sockets
-    that were opened meanwhile grew from zero.
+    A name can be a pattern such as "Device.*.rx_drop", for the matching counters that did grow.
+    Counters of sockets opened in between grow from zero.
     """
-    absent = 0 if isinstance(before, Since) else None
-    found = {}
+    absent = 0 if isinstance(before, Increases) else None
+    increases = {}
     for name in names:
-        for fit in fnmatch.filter(after, name) if "*" in name else [name]:
-            first = 0 if fit.startswith(_FROM_ZERO) else absent
-            old, new = before.get(fit, first), after.get(fit)
-            if old is not None and new is not None and (fit == name or new != old):
-                found[fit] = new - old
-    return found
+        for match in fnmatch.filter(after, name) if "*" in name else [name]:
+            first = 0 if match.startswith(_FROM_ZERO) else absent
+            old, new = before.get(match, first), after.get(match)
+            if old is not None and new is not None and (match == name or new != old):
+                increases[match] = new - old
+    return increases

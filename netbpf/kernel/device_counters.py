@@ -1,4 +1,4 @@
-"""What network devices count themselves, in each network namespace."""
+"""Packet counters of network devices in each network namespace."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from contextlib import suppress
 from netbpf.kernel.namespaces import in_namespaces, network_namespaces
 from netbpf.system.lines import lines_of
 
-# The second of eight numbers on what was received, and of those on what was sent.
+# The second of eight numbers for receive, and of those for transmit.
 _COUNTS = re.compile(r" *[0-9]+ +([0-9]+)(?: +[0-9]+){7} +([0-9]+)(?: +[0-9]+)*")
 Packets = tuple[int, int]  # received and sent
 
 
 class Devices:
-    """The packet counters of all devices, of one namespace (its inode number) or of all.
+    """The packet counters of all devices of one namespace (its inode number) or of all (0).
 
-    /proc/net/dev of each namespace stays open, so that it can be read again. A namespace that is
-    made later, or that neither a process nor a mount leads to, is not there.
+    /proc/net/dev of each namespace stays open, so that it can be read again. Namespaces created
+    later, or without a process or mount, are not included.
     """
 
     def __init__(self, netns: int = 0) -> None:
         self._files: dict[int, int] = {}
-        found = network_namespaces()
-        in_namespaces({n: where for n, where in found.items() if netns in (0, n)}, self._open)
+        paths = network_namespaces()
+        in_namespaces({n: path for n, path in paths.items() if netns in (0, n)}, self._open)
 
     def read(self) -> dict[tuple[int, str], Packets]:
         """Return {(namespace, device): packets received and sent}."""
-        found = {}
+        counts = {}
         for netns, file in self._files.items():
             for line in lines_of(_content(file))[2:]:
                 device, _, values = line.rpartition(":")
                 numbers = _COUNTS.fullmatch(values)
                 if numbers:
-                    found[netns, device.strip(" ")] = (int(numbers[1]), int(numbers[2]))
-        return found
+                    counts[netns, device.strip(" ")] = (int(numbers[1]), int(numbers[2]))
+        return counts
 
     def close(self) -> None:
-        """Let go of the namespaces."""
+        """Close the files, which keep the namespaces alive."""
         for file in self._files.values():
             os.close(file)
         self._files = {}

@@ -1,8 +1,8 @@
-"""What this kernel offers: a snapshot that the selection of probes and the layout are made from.
+"""The interface through which probe selection and layout query a kernel, and the running kernel.
 
-`LiveKernel` asks the running kernel, lazily, so that starting a tool reads only what that tool
-needs. `RecordedKernel` answers from a file that `netbpf.doctor.recording` made, so that tests
-choose probes for kernels that are not booted.
+`LiveKernel` queries the running kernel lazily, so that a tool reads only what it needs.
+`RecordedKernel` answers from a file made by `netbpf.doctor.recording`, so that tests select probes
+for kernels that are not booted.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _PMU = Path("/sys/bus/event_source/devices")
 
 
 class Kernel(Protocol):
-    """The questions that may be asked of a kernel; None or False means it has no such thing."""
+    """The queries to a kernel; None or False means that the kernel does not have it."""
 
     @property
     def release(self) -> str:
-        """The kernel's own name for itself, only for messages."""
+        """The kernel release, for messages only."""
 
     def tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
-        """Return the field names of trace event "system:name"; PermissionError if it is hidden."""
+        """Return the field names of trace event "system:name"; raises PermissionError."""
 
     def raw_tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
         """Return the C parameter names of the tracepoint `name`."""
@@ -42,22 +42,22 @@ class Kernel(Protocol):
         """Return the parameter names of a kernel function that can be probed."""
 
     def typed(self, name: str) -> bool:
-        """Tell whether a function's parameters have types that fentry programs can read."""
+        """Return whether a function's parameters have types that fentry programs can read."""
 
     def iterator(self, name: str) -> bool:
-        """Tell whether there is a BPF iterator `name`."""
+        """Return whether there is a BPF iterator `name`."""
 
     def dynamic(self, kind: str) -> bool:
-        """Tell whether the kernel takes "kprobe", "uprobe" or "fentry" programs."""
+        """Return whether the kernel accepts "kprobe", "uprobe" or "fentry" programs."""
 
     def preempts(self, programs: str) -> bool:
-        """Tell whether other tasks get a CPU that is in the midst of a program of that kind.
+        """Return whether programs of that kind are preemptible.
 
-        "rawtp": of raw tracepoints; "syscalls": of the trace events of system calls.
+        "rawtp": raw tracepoints; "syscalls": trace events of system calls.
         """
 
     def field(self, struct: str, path: str) -> Optional[Field]:
-        """Return where a field is; see Btf.field."""
+        """Return the layout of a field; see Btf.field."""
 
     def size(self, struct: str) -> Optional[int]:
         """Return the size of a struct in bytes."""
@@ -70,59 +70,59 @@ class LiveKernel:
     """The running kernel."""
 
     def __init__(self, btf: str = "") -> None:
-        """Read types from the file `btf`, or the running kernel's own."""
+        """Read types from the file `btf`, or from the running kernel."""
         self.release = os.uname().release
         self.btf = Btf(btf or VMLINUX)
-        self._preempts: dict[str, bool] = {}  # asked for each alternative, and 1 ms each time
+        self._preempts: dict[str, bool] = {}  # a query takes 1 ms, and each alternative makes one
 
     def tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
         """Return the field names of trace event "system:name", from its format file."""
-        found = tracepoint_format(name)
-        return tuple(found) if found is not None else None
+        fields = tracepoint_format(name)
+        return tuple(fields) if fields is not None else None
 
     def raw_tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
-        """Return the tracepoint's parameters: those of __traceiter_NAME (5.10), less __data."""
-        found = self.btf.parameters(f"__traceiter_{name}")
-        return found[1:] if found else None
+        """Return the tracepoint's parameters: those of __traceiter_NAME (5.10) without __data."""
+        names = self.btf.parameters(f"__traceiter_{name}")
+        return names[1:] if names else None
 
     def function(self, name: str) -> Optional[tuple[str, ...]]:
-        """Return parameter names: BTF lists just the functions that ftrace or kprobes can take."""
+        """Return parameter names: BTF has only functions that ftrace or kprobes can attach to."""
         return self.btf.parameters(name)
 
     def typed(self, name: str) -> bool:
-        """Tell whether a function's parameters have types that fentry programs can read."""
+        """Return whether a function's parameters have types that fentry programs can read."""
         return self.btf.typed(name)
 
     def iterator(self, name: str) -> bool:
-        """Tell by the type of the iterator's context."""
+        """Return whether BTF has the type of the iterator's context."""
         return self.btf.size(f"bpf_iter__{name}") is not None
 
     def dynamic(self, kind: str) -> bool:
-        """Tell by the kernel's event source for them (kprobe since 4.17), or by trying (fentry)."""
+        """Check for the kernel's event source (kprobe since 4.17), or load a program (fentry)."""
         if kind == "fentry":
             return accepts_fentry(self.btf.find("tcp_set_state", FUNC))
         return (_PMU / kind / "type").exists()
 
     def preempts(self, programs: str) -> bool:
-        """Tell by what came with it, as no kernel says so.
+        """Infer it from symbols added by the same commits, as the kernel does not advertise it.
 
         Trace events of system calls: the function that runs their programs. Raw tracepoints: since
         a46023d5616e ("tracing: Guard __DECLARE_TRACE() use of __DO_TRACE_CALL() with SRCU-fast",
-        7.0) they have SRCU data, which is a variable per CPU. Up to 6.12 that was there for another
-        reason, when there was no struct tracepoint_ext yet.
+        7.0) they have SRCU data, which is a per-CPU variable. Up to 6.12 this variable existed for
+        another reason, before struct tracepoint_ext was added.
         """
         if programs not in self._preempts:
-            self._preempts[programs] = self._has_come_with_it(programs)
+            self._preempts[programs] = self._has_marker(programs)
         return self._preempts[programs]
 
-    def _has_come_with_it(self, programs: str) -> bool:
+    def _has_marker(self, programs: str) -> bool:
         if programs == "syscalls":
             return self.btf.find("trace_call_bpf_faultable", FUNC) > 0
         srcu = self.btf.find("tracepoint_srcu_srcu_data", VAR) > 0
         return srcu and self.btf.size("tracepoint_ext") is not None
 
     def field(self, struct: str, path: str) -> Optional[Field]:
-        """Return where a field is."""
+        """Return the layout of a field."""
         return self.btf.field(struct, path)
 
     def size(self, struct: str) -> Optional[int]:
@@ -136,12 +136,12 @@ class LiveKernel:
 
 @lru_cache(maxsize=1)
 def tracefs() -> str:
-    """Return a path to tracefs, mounted or else mounted detached for this process; "" if neither.
+    """Return a path to tracefs: where it is mounted, else a detached mount; "" if neither works.
 
     Debian and most servers mount it; containers and small VMs often do not.
     """
     for path in _TRACEFS:
-        # Not access(2): of a user other than root it leaves the capabilities out.
+        # Not access(2), which ignores capabilities for users other than root.
         if os.path.isdir(f"{path}/events/."):
             return path
     try:
@@ -150,8 +150,8 @@ def tracefs() -> str:
         return ""
 
 
-def tracefs_lacking() -> Optional[Need]:
-    """Return the privilege without which this process cannot read the tracefs that there is."""
+def missing_tracefs_privilege() -> Optional[Need]:
+    """Return the privilege that this process needs to read the kernel's tracefs, None if none."""
     if tracefs():
         return None
     with suppress(OSError):
@@ -163,15 +163,15 @@ def tracefs_lacking() -> Optional[Need]:
 
 @cache
 def tracepoint_format(name: str) -> Optional[dict[str, Field]]:
-    """Return {field: where it is in the record} of trace event "system:name", or None.
+    """Return {field: layout} of trace event "system:name", or None.
 
-    Raises PermissionError, which names the privilege, if this process must not read it.
+    Raises PermissionError with the missing privilege if this process may not read it.
     """
     system, _, event = name.partition(":")
-    lacking = tracefs_lacking()
-    if lacking:
-        also = f", and {TRACEFS.words}" if lacking == MOUNT and lacks(TRACEFS) else ""
-        raise PermissionError(errno.EACCES, lacking.words + also)
+    missing = missing_tracefs_privilege()
+    if missing:
+        also = f", and {TRACEFS.words}" if missing == MOUNT and lacks(TRACEFS) else ""
+        raise PermissionError(errno.EACCES, missing.words + also)
     try:
         text = Path(tracefs(), "events", system, event, "format").read_text()
     except PermissionError as error:
@@ -198,6 +198,6 @@ def parse_format(text: str) -> dict[str, Field]:
 
 
 def tracepoint_id(name: str) -> int:
-    """Return the id of trace event "system:name" for perf_event_open(2); OSError if it is gone."""
+    """Return the id of trace event "system:name" for perf_event_open(2); raises OSError."""
     system, _, event = name.partition(":")
     return int(Path(tracefs(), "events", system, event, "id").read_text())

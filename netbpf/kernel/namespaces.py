@@ -1,4 +1,4 @@
-"""The network namespaces of this machine: of processes, and mounted ones."""
+"""Find and enter the network namespaces of this machine, through processes and mounts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glob import iglob
 from pathlib import Path
 from threading import Thread
 
-from netbpf.system.lines import lines_of, plain_path
+from netbpf.system.lines import lines_of, unescape_path
 from netbpf.system.syscalls import enter_network
 
 NAMED = "/run/netns"  # where `ip netns` keeps them
@@ -18,21 +18,21 @@ _MOUNTED = re.compile(r"^\S+ \S+ \S+ net:\[[0-9]+\] (\S+) .* - nsfs ")
 
 
 def named_namespaces(proc: str = "/proc", named: str = NAMED) -> dict[str, int]:
-    """Return {path: inode} of the network namespaces that are mounted somewhere to keep them.
+    """Return {path: inode} of the network namespaces that have a mount.
 
-    `ip netns` does so in /run/netns, container engines elsewhere; files that are left behind there
-    without a namespace are left out.
+    `ip netns` mounts them in /run/netns, container engines elsewhere. Stale files without a
+    namespace are left out.
     """
     paths = [*iglob(f"{named}/*"), *_mounted(Path(f"{proc}/self/mountinfo"))]
-    found = {}
+    namespaces = {}
     with suppress(OSError):
         kind = os.stat(f"{proc}/self/ns/net").st_dev  # nsfs
         for path in paths:
             with suppress(OSError):
                 status = os.stat(path)
                 if status.st_dev == kind:
-                    found[path] = status.st_ino
-    return found
+                    namespaces[path] = status.st_ino
+    return namespaces
 
 
 def _mounted(mounts: Path) -> Iterator[str]:
@@ -40,35 +40,35 @@ def _mounted(mounts: Path) -> Iterator[str]:
         for line in lines_of(mounts.read_bytes(), "surrogateescape"):
             match = _MOUNTED.match(line)
             if match:
-                yield plain_path(match[1])
+                yield unescape_path(match[1])
 
 
 def namespace_of(process: str) -> int:
-    """Return the inode of the network namespace of /proc/PID, 0 if it has none any more."""
+    """Return the inode of the network namespace of /proc/PID, 0 if the process has ended."""
     with suppress(OSError, ValueError):
         return int(os.readlink(f"{process}/ns/net")[len("net:[") : -1])
     return 0
 
 
 def network_namespaces(proc: str = "/proc", named: str = NAMED) -> dict[int, str]:
-    """Return {inode: where it is} of all that can be found: /proc/PID, or the path of a mount.
+    """Return {inode: path} of all network namespaces; the path is /proc/PID or a mount.
 
-    A namespace that only a socket or a descriptor keeps is not among them. Mounts come last: what a
-    process is in can be read through the process.
+    Namespaces that only a socket or a descriptor keeps alive are not included. /proc/PID is
+    preferred, as it can be read without entering the namespace.
     """
-    found = {inode: path for path, inode in named_namespaces(proc, named).items()}
+    paths = {inode: path for path, inode in named_namespaces(proc, named).items()}
     for process in (f"{proc}/self", *iglob(f"{proc}/[0-9]*")):
         inode = namespace_of(process)
-        if inode and not found.get(inode, "").startswith(f"{proc}/"):
-            found[inode] = process
-    return found
+        if inode and not paths.get(inode, "").startswith(f"{proc}/"):
+            paths[inode] = process
+    return paths
 
 
 def in_namespaces(wanted: Mapping[int, str], visit: Callable[[int], None]) -> None:
-    """Call `visit` with the inode of each namespace of {inode: where it is}, inside of it.
+    """Call `visit` with the inode of each namespace of {inode: path}, inside of the namespace.
 
-    That is in one thread, the only one that changes over; one that is gone meanwhile is left out,
-    and so is one that this process must not enter: that takes CAP_SYS_ADMIN.
+    A new thread enters them; the calling thread stays. Namespaces that no longer exist or that this
+    process may not enter (it takes CAP_SYS_ADMIN) are left out.
     """
     own = namespace_of("/proc/self")
 
@@ -97,7 +97,7 @@ def in_namespaces(wanted: Mapping[int, str], visit: Callable[[int], None]) -> No
 def is_namespace(inode: int, proc: str = "/proc") -> bool:
     """Return whether there is a network namespace with this inode number.
 
-    One that only a descriptor keeps counts as well; one that only sockets keep does not show.
+    This includes namespaces that only a descriptor keeps alive, but not those that only sockets do.
     """
     if inode in network_namespaces(proc):
         return True

@@ -1,6 +1,7 @@
-"""Packets that packet sockets of a network namespace had no room for: sock_diag(7) counts them.
+"""Drop counters of the packet sockets of a network namespace, through sock_diag(7).
 
-/proc/net/packet does not, and PACKET_STATISTICS only for the program itself, and only once.
+/proc/net/packet does not have them, and PACKET_STATISTICS is only for the socket's own process and
+resets them.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ _SOCK_DIAG, _BY_FAMILY = 4, 20  # NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY
 _DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _SHOW_MEMINFO, _MEMINFO = 1 << 4, 6  # include/uapi/linux/packet_diag.h
 _DROPS = 8  # SK_MEMINFO_DROPS
-_SECONDS = 1.0  # that an answer may take: it comes with the call
+_TIMEOUT = 1.0  # seconds; the kernel answers within the call
 
 
 class PacketSockets:
-    """The packet sockets of the namespace of the calling thread, whoever reads them later."""
+    """The packet sockets of the namespace in which the calling thread creates this object."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG)
-        self._socket.settimeout(_SECONDS)
+        self._socket.settimeout(_TIMEOUT)
 
     def read(self) -> dict[str, int]:
-        """Return {"Packet.INODE.drops": number}; nothing from a kernel without packet_diag."""
-        found: dict[str, int] = {}
-        # struct packet_diag_req: family, protocol, pad, inode, what to show, cookie
+        """Return {"Packet.INODE.drops": number}, {} on a kernel without packet_diag."""
+        drops: dict[str, int] = {}
+        # struct packet_diag_req: family, protocol, pad, inode, show flags, cookie
         request = struct.pack(
             "=BBHIIII", socket.AF_PACKET, 0, 0, 0, _SHOW_MEMINFO, 2**32 - 1, 2**32 - 1
         )
@@ -39,11 +40,11 @@ class PacketSockets:
                 for kind, body in _messages(self._socket.recv(1 << 16)):
                     done = done or kind != _BY_FAMILY  # NLMSG_DONE, or an error
                     if kind == _BY_FAMILY:
-                        found.update(_drops(body))
-        return found
+                        drops.update(_drops(body))
+        return drops
 
     def close(self) -> None:
-        """Let go of the namespace."""
+        """Close the socket, which keeps the namespace alive."""
         self._socket.close()
 
 

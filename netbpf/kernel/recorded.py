@@ -1,8 +1,8 @@
-"""A kernel that is not booted: its answers come from a recording (see `netbpf.doctor.recording`).
+"""A kernel that is not booted: it answers from a recording (see `netbpf.doctor.recording`).
 
 A recording holds whole systems: each trace event of a system, each function whose name matches a
-pattern. What it covers and does not hold, that kernel does not have. What it does not cover is an
-error, never a no.
+pattern. The kernel does not have what the recording covers but does not hold. A query for something
+that it does not cover raises NotRecorded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ UNNAMED = "."
 
 
 class NotRecorded(KeyError):
-    """The question is about something that the recording does not cover."""
+    """The recording does not cover the query."""
 
 
 def covers(patterns: Iterable[str], name: str) -> bool:
-    """Return whether one of `patterns`, as a shell has them, matches the whole of `name`."""
+    """Return whether one of the shell `patterns` matches `name`."""
     return bool(_matcher(tuple(patterns)).match(name))
 
 
@@ -34,22 +34,23 @@ def _matcher(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 
 class RecordedKernel:
-    """A kernel as `netbpf.doctor.recording` wrote it down."""
+    """A kernel recorded by `netbpf.doctor.recording`."""
 
     def __init__(self, recording: Mapping[str, Any]) -> None:
-        """Answer from the members of a recording's JSON; ValueError if it is none."""
+        """Answer from a recording, decoded from JSON; raises ValueError if it is invalid."""
         wrong = [part for part, form in _FORMS.items() if not _has_form(recording, part, form)]
         if wrong or "release" not in recording:
-            raise ValueError(f"this is no recording of a kernel: {', '.join(wrong) or 'release'}")
+            raise ValueError(f"not a recording of a kernel: {', '.join(wrong) or 'release'}")
         self.release = str(recording["release"])
         self._recording = recording
 
     def _part(self, part: str, name: str) -> Mapping[str, Any]:
-        """Return what is recorded under `part`; raise NotRecorded unless it covers `name`."""
-        found: Mapping[str, Any] = self._recording.get(part, {})
-        if name not in found and not covers(self._recording.get("covers", {}).get(part, ()), name):
+        """Return the recorded `part`; raise NotRecorded if it does not cover `name`."""
+        recorded: Mapping[str, Any] = self._recording.get(part, {})
+        patterns = self._recording.get("covers", {}).get(part, ())
+        if name not in recorded and not covers(patterns, name):
             raise NotRecorded(f"{part} {name}")
-        return found
+        return recorded
 
     def tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
         """Return the field names of trace event "system:name"."""
@@ -61,31 +62,31 @@ class RecordedKernel:
 
     def raw_tracepoint(self, name: str) -> Optional[tuple[str, ...]]:
         """Return the C parameter names of the tracepoint `name`."""
-        return words(self._part("raw_tracepoint", name).get(name))
+        return split_names(self._part("raw_tracepoint", name).get(name))
 
     def function(self, name: str) -> Optional[tuple[str, ...]]:
         """Return the parameter names of a kernel function that can be probed."""
-        return words(self._part("function", name).get(name))
+        return split_names(self._part("function", name).get(name))
 
     def typed(self, name: str) -> bool:
-        """Tell whether a function's parameters have types that fentry programs can read."""
+        """Return whether a function's parameters have types that fentry programs can read."""
         self._part("function", name)
         return name not in self._recording.get("untyped", ())
 
     def iterator(self, name: str) -> bool:
-        """Tell whether there is a BPF iterator `name`: all are recorded."""
+        """Return whether there is a BPF iterator `name`: all are recorded."""
         return name in self._recording.get("iterator", ())
 
     def dynamic(self, kind: str) -> bool:
-        """Tell whether the kernel takes "kprobe", "uprobe" or "fentry" programs."""
+        """Return whether the kernel accepts "kprobe", "uprobe" or "fentry" programs."""
         return bool(self._part("dynamic", kind).get(kind))
 
     def preempts(self, programs: str) -> bool:
-        """Tell whether other tasks get a CPU that is amid a program of that kind."""
+        """Return whether programs of that kind are preemptible."""
         return bool(self._part("preempts", programs).get(programs))
 
     def field(self, struct: str, path: str) -> Optional[Field]:
-        """Return where a field is: a dotted path goes through the structs that a struct holds."""
+        """Return the layout of a field; a dotted path leads through nested structs."""
         members: Any = self._part("struct", struct).get(struct, {})
         offset, field = 0, None
         for part in path.split("."):
@@ -97,13 +98,13 @@ class RecordedKernel:
         return field._replace(bit_offset=offset) if field else None
 
     def _member(self, member: Any) -> tuple[Field, Any]:
-        """Return where a member is in its struct, and the members that it has itself."""
-        if not isinstance(member, str):  # a struct without a name
+        """Return the layout of a member, and its own members."""
+        if not isinstance(member, str):  # an anonymous struct
             return Field(member[AT], f"u8 %s[{member[SIZE]}]"), member
         at, _, ctype = member.partition(" ")
         offset, _, bits = at.partition(":")
         inner: Any = {}
-        if "%s" not in ctype:  # a struct with one
+        if "%s" not in ctype:  # a named struct
             inner = self._part("struct", ctype).get(ctype)
             if inner is None:
                 raise NotRecorded(f"struct {ctype}")
@@ -112,13 +113,13 @@ class RecordedKernel:
 
     def size(self, struct: str) -> Optional[int]:
         """Return the size of a struct in bytes."""
-        found: Optional[int] = self._part("struct", struct).get(struct, {}).get(SIZE)
-        return found
+        size: Optional[int] = self._part("struct", struct).get(struct, {}).get(SIZE)
+        return size
 
     def enumerator(self, enum: str, name: str) -> Optional[int]:
         """Return the value of an enumerator."""
-        found: Optional[int] = self._part("enum", enum).get(enum, {}).get(name)
-        return found
+        value: Optional[int] = self._part("enum", enum).get(enum, {}).get(name)
+        return value
 
 
 _FORMS: Mapping[str, Any] = {
@@ -154,7 +155,7 @@ def _is_of(value: Any, form: Any) -> bool:
 
 
 def _is_struct(value: Any, inner: bool = False) -> bool:
-    """Return whether these are members; those of an inner struct have its offset."""
+    """Return whether `value` describes a struct; an inner struct also has its offset."""
     if not isinstance(value, Mapping):
         return False
     members = {name: one for name, one in value.items() if name not in (SIZE, AT)}
@@ -165,11 +166,11 @@ def _is_struct(value: Any, inner: bool = False) -> bool:
     )
 
 
-def words(text: Optional[str]) -> Optional[tuple[str, ...]]:
-    """Return names from one text; the reverse of joined()."""
+def split_names(text: Optional[str]) -> Optional[tuple[str, ...]]:
+    """Return the names in a text made by join_names()."""
     return None if text is None else tuple(w if w != UNNAMED else "" for w in text.split())
 
 
-def joined(names: Optional[Sequence[str]]) -> str:
-    """Return names as one text; "..." and some parameters have none."""
+def join_names(names: Optional[Sequence[str]]) -> str:
+    """Return names as one text; "..." and some parameters have no name."""
     return " ".join(name or UNNAMED for name in names or ())

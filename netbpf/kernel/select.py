@@ -1,4 +1,4 @@
-"""The selection of probes: a pure function from a declaration and a kernel's snapshot to a plan."""
+"""Select probe alternatives: a pure function of a declaration and a kernel."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from netbpf.kernel.inspect import Kernel
 from netbpf.system.privileges import Denied
 
 _COVERED = "covered by"
-_PREEMPTED = "other tasks may interrupt its programs here, and what they do then is not seen"
-Excluded = Mapping[tuple[str, str], str]  # (probe, kind) -> why it was refused at run time
+_PREEMPTIBLE = "preemptible on this kernel, so events can be missed"
+Excluded = Mapping[tuple[str, str], str]  # (probe, kind) -> why the kernel refused it at run time
 
 
 class Selection(NamedTuple):
-    """What one probe will use: the alternative and its targets, and why no better one.
+    """The alternative selected for a probe, and its targets.
 
-    `alternative` is None where an optional probe has none; `rejected` holds (alternative in
-    words, reason) of every better one.
+    `alternative` is None if an optional probe has none; `rejected` holds (description, reason) of
+    every better alternative.
     """
 
     probe: Probe
@@ -29,7 +29,7 @@ class Selection(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The chosen kind, "" for none."""
+        """The kind of the alternative, "" for none."""
         return self.alternative.kind if self.alternative else ""
 
     @property
@@ -39,7 +39,7 @@ class Selection(NamedTuple):
 
     @property
     def programs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """The programs to load, by name, with their targets: fentry and fexit take one each."""
+        """(name, targets) of the programs to load; fentry and fexit programs have one target."""
         if not self.alternative:
             return ()
         if not self.alternative.how.typed or not self.targets:
@@ -48,53 +48,53 @@ class Selection(NamedTuple):
         return ((self.entry, self.targets[:1]), *more)
 
     @property
-    def covered(self) -> bool:
-        """Whether it is not used because the probe that it could stand in with sees everything."""
+    def redundant(self) -> bool:
+        """Whether the probe is not needed, as its companion already sees every event."""
         reasons = (why for _, why in self.rejected)
         return not self.alternative and any(why.startswith(_COVERED) for why in reasons)
 
     @property
     def denied(self) -> str:
-        """Why something is not seen for a lack of privileges, "" if nothing is."""
-        if self.covered or (self.alternative and not self.alternative.loses):
+        """The reason if a missing privilege makes events or columns missing, else ""."""
+        if self.redundant or (self.alternative and not self.alternative.loses):
             return ""
         return next((why for _, why in self.rejected if isinstance(why, Denied)), "")
 
     @property
     def lost_columns(self) -> tuple[str, ...]:
-        """Columns that stay empty with this selection."""
+        """The columns that stay empty with this selection."""
         return self.alternative.loses if self.alternative else self.probe.loses
 
 
 def select(
     probes: Sequence[Probe],
     kernel: Kernel,
-    refused: Optional[Excluded] = None,
+    excluded: Optional[Excluded] = None,
     forced: Optional[Mapping[str, str]] = None,
 ) -> list[Selection]:
-    """Return the selection for every probe; raise Unsupported if one that is needed has none.
+    """Return the selection for each probe; raise Unsupported if a required one has none.
 
-    That is a PrivilegeError if this process must not see one, or must not attach it.
+    Raises PrivilegeError instead if a missing privilege is the reason.
 
-    `refused` are alternatives that turned out not to work at run time, `forced` maps a probe's
-    name to the one kind that may be used.
+    `excluded` are alternatives that failed at run time, `forced` maps the name of a probe to the
+    only kind allowed for it.
     """
     _check_forced(probes, forced or {})
     selections: dict[str, Selection] = {}
     for probe in probes:
         partner = selections.get(probe.with_probe or probe.complements)
-        ways = _ways(probe, partner) if partner else probe.alternatives
-        if ways:
-            selections[probe.name] = _choose(probe, ways, kernel, refused or {}, forced or {})
+        usable = _compatible(probe, partner) if partner else probe.alternatives
+        if usable:
+            selections[probe.name] = _choose(probe, usable, kernel, excluded or {}, forced or {})
         else:
             selections[probe.name] = Selection(probe, None, (), ((probe.name, _why_not(partner)),))
     return list(selections.values())
 
 
 def missing(alternative: Alternative, kernel: Kernel) -> tuple[tuple[str, ...], str]:
-    """Return the targets that `alternative` can use, or () and why it can use none."""
+    """Return (targets, "") that `alternative` can use, or ((), reason) if it can use none."""
     usable, reason = [], ""
-    for name in alternative.names or ("",):  # uprobes may find their targets while running
+    for name in alternative.names or ("",):  # uprobes may find their targets at run time
         why = _missing_target(alternative, name, kernel)
         if not why:
             usable.append(name)
@@ -104,83 +104,83 @@ def missing(alternative: Alternative, kernel: Kernel) -> tuple[tuple[str, ...], 
     return tuple(filter(None, usable)), "" if usable else reason
 
 
-def _ways(probe: Probe, partner: Selection) -> list[Alternative]:
+def _compatible(probe: Probe, partner: Selection) -> list[Alternative]:
     if probe.complements:
-        return [way for way in probe.alternatives if way.kind != partner.kind]
+        return [one for one in probe.alternatives if one.kind != partner.kind]
     begins = partner.alternative.how.begins if partner.alternative else ()
-    return [way for way in probe.alternatives if way.kind in (partner.kind, *begins)]
+    return [one for one in probe.alternatives if one.kind in (partner.kind, *begins)]
 
 
 def _why_not(partner: Optional[Selection]) -> str:
     assert partner
     if partner.alternative:
         return f"{_COVERED} {partner.entry}"
-    return partner.rejected[-1][1]  # no better than the one that it would stand in with
+    return partner.rejected[-1][1]  # the companion has no alternative either
 
 
 def _choose(
     probe: Probe,
-    ways: Sequence[Alternative],
+    candidates: Sequence[Alternative],
     kernel: Kernel,
-    refused: Excluded,
+    excluded: Excluded,
     forced: Mapping[str, str],
 ) -> Selection:
     rejected: list[tuple[str, str]] = []
-    for alternative in _ranked(ways, kernel):
-        words = _words(alternative)
+    for alternative in _ranked(candidates, kernel):
+        text = _description(alternative)
         wanted = forced.get(probe.name, alternative.kind)
         if wanted != alternative.kind:
-            rejected.append((words, f"--probe asks for {wanted}"))
-        elif (probe.name, alternative.kind) in refused:
-            rejected.append((words, refused[probe.name, alternative.kind]))
+            rejected.append((text, f"--probe asks for {wanted}"))
+        elif (probe.name, alternative.kind) in excluded:
+            rejected.append((text, excluded[probe.name, alternative.kind]))
         else:
             targets, reason = missing(alternative, kernel)
             if not reason:
-                put_back = _put_back(alternative, ways, kernel)
-                return Selection(probe, alternative, targets, (*put_back, *rejected))
-            rejected.append((words, reason))
+                demoted = _demoted(alternative, candidates, kernel)
+                return Selection(probe, alternative, targets, (*demoted, *rejected))
+            rejected.append((text, reason))
     if probe.optional:
         return Selection(probe, None, (), tuple(rejected))
     denied = [why for _, why in rejected if isinstance(why, Denied)]
     if denied:
         raise PrivilegeError(
             f"probe '{probe.name}' cannot be attached: {'; '.join(dict.fromkeys(denied))}",
-            "run it as root, or give it what is named; 'netbpf doctor' lists what each tool needs",
+            "run it as root, or grant these privileges; 'netbpf doctor' lists what each tool needs",
         )
-    tried = "; ".join(f"{words}: {why}" for words, why in rejected)
+    tried = "; ".join(f"{text}: {why}" for text, why in rejected)
     raise Unsupported(
-        f"kernel {kernel.release} has nothing for probe '{probe.name}' ({tried})",
+        f"kernel {kernel.release} has no usable alternative for probe '{probe.name}' ({tried})",
         "run 'netbpf doctor' to see what each tool can use here",
     )
 
 
-def _ranked(ways: Sequence[Alternative], kernel: Kernel) -> list[Alternative]:
-    """Put what is preempted behind what is not, as long as that tells as much.
+def _ranked(candidates: Sequence[Alternative], kernel: Kernel) -> list[Alternative]:
+    """Rank preemptible kinds after non-preemptible ones that fill the same columns.
 
-    The kernel runs no program on a CPU that is in the midst of the same program. A task that is
-    preempted there hides what all others do until it is on again: on a busy CPU some percent of
-    everything. Trace events and kprobes run with preemption off.
+    The kernel skips a program on a CPU where the same program is active. A task preempted within it
+    hides the events of all other tasks until it continues: a few percent of all events on a busy
+    CPU. Programs of trace events and kprobes run with preemption disabled.
     """
-    return sorted(ways, key=lambda way: (bool(way.loses), _preempted(way, kernel)))
+    return sorted(candidates, key=lambda one: (bool(one.loses), _preemptible(one, kernel)))
 
 
-def _preempted(alternative: Alternative, kernel: Kernel) -> bool:
+def _preemptible(alternative: Alternative, kernel: Kernel) -> bool:
     if alternative.how.preemptible:
         return kernel.preempts("rawtp")
     of_calls = any(name.startswith("syscalls:") for name in alternative.names)
     return of_calls and kernel.preempts("syscalls")
 
 
-def _put_back(
-    chosen: Alternative, ways: Sequence[Alternative], kernel: Kernel
+def _demoted(
+    chosen: Alternative, candidates: Sequence[Alternative], kernel: Kernel
 ) -> list[tuple[str, str]]:
-    if chosen.loses or _preempted(chosen, kernel):
-        return []  # then those have been tried before it
-    better = ways[: ways.index(chosen)]
-    return [(_words(way), _PREEMPTED) for way in better if _preempted(way, kernel)]
+    if chosen.loses or _preemptible(chosen, kernel):
+        return []  # the preemptible ones were tried before it
+    better = candidates[: candidates.index(chosen)]
+    return [(_description(one), _PREEMPTIBLE) for one in better if _preemptible(one, kernel)]
 
 
-def _words(alternative: Alternative) -> str:
+def _description(alternative: Alternative) -> str:
     return " ".join((alternative.words, *alternative.names[:1]))
 
 
@@ -201,13 +201,13 @@ def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:
     if offered is True:
         return ""
     if kind.typed and not kernel.typed(name):
-        return "this kernel does not know the types of its parameters"
+        return "this kernel has no types of its parameters"
     return _missing_arguments(alternative.needed, offered)
 
 
 def _missing_arguments(needed: Sequence[Sequence[str]], offered: Collection[str]) -> str:
     missing = [names[0] for names in needed if not any(name in offered for name in names)]
-    return f"it lacks {', '.join(missing)} here" if missing else ""
+    return f"it has no {', '.join(missing)} on this kernel" if missing else ""
 
 
 def _check_forced(probes: Sequence[Probe], forced: Mapping[str, str]) -> None:
@@ -215,4 +215,4 @@ def _check_forced(probes: Sequence[Probe], forced: Mapping[str, str]) -> None:
     for name, kind in forced.items():
         if kind not in known.get(name, ()):
             offers = "; ".join(f"{n}={'|'.join(kinds)}" for n, kinds in known.items())
-            raise UsageError(f"--probe: there is no {name}={kind}", f"there is: {offers}")
+            raise UsageError(f"--probe: there is no {name}={kind}", f"choices: {offers}")

@@ -26,7 +26,7 @@ from netbpf.declare.needs import (
     needs_of,
 )
 from netbpf.declare.tool import Tool
-from netbpf.kernel.kallsyms import shown
+from netbpf.kernel.kallsyms import addresses_visible
 from netbpf.kernel.processes import ids_differ
 from netbpf.run.program import Attached
 from netbpf.run.results.base import Result
@@ -46,7 +46,7 @@ def _granted(need: Need) -> bool:
     """Ask the kernel whether it takes less than the capability."""
     if need == UPROBES:
         return not probing_denied()
-    return need in (SYMBOLS, PLACES) and shown()
+    return need in (SYMBOLS, PLACES) and addresses_visible()
 
 
 class Confinement:
@@ -78,7 +78,9 @@ class Confinement:
         found = lacking(tool, self._settings)
         if any(not need.without for need in found):
             every = [need for need in self._needs if not need.without]
-            raise privileges.lack([need for need in found if not need.without], tool.name, every)
+            raise privileges.privilege_error(
+                [need for need in found if not need.without], tool.name, every
+            )
         return found
 
     def not_covered(self, attached: Attached, shape: Result) -> int:
@@ -108,7 +110,7 @@ class Confinement:
         needs = [need for need in self._needs if need.running and not need.helper]
         self._keep(needs, maps)
         put_in_force = self._filter(say)
-        privileges.give_up(self._kept)
+        privileges.drop_capabilities(self._kept)
         if put_in_force:
             try:
                 put_in_force()
@@ -125,12 +127,12 @@ class Confinement:
     def seal(self) -> None:
         """Allow no new file any more, not even the ready file, which is there."""
         if self._filtered and self._settings.get("ready_file"):
-            syscall_filter.no_more_files()
+            syscall_filter.deny_new_files()
 
     def described(self) -> dict[str, Any]:
         """Return the summary's field: what the threads of this process may do, as it is."""
         return {
-            "kept": sorted(privileges.all_threads()),
+            "kept": sorted(privileges.capabilities_of_all_threads()),
             "helper": self.helper,
             "no_new_privs": privileges.no_new_privileges(),
             "seccomp": self._filtered,
@@ -140,7 +142,7 @@ class Confinement:
         if not _may_preempt():
             needs.append(UNDISTURBED)
         self._kept = kept_for(needs)
-        with privileges.using(self._kept):
+        with privileges.limited_to(self._kept):
             unreadable = _is_denied(maps["losses"])
         path = self._settings.get("ready_file")
         shut = path and not _may_write(os.path.dirname(os.path.abspath(path)))
@@ -152,9 +154,9 @@ class Confinement:
             return None
         looks = any(need.helper for need in self._needs) and not self.helper
         sign = bool(self._settings.get("ready_file"))
-        return syscall_filter.prepared(
+        return syscall_filter.prepare(
             syscall_filter.Allowed(
-                namespaces=looks, sign=sign, apart=bool(self._tool and self._tool.uprobes)
+                namespaces=looks, ready_file=sign, worker=bool(self._tool and self._tool.uprobes)
             )
         )
 
@@ -165,8 +167,8 @@ def confine_finder() -> None:
     kept = kept_for([*LOOKUPS, MAPS, *more])
     put_in_force = None
     if syscall_filter.available():
-        put_in_force = syscall_filter.prepared(syscall_filter.Allowed(probes=True))
-    privileges.give_up(kept)
+        put_in_force = syscall_filter.prepare(syscall_filter.Allowed(probes=True))
+    privileges.drop_capabilities(kept)
     if put_in_force:
         with suppress(OSError):  # a kernel without filters
             put_in_force()
@@ -178,7 +180,7 @@ def kept_for(needs: Iterable[Need]) -> dict[str, str]:
     kept: dict[str, str] = {}
     for need in needs:
         if need == UPROBES:
-            with privileges.using(ATTACH.any_of[:1]):
+            with privileges.limited_to(ATTACH.any_of[:1]):
                 need = UPROBES if probing_denied() else UPROBES_BEFORE
         if not set(need.any_of) & set(kept):
             kept.update([(name, need.to) for name in need.any_of if name in held][:1])

@@ -17,7 +17,7 @@ from contextlib import suppress
 from stat import S_ISREG
 from typing import Any
 
-from netbpf.declare.constants import at_load, in_ranges, one_of
+from netbpf.declare.constants import in_ranges, load_constant, one_of
 from netbpf.declare.needs import OF_DEVICES, OF_PROCESS
 from netbpf.declare.options import COMM_TOKEN, FILTERS, Network, Option, devices
 from netbpf.declare.tool import Tool
@@ -26,7 +26,7 @@ from netbpf.kernel.cgroups import cgroup_id, container_cgroups, level_of
 from netbpf.kernel.devices import all_devices, device_names
 from netbpf.kernel.namespaces import NAMED, is_namespace, namespace_of
 from netbpf.kernel.processes import kernel_pid
-from netbpf.system.privileges import lack, lacks, missing_privileges
+from netbpf.system.privileges import lacks, missing_privileges, privilege_error
 from netbpf.system.untrusted import read_text
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses of IPv6 sockets
@@ -51,7 +51,7 @@ def filter_defines(settings: Mapping[str, Any], proc: str = "/proc") -> list[str
     lines += _cgroup_defines(_cgroups(settings))
     if settings.get("netns"):
         netns = network_namespace(settings["netns"], proc)
-        lines.append(f"#define FILTER_NETNS {at_load(netns)}")
+        lines.append(f"#define FILTER_NETNS {load_constant(netns)}")
     return [*lines, *_socket_defines(settings)]
 
 
@@ -97,7 +97,7 @@ def block_words(block: Network) -> str:
     mapped = b"\0" * 10 + b"\xff\xff" if isinstance(block, ipaddress.IPv4Network) else b""
     network = mapped + block.network_address.packed
     mask = (b"\xff" * 12 if mapped else b"") + block.netmask.packed
-    return ", ".join(map(at_load, struct.unpack("=4Q", network + mask)))
+    return ", ".join(map(load_constant, struct.unpack("=4Q", network + mask)))
 
 
 def comm_automaton(glob: str) -> list[str]:
@@ -155,10 +155,12 @@ def _cgroups(settings: Mapping[str, Any]) -> list[int]:
 def _cgroup_defines(cgroups: Sequence[int]) -> Iterator[str]:
     if not cgroups:
         return
-    yield f"#define FILTER_CGROUP {at_load(cgroups[0])}"
+    yield f"#define FILTER_CGROUP {load_constant(cgroups[0])}"
     levels = [level_of(cgroup) for cgroup in cgroups]
     if None not in levels:
-        tests = (f"at({at_load(n or 0)}, {at_load(one)})" for n, one in zip(levels, cgroups))
+        tests = (
+            f"at({load_constant(n or 0)}, {load_constant(one)})" for n, one in zip(levels, cgroups)
+        )
         yield f"#define FILTER_CGROUP_AT(at) ({' || '.join(tests)})"
     elif len(cgroups) > 1:
         yield f"#define FILTER_CGROUPS(x) {one_of('x', cgroups)}"
@@ -174,7 +176,7 @@ def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     netns = netns_of(settings)
     if netns and not missing_privileges() and not is_namespace(netns):
         if lacks(OF_PROCESS):
-            raise lack([OF_PROCESS])
+            raise privilege_error([OF_PROCESS])
         raise _no_namespace(settings["netns"])
     return with_devices(tool, settings)
 
@@ -217,7 +219,7 @@ def _devices(option: Option, settings: Mapping[str, Any]) -> list[str]:
         known = device_names(word, netns_of(settings))
         if not known:
             if any(map(lacks, (OF_DEVICES, OF_PROCESS))):
-                raise lack([need for need in (OF_DEVICES, OF_PROCESS) if lacks(need)])
+                raise privilege_error([need for need in (OF_DEVICES, OF_PROCESS) if lacks(need)])
             there = ", ".join(all_devices(netns_of(settings))[:_MOST_NAMES])
             raise UsageError(
                 f"{option.flags[-1]}: there is no network device '{word}'", f"devices: {there}"
@@ -269,7 +271,7 @@ def network_namespace(word: str, proc: str = "/proc") -> int:
     if _FIRST_NAMESPACE <= number < 2**32:
         return number
     if os.path.isdir(f"{proc}/{word}/ns") and lacks(OF_PROCESS):
-        raise lack([OF_PROCESS])
+        raise privilege_error([OF_PROCESS])
     raise _no_namespace(word)
 
 

@@ -66,7 +66,7 @@ class Finder:
         self.desk, self.task = desk, task
         self.coverage = Coverage(first=FIRST)
         self._execs = RingBuffer(task.execs, _EXEC_RING_PAGES * 4096, _START)
-        self._seen = Map.opened(task.seen)
+        self._seen = Map.from_fd(task.seen)
         self._known: set[tuple[int, int]] = set()
         self._pids: set[int] = set()
         self._lost: set[int] = set()
@@ -104,7 +104,7 @@ class Finder:
         """Look at all processes: at root's in any case, at the others' as long as there is time."""
         began = time.monotonic()
         if "libraries" not in self.desk.skipped:
-            with self.desk.on("libraries"):
+            with self.desk.item("libraries"):
                 self._attach(self.coverage.add_known())
         order = processes()
         others = next((n for n, pid in enumerate(order) if owner(pid)), len(order))
@@ -142,7 +142,7 @@ class Finder:
         stacks = json.loads(question) if question not in (b"", b"end") else []
         found = []
         for stack in stacks:
-            with self.desk.on(str(stack[0])):
+            with self.desk.item(str(stack[0])):
                 found += [stack] * has_left(*stack)
         self.desk.send({"left": found})
         return bool(stacks)
@@ -198,14 +198,14 @@ class Finder:
             self._forget(pid)
             return
         self._pids.add(pid)
-        with self.desk.on(str(pid)):
+        with self.desk.item(str(pid)):
             self._attach(self.coverage.rescan(pid))
         if not any(pid in pids for pids in self.coverage.unfinished.values()):
             self._count(pid)
 
     def _finish_one(self) -> None:
         pids = next(reversed(self.coverage.unfinished.values()))
-        with self.desk.on(str(min(pids))):
+        with self.desk.item(str(min(pids))):
             self._attach(self.coverage.finish_one())
         for pid in pids:
             self._count(pid)
@@ -292,7 +292,7 @@ class Finder:
                 except (OSError, UnreadableBinary) as error:
                     refused = f"{CANNOT}: {getattr(error, 'strerror', '') or error}"
                 if refused:
-                    self.coverage.refuse(binary, f"{os.path.basename(path)} {CANNOT}")
+                    self.coverage.mark_failed(binary, f"{os.path.basename(path)} {CANNOT}")
                     for pid in binary.pids:
                         self._count(pid)
                     self.desk.send({"refused": [escape(path), refused]})

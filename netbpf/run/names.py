@@ -43,7 +43,7 @@ class Names:
                     if column.source in ("symbol", "stack"):
                         self._symbols.open()  # that may be forbidden later
         if KernelStack.map in maps:
-            self._map = Map.opened(maps[KernelStack.map])
+            self._map = Map.from_fd(maps[KernelStack.map])
 
     @cached_property
     def _reasons(self) -> DropReasons:

@@ -76,7 +76,7 @@ def _attach(
 
 
 def _go_on(desk: WorkerEnd) -> None:
-    desk.go_on()
+    desk.extend_deadline()
     desk.send({})
 
 

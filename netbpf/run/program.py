@@ -24,7 +24,7 @@ from netbpf.kernel.btf import FUNC, Btf
 from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.select import Selection, select
-from netbpf.system.privileges import refusal
+from netbpf.system.privileges import refusal_reason
 
 Say = Callable[[str], None]
 _MOST_MAPS = 4  # that are named
@@ -47,7 +47,7 @@ class Attached:
         self.user_links: list[int] = []
         # Optional probes that this process must not attach: what they would see is lost.
         self.not_covered = sum(bool(selection.denied) for selection in selections)
-        self.left = thread_stacks.left
+        self.left = thread_stacks.left_calls
         self.closers: list[Callable[[], None]] = []
 
     def with_role(self, role: Role) -> list[int]:
@@ -72,7 +72,8 @@ class Attached:
                     link = attach(kind, self.loaded.programs[name], target, over)
                 except OSError as error:
                     raise AttachRefused(
-                        selection.probe.name, refusal("the kernel refused to attach it", error)
+                        selection.probe.name,
+                        refusal_reason("the kernel refused to attach it", error),
                     ) from error
                 self.links.setdefault(selection.probe.name, []).append(link)
 
@@ -111,7 +112,7 @@ class Attached:
                 "rejected": [f"{words}: {why}" for words, why in selection.rejected],
             }
             for selection in self.selections
-            if not selection.covered
+            if not selection.redundant
         ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Optional, TextIO
 
-from netbpf.declare.constants import at_load
+from netbpf.declare.constants import load_constant
 from netbpf.declare.memory import ring_size
 from netbpf.declare.tool import Tool
 from netbpf.errors import EXIT_LOST, NetbpfError
@@ -225,7 +225,7 @@ class Run:
             lines.append(f"#define RING_PAGES {ring_size(self.settings['buffer']) // 4096}")
         lines += filter_defines(self.settings)
         netns = netns_of(self.settings) or os.stat("/proc/self/ns/net").st_ino
-        lines.append(f"#define COUNTED_NETNS {at_load(netns)}")  # whose counters the summary tells
+        lines.append(f"#define COUNTED_NETNS {load_constant(netns)}")  # of the summary's counters
         own = dict(self.tool.constants(self.settings)) if self.tool.constants else {}
         for option in self.tool.own_options:
             own.update(option.constant(self.settings.get(option.name)))

@@ -30,7 +30,7 @@ class Tally:
         wanted = (*tool.counters, *tool.interval_counters)
         self._one = Counters(netns_of(settings), wanted)
         everywhere = bool(wanted) and not settings.get("netns")
-        self._all = AllCounters(wanted, apart=apart) if everywhere else None
+        self._all = AllCounters(wanted, capabilities=apart) if everywhere else None
         self.source: Source = self._all or self._one
         self._filters = [
             option.flags[-1]
@@ -44,7 +44,7 @@ class Tally:
     @property
     def due(self) -> float:
         """The monotonic time at which to look at all namespaces again, in seconds."""
-        return self._all.due if self._all else float("inf")
+        return self._all.next_update if self._all else float("inf")
 
     def begin(self) -> None:
         """Read the counters for the first time."""
@@ -56,10 +56,10 @@ class Tally:
         if not self._all:
             return
         now = time.monotonic()
-        fresh = set(shown) - self._all.known - {0}
-        if now >= self._all.due or (fresh and now >= self._looked + _SOON):
+        fresh = set(shown) - self._all.namespaces - {0}
+        if now >= self._all.next_update or (fresh and now >= self._looked + _SOON):
             self._looked = now
-            self._all.look()
+            self._all.update()
 
     def end(self) -> None:
         """Read the counters for the last time."""
@@ -71,7 +71,7 @@ class Tally:
         """Return the summary's field on what the counters are of, if there are counters."""
         if not self._names:
             return {}
-        namespaces = len(self._all.known) if self._all else bool(self._own_before)
+        namespaces = len(self._all.namespaces) if self._all else bool(self._own_before)
         return {"counted": {"namespaces": int(namespaces), "filtered": bool(self._filters)}}
 
     def notes(self, shown: Collection[int]) -> list[str]:
@@ -84,7 +84,7 @@ class Tally:
                 f"{' and '.join(self._filters)} or not"
             )
         if self._all and self.rise:
-            absent = len(set(shown) - self._all.known - {0})
+            absent = len(set(shown) - self._all.namespaces - {0})
             if absent or self._all.unread:
                 found.append(
                     f"the kernel's counters lack {max(absent, self._all.unread)} network "

@@ -1,1 +1,4 @@
-"""What the operating system does for this process: system calls, forks, privileges."""
+"""Operating system services: raw system calls, child processes, privileges, untrusted files.
+
+Nothing here knows kernel types, BPF programs or tools; every other room may import it.
+"""

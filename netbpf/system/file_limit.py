@@ -1,4 +1,4 @@
-"""How many files this process may have open: every probe, map and program is one."""
+"""The limit on open files: every probe, map and program takes a descriptor."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import suppress
 from netbpf.errors import NetbpfError
 
 _MOST = 1 << 20
-_ENOUGH = 256  # for every tool without probes on other programs
+_ENOUGH = 256  # for every tool without user-space probes
 
 
 def allow_many_files() -> None:
     """Raise the soft limit as far as possible; NetbpfError if that is not enough to trace.
 
-    14 probes go on every container's own libc. Root may raise the hard limit as well.
+    Each container's own libc takes 14 probes. Root may also raise the hard limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (max(hard, 4096), hard):

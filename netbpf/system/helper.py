@@ -1,8 +1,8 @@
-"""A process that answers one question again and again, with rights that the tool has given up.
+"""A child process that answers requests with capabilities that the tool has dropped.
 
-What a tool reads of the network is made by strangers; what needs a right that is good for more than
-reading counters is therefore not done in the same process. The helper holds nothing of the tool's:
-no program, no map, no output. It ends when the tool does, however that ends.
+A tool parses untrusted data from the network, so work that needs powerful capabilities runs in
+another process. The helper shares no program, map or output with the tool, and ends when the tool
+ends, even after SIGKILL.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import Any
 
 from netbpf.system import syscall_filter
 from netbpf.system.forks import become_child, close_all_but, note_cpu
-from netbpf.system.privileges import give_up
+from netbpf.system.privileges import drop_capabilities
 
-_PATIENCE = 5.0  # seconds that an answer may take
-_LONGEST = 4096  # bytes of a question
-_LENGTH = 8  # bytes of the number before an answer
+_TIMEOUT = 5.0  # seconds to wait for an answer
+_MAX_QUESTION = 4096  # bytes
+_LENGTH = 8  # bytes of the length before an answer
 
 
 class Helper:
-    """A child process that calls `work` whenever it is asked, keeping the capabilities `kept`.
+    """A child process that calls `work` for each question and keeps the capabilities `kept`.
 
-    `work` takes a question and returns an answer that JSON can hold. `cpu` are the seconds of CPU
-    time until its last answer.
+    `work` takes and returns JSON values. `cpu` is the CPU time in seconds that the child had used
+    at its last answer.
     """
 
     cpu = 0.0
 
     def __init__(self, work: Callable[[Any], Any], kept: Collection[str]) -> None:
-        """Start it. Raises OSError."""
+        """Start the child. Raises OSError."""
         theirs, self._questions = os.pipe()
         self._answers, answers = os.pipe()
         parent = os.getpid()
@@ -46,25 +46,25 @@ class Helper:
         os.close(theirs)
         os.close(answers)
         os.set_blocking(self._answers, False)
-        self._data, self._waits = b"", False  # of the answer so far; is there one to come?
+        self._data, self._pending = b"", False  # received part of the answer; one is expected
 
-    def ask(self, question: Any = None, patience: float = _PATIENCE) -> Any:
-        """Return what `work` returns for `question` (what JSON can hold).
+    def ask(self, question: Any = None, timeout: float = _TIMEOUT) -> Any:
+        """Return what `work` returns for `question` (a JSON value).
 
-        Raises TimeoutError if that takes more than `patience` seconds: what comes later is for the
-        next question. Raises OSError if the helper is gone.
+        Raises TimeoutError after `timeout` seconds; the late answer is returned for the next
+        question. Raises OSError if the child has ended.
         """
-        end = time.monotonic() + patience
-        if not self._waits:
+        end = time.monotonic() + timeout
+        if not self._pending:
             os.write(self._questions, json.dumps(question).encode() + b"\n")
-            self._waits = True
+            self._pending = True
         while len(self._data) < _LENGTH or len(self._data) < _LENGTH + self._length:
             self._receive(end)
         answer = json.loads(self._data[_LENGTH : _LENGTH + self._length])
-        self._data, self._waits = b"", False
-        self.cpu, found = answer
+        self._data, self._pending = b"", False
+        self.cpu, result = answer
         note_cpu(self, self.cpu)
-        return found
+        return result
 
     @property
     def _length(self) -> int:
@@ -77,17 +77,14 @@ class Helper:
             raise TimeoutError(errno.ETIMEDOUT, "no answer")
         part = os.read(self._answers, 1 << 20)
         if not part:
-            raise OSError(errno.EPIPE, "the helper is gone")
+            raise OSError(errno.EPIPE, "the helper process has ended")
         self._data += part
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """End the child."""
         if self._questions >= 0:
             os.close(self._questions)
             self._questions = -1
-
-    def close(self) -> None:
-        """Let it end."""
-        self._end()
         if self._answers >= 0:
             os.close(self._answers)
             self._answers = -1
@@ -101,7 +98,7 @@ def _child(
     status = 1
     try:
         _become_helper(kept, parent, {questions, answers})
-        while question := os.read(questions, _LONGEST):
+        while question := os.read(questions, _MAX_QUESTION):
             answer = work(json.loads(question))
             data = json.dumps((time.process_time(), answer), separators=(",", ":")).encode()
             data = len(data).to_bytes(_LENGTH, "little") + data
@@ -109,14 +106,14 @@ def _child(
                 data = data[os.write(answers, data) :]
         status = 0
     finally:
-        os._exit(status)  # no atexit, no buffers of the parent flushed twice
+        os._exit(status)  # skip atexit handlers and the parent's unflushed buffers
 
 
 def _become_helper(kept: Collection[str], parent: int, pipes: set[int]) -> None:
-    # Ctrl-C ends the tool in order, which has a last question then.
+    # After Ctrl-C the tool shuts down in order and asks once more.
     become_child(parent, signal.SIGTSTP)
     close_all_but(pipes)
-    give_up(kept)
+    drop_capabilities(kept)
     if syscall_filter.available():
-        with suppress(OSError):  # a kernel without filters
-            syscall_filter.prepared(syscall_filter.Allowed(namespaces=True))()
+        with suppress(OSError):  # a kernel without seccomp filters
+            syscall_filter.prepare(syscall_filter.Allowed(namespaces=True))()

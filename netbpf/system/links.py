@@ -1,4 +1,4 @@
-"""Links and iterators of bpf(2): how a loaded program is attached, or run on demand."""
+"""BPF links and iterators: attach a loaded program, or run it on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BPF_TRACE_ITER = 28
 
 
 def run_iterator(link: int) -> None:
-    """Run an attached iterator to its end; what it writes besides its maps is thrown away."""
+    """Run an attached iterator to its end and discard its output; it fills maps."""
     iterator = open_iterator(link)
     try:
         while os.read(iterator, 65536):
@@ -25,20 +25,20 @@ def run_iterator(link: int) -> None:
 
 
 def open_iterator(link: int) -> int:
-    """Return a descriptor whose reading runs the iterator and yields what it writes."""
+    """Return a descriptor; reading it runs the iterator and returns its output."""
     return bpf(_ITER_CREATE, struct.pack("=II", link, 0))
 
 
 def enable_statistics() -> int:
-    """Make the kernel count runs and run time of BPF programs while the result is open (5.8)."""
+    """Have the kernel count runs and run time of BPF programs until the result is closed (5.8)."""
     return bpf(_ENABLE_STATS, struct.pack("=I", 0))  # BPF_STATS_RUN_TIME
 
 
 def attach_iterator(program: int, over: Optional[int] = None) -> int:
-    """Attach an iterator; `over` is the descriptor of the map whose elements it goes through."""
+    """Attach an iterator; `over` is the descriptor of the map that it iterates over, if any."""
     attributes = struct.pack("=IIII", program, 0, _BPF_TRACE_ITER, 0)
     if over is None:
         return bpf(LINK_CREATE, attributes)
-    # union bpf_iter_link_info: of a map, its descriptor (since a5cbe05a6673, 5.9).
+    # union bpf_iter_link_info: the map's descriptor (since a5cbe05a6673, 5.9).
     info = ctypes.create_string_buffer(struct.pack("=I", over), 4)
     return bpf(LINK_CREATE, attributes + struct.pack("=QI4x", ctypes.addressof(info), 4))

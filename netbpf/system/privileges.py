@@ -1,7 +1,7 @@
-"""What this process may do, and giving it up.
+"""Query and drop the capabilities of this process.
 
-Capabilities belong to threads: what is given up here is given up by the calling thread, and by
-those that it starts afterwards.
+Capabilities are per thread: functions here change those of the calling thread and of the threads
+that it starts later.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CAPABILITIES = tuple(
         "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
     )
 )  # fmt: skip
-# Those that make a difference to netbpf: see netbpf.declare.needs.
-_OF_INTEREST = (
+# The ones that netbpf uses: see netbpf.declare.needs.
+_RELEVANT = (
     "CAP_SYS_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH",
     "CAP_DAC_OVERRIDE", "CAP_CHECKPOINT_RESTORE", "CAP_SYSLOG", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
 )  # fmt: skip
@@ -41,11 +41,11 @@ _BOUNDING_DROP, _NO_NEW_PRIVILEGES, _AMBIENT, _AMBIENT_CLEAR = 24, 38, 47, 4
 
 
 class Denied(str):
-    """A reason in words that is a lack of privileges, and not of the kernel."""
+    """A reason (text) that a missing privilege explains, not a missing kernel feature."""
 
 
 def in_first_user_namespace() -> bool:
-    """Return whether the capabilities of this process are good for the whole machine."""
+    """Return whether this process is in the initial user namespace."""
     try:
         return os.stat("/proc/self/ns/user").st_ino == _FIRST_NAMESPACE
     except OSError:
@@ -53,80 +53,80 @@ def in_first_user_namespace() -> bool:
 
 
 def missing_privileges(status: str = _OWN) -> list[str]:
-    """Return the capabilities that every tool needs and this process lacks.
+    """Return the missing capabilities among those that every tool needs.
 
     CAP_BPF loads programs, CAP_PERFMON attaches them and reads kernel memory (both since 5.8);
-    CAP_SYS_ADMIN covers both. In a user namespace other than the first they are worth nothing.
+    CAP_SYS_ADMIN implies both. They have no effect outside the initial user namespace.
     """
     return [need.name for need in (PROGRAMS, ATTACH) if lacks(need, status)]
 
 
 def lacks(need: Need, status: str = _OWN) -> bool:
-    """Return whether this process has none of the capabilities that the need asks for."""
+    """Return whether this process has none of the capabilities that satisfy `need`."""
     if status == _OWN and not in_first_user_namespace():
         return True
     return not set(need.any_of) & set(held_capabilities(status))
 
 
 def held_capabilities(status: str = _OWN) -> list[str]:
-    """Return the effective capabilities of this process that make a difference to netbpf."""
+    """Return the effective capabilities of this process that netbpf uses."""
     held = capabilities(status)
-    return [name for name in _OF_INTEREST if name in held]
+    return [name for name in _RELEVANT if name in held]
 
 
 def capabilities(status: str = _OWN, line: str = "CapEff") -> list[str]:
-    """Return the names in one line of a status file of /proc: CapEff, CapPrm, CapBnd ..."""
+    """Return the capabilities in one line (CapEff, CapPrm, CapBnd ...) of /proc/PID/status."""
     lines = Path(status).read_text().splitlines()
     mask = next((int(x.split()[1], 16) for x in lines if x.startswith(f"{line}:")), 0)
     return [name for bit, name in enumerate(CAPABILITIES) if mask >> bit & 1]
 
 
-def lack(
+def privilege_error(
     needs: Collection[Need], command: str = "", every: Collection[Need] = ()
 ) -> PrivilegeError:
-    """Return the error that names what is missing, what for, and how to give it.
+    """Return an error that names the missing capabilities, their purpose and how to grant them.
 
-    `every` is what the command needs, missing or not.
+    `every` are all needs of the command, missing or not.
     """
     command = f"netbpf {command}".strip()
     names = ",".join(f"+{need.name[len('CAP_') :].lower()}" for need in every or needs)
-    words = f"tracing needs {', '.join(need.words for need in needs)}"
-    hint = f"run it as root: sudo {command}; or give it these capabilities, as by "
+    text = f"tracing needs {', '.join(need.words for need in needs)}"
+    hint = f"run it as root: sudo {command}; or grant these capabilities, for example with "
     hint += f"setpriv --inh-caps {names} --ambient-caps {names}"
     if not in_first_user_namespace():
-        hint = "those of a user namespace do not count: run it as root of the machine"
-    return PrivilegeError(words, hint)
+        hint = "capabilities in a user namespace have no effect: run it as root of the host"
+    return PrivilegeError(text, hint)
 
 
-def refusal(
-    words: str, error: OSError, codes: Collection[int] = (errno.EPERM, errno.EACCES)
+def refusal_reason(
+    what: str, error: OSError, codes: Collection[int] = (errno.EPERM, errno.EACCES)
 ) -> str:
-    """Return words for what the kernel refused: Denied if a privilege could have changed that."""
-    text = f"{words} ({error.strerror})"
+    """Return `what` with the error as text; Denied if CAP_SYS_ADMIN is missing and may help."""
+    text = f"{what} ({error.strerror})"
     if error.errno in codes and "CAP_SYS_ADMIN" not in capabilities():
         return Denied(f"{text}: it takes CAP_SYS_ADMIN")
     return text
 
 
 def memory_is_limited() -> bool:
-    """Return whether RLIMIT_MEMLOCK can be why the kernel makes no map: it counts before 5.11."""
+    """Return whether RLIMIT_MEMLOCK can make map creation fail, as it does before 5.11."""
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return limit != resource.RLIM_INFINITY and lacks(MEMORY)
 
 
-def all_threads() -> set[str]:
-    """Return the capabilities that any thread of this process may use."""
-    found: set[str] = set()
+def capabilities_of_all_threads() -> set[str]:
+    """Return the union of the permitted capabilities of this process's threads."""
+    names: set[str] = set()
     for task in os.listdir("/proc/self/task"):
         with suppress(FileNotFoundError):
-            found.update(capabilities(f"/proc/self/task/{task}/status", "CapPrm"))
-    return found
+            names.update(capabilities(f"/proc/self/task/{task}/status", "CapPrm"))
+    return names
 
 
-def give_up(kept: Collection[str]) -> None:
-    """Give up all capabilities but `kept`, for good, also for programs that are started.
+def drop_capabilities(kept: Collection[str]) -> None:
+    """Drop all capabilities but `kept` permanently, also for programs that are started.
 
-    Without CAP_SETPCAP the bounding set stays, and cannot be made use of.
+    Without CAP_SETPCAP the bounding set stays, but no_new_privs makes it useless.
     """
     last = _last_capability()
     if "CAP_SETPCAP" in capabilities():
@@ -141,8 +141,8 @@ def give_up(kept: Collection[str]) -> None:
 
 
 @contextmanager
-def using(names: Collection[str]) -> Iterator[None]:
-    """Use no capabilities but `names` for a while."""
+def limited_to(names: Collection[str]) -> Iterator[None]:
+    """Reduce the effective capabilities to `names` within the block."""
     effective, permitted = (_mask(capabilities(line=line)) for line in ("CapEff", "CapPrm"))
     inheritable = _mask(capabilities(line="CapInh"))
     capset(_mask(names) & effective, permitted, inheritable)
@@ -153,7 +153,7 @@ def using(names: Collection[str]) -> Iterator[None]:
 
 
 def no_new_privileges() -> bool:
-    """Return whether no program that is run from here can gain privileges."""
+    """Return whether no_new_privs is set: programs run from here cannot gain privileges."""
     return "NoNewPrivs:\t1" in Path(_OWN).read_text()
 
 

@@ -1,9 +1,9 @@
-"""Not to be kept waiting for the CPU in the midst of reading a map.
+"""Avoid being preempted while reading a BPF map.
 
-A system call that reads a map keeps programs of trace events and kprobes from running on its CPU
-(bpf_disable_instrumentation raises bpf_prog_active; kernel/bpf/syscall.c, since 5.7). Where the
-kernel can be preempted there (preempt=full, and all of Linux 7 with its lazy preemption), a reader
-that has to wait for the CPU then hides the events of all tasks that run meanwhile.
+While a system call reads a map, programs of trace events and kprobes do not run on its CPU
+(bpf_disable_instrumentation raises bpf_prog_active; kernel/bpf/syscall.c, since 5.7). On a kernel
+that is preemptible there (preempt=full, and all of Linux 7 with its lazy preemption), a preempted
+reader hides the events of all tasks that run on that CPU until it continues.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _ORDINARY = (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Run before all tasks without a real-time priority, if this process may (CAP_SYS_NICE)."""
+def realtime_priority() -> Iterator[None]:
+    """Run the block with SCHED_FIFO priority 1 if allowed (CAP_SYS_NICE), else unchanged."""
     before = os.sched_getscheduler(0)
     raised = False
     if before in _ORDINARY:

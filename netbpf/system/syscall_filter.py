@@ -1,8 +1,8 @@
-"""Allow only the system calls that the loop of a running tool makes.
+"""A seccomp filter that allows only the system calls of a running tool's loop.
 
-By libseccomp's own Python binding (Debian's python3-seccomp, Fedora's python3-libseccomp), if it is
-there. What is not allowed fails with EPERM, and does not end the process: an incident is no time to
-find out that a newer C library makes another call.
+It uses libseccomp's Python binding if that is installed (python3-seccomp on Debian,
+python3-libseccomp on Fedora). Other calls fail with EPERM instead of killing the process, so that
+a new call by a newer C library does not end a tool during an incident.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-# Reading, waiting, writing to what is open, memory, signals, and what looks at this process.
+# Read, wait, write to open files, memory, signals, and queries about this process.
 _ALWAYS = """
     access brk clock_getres clock_gettime clock_nanosleep close close_range dup dup2 dup3
     epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd2 exit exit_group faccessat
@@ -33,11 +33,12 @@ _ONLY_OLD_FILES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
 _NEW_FILE = os.O_CREAT | os.O_EXCL
 # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET and TIME of include/uapi/linux/sched.h.
 _NEW_NAMESPACES = 0x7E020080
-# ioctl: TCGETS, TIOCGWINSZ, FIONBIO, FIONREAD; FIONCLEX and FIOCLEX, by which Python 3.9 opens.
+# ioctl: TCGETS, TIOCGWINSZ, FIONBIO, FIONREAD; FIONCLEX and FIOCLEX, which Python 3.9's open uses.
 _FILE = (0x5401, 0x5413, 0x5421, 0x541B, 0x5450, 0x5451)
 _PERF = (0x2400, 0x2401, 0x40042408)  # PERF_EVENT_IOC_ENABLE, _DISABLE, _SET_BPF
-_PRCTL = (1, 3, 15, 16, 38, 0x53564D41)  # death signal, names, no new privileges; not what gives
-# Commands of bpf(2): map elements one by one and in batches, what an object is, iterators.
+# PR_SET_PDEATHSIG, _GET_DUMPABLE, _SET_NAME, _GET_NAME, _SET_NO_NEW_PRIVS and _SET_VMA.
+_PRCTL = (1, 3, 15, 16, 38, 0x53564D41)
+# Commands of bpf(2): map elements one by one and in batches, object info, iterators.
 _MAPS = (1, 2, 3, 4, 15, 21, 24, 25, 26, 27, 33)
 _PROGRAMS = (5, 17, 28)  # BPF_PROG_LOAD, _RAW_TRACEPOINT_OPEN, _LINK_CREATE
 
@@ -45,21 +46,21 @@ Rule = tuple[str, tuple[Any, ...]]
 
 
 class Allowed(NamedTuple):
-    """What a tool does while it runs that others do not.
+    """Optional permissions, for what only some processes do after the start.
 
-    `probes`: attaches to programs that begin to run, and hands the descriptors on; `apart`: gets
-    them from a process that it ends; `namespaces`: enters network namespaces; `sign`: creates and
-    removes --ready-file.
+    `probes`: attach uprobes to new programs and send their descriptors; `worker`: receive them from
+    a worker process and kill it; `namespaces`: enter network namespaces; `ready_file`: create and
+    remove --ready-file.
     """
 
     probes: bool = False
-    apart: bool = False
+    worker: bool = False
     namespaces: bool = False
-    sign: bool = False
+    ready_file: bool = False
 
 
 def available() -> bool:
-    """Return whether the binding is installed for this Python, and is what it should be."""
+    """Return whether libseccomp's binding is installed for this Python and has what is used."""
     try:
         import seccomp
 
@@ -68,48 +69,48 @@ def available() -> bool:
         return False
 
 
-def prepared(allowed: Allowed) -> Callable[[], None]:
-    """Return what puts the filter in force, for this process and all that it starts.
+def prepare(allowed: Allowed) -> Callable[[], None]:
+    """Return a function that installs the filter for this process and its children.
 
-    No new privileges must be set before. Calling it can raise OSError, as on a kernel that has no
-    filters.
+    no_new_privs must be set first. The function raises OSError, for example on a kernel without
+    seccomp filters.
     """
     import seccomp
 
-    chosen = seccomp.SyscallFilter(defaction=seccomp.ERRNO(errno.EPERM))
-    chosen.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.EPERM))
-    chosen.set_attr(seccomp.Attr.CTL_TSYNC, 1)  # in all threads
-    # Kernels before 5.16 slow down every process that has a filter, against attacks on itself.
-    chosen.set_attr(seccomp.Attr.CTL_SSB, 1)
+    rules = seccomp.SyscallFilter(defaction=seccomp.ERRNO(errno.EPERM))
+    rules.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(errno.EPERM))
+    rules.set_attr(seccomp.Attr.CTL_TSYNC, 1)  # in all threads
+    # Before 5.16 the kernel slows down processes with a filter (speculative store bypass).
+    rules.set_attr(seccomp.Attr.CTL_SSB, 1)
     for name, arguments in _rules(seccomp, allowed):
-        _add(chosen, seccomp.ALLOW, name, arguments)
-    # What cannot be looked into, in memory, is unknown: the C library then makes the older call.
+        _add(rules, seccomp.ALLOW, name, arguments)
+    # A filter cannot check arguments in memory. With ENOSYS the C library makes the older call.
     absent = seccomp.ERRNO(errno.ENOSYS)
     for name in ("clone3", *([] if allowed.probes else ["openat2"])):
-        _add(chosen, absent, name, ())
-    return lambda: _loaded(chosen)
+        _add(rules, absent, name, ())
+    return lambda: _install(rules)
 
 
-def no_more_files() -> None:
-    """Put a filter in force, on top of the first one, that allows no new file."""
+def deny_new_files() -> None:
+    """Install a second filter on top of the first: opening a file must not create it."""
     import seccomp
 
-    chosen = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
+    rules = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
     for name, at in (("open", 1), ("openat", 2)):
         created = seccomp.Arg(at, seccomp.MASKED_EQ, os.O_CREAT, os.O_CREAT)
-        _add(chosen, seccomp.ERRNO(errno.EPERM), name, (created,))
-    _loaded(chosen)
+        _add(rules, seccomp.ERRNO(errno.EPERM), name, (created,))
+    _install(rules)
 
 
-def _add(chosen: Any, action: Any, name: str, arguments: Iterable[Any]) -> None:
-    # An older libseccomp does not have every name, and not every machine has every call.
+def _add(rules: Any, action: Any, name: str, arguments: Iterable[Any]) -> None:
+    # Older versions of libseccomp miss some names, and some architectures some calls.
     with suppress(ValueError, RuntimeError, OSError):
-        chosen.add_rule(action, name, *arguments)
+        rules.add_rule(action, name, *arguments)
 
 
-def _loaded(chosen: Any) -> None:
+def _install(rules: Any) -> None:
     try:
-        chosen.load()
+        rules.load()
     except RuntimeError as error:
         raise OSError(errno.EINVAL, str(error)) from error
 
@@ -126,22 +127,22 @@ def _rules(seccomp: Any, allowed: Allowed) -> Iterable[Rule]:
         has_bits(*call, _ONLY_OLD_FILES, os.O_RDONLY) for call in (("open", 1), ("openat", 2))
     )
     yield has_bits("clone", 0, _NEW_NAMESPACES, 0)
-    yield from one_of("sendto", 4, (0,))  # to the end that a socket is connected to
-    yield from one_of("prlimit64", 2, (0,))  # limits are looked at and not set
+    yield from one_of("sendto", 4, (0,))  # only to the connected peer
+    yield from one_of("prlimit64", 2, (0,))  # read limits, but do not set them
     yield from one_of("tgkill", 0, (os.getpid(),))
     yield from one_of("prctl", 0, _PRCTL)
     yield from one_of("ioctl", 1, (*_FILE, *(_PERF if allowed.probes else ())))
     yield from one_of("bpf", 0, (*_MAPS, *(_PROGRAMS if allowed.probes else ())))
     if allowed.probes:
         yield from ((name, ()) for name in ("perf_event_open", "openat2", "sendmsg"))
-        yield from one_of("kill", 1, (signal.SIGKILL,))  # what takes too long, see system/worker.py
-    if allowed.apart:
+        yield from one_of("kill", 1, (signal.SIGKILL,))  # a hanging worker, see system/worker.py
+    if allowed.worker:
         yield from ((name, ()) for name in ("recvmsg", "kill"))
     if allowed.namespaces:
         yield "setns", ()
         yield from one_of("socket", 0, (16,))  # AF_NETLINK
         yield from ((name, ()) for name in ("bind", "getsockname", "setsockopt"))
-    if allowed.sign:
+    if allowed.ready_file:
         new = os.O_ACCMODE | os.O_TRUNC | _NEW_FILE
         yield has_bits("open", 1, new, os.O_WRONLY | _NEW_FILE)
         yield has_bits("openat", 2, new, os.O_WRONLY | _NEW_FILE)

@@ -1,6 +1,6 @@
-"""The system calls that Python does not wrap: bpf(2), perf_event_open(2) and detached mounts.
+"""System calls that Python does not wrap: bpf(2), perf_event_open(2), detached mounts and others.
 
-Numbers are those of x86_64 and of the generic table (arm64, riscv64).
+Call numbers are for x86_64 and for the generic table (arm64, riscv64). Functions raise OSError.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def syscall(number: int, *arguments: object) -> int:
-    """Make a system call; an error becomes OSError."""
+    """Make a system call; raises OSError."""
     result = int(_libc.syscall(ctypes.c_long(number), *arguments))
     if result < 0:
         code = ctypes.get_errno()
@@ -33,21 +33,21 @@ def syscall(number: int, *arguments: object) -> int:
 
 
 def advise(address: int, length: int) -> None:
-    """Let go of the pages of a mapping that only reads a file (MADV_DONTNEED); never fails."""
+    """Unmap the pages of a read-only file mapping (MADV_DONTNEED); never fails."""
     _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), 4)
 
 
 def enter_network(namespace: int) -> None:
-    """Move the calling thread, and no other, into the network namespace behind a descriptor."""
+    """Move the calling thread (only) into the network namespace behind a descriptor."""
     if _libc.setns(ctypes.c_int(namespace), 0x40000000):  # CLONE_NEWNET
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
 def prctl(operation: int, *arguments: int) -> int:
-    """Make a prctl(2) call; an error becomes OSError."""
-    words = [*arguments, 0, 0, 0, 0][:4]
-    result = int(_libc.prctl(ctypes.c_int(operation), *map(ctypes.c_ulong, words)))
+    """Make a prctl(2) call; raises OSError."""
+    padded = [*arguments, 0, 0, 0, 0][:4]
+    result = int(_libc.prctl(ctypes.c_int(operation), *map(ctypes.c_ulong, padded)))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -55,7 +55,7 @@ def prctl(operation: int, *arguments: int) -> int:
 
 
 def capset(effective: int, permitted: int, inheritable: int = 0) -> None:
-    """Set the capabilities of the calling thread, as bit masks; an error becomes OSError."""
+    """Set the capabilities of the calling thread, as bit masks; raises OSError."""
     header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)  # version 3
     masks = [mask >> shift & 0xFFFFFFFF for shift in (0, 32) for mask in
              (effective, permitted, inheritable)]  # fmt: skip
@@ -66,9 +66,9 @@ def capset(effective: int, permitted: int, inheritable: int = 0) -> None:
 
 
 def open_inside(root: int, path: str, flags: int) -> int:
-    """Open `path` as a process does whose root directory is `root` (a descriptor); OSError.
+    """Open `path` with `root` (a descriptor) as the root directory; raises OSError.
 
-    Neither "..", nor an absolute link, nor one of /proc's links to open files leads out of it.
+    "..", absolute symbolic links and /proc's links to open files do not lead out of it.
     """
     how = struct.pack("=QQQ", flags, 0, _IN_ROOT | _NO_MAGIC_LINKS)  # struct open_how
     buffer = ctypes.create_string_buffer(how, len(how))
@@ -76,36 +76,36 @@ def open_inside(root: int, path: str, flags: int) -> int:
 
 
 def open_by_inode(mount: int, inode: int) -> int:
-    """Return a descriptor (O_PATH) of a directory of cgroupfs by its inode number; OSError.
+    """Return an O_PATH descriptor of a cgroupfs directory by its inode number; raises OSError.
 
-    `mount` is a descriptor of any file there. Needs CAP_DAC_READ_SEARCH.
+    `mount` is a descriptor of any file on that file system. Needs CAP_DAC_READ_SEARCH.
     """
-    # struct file_handle: size, FILEID_KERNFS (since 33c5ac9175195, 5.5), the number.
+    # struct file_handle: size, FILEID_KERNFS (since 33c5ac9175195, 5.5), inode number.
     handle = ctypes.create_string_buffer(struct.pack("=IiQ", 8, 0xFE, inode), 16)
     number = 304 if _X86 else 265
     return syscall(number, mount, handle, os.O_PATH | os.O_CLOEXEC)
 
 
 def filesystem_type(descriptor: int) -> int:
-    """Return the magic number of the file system that a file is on, as statfs(2) does."""
-    found = ctypes.create_string_buffer(256)  # struct statfs begins with it, a long
-    if _libc.fstatfs(ctypes.c_int(descriptor), found):
+    """Return the magic number of the file system that holds the file, from statfs(2)."""
+    status = ctypes.create_string_buffer(256)  # struct statfs begins with it, a long
+    if _libc.fstatfs(ctypes.c_int(descriptor), status):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    return int(struct.unpack_from("@l", found)[0]) & 0xFFFFFFFF
+    return int(struct.unpack_from("@l", status)[0]) & 0xFFFFFFFF
 
 
 def end_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when process `parent`, which forked it, ends."""
+    """Have the kernel kill this process when its parent (process `parent`) ends."""
     _libc.prctl(ctypes.c_int(1), ctypes.c_ulong(9), 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
     if os.getppid() != parent:
-        os._exit(0)  # it ended before
+        os._exit(0)  # the parent had ended before
 
 
 def timer_until_set() -> int:
-    """Return a descriptor that read(2) ends with ECANCELED once CLOCK_REALTIME was set."""
+    """Return a timerfd: read(2) fails with ECANCELED once CLOCK_REALTIME has been set."""
     timer = int(_libc.timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC))
-    # struct itimerspec: no repetition, at the last second that every kernel accepts.
+    # struct itimerspec: no repetition; expires at the last second that every kernel accepts.
     until = ctypes.create_string_buffer(struct.pack("@4l", 0, 0, 2**31 - 1, 0))
     # TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET
     if timer < 0 or _libc.timerfd_settime(timer, 3, until, None):
@@ -131,9 +131,9 @@ def load_program(
 ) -> int:
     """Load a program of bpf_prog_type `kind` (BPF_PROG_LOAD) and return its descriptor.
 
-    `attach` is its expected_attach_type and the BTF id of its target, `log` the address of a buffer
-    for the verifier's words and its size in bytes. The kernel's version is left out: nobody looks
-    at it since 6c4fc209fcf9 ("bpf: remove useless version check for prog load", 5.0).
+    `attach` is its expected_attach_type and the BTF id of its target, `log` the address and size
+    (bytes) of a buffer for the verifier's log. kern_version stays 0: the kernel ignores it since
+    6c4fc209fcf9 ("bpf: remove useless version check for prog load", 5.0).
     """
     code = ctypes.create_string_buffer(instructions, len(instructions))
     license_text = ctypes.create_string_buffer(b"GPL")
@@ -148,10 +148,10 @@ def load_program(
 
 @cache
 def accepts_fentry(function: int) -> bool:
-    """Tell whether this kernel loads an fentry program for the function with this BTF id.
+    """Return whether the kernel loads an fentry program for the function with this BTF id.
 
-    Some builds have the types but not the trampolines, or a policy against them: only trying
-    tells. The program (return 0) is attached to nothing and gone at once.
+    Some kernels have BTF but no trampolines, or a policy against them, so this loads a program
+    (return 0) and closes it without attaching it.
     """
     code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
     try:
@@ -162,10 +162,10 @@ def accepts_fentry(function: int) -> bool:
 
 
 def detached_mount(fstype: str) -> str:
-    """Mount a new `fstype` that is attached nowhere, and return a path into it.
+    """Create a detached mount of `fstype` and return a path to it.
 
-    Only this process can reach it, and it is gone when the process is, even after SIGKILL: no
-    directory, no mount point, nothing to clean up. Needs CAP_SYS_ADMIN, else OSError.
+    Only this process can reach it, and it vanishes with the process, even after SIGKILL. Needs
+    CAP_SYS_ADMIN, else OSError.
     """
     context = syscall(SYS_FSOPEN, fstype.encode(), 1)  # FSOPEN_CLOEXEC
     try:

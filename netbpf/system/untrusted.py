@@ -1,10 +1,10 @@
-"""Open and read files that strangers chose or made, without being held up or led astray.
+"""Open and read untrusted files without blocking and without following links out of their root.
 
-Any user can let a process map, run or mount whatever they like below their own root directory.
-What is opened here is first found without being opened (O_PATH), looked at, and then opened through
-that descriptor: a FIFO or device never is, and what the path does meanwhile makes no difference. A
-path through the root of a process (/proc/PID/root/...) stays in that root: links end there as they
-do for the process itself (openat2(), since fddb5d430ad9, 5.6).
+Any user can have a process map, execute or mount anything below its own root directory. A file is
+first opened with O_PATH, checked, and then opened for reading through that descriptor: a FIFO or
+device is never opened, and a path that changes in between makes no difference. A path through the
+root of a process (/proc/PID/root/...) is resolved within that root, as for the process itself
+(openat2(), since fddb5d430ad9, 5.6).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from netbpf.system.syscalls import filesystem_type, open_inside
 MAX_FILE = 4 << 30
 
 _ROOT = re.compile(r"(.*?/proc/[0-9]+/root)(/.+)", re.DOTALL)
-# Files of these are regular by name, and reading or opening one can do things: /proc/kmsg and
-# trace_pipe wait and take away what they return, attributes of devices act. The numbers are those
-# of include/uapi/linux/magic.h and of the file systems' own sources.
+# stat(2) calls their files regular, but opening or reading one can have side effects: /proc/kmsg
+# and trace_pipe block and consume what they return, device attributes act. Numbers are from
+# include/uapi/linux/magic.h and from the file systems' sources.
 _OF_KERNEL = {
     0x9FA0: "proc", 0x62656572: "sysfs", 0x64626720: "debugfs", 0x74726163: "tracefs",
     0x27E0EB: "cgroup", 0x63677270: "cgroup2", 0x73636673: "securityfs", 0xCAFE4A11: "bpf",
@@ -31,14 +31,11 @@ _OF_KERNEL = {
     0x43415D53: "smackfs", 0x42494E4D: "binfmt_misc", 0x6E736673: "nsfs", 0x19800202: "mqueue",
     0x7655821: "resctrl", 0x09041934: "anonymous inodes",
 }  # fmt: skip
-_STEPS = 512  # steps of work between two looks at the clock
+_STEPS = 512  # steps between two checks of the clock
 
 
 class UnreadableBinary(Exception):
-    """A file that cannot be read as the ELF file that it should be.
-
-    `path` is the file as it was named (str), `why` a short reason in words (str).
-    """
+    """A file that cannot be read as an ELF file: `path` (str), and `why` as a short text."""
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"{path}: {why}")
@@ -47,15 +44,15 @@ class UnreadableBinary(Exception):
 
 
 class OutOfScope(UnreadableBinary):
-    """A file that nothing is looked for in, by the manuals' LIMITS: nothing is lost by it."""
+    """A file that tools do not cover, by the manuals' LIMITS, so that it does not count as lost."""
 
 
-class GivenUp(UnreadableBinary):
-    """A file whose budget of bytes or time is used up."""
+class LimitExceeded(UnreadableBinary):
+    """A file that needs more bytes or time than its budget has."""
 
 
 class Limits(NamedTuple):
-    """What reading one file may take: bytes read, and seconds of CPU time."""
+    """The limits of reading one file: bytes read, and seconds of CPU time."""
 
     size: int
     seconds: float
@@ -65,7 +62,7 @@ WHOLE = Limits(256 << 20, 0.75)
 
 
 class Budget:
-    """What is left of the limits of one file; raises GivenUp when that is nothing."""
+    """The remaining budget of one file; raises LimitExceeded when it is used up."""
 
     def __init__(self, path: str, limits: Limits = WHOLE) -> None:
         self._path, self._limits = path, limits
@@ -74,27 +71,29 @@ class Budget:
         self._steps = 0
 
     def spend(self, size: int) -> None:
-        """Take `size` bytes off, before they are read."""
+        """Charge `size` bytes, before they are read."""
         self._left -= size
         if self._left < 0:
-            raise GivenUp(self._path, f"given up: more than {self._limits.size >> 20} MB to read")
+            raise LimitExceeded(
+                self._path, f"given up: more than {self._limits.size >> 20} MB to read"
+            )
         self.check()
 
     def step(self) -> None:
-        """Count one step of a loop whose length the file decides."""
+        """Count one step of a loop whose length depends on the file."""
         self._steps += 1
         if self._steps % _STEPS == 0:
             self.check()
 
     def check(self) -> None:
-        """Look at the clock."""
+        """Check the CPU time."""
         if time.thread_time() > self._end:
             seconds = self._limits.seconds
-            raise GivenUp(self._path, f"given up: more than {seconds:g} s of work")
+            raise LimitExceeded(self._path, f"given up: more than {seconds:g} s of work")
 
 
-def find(path: str) -> int:
-    """Return a descriptor (O_PATH) of what is at `path`; opens nothing. Raises OSError."""
+def open_path(path: str) -> int:
+    """Return an O_PATH descriptor of `path`, which does not open the file. Raises OSError."""
     flags = os.O_PATH | os.O_CLOEXEC
     through = _ROOT.fullmatch(path)
     if not through or "\0" in path:
@@ -106,58 +105,58 @@ def find(path: str) -> int:
         os.close(root)
 
 
-def look(path: str) -> os.stat_result:
-    """Return what stat(2) does of the file at `path`; raises OSError, ValueError."""
+def stat_path(path: str) -> os.stat_result:
+    """Return the stat(2) result of the file at `path`; raises OSError, ValueError."""
     if not _ROOT.fullmatch(path):
         return os.stat(path)
-    found = find(path)
+    descriptor = open_path(path)
     try:
-        return os.fstat(found)
+        return os.fstat(descriptor)
     finally:
-        os.close(found)
+        os.close(descriptor)
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Open a regular file for reading, never waiting for it; raises UnreadableBinary."""
-    found = -1
+    """Open a regular file for reading, without blocking; raises UnreadableBinary."""
+    descriptor = -1
     try:
-        found = find(path)
-        status = os.fstat(found)
+        descriptor = open_path(path)
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableBinary(path, "not a regular file")
         if status.st_size > MAX_FILE:
             raise UnreadableBinary(path, "too large")
-        kind = _OF_KERNEL.get(filesystem_type(found))
+        kind = _OF_KERNEL.get(filesystem_type(descriptor))
         if kind:
-            raise UnreadableBinary(path, f"not a regular file but the kernel's ({kind})")
-        # Nonblocking: a lease that its owner took on the file (F_SETLEASE) makes open() wait.
+            raise UnreadableBinary(path, f"a kernel file ({kind}), not a regular file")
+        # O_NONBLOCK: open() blocks while another process holds a lease on the file (F_SETLEASE).
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        return os.fdopen(os.open(f"/proc/self/fd/{found}", flags), "rb")
+        return os.fdopen(os.open(f"/proc/self/fd/{descriptor}", flags), "rb")
     except (OSError, ValueError) as error:
         raise UnreadableBinary(path, reason(error)) from error
     finally:
-        if found >= 0:
-            os.close(found)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def open_directory(path: str) -> int:
     """Return a descriptor of the directory at `path`, for listing it; raises OSError."""
-    found = find(path)
+    at = open_path(path)
     try:
-        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{at}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     finally:
-        os.close(found)
+        os.close(at)
 
 
 def reason(error: Exception) -> str:
-    """Return in words why something failed."""
+    """Return the reason of an error as a short text."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error) or type(error).__name__
 
 
 def read_text(path: str, most: int = 4096) -> str:
-    """Return the beginning, up to `most` bytes, of a small file of /proc, "" if it is gone."""
+    """Return the first `most` bytes of a small /proc file, "" if it is gone."""
     with suppress(OSError):
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:

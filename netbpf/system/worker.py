@@ -1,9 +1,9 @@
 """A worker process for work on untrusted files, which can be killed at any time.
 
-A file can hold up its reader: a file system that does not answer, a table that takes minutes. So
-two processes are forked: a worker, and a supervisor that forks the next worker if one is killed,
-with a list of what to leave out. A kernel timer kills the worker if it spends too long on one item
-(`WorkerEnd.on`). A worker that cannot even die (a FUSE server received its request and does not
+A file can block its reader: a file system that does not answer, a table that takes minutes. So two
+processes are forked: a worker, and a supervisor that forks the next worker if one is killed, with a
+list of items to skip. A kernel timer kills the worker if it spends too long on one item
+(`WorkerEnd.item`). A worker that does not die (a FUSE server received its request and does not
 answer) is abandoned and replaced. All of them end when this process ends, for whatever reason.
 """
 
@@ -27,53 +27,53 @@ from typing import Any, Optional
 from netbpf.system.forks import become_child, close_all_but
 from netbpf.system.syscalls import end_with_parent
 
-PATIENCE = 3.0  # seconds that one thing may take
-_MORE_PATIENCE = 30.0
-_LESS_PATIENCE = 0.5  # after some that took longer
+ITEM_SECONDS = 3.0  # time for one item
+_EXTENDED_SECONDS = 30.0  # time for attaching
+_REDUCED_SECONDS = 0.5  # time for one item after _SOME were skipped
 _SOME = 3
-_MOST = 200  # things that it is killed over, before there is no next one
-_MEMORY = 384 << 20  # bytes that it may take beyond what it begins with
-_MOST_STUCK = 8  # of it that cannot die
-_NOTE, _HEAD = 4096, struct.Struct("=ddH")  # begin and latest end (monotonic), length; words follow
-_LAG = 0.5  # seconds until a signal has done what it does
-_LOOK = 1.0
-_LARGEST = 1 << 16  # bytes of a part of a message
-# A message's parts begin with whether they are the first and the last: one may be torn.
+_MAX_SKIPPED = 200  # items after which no further worker is forked
+_MEMORY = 384 << 20  # bytes that a worker may allocate
+_MAX_STUCK = 8  # workers that do not die
+_SIZE, _HEAD = 4096, struct.Struct("=ddH")  # start, deadline (monotonic), length; the name follows
+_LAG = 0.5  # seconds that a signal may take
+_POLL_SECONDS = 1.0
+_MAX_PART = 1 << 16  # bytes of a part of a message
+# Each part begins with flags for the first and the last: a killed worker leaves messages torn.
 _FLAGS = {(True, True): b"<>", (True, False): b"<+", (False, False): b"++", (False, True): b"+>"}
 _DESCRIPTORS = 200  # in one message: SCM_MAX_FD of the kernel is 253
 
 
-class Note:
-    """What the process is at, in memory that it shares with those that made it."""
+class CurrentItem:
+    """The item that the worker works on, in memory that it shares with its parents."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _NOTE)
+        self._memory = mmap.mmap(-1, _SIZE)
 
-    def write(self, words: str, seconds: float) -> None:
-        """Note that it is at something from now on, which may take so long."""
-        raw = words.encode(errors="surrogateescape")[: _NOTE - _HEAD.size]
+    def begin(self, name: str, seconds: float) -> None:
+        """Record that work on an item begins now and may take `seconds`."""
+        raw = name.encode(errors="surrogateescape")[: _SIZE - _HEAD.size]
         self._memory[_HEAD.size : _HEAD.size + len(raw)] = raw
         now = time.monotonic()
         _HEAD.pack_into(self._memory, 0, now, now + seconds, len(raw))
 
     def extend(self, seconds: float) -> None:
-        """Note that it may take so long from now on."""
+        """Move the deadline to `seconds` from now."""
         since, _, length = _HEAD.unpack_from(self._memory)
         _HEAD.pack_into(self._memory, 0, since, time.monotonic() + seconds, length)
 
     def clear(self) -> None:
-        """Note that it is at nothing."""
+        """Record that the worker is idle."""
         _HEAD.pack_into(self._memory, 0, 0.0, 0.0, 0)
 
     @property
     def overdue(self) -> bool:
-        """Should it have been killed by now?"""
+        """Whether the timer should have killed the worker by now."""
         until = float(_HEAD.unpack_from(self._memory)[1])
         return 0 < until < time.monotonic() - _LAG
 
     @property
     def since(self) -> float:
-        """When it began with that, on the monotonic clock; 0 if it is at nothing or closed."""
+        """The monotonic time in seconds at which the item began; 0 if idle or closed."""
         return 0.0 if self._memory.closed else float(_HEAD.unpack_from(self._memory)[0])
 
     def __str__(self) -> str:
@@ -83,62 +83,64 @@ class Note:
         return self._memory[_HEAD.size : _HEAD.size + length].decode(errors="surrogateescape")
 
     def close(self) -> None:
-        """Unmap it: it reads as nothing from now on."""
+        """Unmap the memory; the item then reads as idle."""
         self._memory.close()
 
 
 class WorkerEnd:
-    """What the process apart works with.
+    """The worker's end of the channel.
 
-    `channel` leads to the process that made it; `skipped` are the things that earlier ones were
-    killed over, in the words of `on`.
+    `channel` is a socket to the process that made the worker; `skipped` are the names of the items
+    on which earlier workers were killed.
     """
 
-    def __init__(self, channel: socket.socket, note: Note, skipped: Sequence[str]) -> None:
+    def __init__(
+        self, channel: socket.socket, current: CurrentItem, skipped: Sequence[str]
+    ) -> None:
         self.channel, self.skipped = channel, skipped
-        self._note = note
-        self._patience = PATIENCE if len(skipped) < _SOME else _LESS_PATIENCE
+        self._current = current
+        self._seconds = ITEM_SECONDS if len(skipped) < _SOME else _REDUCED_SECONDS
 
     @contextmanager
-    def on(self, what: str) -> Iterator[None]:
-        """Be killed if the block takes too long; the next process has `what` in `skipped`."""
-        self._note.write(what, self._patience)
-        signal.setitimer(signal.ITIMER_REAL, self._patience)
+    def item(self, name: str) -> Iterator[None]:
+        """Limit the block's time: the worker is killed after it, the next one skips `name`."""
+        self._current.begin(name, self._seconds)
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
         yield
-        # After an error the note stays: it is what the next one is to skip.
+        # Not after an error: the next worker must skip the current item.
         signal.setitimer(signal.ITIMER_REAL, 0)
-        self._note.clear()
+        self._current.clear()
 
-    def go_on(self) -> None:
-        """Grant the thing at hand more time: for attaching, which waits for others' detaching.
+    def extend_deadline(self) -> None:
+        """Give the current item more time, for attaching, which waits until others have detached.
 
-        The kernel does one at a time, and for each end it waits: 0.1 s and more.
+        The kernel detaches one probe at a time, and waits 0.1 s and more for each.
         """
-        self._note.extend(_MORE_PATIENCE)
-        signal.setitimer(signal.ITIMER_REAL, _MORE_PATIENCE)
+        self._current.extend(_EXTENDED_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, _EXTENDED_SECONDS)
 
     def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Send a message; raises OSError if there is no one any more who receives it."""
+        """Send a message with descriptors; raises OSError if the receiver has ended."""
         for start in range(_DESCRIPTORS, len(descriptors), _DESCRIPTORS):
             self.send(message, descriptors[start : start + _DESCRIPTORS])
-        words = json.dumps(message).encode()
-        last = (len(words) - 1) // _LARGEST
+        data = json.dumps(message).encode()
+        last = (len(data) - 1) // _MAX_PART
         for number in range(last + 1):
             part = _FLAGS[number == 0, number == last]
-            part += words[number * _LARGEST : (number + 1) * _LARGEST]
-            with_it = descriptors[:_DESCRIPTORS] if number == last else ()
-            socket.send_fds(self.channel, [part], list(with_it))
+            part += data[number * _MAX_PART : (number + 1) * _MAX_PART]
+            attached = descriptors[:_DESCRIPTORS] if number == last else ()
+            socket.send_fds(self.channel, [part], list(attached))
 
     def receive(self) -> bytes:
-        """Return the next message to it, b"" if the other end is closed."""
-        return self.channel.recv(_LARGEST)
+        """Return the next message, b"" if the other end is closed."""
+        return self.channel.recv(_MAX_PART)
 
 
 class Worker:
-    """The other end: starts the process that does `work`, receives from it, and ends it.
+    """The parent's end: start a process that does `work`, receive its messages, and end it.
 
-    `keep` are the descriptors that it needs; all others, and our output, are closed there.
-    `confine` gives up what it does not need, for good.
+    The child keeps only the descriptors `keep`; its standard streams are /dev/null. `confine` drops
+    the privileges that it does not need.
     """
 
     def __init__(
@@ -148,7 +150,7 @@ class Worker:
         confine: Callable[[], None] = lambda: None,
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._note = Note()
+        self._current = CurrentItem()
         self.channel = ours
         self.ended = self._closed = False
         self._part = b""
@@ -158,14 +160,14 @@ class Worker:
             try:
                 _prepare(us, {*keep, theirs.fileno()})
                 confine()
-                _supervise(work, theirs, self._note)
+                _supervise(work, theirs, self._current)
             finally:
                 os._exit(0)
         theirs.close()
         ours.setblocking(False)
 
     def receive(self) -> Iterator[tuple[dict[str, Any], list[int]]]:
-        """Yield (message, descriptors) of all that is there now."""
+        """Yield (message, descriptors) of all messages that have arrived; does not wait."""
         while not self.ended:
             try:
                 data, descriptors = self._receive_one()
@@ -182,89 +184,91 @@ class Worker:
                 yield json.loads(self._part), descriptors
 
     def _receive_one(self) -> tuple[bytes, list[int]]:
-        # Not by recv_fds(), which leaves out its flags.
-        room = socket.CMSG_SPACE(_DESCRIPTORS * 4)
-        data, more, _, _ = self.channel.recvmsg(_LARGEST + 2, room, socket.MSG_CMSG_CLOEXEC)
+        # Not recv_fds(), which ignores its flags.
+        space = socket.CMSG_SPACE(_DESCRIPTORS * 4)
+        data, ancillary, _, _ = self.channel.recvmsg(_MAX_PART + 2, space, socket.MSG_CMSG_CLOEXEC)
         numbers = array("i")
-        for level, kind, raw in more:
+        for level, kind, raw in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
         return data, list(numbers)
 
     def wait(self, until: float) -> None:
-        """Wait for something to receive, up to the monotonic time `until`."""
+        """Wait for a message, at most up to the monotonic time `until`."""
         poll = select.poll()
         if not self.ended:
             poll.register(self.channel, select.POLLIN)
         poll.poll(max(until - time.monotonic(), 0.0) * 1000)
 
     def send(self, message: bytes) -> None:
-        """Send a message, or lose it if the process is gone or does not receive any."""
+        """Send a message; it is lost if the worker has ended or its queue is full."""
         with suppress(OSError):
             self.channel.send(message)
 
     def stuck(self, seconds: float) -> str:
-        """Return what it has been at for so long, in the words of `WorkerEnd.on`; "" if nothing."""
-        since = self._note.since
-        return str(self._note) if 0 < since < time.monotonic() - seconds else ""
+        """Return the item that the worker has been working on for `seconds` or more, else ""."""
+        since = self._current.since
+        return str(self._current) if 0 < since < time.monotonic() - seconds else ""
 
     def close(self) -> None:
-        """End it; never waits for what it is at."""
+        """Kill the processes, without waiting for the current item."""
         if self._closed:
             return
         self._closed = True
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
         self.channel.close()
-        self._note.close()
+        self._current.close()
         self.ended = True
 
 
 def _prepare(parent: int, keep: set[int]) -> None:
     become_child(parent)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    nothing = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
-        os.dup2(nothing, number)
+        os.dup2(null, number)
     close_all_but(keep | {0, 1, 2})
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * mmap.PAGESIZE + _MEMORY
+    limit = pages * mmap.PAGESIZE + _MEMORY
     with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _supervise(work: Callable[[WorkerEnd], None], channel: socket.socket, note: Note) -> None:
+def _supervise(
+    work: Callable[[WorkerEnd], None], channel: socket.socket, current: CurrentItem
+) -> None:
     skipped: list[str] = []
     stuck = 0
     us = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    while len(skipped) < _MOST and stuck < _MOST_STUCK:
+    while len(skipped) < _MAX_SKIPPED and stuck < _MAX_STUCK:
         worker = os.fork()
         if worker == 0:
             status = 1
             try:
                 end_with_parent(us)
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                work(WorkerEnd(channel, note, skipped))
+                work(WorkerEnd(channel, current, skipped))
                 status = 0
             finally:
                 os._exit(status)
-        ended = _await(worker, note)
+        ended = _await(worker, current)
         if ended == 0:
             return
         stuck += ended is None
-        skipped.append(str(note))
-        note.clear()
+        skipped.append(str(current))
+        current.clear()
         time.sleep(min(0.01 * 2 ** len(skipped), 5.0))
 
 
-def _await(worker: int, note: Note) -> Optional[int]:
-    """Return the status with which a process ended, None if it does not when it is killed."""
+def _await(worker: int, current: CurrentItem) -> Optional[int]:
+    """Return the wait status of the worker, None if it is overdue: SIGKILL may not end it."""
     while True:
         ended, status = os.waitpid(worker, os.WNOHANG)
         if ended:
             return status
-        if note.overdue:
+        if current.overdue:
             os.kill(worker, signal.SIGKILL)
             return None
-        signal.sigtimedwait({signal.SIGCHLD}, _LOOK)
+        signal.sigtimedwait({signal.SIGCHLD}, _POLL_SECONDS)

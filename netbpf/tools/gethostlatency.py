@@ -81,17 +81,12 @@ from netbpf.declare import (
     Tool,
     Tracepoint,
     Uid,
-    Uprobe,
-    Uretprobe,
 )
 from netbpf.declare.calls import SIGNAL
 from netbpf.declare.columns import is_cut
+from netbpf.declare.lookups import FUNCTIONS, GO_PROBES, LIBC_PROBES
 from netbpf.declare.options import milliseconds, nanoseconds, nonempty
 
-_HOST = ("gethostbyname", "gethostbyname2", "gethostbyaddr")
-LIBC = ("getaddrinfo", *(name + end for name in _HOST for end in ("", "_r")))
-GO = {"go_ip": "lookupIPAddr", "go_host": "lookupHost", "go_addr": "LookupAddr"}
-FUNCTIONS = dict(enumerate((None, *LIBC, *(f"net.{name}" for name in GO.values()))))
 CUT = {0: None, 1: "host", 2: "service", 3: "host,service"}
 
 
@@ -128,7 +123,7 @@ class HostKey(Record):
 
 
 def enrich(values, settings):
-    """Leave out what --host and --min-ms do: the kernel knows neither names nor the age at exit."""
+    """Apply --host, and --min-ms to lookups that still wait: C filters neither."""
     host = (values["host"] or "").lower().rstrip(".")
     if settings["host"] and not fnmatch.fnmatchcase(host, settings["host"].lower()):
         return None
@@ -138,7 +133,7 @@ def enrich(values, settings):
 
 
 def headline(found, _):
-    """Say what the distribution is about."""
+    """Return the number of lookups and their average as a headline."""
     number, average = found["count"], found["sum"] / found["count"] / 1000
     return {"headline": f"lookups: {number}, average {average:.2f} ms"}
 
@@ -151,18 +146,14 @@ COVERAGE = {
     "uncovered": {"type": "array", "description": "the others: pid, comm, reason, lost"},
 }
 
+
 TOOL = Tool(
     __doc__,
     event=Lookup,
     histogram=Histogram("", HostKey, "us", describe=headline, of="latency_us", option="histogram"),
     probes=(
-        *(Probe(name, Uprobe(name)) for name in LIBC),
-        Probe("ret", Uprobe(*(f"{name} RET" for name in LIBC), every=True)),
-        Probe("returned", Uretprobe(*LIBC, every=True)),  # where the former are not known
-        *(Probe(name, Uprobe(f"net.(*Resolver).{what}")) for name, what in GO.items()),
-        *(Probe(f"{name}_ret", Uprobe(f"net.(*Resolver).{what} RET")) for name, what in GO.items()),
-        *(Probe(f"go_errors{n}", Uprobe(f"net.DNSError+{n}")) for n in (0, 48, 64)),
-        Probe("go_libc", Uprobe("net._C2func_getaddrinfo", "net._C2func_getnameinfo", every=True)),
+        *LIBC_PROBES,
+        *GO_PROBES,
         Probe(
             "exec",
             RawTracepoint("sched_process_exec", args=("old_pid",)),

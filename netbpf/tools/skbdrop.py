@@ -93,7 +93,7 @@ from netbpf.declare.reasons import (
 
 YES_NO = {0: "no", 1: "yes"}
 NO_REASON = 2**31  # a number that no reason has
-# Drops that free no buffer, or that no processor sees.
+# Drops that free no buffer, or that happen in hardware.
 UNSEEN = {
     "TcpExt.ListenDrops": "SYNs that a full listen queue turned away",
     "TcpExt.TCPReqQFullDrop": "SYNs that a full SYN queue turned away",
@@ -188,7 +188,7 @@ class Totals(Record):
 
 
 def trim(stack, location):
-    """Leave out what frees and traces: all above the function that gave the packet up."""
+    """Return the stack from the function that dropped the packet on, without those that free it."""
     names = [frame.partition("+")[0] for frame in stack or ()]
     place = location.partition("+")[0]
     return stack[names.index(place) :] if place in names else stack
@@ -198,7 +198,7 @@ _OF_THE_KEY = ("reason", "location", "proto", "dev", "netns", "harmless", "socke
 
 
 def rows(groups, settings):
-    """Make the ranking."""
+    """Return a row per place and reason, most packets first."""
     found = []
     for key, sums in groups:
         ends = [end(sums[f"{side}addr"], sums[f"{side}port"]) for side in "sd"]
@@ -214,19 +214,19 @@ def rows(groups, settings):
 
 
 def explain(found):
-    """Say each reason's sentence once."""
+    """Yield the sentence of each reason, for --explain."""
     for row in found:
         if row["meaning"]:
             yield row["reason"], f"{row['reason']}: {row['meaning']}"
 
 
 def no_addresses(values, settings):
-    """Packets that are not IP have none."""
+    """Empty the addresses of packets that are not IP."""
     return values if values["family"] else {**values, "saddr": None, "daddr": None}
 
 
 def review(summary, settings):
-    """Say what was hidden, and what could not be seen."""
+    """Note what was hidden, and what no program can see."""
     hidden, notes = summary["totals"]["hidden"], []
     (drop,) = [probe for probe in summary["probes"] if probe["name"] == "drop"]
     if any("lacks reason" in why for why in drop["rejected"]):
@@ -246,7 +246,7 @@ def review(summary, settings):
 
 
 def constants(settings):
-    """Filters of this tool, as numbers."""
+    """Return the C constants of this tool's options."""
     found = {"USE_STACKS": settings["stack"], "SHOW_ALL": settings["all"]}
     found = {name: 1 for name, wanted in found.items() if wanted}
     if settings["dev"]:
@@ -257,7 +257,7 @@ def constants(settings):
 
 
 def named_constants(settings, names):
-    """Ask the kernel for the numbers of reasons, and where to look if it names no sockets."""
+    """Return the numbers of reasons, and places in the kernel where it names no socket."""
     known = names.reasons
     single = ("NOT_SPECIFIED", "SOCKET_CLOSE", "TCP_OLD_ACK", "TCP_FASTOPEN")
     # Before TCP_LISTEN_OVERFLOW a full accept queue gave no reason at that place either.
@@ -278,6 +278,8 @@ def named_constants(settings, names):
     return found
 
 
+_REASON = ("reason", "meaning")  # columns that take the kernel's reason
+
 TOOL = Tool(
     __doc__,
     event=Drop,
@@ -287,12 +289,12 @@ TOOL = Tool(
     probes=(
         Probe(
             "drop",
-            RawTracepoint("kfree_skb", args=("skb", "location", "reason", "rx_sk")),
-            Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason", "rx_sk")),
-            RawTracepoint("kfree_skb", args=("skb", "location", "reason")),
-            Tracepoint("skb:kfree_skb", args=("skbaddr", "location", "reason")),
-            RawTracepoint("kfree_skb", args=("skb", "location"), loses=("reason", "meaning")),
-            Tracepoint("skb:kfree_skb", args=("skbaddr", "location"), loses=("reason", "meaning")),
+            RawTracepoint("kfree_skb", args=("ctx", "skb", "location", "reason", "rx_sk")),
+            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason", "rx_sk")),
+            RawTracepoint("kfree_skb", args=("ctx", "skb", "location", "reason")),
+            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason")),
+            RawTracepoint("kfree_skb", args=("ctx", "skb", "location"), loses=_REASON),
+            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location"), loses=_REASON),
         ),
         Probe(
             "reset",

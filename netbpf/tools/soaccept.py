@@ -72,7 +72,7 @@ from netbpf.declare.calls import RING, SIGNAL
 from netbpf.declare.sockets import AnyAddr, BoundAddr, CallResult, Elapsed, SockProto
 from netbpf.declare.states import GONE, state_probe
 
-_NONE = 2**32 - 1  # a queue that is not known
+_NONE = 2**32 - 1  # NO_QUEUE in C: the queue is not known
 _PROTO = "tcp or mptcp; for unix sockets stream or seqpacket"
 
 
@@ -142,14 +142,14 @@ class ListenerRow(Row):
 
 
 def enrich(values, settings):
-    """Call a unix listener by its path."""
+    """Name a unix listener by its path."""
     if values["family"] == "unix":
         values["listener"] = values["laddr"]
     return values
 
 
 def constants(settings):
-    """Tell the C side what to leave out; a summary is of all accepts."""
+    """Return the C constants of --tcp and --errors; a summary counts all accepts."""
     wanted = {"ONLY_TCP": settings["tcp"], "ONLY_ERRORS": settings["errors"]}
     if settings["summary"]:
         del wanted["ONLY_ERRORS"]
@@ -165,11 +165,11 @@ TOOL = Tool(
         Probe(
             "leave",  # tracepoints first: they see calls that were waiting before the start
             Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
-            Fexit("__sys_accept4"),
-            Kretprobe("__sys_accept4"),
+            Fexit("__sys_accept4", args=("return",), call="on_return"),
+            Kretprobe("__sys_accept4", args=("return",), call="on_return"),
         ),
         Probe(
-            "earlier",  # where another way is better for all other calls
+            "inflight",  # calls that only the tracepoints show
             Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
             optional=True,
             complements="leave",
@@ -178,7 +178,7 @@ TOOL = Tool(
             "enter",
             Tracepoint(_ENTER, f"{_ENTER}4", args=("fd",), every=True),
             Fentry("__sys_accept4", args=("fd",)),
-            Kprobe("__sys_accept4"),
+            Kprobe("__sys_accept4", args=("fd",)),
         ),
         state_probe(optional=True, loses=("wait_us",)),
         GONE,

@@ -88,7 +88,7 @@ COUNTERS = (
 
 
 class CallKey(Record):
-    """What is counted apart."""
+    """What calls are counted by."""
 
     cstruct = "call_key"
 
@@ -98,7 +98,7 @@ class CallKey(Record):
 
 
 class ProcessKey(Record):
-    """What is counted apart with --top."""
+    """What calls are counted by with --top."""
 
     cstruct = "process_key"
 
@@ -109,7 +109,7 @@ class ProcessKey(Record):
 
 
 class CallSums(Record):
-    """What is counted."""
+    """Sums of calls."""
 
     cstruct = "call_sums"
 
@@ -166,14 +166,14 @@ def busiest(groups, settings):
 
 
 def constants(settings):
-    """Tell processes apart only where it is asked for."""
+    """Count by process only with --top."""
     if settings["top"] and settings["output"] == "csv":
         raise UsageError("--top has no place in CSV: it has other columns", "use --json")
     return {"BY_PROCESS": 1} if settings["top"] else {}
 
 
 def review(_, settings):
-    """Name the column that decides who is shown."""
+    """Name the column by which --top ranks processes."""
     if not settings["top"]:
         return []
     return [f"--top shows the processes with the most {settings['sort'] or SORTABLE[0]} (--sort)"]

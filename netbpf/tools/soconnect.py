@@ -220,7 +220,7 @@ TOOL = Tool(
             Kprobe("__sys_connect", args=("fd", "uservaddr", "addrlen")),
         ),
         Probe(
-            "earlier",  # calls that seccomp refuses have no other end
+            "inflight",  # calls that seccomp refuses have no other end
             Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
             optional=True,
             complements="leave",

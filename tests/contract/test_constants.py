@@ -9,7 +9,7 @@ import re
 import pytest
 
 from netbpf.bpf import constants
-from netbpf.bpf.constants import take_numbers
+from netbpf.bpf.constants import take_constants
 from netbpf.declare.options import Option
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.errors import UsageError
@@ -58,7 +58,7 @@ def test_what_is_compiled_is_the_same_for_any_argument(name: str, option: Option
     for argument in CANDIDATES:
         with contextlib.suppress(UsageError):  # for other options, or not on this machine
             if not option.choices or argument in option.choices:
-                text = take_numbers(text_of(TOOLS[name], option, argument))[0]
+                text = take_constants(text_of(TOOLS[name], option, argument))[0]
                 alike.setdefault(form_of(option.value(argument)), {})[argument] = text
     groups = [texts for texts in alike.values() if len(texts) > 1]
     assert groups, "add two arguments to CANDIDATES, or the option to DECIDE"
@@ -79,13 +79,13 @@ def test_exceptions_are_options() -> None:
     assert set(DECIDE) <= known
 
 
-def test_places_are_as_the_compiler_is_told() -> None:
+def test_index_width_matches_the_c_macro() -> None:
     text = (PROGRAMS / "include" / "netbpf.bpf.h").read_text()
-    (digits,) = re.findall(r'asm\("%0 = 0x([0-9a-f]+)" #place " ll"', text)
+    (digits,) = re.findall(r'asm\("%0 = 0x([0-9a-f]+)" #index " ll"', text)
     assert int(digits + "00", 16) == constants._MARK << 32
-    assert 0x100 == constants._PLACES
+    assert 0x100 == constants._MAX_CONSTANTS
 
 
-def test_programs_take_no_place_by_themselves() -> None:
+def test_programs_use_no_index_themselves() -> None:
     texts = [path.read_text() for path in PROGRAMS.rglob("*.bpf.[ch]")]
-    assert sum(text.count("AT_LOAD(") for text in texts) == 1  # its definition
+    assert sum(text.count("LOAD_CONSTANT(") for text in texts) == 1  # its definition

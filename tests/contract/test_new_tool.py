@@ -62,6 +62,7 @@ def test_sample_has_what_no_tool_has_yet():
 def test_a_tool_is_three_files(tree):
     assert "rcvfull" in python(tree, "netbpf", "list")
     documents = [path.relative_to(tree).as_posix() for path in (tree / "docs").glob("*.md")]
+    documents = [str(path.relative_to(tree)) for path in (tree / "docs").glob("*.md")]
     python(tree, "netbpf.docs", "--tables", "README.md", *documents)
     left_out = [f"--ignore=tests/contract/{name}" for name in OTHERS]
     python(

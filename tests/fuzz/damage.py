@@ -1,4 +1,4 @@
-"""Valid input, and what is done to it: bits, numbers, words, parts that move or are missing."""
+"""Valid input, and damage to it: bits, numbers, text, parts that move or are missing."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ WORDS = (
     b"(deleted)", b"'", b'"', b"{", b"}", b"*", b"?", b"!", b"a" * 300,
 )  # fmt: skip
 
-# A script: which seed, then for each edit what is done, where, and a number for it. Hypothesis
+# A script: the seed, then for each edit its kind, offset and a number. Hypothesis
 # makes bytes three times as fast as lists of numbers.
 _EDIT = struct.Struct("=BHBI")
 SCRIPT = st.binary(max_size=1 + 4 * _EDIT.size)
 
 
 def mutated(seeds: Sequence[bytes], spots: Sequence[int] = ()) -> SearchStrategy[bytes]:
-    """Return a strategy: one of `seeds`, or damage done to it, half of it at `spots` (offsets)."""
+    """Return a strategy: one of `seeds`, or a copy with damage, half of it at `spots` (offsets)."""
     return SCRIPT.map(lambda script: damaged(seeds, script, spots))
 
 
 def damaged(seeds: Sequence[bytes], script: bytes, spots: Sequence[int] = ()) -> bytes:
-    """Return the seed that the `script` begins with after its edits."""
+    """Return the seed that `script` selects, after its edits."""
     data = bytearray(seeds[script[0] % len(seeds) if script else 0])
     edits = script[1 : 1 + len(script[1:]) // _EDIT.size * _EDIT.size]
     for kind, place, chosen, value in _EDIT.iter_unpack(edits):
@@ -83,7 +83,7 @@ def directory() -> Path:
 
 
 class File:
-    """A file in memory that has a path, for what wants to open one."""
+    """A file in memory that has a path, for functions that open one."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("case")

@@ -29,7 +29,7 @@ FUNCTIONS, ENUMS = ("tcp_set_state", "nothing"), ("mode", "error", "wide", "nega
 
 
 def ask(data: bytes) -> None:
-    """All that tools, the doctor and a recording ask: what is answered can go into C."""
+    """Make all queries of tools, the doctor and recordings: the answers are valid in C."""
     types = Btf(FILE.of(data))
     questions: list[Any] = [lambda p=p: field(types, *p) for p in PATHS]
     questions += [lambda n=n: types.members(n) for n in ("holder", "bits", "common")]
@@ -77,7 +77,7 @@ MEMBERS = st.lists(
 
 
 def known(members: list[tuple[int, int]]) -> None:
-    """A struct of numbers and arrays is found as it was laid out."""
+    """A struct of numbers and arrays has the layout that was generated."""
     blob, wanted, at, row = BtfBlob(), {}, 0, []
     numbers = {size: blob.integer(f"u{size}", size) for size in (1, 2, 4, 8)}
     for number, (size, length) in enumerate(members):

@@ -1,4 +1,4 @@
-"""Files of /proc and /sys, in which strangers choose names: processes, mounts, devices, symbols."""
+"""Files of /proc and /sys with names that users choose: processes, mounts, devices, symbols."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ MAPS = [
 ]
 
 
-COVERAGE = Coverage(str(PROC))  # what it has read of a file, it keeps
+COVERAGE = Coverage(str(PROC))  # it keeps the result of each file
 
 
 def mapped(data: bytes) -> None:
@@ -113,7 +113,7 @@ def devices(data: bytes) -> None:
         assert netns == 7 and "\n" not in name and all(isinstance(one, int) for one in numbers)
 
 
-# What the kernel allows in a device's name: all bytes but zero, slash, colon and white space.
+# The kernel allows all bytes in a device's name but zero, slash, colon and white space.
 DEVICE = st.binary(min_size=1, max_size=15).map(
     lambda name: bytes(b for b in name if b not in b"\0/: \t\n\x0b\x0c\r\xa0") or b"x"
 )
@@ -122,7 +122,7 @@ HEAD = b"Inter-| Receive | Transmit\n face |b p e d f f c m|b p e d f c c c\n"
 
 
 def named(rows: list[tuple[bytes, int, int]]) -> None:
-    """Each device is found under its name, as events show it, with its numbers."""
+    """Each device has its numbers under its name, as events show it."""
     line = b"%s: 0 %d 0 0 0 0 0 0 0 %d 0 0 0 0 0 0\n"
     FILE.of(HEAD + b"".join(line % (name.rjust(6), *numbers) for name, *numbers in rows))
     read = Devices.__new__(Devices)
@@ -170,7 +170,7 @@ MEMINFO += b"\x28\0\x06\0" + bytes(32) + b"\x05\0\0\0"
 
 def netlink(data: bytes) -> None:
     for _, body in packet_sockets._messages(data):
-        with suppress(packet_sockets.struct.error):  # as its caller does
+        with suppress(packet_sockets.struct.error):  # like its caller
             for name, drops in packet_sockets._drops(body):
                 assert name.startswith("Packet.") and 0 <= drops < 1 << 32
 

@@ -38,17 +38,17 @@ def find(data: bytes) -> None:
 
 SYMBOLS = st.lists(
     st.tuples(
-        st.integers(0, 60),  # the name's number
+        st.integers(0, 60),  # the number of the name
         st.sampled_from([0x12, 0x1A, 0x11, 0x22]),
         st.sampled_from([0, 1, 0xFFF1]),
-        st.integers(0, 0x1FF),  # the address in or behind the code
+        st.integers(0, 0x1FF),  # the address in or after the code
     ),
     max_size=12,
 )
 
 
 def known(rows: list[tuple[int, int, int, int]]) -> None:
-    """Of a table that was made by hand, the first of each name that is a function is found."""
+    """In a generated table, the first function of each name is found."""
     names = b"\0" + b"".join(b"f%02d\0" % number for number in range(61))
     entries, wanted = [], {}
     for number, info, section, at in rows:
@@ -66,7 +66,7 @@ TABLES += range(0x20D0, len(GO[2]))
 
 
 def look(data: bytes) -> None:
-    """Whatever is in the tables, what is probed as a return is one."""
+    """For any content of the tables, a probed return is a RET."""
     for found in golang.lookups(FILE.of(data)).lookups:
         assert found.name in golang.HOST_REGISTER and 0 < found.size < 1 << 20
         assert data[found.offset : found.offset + 4] in golang._STACK_CHECK["EM_X86_64"]
@@ -79,7 +79,7 @@ BODIES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, m
 
 
 def proven(parts: list[tuple[int, int]]) -> None:
-    """Of a function that was made by hand, exactly the returns at the caller's stack are found."""
+    """In a generated function, exactly the returns with the caller's stack are found."""
     pieces, wanted = [(0, STACK_CHECK + b"\x48\x83\xec\x18")], []
     at = len(pieces[0][1])
     for nops, body in parts:
@@ -107,7 +107,7 @@ def step(data: bytes) -> None:
 
 
 def function(data: bytes) -> None:
-    """What is taken for a return is one: RET, with whatever prefixes."""
+    """Each return that is found is a RET, with any prefixes."""
     image = Code(data.hex())
     for size in {len(data), len(data) // 2}:
         for at in returns(image, Function("f", 0, 0, size)):

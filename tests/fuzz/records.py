@@ -1,4 +1,4 @@
-"""What BPF programs hand over: the ring buffer, records of it, values of maps."""
+"""Data from BPF programs: the ring buffer, its records, values of maps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CPUS = 2
 
 @contextmanager
 def mapped(memory: Ring) -> Iterator[RingBuffer]:
-    """A reader of memory that a test wrote."""
+    """A reader of memory written by a test."""
 
     def fake(fd: int, length: int, *_: int, offset: int = 0) -> Any:
         return memory.producer if offset else memory.consumer
@@ -60,7 +60,7 @@ STEPS = st.lists(st.tuples(KINDS, st.integers(0, 2**64 - 1)), max_size=40)
 
 
 def ring(steps: list[tuple[str, int]]) -> None:
-    """Records come in order, each once, up to the first that is being written."""
+    """Records come in order, each once, up to the first unfinished one."""
     memory, wanted, got, busy = Ring(), [], [], []
     with mapped(memory) as reader:
         for what, number in steps:
@@ -89,7 +89,7 @@ POSITIONS = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.b
 
 
 def positions(case: tuple[int, int, bytes]) -> None:
-    """Whatever stands where the positions are, the reader stays in its memory."""
+    """For any values of the positions, the reader stays in its memory."""
     done, written, data = case
     memory = Ring()
     struct.pack_into("=Q", memory.consumer, 0, done)
@@ -104,7 +104,7 @@ NUMBERS = st.sampled_from([0, 1, 2, 255, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**
 
 
 def raw(size: int) -> st.SearchStrategy[bytes]:
-    """Bytes of a record: random, or made of numbers that mean something special."""
+    """Bytes of a record: random, or numbers with a special meaning."""
     words = st.lists(NUMBERS, min_size=size // 8 + 1, max_size=size // 8 + 1)
     special = words.map(lambda row: struct.pack(f"={len(row)}Q", *row)[:size])
     return special | st.binary(min_size=size, max_size=size)
@@ -125,7 +125,7 @@ def decoded(tool: Tool, data: bytes) -> dict[str, Any]:
 
 
 def event(case: tuple[str, bytes]) -> None:
-    """Each record can be written in each format, and is one line that harms no terminal."""
+    """Each record can be written in each format, as one line without control characters."""
     tool = TOOLS[case[0]]
     values = decoded(tool, case[1])
     columns = tool.event.columns if tool.event else ()
@@ -148,7 +148,7 @@ TABLES = [(tool, number) for tool in TOOLS.values() for number in range(len(tool
 
 
 def entries(key: int, value: int) -> st.SearchStrategy[list[tuple[bytes, bytes]]]:
-    """What a map with keys and values of these sizes may hold."""
+    """Entries of a map with keys and values of these sizes."""
     return st.lists(st.tuples(raw(key), raw(value * CPUS)), max_size=3)
 
 
@@ -196,7 +196,7 @@ def fake_maps(module: Any) -> Iterator[None]:
 
 
 def table(case: tuple[int, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]) -> None:
-    """Two readings of whatever is in the map give increases that are not negative."""
+    """For any content of the map, increases between two reads are not negative."""
     with fake_maps(tables):
         reader = TableReader(declared(case[0]), 0)
         for entries in case[1:]:
@@ -213,7 +213,7 @@ COUNTS = st.sampled_from(range(len(HISTOGRAMS))).flatmap(
 
 
 def histogram(case: tuple[int, list[tuple[bytes, bytes]]]) -> None:
-    """Whatever the map holds, the distributions can be written."""
+    """For any content of the map, the distributions can be written."""
     with fake_maps(histograms):
         reader = HistogramReader(HISTOGRAMS[case[0]], 0)
         for entries in (case[1], [], case[1]):
@@ -225,7 +225,7 @@ SLOT_COUNTS = st.lists(st.integers(0, 2**40), min_size=SLOTS, max_size=SLOTS)
 
 
 def ranks(counts: list[int]) -> None:
-    """Percentiles and buckets are those of the values one by one."""
+    """Percentiles and buckets agree with those of the single values."""
     slots = np.array(counts, np.uint64)
     found, total = percentiles(slots), sum(counts)
     for percent in (50, 90, 99):
@@ -249,7 +249,7 @@ VALUES = st.sampled_from(range(len(COUNTED))).flatmap(
 
 
 def counted(case: tuple[int, list[bytes]]) -> None:
-    """Each event whose value is known counts in the distribution of its key."""
+    """Each event with a value counts in the distribution of its key."""
     tool = COUNTED[case[0]]
     assert tool.histogram
     counter, known = HistogramCounter(tool.histogram, 2), 0

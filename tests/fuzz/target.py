@@ -1,4 +1,4 @@
-"""A target of fuzzing, and how it is run: in a child, with bounds on time and memory per case."""
+"""A fuzzing target, which runs in a child with limits on time and memory per case."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any, Callable, NamedTuple
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-CPU_SECONDS, SECONDS = 2.0, 30.0  # that one case may take
-MEMORY = 256 << 20  # bytes that it may take
-BATCH = 5000  # cases of one seed: what hypothesis remembers of them grows
+CPU_SECONDS, SECONDS = 2.0, 30.0  # per case
+MEMORY = 256 << 20  # bytes per case
+BATCH = 5000  # cases per seed: hypothesis's memory of them grows
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Target:
 
 
 class Outcome(NamedTuple):
-    """What a run found: cases, seconds, and the fault with an example, "" if none."""
+    """The result of a run: cases, seconds, and the fault with an example, "" if none."""
 
     cases: int
     seconds: float

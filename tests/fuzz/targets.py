@@ -1,4 +1,4 @@
-"""All targets by name: each file beside this one that declares some."""
+"""All targets by name, from the files in this directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every parser of outside data stands a hundred cases, the same ones each time."""
+"""Every parser of outside data passes a hundred cases, the same ones each time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CASES = 100
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_parser_stands_damage(name):
+def test_parser_handles_damage(name):
     outcome = run(TARGETS[name], CASES)
     assert not outcome.fault, outcome.fault
     assert outcome.cases >= CASES

@@ -1,4 +1,4 @@
-"""A run notices what it is there for, and is the same each time."""
+"""A run detects faults, and is the same each time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def refuses(number: int) -> None:
     ],
     ids=["exception", "hang", "memory", "death"],
 )
-def test_run_notices(monkeypatch, check, words):
+def test_run_detects_faults(monkeypatch, check, words):
     if check is forever:
         monkeypatch.setattr(target, "CPU_SECONDS", 0.1)
     outcome = run(Target("bad", NUMBERS, check), 50)
@@ -54,7 +54,7 @@ def test_declared_exceptions_are_no_fault():
     assert outcome.cases == 50 and not outcome.fault
 
 
-def test_one_seed_makes_the_same_cases_and_another_one_others(tmp_path):
+def test_cases_depend_on_the_seed_only(tmp_path):
     def seen(seed: int) -> str:
         path = tmp_path / "seen"
         path.write_text("")
@@ -70,7 +70,7 @@ def test_more_cases_than_one_batch_has(monkeypatch):
     assert run(Target("x", mutated([b"abc"]), len), 70).cases == 70
 
 
-def test_damage_begins_with_none_and_may_hit_where_it_is_wanted():
+def test_damage_starts_with_none_and_can_hit_a_chosen_offset():
     seeds = [b"\0" * 64, b"other"]
     assert damaged(seeds, b"") == seeds[0] and damaged(seeds, b"\1") == seeds[1]
     hit = set()

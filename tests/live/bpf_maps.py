@@ -29,7 +29,7 @@ def keys_of(run: Run, name: str) -> list[bytes]:
     found = [fd for fd in (_call(_MAP_BY_ID, one, 0) for one in ids) if _is_named(fd, name)]
     (fd,) = found
     try:
-        return list(Map.opened(fd).keys())
+        return list(Map.from_fd(fd).keys())
     finally:
         os.close(fd)
 
@@ -81,7 +81,7 @@ def maps_of(run: Run) -> dict[str, Held]:
         told = dict(line.split(":") for line in Path(f"/proc/self/fdinfo/{fd}").open())
         name = _info(fd, ctypes.create_string_buffer(80))[_MAP_NAME].rstrip(b"\0").decode()
         kind = int(told["map_type"])
-        entries = len(list(Map.opened(fd).keys())) if kind in _HASHES else 0
+        entries = len(list(Map.from_fd(fd).keys())) if kind in _HASHES else 0
         found[name] = Held(kind, entries, int(told["memlock"]))
         os.close(fd)
     return found

@@ -166,7 +166,7 @@ def test_wrong_content_with_a_right_checksum_is_thrown_away(
     good = (place / name).read_bytes()
     (place / name).write_bytes(changed(good, change))
     done = once(place)
-    assert was_compiled(done.stderr) and "thrown away: its content is wrong" in done.stderr
+    assert was_compiled(done.stderr) and "ignored: its content is invalid" in done.stderr
     assert (place / name).read_bytes() == good
     assert not was_compiled(once(place).stderr)
 
@@ -183,7 +183,7 @@ def test_what_the_verifier_refuses_is_compiled_again_though_its_seal_is_right(pl
     for wrong in (zeros, BpfObject((), image.programs)):
         (place / name).write_bytes(pack(wrong, name))
         done = once(place)
-        assert "netbpf: what was kept is compiled again: " in done.stderr
+        assert "netbpf: the cached program is compiled again: " in done.stderr
         assert "netbpf: compiled in " in done.stderr
         assert (place / name).read_bytes() == good
     assert not was_compiled(once(place).stderr)
@@ -218,7 +218,7 @@ def test_what_is_no_file_of_ours_is_thrown_away(place: Path, kind: str) -> None:
         (place / name).touch(0o600)
         os.truncate(place / name, 1 << 40)
     done = once(place)
-    assert was_compiled(done.stderr) and f"{name[:12]}... is thrown away" in done.stderr
+    assert was_compiled(done.stderr) and f"{name[:12]}... is ignored" in done.stderr
     assert (place / name).read_bytes() == good
 
 
@@ -229,7 +229,7 @@ def test_way_through_a_directory_of_somebody_else_is_not_gone(place: Path) -> No
     assert not was_compiled(once(inside).stderr)
     os.chown(inside.parent, NOBODY, NOBODY)
     done = once(inside)
-    assert was_compiled(done.stderr) and "belongs to somebody else" in done.stderr
+    assert was_compiled(done.stderr) and "belongs to another user" in done.stderr
 
 
 def in_an_empty_run(wanted: str) -> tuple[str, list[str]]:
@@ -284,7 +284,7 @@ def test_directory_that_is_not_safe_is_neither_read_nor_written(place: Path) -> 
     refused(place, "can be written by others")
     place.chmod(0o700)
     os.chown(place, NOBODY, NOBODY)
-    refused(place, "belongs to somebody else")
+    refused(place, "belongs to another user")
     os.chown(place, 0, 0)
     link = place.with_name("link")
     link.symlink_to(place)
@@ -306,7 +306,7 @@ def test_doctor_says_where_it_is_or_why_there_is_none(place: Path) -> None:
         (check,) = (check for check in report["checks"] if check["name"] == "cache")
         return dict(check)
 
-    assert told(place)["words"] == f"{place}, made by the first start"
+    assert told(place)["words"] == f"{place}, created by the first start"
     assert not place.exists()
     once(place)
     assert told(place)["words"].startswith(f"{place}, 1 compiled, ")

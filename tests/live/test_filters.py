@@ -101,7 +101,7 @@ def test_thread_is_refused_and_its_process_named() -> None:
         process.stdin.close()
     assert done.returncode == 2
     assert f"thread of process {process.pid}" in done.stderr
-    assert f"hint: processes are watched with all their threads: -p {process.pid}" in done.stderr
+    assert f"hint: a process is traced with all its threads: -p {process.pid}" in done.stderr
 
 
 def test_process_that_has_ended_is_refused() -> None:

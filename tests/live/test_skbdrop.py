@@ -112,7 +112,7 @@ def test_datagrams_to_a_closed_port_are_so_many_times_no_socket(
     if not NO_SOCKET:
         assert {one["meaning"] for one in run.rows} == {None}
         (drop,) = [probe for probe in run.summary["probes"] if probe["name"] == "drop"]
-        assert "it lacks reason" in drop["rejected"][0]
+        assert "it has no reason" in drop["rejected"][0]
     assert not any(run.summary["lost"].values())
 
 

@@ -1,4 +1,4 @@
-"""BTF: fields, parameters and enumerators are found as a C compiler would find them."""
+"""BTF: fields, parameters and enumerators are the same as for a C compiler."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("struct", "path", "field"), FIELDS, ids=lambda part: str(part))
-def test_field_is_found_where_the_compiler_put_it(types, struct, path, field):
+def test_field_has_the_compilers_offset(types, struct, path, field):
     assert types.field(struct, path) == field
 
 
@@ -121,7 +121,7 @@ def test_field_is_found_where_the_compiler_put_it(types, struct, path, field):
         ("holder", ""),
     ],
 )
-def test_field_that_is_not_there_is_none(types, struct, path):
+def test_missing_field_is_none(types, struct, path):
     assert types.field(struct, path) is None
 
 
@@ -138,7 +138,7 @@ def test_parameters_are_names_in_order(types):
     assert types.parameters("absent") is None
 
 
-def test_find_tells_kinds_apart(types):
+def test_find_distinguishes_kinds(types):
     assert types.find("tcp_set_state", FUNC) > 0
     assert types.find("tcp_set_state", STRUCT) == 0
 
@@ -153,7 +153,7 @@ def test_enumerators_have_their_values(types):
 
 
 @pytest.mark.parametrize("data", [b"", b"no BTF at all", b"\x9f\xeb\1\0" + bytes(20)])
-def test_a_file_that_is_no_btf_is_a_usage_error(tmp_path, data):
+def test_file_without_btf_is_a_usage_error(tmp_path, data):
     path = tmp_path / "vmlinux"
     path.write_bytes(data)
     with pytest.raises(UsageError, match="cannot read kernel types"):
@@ -169,13 +169,13 @@ def test_truncated_btf_is_a_usage_error(tmp_path):
             Btf(str(path))
 
 
-def test_a_file_that_is_missing_is_a_usage_error_with_a_way_out(tmp_path):
+def test_missing_file_is_a_usage_error_with_a_hint(tmp_path):
     with pytest.raises(UsageError) as caught:
         Btf(str(tmp_path / "absent"))
     assert "--btf" in caught.value.hint
 
 
-def test_a_kernel_without_btf_is_unsupported(tmp_path, monkeypatch):
+def test_kernel_without_btf_is_unsupported(tmp_path, monkeypatch):
     monkeypatch.setattr(btf, "VMLINUX", str(tmp_path / "absent"))
     with pytest.raises(Unsupported) as caught:
         Btf(str(tmp_path / "absent"))

@@ -29,7 +29,7 @@ def types_of(path: Path, data: bytes) -> Btf:
 
 
 def blob() -> BtfBlob:
-    """One type that all others may refer to: U32."""
+    """Types with one that the others may refer to: U32."""
     made = BtfBlob()
     made.integer("unsigned int", 4)
     return made
@@ -55,27 +55,27 @@ def refused(path: Path, made: BtfBlob, struct_name: str = "sock", field: str = "
     return caught.value.message
 
 
-# --- one type that contradicts itself or another --------------------------------------------------
+# --- inconsistent types --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type_id", [2000, LAST, 0xFFFFFFFF])
-def test_type_that_is_not_there(tmp_path, type_id):
+def test_missing_type(tmp_path, type_id):
     assert f"there is no type {type_id}" in refused(tmp_path, with_member(type_id))
 
 
-def test_pointer_to_a_type_that_is_not_there(tmp_path):
+def test_pointer_to_a_missing_type(tmp_path):
     made = with_member(3)
     made.pointer(LAST)
     assert "there is no type" in refused(tmp_path, made)
 
 
-def test_name_that_lies_outside(tmp_path):
+def test_name_outside_of_the_strings(tmp_path):
     made = with_member(U32)
     made.types[1] = made.types[1][:12] + struct.pack("=I", 5000) + made.types[1][16:]
     assert "there is no name 5000" in refused(tmp_path, made)
 
 
-def test_typedef_that_means_itself(tmp_path):
+def test_typedef_of_itself(tmp_path):
     made = with_member(3)
     made.add("loop", TYPEDEF, 4)
     made.add("pool", TYPEDEF, 3)
@@ -98,7 +98,7 @@ def test_struct_within_itself(tmp_path):
         types.members("sock")
 
 
-def test_structs_without_names_that_are_twice_in_each_other(tmp_path):
+def test_anonymous_structs_that_contain_each_other_twice(tmp_path):
     made = blob()
     made.compound(STRUCT, "sock", 64, [("", 3, 0), ("", 3, 0)])
     for number in range(4, 60):
@@ -140,11 +140,11 @@ def test_arrays_of_arrays_without_end(tmp_path):
     ("offset", "bits"),
     [(512, ()), (504, ()), (3, ()), (0xFFFFFFF8, ()), (510, (3,)), (0, (65,)), (4, (61,))],
 )
-def test_member_that_lies_outside_or_across(tmp_path, offset, bits):
+def test_member_outside_of_the_struct_or_misaligned(tmp_path, offset, bits):
     assert "outside" in refused(tmp_path, with_member(U32, offset, *bits))
 
 
-def test_member_of_an_inner_struct_that_lies_outside(tmp_path):
+def test_member_outside_of_an_inner_struct(tmp_path):
     made = blob()
     made.compound(STRUCT, "sock", 64, [("a", 3, 0)])
     made.compound(STRUCT, "", 4, [("x", U32, 32)])
@@ -181,7 +181,7 @@ EVIL = ["sk; }; int evil(void) { return 1; }", "a b", "1st", "a\n#define u8", "x
 
 
 @pytest.mark.parametrize("name", EVIL)
-def test_name_that_is_none_of_c_gets_into_no_program(tmp_path, name):
+def test_name_that_is_not_a_c_identifier(tmp_path, name):
     made = blob()
     u32 = U32
     target = made.compound(STRUCT, name, 4, [("x", u32, 0)])
@@ -197,7 +197,7 @@ def test_name_that_is_none_of_c_gets_into_no_program(tmp_path, name):
         lambda: types.parameters("tcp_close"),
         lambda: types.enumerators("mode"),
     ):
-        with pytest.raises(UsageError, match="no C identifier"):
+        with pytest.raises(UsageError, match="not a C identifier"):
             ask()
 
 
@@ -213,9 +213,9 @@ def changed_header(**new: int) -> bytes:
 
 @pytest.mark.parametrize("field", ["header", "types", "types_size", "names", "names_size"])
 @pytest.mark.parametrize("value", [0, 1, 23, 25, 1 << 31, 0xFFFFFFFF])
-def test_header_that_lies(tmp_path, field, value):
+def test_wrong_header(tmp_path, field, value):
     data = changed_header(**{field: value})
-    if data != sample().bytes() and (field, value) != ("types_size", 0):  # which is none
+    if data != sample().bytes() and (field, value) != ("types_size", 0):  # which is valid
         with pytest.raises(UsageError):
             types_of(tmp_path, data)
 
@@ -229,10 +229,10 @@ def test_another_byte_order(tmp_path):
 def test_pointers_of_32_bits(tmp_path):
     made = BtfBlob()
     made.integer("long unsigned int", 4)
-    with pytest.raises(UsageError, match="pointers of 4 bytes"):
+    with pytest.raises(UsageError, match="4-byte pointers"):
         types_of(tmp_path, made.bytes())
     made.types[0] = made.types[0][:8] + struct.pack("=I", 200) + made.types[0][12:]
-    with pytest.raises(UsageError, match="long has 200 bytes|refuses"):
+    with pytest.raises(UsageError, match="long has 200 bytes|rejects"):
         types_of(tmp_path, made.bytes())
 
 
@@ -240,29 +240,29 @@ def test_pointers_of_32_bits(tmp_path):
 def test_unknown_kind(tmp_path, kind):
     made = blob()
     made.add("new", kind, 4)
-    with pytest.raises(UsageError, match="type 2 is of no known kind"):
+    with pytest.raises(UsageError, match="type 2 has an unknown kind"):
         types_of(tmp_path, made.bytes())
 
 
 @pytest.mark.parametrize("kind", [STRUCT, 6, FUNC_PROTO, 15, 19])
-def test_count_that_leads_out_of_the_file(tmp_path, kind):
+def test_count_beyond_the_end_of_the_file(tmp_path, kind):
     made = blob()
     made.add("much", kind, 4, count=0xFFFF)
-    with pytest.raises(UsageError, match="type 2 does not end"):
+    with pytest.raises(UsageError, match="type 2 ends outside"):
         types_of(tmp_path, made.bytes())
 
 
-def test_what_libbpf_refuses_is_damaged(tmp_path, monkeypatch):
+def test_btf_that_libbpf_rejects_is_damaged(tmp_path, monkeypatch):
     class Refusing:
         def btf__new(self, data: bytes, length: int) -> int:
             return 2**64 - 22  # as libbpf 0.x does
 
     monkeypatch.setattr(btf, "_libbpf", Refusing)
-    with pytest.raises(UsageError, match="is damaged: libbpf refuses it"):
+    with pytest.raises(UsageError, match="is damaged: libbpf rejects it"):
         types_of(tmp_path, sample().bytes())
 
 
-def test_the_kernels_own_types_are_not_called_a_file():
+def test_error_of_the_kernels_own_types_names_no_file():
     types = Btf.__new__(Btf)
     types._path, types._btf = "/sys/kernel/btf/vmlinux", 0
     error = types.damaged("there is no type 1")
@@ -270,7 +270,7 @@ def test_the_kernels_own_types_are_not_called_a_file():
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "device", "absent", "link to nowhere"])
-def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+def test_other_file_types_do_not_block(tmp_path, kind):
     path = tmp_path / "types"
     if kind == "fifo":
         os.mkfifo(path)
@@ -288,12 +288,12 @@ def test_huge_file_is_not_read(tmp_path, begin):
     path = tmp_path / "huge"
     path.write_bytes(begin)
     os.truncate(path, 3 << 30)
-    with pytest.raises(UsageError, match="too large|not a readable ELF|no section"):
+    with pytest.raises(UsageError, match="too large|not a readable ELF|no .BTF section"):
         Btf(str(path))
 
 
 def elf(section: bytes, size: int = -1, name: bytes = b".BTF") -> bytes:
-    """Return an ELF file of x86-64 with one section beside that of the names."""
+    """Return an ELF file of x86-64 with one section and the section names."""
     names = b"\0" + name + b"\0.shstrtab\0"
     at = 64 + len(section)
     table = at + len(names)
@@ -310,7 +310,7 @@ def test_section_of_an_elf_file(tmp_path):
     types = types_of(tmp_path, elf(sample().bytes()))
     assert types.size("holder") == 256
     for data, word in (
-        (elf(b"", name=b".BTX"), "no section .BTF"),
+        (elf(b"", name=b".BTX"), "no .BTF section"),
         (elf(b""), "cannot read kernel types"),
         (elf(sample().bytes(), size=99), "damaged"),
         (elf(sample().bytes(), size=1 << 40), "too large"),
@@ -321,12 +321,12 @@ def test_section_of_an_elf_file(tmp_path):
             types_of(tmp_path, data)
 
 
-def test_every_kind_that_is_known_is_walked_right(tmp_path):
+def test_every_known_kind_has_the_right_size(tmp_path):
     made = blob()
     made.add("var", 14, U32, bytes(4))
     made.add("section", 15, 4, struct.pack("=III", 2, 0, 4), count=1)
     made.add("float", 16, 4)
     made.add("tag", 17, U32, struct.pack("=i", -1))
     made.add("type_tag", 18, U32)
-    assert not list(btf_file._objections("", made.bytes()))
-    assert {ARRAY, INT, PTR} < set(btf_file._BEHIND)
+    assert not list(btf_file._problems("", made.bytes()))
+    assert {ARRAY, INT, PTR} < set(btf_file._TRAILING)

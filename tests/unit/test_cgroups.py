@@ -1,4 +1,4 @@
-"""Control groups: ids are those of directories, and a container is found by its id."""
+"""Control groups: ids are inode numbers of directories, and containers are found by id."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def inode(path: Path) -> int:
     return path.stat().st_ino
 
 
-def test_cgroup_is_found_below_the_root_and_by_its_whole_path(tree):
+def test_cgroup_is_found_by_relative_and_absolute_path(tree):
     wanted = inode(tree / "system.slice" / "ssh.service")
     assert cgroup_id("system.slice/ssh.service") == wanted
     assert cgroup_id("/system.slice/ssh.service") == wanted
@@ -51,19 +51,19 @@ def test_cgroup_is_found_below_the_root_and_by_its_whole_path(tree):
 
 
 @pytest.mark.parametrize("path", ["absent", "system.slice/cgroup.procs", "a\0b", "x" * 300])
-def test_what_is_no_cgroup_is_a_usage_error(tree, path):
+def test_other_paths_are_usage_errors(tree, path):
     with pytest.raises(UsageError, match="--cgroup: there is no cgroup"):
         cgroup_id(path)
 
 
-def test_no_hierarchy_is_unsupported_with_a_way_out(monkeypatch):
+def test_missing_hierarchy_is_unsupported_with_a_hint(monkeypatch):
     monkeypatch.setattr(cgroups, "cgroup_root", lambda: "")
     with pytest.raises(Unsupported) as caught:
         cgroup_id("a")
     assert "mount -t cgroup2" in caught.value.hint
 
 
-def test_container_is_found_by_the_beginning_of_its_id(tree):
+def test_container_is_found_by_a_prefix_of_its_id(tree):
     wanted = inode(tree / "system.slice" / f"docker-{WEB}.scope")
     assert container_cgroup("abab") == wanted
     assert container_cgroup(WEB) == wanted
@@ -121,13 +121,13 @@ def test_path_of_a_cgroup_id(tree):
     assert path_of(2**63) == ""
 
 
-def test_all_cgroups_of_one_container_are_found_and_none_below_them(tree):
+def test_all_cgroups_of_a_container_are_found_but_not_their_children(tree):
     here = [tree / "a.slice" / f"docker-{WEB}.scope", tree / "system.slice" / f"docker-{WEB}.scope"]
     (here[0] / f"again-{WEB}.scope").mkdir(parents=True)
     assert sorted(container_cgroups(WEB)) == sorted(map(inode, here))
 
 
-def test_level_is_that_below_the_root(tree, monkeypatch):
+def test_level_counts_from_the_root(tree, monkeypatch):
     monkeypatch.setattr(cgroups, "_whole", lambda root: True)
     monkeypatch.setattr(cgroups, "_FIRST_NAMESPACE", Path("/proc/self/ns/cgroup").stat().st_ino)
     assert level_of(inode(tree)) == 0
@@ -137,8 +137,8 @@ def test_level_is_that_below_the_root(tree, monkeypatch):
     assert level_of(inode(tree / "system.slice")) is None
 
 
-def test_root_is_found_whatever_else_is_mounted():
-    # Each user may mount a file system of his own (FUSE) at a directory of any name.
+def test_root_is_found_among_other_mounts():
+    # Any user may mount a file system (FUSE) at a directory with any name.
     places = ("/a\x1cb\\040cgroup2", "/a\udcff", "/\u2028", "/\x85")
     mounts = "".join(f"x {path} fuse rw 0 0\n" for path in places)
     data = mounts.encode("utf-8", "surrogateescape") + b"none /sys/fs\\040of/x cgroup2 rw 0 0\n"
@@ -149,7 +149,7 @@ def test_root_is_found_whatever_else_is_mounted():
     assert not cgroups._is_whole(b"\n" + whole.replace(b" / /sys", b" /below /sys"), "/sys/fs of/x")
 
 
-def test_search_for_a_cgroup_ends_however_many_there_are(tree, monkeypatch):
+def test_search_for_a_cgroup_is_bounded(tree, monkeypatch):
     monkeypatch.setattr(cgroups, "_SEARCH_SECONDS", -1)
     for number in range(30):
         (tree / "user.slice" / str(number) / "x").mkdir(parents=True)
@@ -157,7 +157,7 @@ def test_search_for_a_cgroup_ends_however_many_there_are(tree, monkeypatch):
     assert path_of(wanted) == ""  # one directory was listed
 
 
-def test_kernel_is_asked_for_the_path_of_a_cgroup(tmp_path):
+def test_kernel_returns_the_path_of_a_cgroup(tmp_path):
     path_of.cache_clear()
     root = cgroups.cgroup_root()
     group = Path(root, f"netbpf-unit-{os.getpid()}", "below")
@@ -166,7 +166,7 @@ def test_kernel_is_asked_for_the_path_of_a_cgroup(tmp_path):
     except OSError as error:
         pytest.skip(f"no cgroup of version 2 can be made here: {error}")
     try:
-        found = cgroups._asked(root, inode(group))  # noqa: SLF001
+        found = cgroups._path_by_inode(root, inode(group))  # noqa: SLF001
         if found is None and os.geteuid():
             pytest.skip("needs CAP_DAC_READ_SEARCH")
         assert found == str(group)[len(root) :] == path_of(inode(group))
@@ -174,4 +174,4 @@ def test_kernel_is_asked_for_the_path_of_a_cgroup(tmp_path):
     finally:
         group.rmdir()
         group.parent.rmdir()
-    assert cgroups._asked(root, number) == ""  # noqa: SLF001
+    assert cgroups._path_by_inode(root, number) == ""  # noqa: SLF001

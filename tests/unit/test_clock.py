@@ -142,17 +142,17 @@ def test_interrupted_sample_is_not_a_step(hands, monkeypatch):
     assert one.resync() is False
 
 
-def test_listed_shift_is_exact_and_the_measured_one_decides_whose_it_is():
+def test_listed_shift_is_used_if_it_agrees_with_the_measured_one():
     listed = kernel_clock._listed_shift("monotonic      500000         7\nboottime 3 4\n")
     assert listed == 500_000 * 10**9 + 7
     assert kernel_clock._listed_shift("1 -1 999999999\n7 0 0\n") == -1
-    assert kernel_clock.chosen_shift(listed, listed - 777) == listed
-    assert kernel_clock.chosen_shift(listed, 777) == 0  # the namespace is that for children
-    assert kernel_clock.chosen_shift(listed, 23 * 10**9) == 23 * 10**9
-    assert kernel_clock.chosen_shift(listed, None) == listed
+    assert kernel_clock.select_shift(listed, listed - 777) == listed
+    assert kernel_clock.select_shift(listed, 777) == 0  # the file is for the namespace of children
+    assert kernel_clock.select_shift(listed, 23 * 10**9) == 23 * 10**9
+    assert kernel_clock.select_shift(listed, None) == listed
 
 
-def test_alarm_of_a_clock_that_is_not_set_stays_silent():
+def test_no_alarm_if_the_clock_is_not_set():
     alarm = kernel_clock.StepAlarm()
     try:
         assert alarm.fd >= 0
@@ -167,5 +167,5 @@ def test_alarm_of_a_clock_that_is_not_set_stays_silent():
     "text",
     ["", "\n", "monotonic", "monotonic 1", "monotonic x 0\n", "monotonic 1 2 3\n", "9 " * 99],
 )
-def test_shift_that_is_listed_otherwise_is_none(text):
+def test_shift_in_another_format_is_ignored(text):
     assert kernel_clock._listed_shift(text) == 0

@@ -1,4 +1,4 @@
-"""Numbers that are put in at loading: none decides what is compiled, and none is lost."""
+"""Load-time constants: none changes the compiled program, and none is lost."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import re
 import pytest
 from instructions import instruction
 
-from netbpf.bpf.constants import take_numbers, with_numbers
+from netbpf.bpf.constants import take_constants, with_constants
 from netbpf.bpf.object import constant_loads
-from netbpf.declare.constants import at_load, in_ranges, one_of, one_of_names
+from netbpf.declare.constants import in_ranges, load_constant, one_of, one_of_names
 
 MARK = int.from_bytes(b"nbpf", "big")
 
@@ -23,15 +23,18 @@ def load(low: int, high: int, register: int = 1, source: int = 0) -> bytes:
 MOVE, EXIT = instruction(0xB7, 0, 0, 0, MARK), instruction(0x95)
 
 
-def test_text_keeps_the_places_and_the_list_has_the_numbers():
-    text = f"#define A {at_load(41)}\n#define B(x) (x) == {at_load(2**64 - 1)} || {at_load(41)}\n"
-    taken, numbers = take_numbers(text)
-    assert numbers == [41, 2**64 - 1, 41]
-    assert taken == ("#define A AT_LOAD(00)\n#define B(x) (x) == AT_LOAD(01) || AT_LOAD(02)\n")
-    assert take_numbers("#define AT_LOAD(place) asm\nint NO_AT_LOAD(7);\n")[1] == []
+def test_text_keeps_the_indexes_and_the_list_has_the_constants():
+    one, other = load_constant(41), load_constant(2**64 - 1)
+    text = f"#define A {one}\n#define B(x) (x) == {other} || {one}\n"
+    taken, constants = take_constants(text)
+    assert constants == [41, 2**64 - 1, 41]
+    assert taken == (
+        "#define A LOAD_CONSTANT(00)\n#define B(x) (x) == LOAD_CONSTANT(01) || LOAD_CONSTANT(02)\n"
+    )
+    assert take_constants("#define LOAD_CONSTANT(index) asm\nint NO_LOAD_CONSTANT(7);\n")[1] == []
 
 
-def test_what_is_compiled_does_not_depend_on_the_values():
+def test_compiled_text_does_not_depend_on_the_values():
     chance = random.Random(43)
 
     def text() -> str:
@@ -40,31 +43,31 @@ def test_what_is_compiled_does_not_depend_on_the_values():
         names = [chance.choice(("lo", "eth0")), chance.choice(("lo", "veth1234567890"))]
         return one_of("x", numbers) + in_ranges("y", ranges) + one_of_names("a", "b", names)
 
-    first, numbers = take_numbers(text())
-    others = [take_numbers(text()) for _ in range(40)]
+    first, numbers = take_constants(text())
+    others = [take_constants(text()) for _ in range(40)]
     assert {taken for taken, _ in others} == {first}
     assert len({tuple(found) for _, found in others}) > 30
     assert {len(found) for _, found in others} == {len(numbers)} == {5 + 6 + 4}
 
 
-def test_what_has_no_place_any_more_is_a_constant():
-    taken, numbers = take_numbers(one_of("x", range(300)))
+def test_constants_past_the_last_index_are_compiled_in():
+    taken, numbers = take_constants(one_of("x", range(300)))
     assert numbers == list(range(256))
     assert re.findall(r"== (\d+)ULL", taken) == [str(number) for number in range(256, 300)]
-    assert "AT_LOAD(ff)" in taken and "AT_LOAD(100)" not in taken
+    assert "LOAD_CONSTANT(ff)" in taken and "LOAD_CONSTANT(100)" not in taken
 
 
-def test_numbers_come_into_their_places_and_nothing_else_changes():
-    other = load(1, MARK, source=1)  # of a map
+def test_only_load_time_constants_are_patched():
+    other = load(1, MARK, source=1)  # a map
     code = load(1, MARK) + MOVE + load(1, MARK + 1) + other + load(0, MARK, 3) + EXIT
     small, large = 7, 0xFEDCBA9876543210
-    assert with_numbers(code, [small, large]) == (
+    assert with_constants(code, [small, large]) == (
         load(0x76543210, 0xFEDCBA98) + MOVE + load(1, MARK + 1) + other + load(small, 0, 3) + EXIT
     )
     assert len(list(constant_loads(code))) == 3
-    assert with_numbers(MOVE + EXIT, []) == MOVE + EXIT
+    assert with_constants(MOVE + EXIT, []) == MOVE + EXIT
 
 
-def test_a_number_that_nobody_gave_is_an_error_and_no_program():
+def test_missing_constant_is_an_error():
     with pytest.raises(IndexError):
-        with_numbers(load(1, MARK), [5])
+        with_constants(load(1, MARK), [5])

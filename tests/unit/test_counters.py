@@ -1,4 +1,4 @@
-"""Kernel counters: all three files, names as nstat has them with a dot, and only what grew."""
+"""Kernel counters: all files, names as in nstat but with a dot, and only increases."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ UdpLite6InDatagrams             \t5
 
 
 def read_from(directory: Path) -> dict[str, int]:
-    """Read the files of a directory as if they were a namespace's."""
+    """Read the files of a directory as the files of a namespace."""
     counters = Counters.__new__(Counters)
     names = [name for name in _FILES if (directory / name).exists()]
     counters._files = [os.open(directory / name, os.O_RDONLY) for name in names]
@@ -82,7 +82,7 @@ SOFTNET = """\
 """
 
 
-def test_devices_have_counters_of_both_ways(tmp_path):
+def test_devices_have_counters_for_both_directions(tmp_path):
     (tmp_path / "dev").write_text(DEV)
     found = read_from(tmp_path)
     assert found["Device.lo.rx_packets"] == 2
@@ -96,7 +96,7 @@ def test_softnet_is_the_sum_of_all_cpus(tmp_path):
     assert read_from(tmp_path) == {"Softnet.dropped": 13, "Softnet.flow_limit": 3}
 
 
-def test_pattern_stands_for_what_grew():
+def test_pattern_selects_counters_that_grew():
     before = {"Device.lo.rx_drop": 0, "Device.eth0.rx_drop": 1, "Device.eth0.tx_drop": 0}
     after = {"Device.lo.rx_drop": 0, "Device.eth0.rx_drop": 4, "Device.eth0.tx_drop": 9}
     assert increase(before, after, ["Device.*.rx_drop"]) == {"Device.eth0.rx_drop": 3}
@@ -115,7 +115,7 @@ def test_no_files_are_no_counters(tmp_path):
     assert read_from(tmp_path) == {}
 
 
-def test_increase_leaves_out_what_this_kernel_lacks():
+def test_increase_leaves_out_missing_counters():
     before, after = {"a": 1, "b": 5, "gone": 1}, {"a": 4, "b": 5, "new": 9}
     names = ["b", "a", "gone", "new", "absent"]
     assert increase(before, after, names) == {"b": 0, "a": 3}
@@ -129,7 +129,7 @@ def test_the_same_files_are_read_again(net):
     before = counters.read()
     # WHEN one grows
     (net / "snmp").write_text(SNMP.replace("7 23 2", "7 29 2"))
-    # THEN the next reading shows it
+    # THEN the next read returns it
     assert increase(before, counters.read(), ["Udp.NoPorts", "Udp.InDatagrams"]) == {
         "Udp.NoPorts": 6,
         "Udp.InDatagrams": 0,
@@ -146,7 +146,7 @@ def test_the_running_kernel_has_counters():
     assert counters.read() == {}
 
 
-def test_a_namespace_that_nobody_has_has_no_counters():
+def test_unknown_namespace_has_no_counters():
     counters = Counters(netns=1)
     assert counters.read() == {}
     counters.close()
@@ -178,7 +178,7 @@ def test_sockets_have_their_drops_by_inode(tmp_path):
     }
 
 
-def test_a_socket_that_was_opened_meanwhile_grew_from_zero():
+def test_new_socket_grows_from_zero():
     before, after = {"Raw.1.drops": 3}, {"Raw.1.drops": 3, "Raw.2.drops": 5, "Netlink.3.drops": 0}
     assert increase(before, after, ["Raw.*.drops", "Netlink.*.drops"]) == {"Raw.2.drops": 5}
 
@@ -187,7 +187,7 @@ def test_a_socket_that_was_opened_meanwhile_grew_from_zero():
 
 
 class Machine:
-    """A /proc with processes, each in a network namespace with counters of its own."""
+    """A /proc with processes, each in its own network namespace with counters."""
 
     def __init__(self, proc: Path) -> None:
         self.proc = proc
@@ -223,9 +223,9 @@ def grown(counters: AllCounters, name: str = "Tcp.RetransSegs") -> int:
     return counters.read()[name]
 
 
-def test_counters_of_all_namespaces_are_added_up_each_once(machine):
+def test_each_namespace_is_added_once(machine):
     counters = machine.counters()
-    assert counters.known == {1, 2}
+    assert counters.namespaces == {1, 2}
     for process in ("self", "23"):
         machine.count(process, RetransSegs=103, OutSegs=1003)
     machine.count("42", RetransSegs=57, OutSegs=507)
@@ -236,23 +236,23 @@ def test_counters_of_all_namespaces_are_added_up_each_once(machine):
     assert increase(before, counters.read(), ["Tcp.RetransSegs"]) == {"Tcp.RetransSegs": 1}
 
 
-def test_namespace_that_is_made_meanwhile_counts_from_zero(machine):
+def test_new_namespace_counts_from_zero(machine):
     counters = machine.counters()
     machine.process("77", 3, RetransSegs=5, OutSegs=9)
     assert grown(counters) == 5
     machine.count("77", RetransSegs=7, OutSegs=9)
     assert grown(counters) == 7
-    assert counters.known == {1, 2, 3}
+    assert counters.namespaces == {1, 2, 3}
 
 
-def test_namespace_that_ends_keeps_what_it_had_and_is_counted(machine):
+def test_counts_of_an_ended_namespace_stay_in_the_sum(machine):
     counters = machine.counters()
     machine.count("42", RetransSegs=57, OutSegs=507)
     assert grown(counters) == 7
     machine.end("42")
     assert grown(counters) == 7
     assert counters.ended == 1
-    # Its inode number is free, and the next one gets it.
+    # A new namespace gets its inode number.
     machine.process("43", 2, RetransSegs=2, OutSegs=2)
     assert grown(counters) == 9
     machine.end("43")
@@ -269,32 +269,32 @@ def test_counters_of_the_machine_count_once(machine):
     assert grown(counters, "Softnet.dropped") == 3
 
 
-def test_counter_that_goes_back_takes_nothing_off(machine):
+def test_counter_that_is_reset_does_not_reduce_the_sum(machine):
     counters = machine.counters("Device.*.rx_drop")
     place = machine.proc / "42" / "net" / "dev"
     place.write_text(DEV)
     before = counters.read()
     place.write_text(DEV.replace("9    1    7", "9    1    3"))  # its driver was reset
-    counters.look()
+    counters.update()
     place.write_text(DEV.replace("9    1    7", "9    1    5"))
     found = increase(before, counters.read(), ["Device.*.rx_drop"])
     assert found == {"Device.eth0:1.rx_drop": 2}
 
 
-def test_namespace_whose_inode_another_one_got_between_two_looks_begins_at_zero(machine):
+def test_namespace_with_a_reused_inode_begins_at_zero(machine):
     counters = machine.counters()
     machine.process("42", 2, RetransSegs=60, OutSegs=3)
     assert grown(counters) == 60
 
 
-def test_counters_that_did_not_grow_are_there_as_zero(machine):
+def test_counters_that_did_not_grow_are_zero(machine):
     counters = machine.counters()
     before = counters.read()
     names = ["Tcp.RetransSegs", "Tcp.Absent"]
     assert increase(before, counters.read(), names) == {"Tcp.RetransSegs": 0}
 
 
-def test_device_that_appears_has_not_grown_before(machine):
+def test_new_device_does_not_add_its_earlier_counts(machine):
     counters = machine.counters("Device.*.rx_drop")
     before = counters.read()
     (machine.proc / "42" / "net" / "dev").write_text(DEV)
@@ -315,14 +315,14 @@ def test_namespace_without_files_is_unread(machine):
 @pytest.mark.parametrize(
     ("name", "shown"), [(b"a\x1cb", "a\x1cb"), (b"\xff", "\\xff"), ("\u2028".encode(), "\u2028")]
 )
-def test_device_may_have_any_name_that_the_kernel_allows(tmp_path, name, shown):
+def test_every_device_name_that_the_kernel_allows_is_read(tmp_path, name, shown):
     head = b"Inter-|   Receive   |  Transmit\n face |bytes packets|bytes packets\n"
     (tmp_path / "dev").write_bytes(head + b"  " + name + b": 1 2 3 4\n")
     names = ("rx_bytes", "rx_packets", "tx_bytes", "tx_packets")
     assert read_from(tmp_path) == {f"Device.{shown}.{n}": i + 1 for i, n in enumerate(names)}
 
 
-def test_look_takes_a_moment_however_many_namespaces_there_are(machine, monkeypatch):
+def test_update_is_bounded_in_time(machine, monkeypatch):
     usual, now = counters_module.read_once, [1000.0]
 
     def slow(directory: str, names: list[str]) -> dict[str, int]:
@@ -334,14 +334,14 @@ def test_look_takes_a_moment_however_many_namespaces_there_are(machine, monkeypa
     for number in range(10, 20):
         machine.process(str(number), number, RetransSegs=number, OutSegs=1)
     counters = machine.counters()
-    assert len(counters.known) == 12
+    assert len(counters.namespaces) == 12
     for number in range(10, 20):
         machine.count(str(number), RetransSegs=number + 1, OutSegs=1)
     began = now[0]
-    counters.look()
+    counters.update()
     assert now[0] - began < 0.2
     assert counters.unread == 9
-    for _ in range(4):  # the others' turn
-        counters.look()
-    # What was not read in one look is not counted twice, or from zero, in a later one.
+    for _ in range(4):  # the others are next
+        counters.update()
+    # Namespaces skipped in one update are neither counted twice nor from zero in a later one.
     assert counters._sum["Tcp.RetransSegs"] == 10

@@ -1,4 +1,4 @@
-"""Devices' own counters, and what netsize makes of them."""
+"""Counters of network devices, and how netsize uses them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ HEAD = b"Inter-| Receive | Transmit\n face |bytes packets |bytes packets\n"
     ("name", "shown"),
     [(b"a\x1cb", "a\x1cb"), (b"\xff", "\\xff"), ("\x85".encode(), "\x85"), (b"\x1d", "\x1d")],
 )
-def test_device_may_have_any_name_that_the_kernel_allows(name, shown):
-    # Each user may make one, in a namespace of his own.
+def test_every_device_name_that_the_kernel_allows_is_read(name, shown):
+    # Any user may create one in a network namespace.
     file = os.memfd_create("dev")
     os.write(
         file, HEAD + b"    " + name + b": 1 2 3 4 5 6 7 8 9 10 11\n    lo: 0 7 0 0 0 0 0 0 0 8\n"
@@ -49,7 +49,7 @@ def test_device_may_have_any_name_that_the_kernel_allows(name, shown):
     devices.close()
 
 
-def test_what_no_point_saw_is_named():
+def test_packets_that_no_point_saw_are_reported():
     seen = [histogram("v0", "nic_recv", 1), histogram("v0", "nic_send", 10)]
     more, (behind, around) = devices_own(seen, {(7, "v0"): (41, 12)}, ALL)
     (row,) = more["devices"]
@@ -60,21 +60,21 @@ def test_what_no_point_saw_is_named():
     assert "received 40 packets" in behind and "sent 2 packets" in around
 
 
-def test_device_that_counts_less_or_nothing_is_not_named():
+def test_device_that_counts_less_or_nothing_is_not_reported():
     seen = [histogram("v0", "nic_recv", 3)]
     assert devices_own(seen, {(7, "v0"): (2, 0), (7, "idle"): (0, 0)}, ALL)[1] == []
 
 
-def test_hardware_counts_what_is_on_the_wire_and_is_late():
+def test_hardware_counts_packets_on_the_wire_and_later():
     seen = [histogram("eth0", "nic_send", 100, wire_packets=7000, hardware=2)]
     assert devices_own(seen, {(7, "eth0"): (0, 7040)}, ALL)[1] == []
     assert " 500 packets" in devices_own(seen, {(7, "eth0"): (0, 7500)}, ALL)[1][0]
-    # A device of software counts what it is given.
+    # A software device counts the packets it receives from the stack.
     seen = [histogram("v0", "nic_send", 100, wire_packets=7000)]
     assert " 50 packets" in devices_own(seen, {(7, "v0"): (0, 150)}, ALL)[1][0]
 
 
-def test_only_devices_that_were_asked_for():
+def test_only_selected_devices_are_compared():
     risen = {(7, "a"): (1, 1), (7, "b"): (1, 1)}
     more, _ = devices_own([], risen, {"interface": ["b"]})
     assert [row["dev"] for row in more["devices"]] == ["b"]

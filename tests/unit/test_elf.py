@@ -1,4 +1,4 @@
-"""ELF files are read right, and broken ones never do more than raise UnreadableBinary."""
+"""ELF files are read correctly, and broken ones raise only UnreadableBinary."""
 
 from __future__ import annotations
 
@@ -85,35 +85,35 @@ def libc() -> str:
     return found[0]
 
 
-def test_offset_comes_from_the_segment_that_holds_the_address(write):
+def test_offset_comes_from_the_segment_with_the_address(write):
     path = write(make_elf(b"\0look\0", [symbol(1, value=TEXT_ADDRESS + 0x20)]))
     assert functions(path, ["look"])["look"] == elf.Function(
         "look", TEXT_OFFSET + 0x20, TEXT_ADDRESS + 0x20, 32
     )
 
 
-def test_what_is_no_defined_function_is_left_out(write):
+def test_only_defined_functions_are_returned(write):
     names = b"\0undefined\0data\0outside\0"
     entries = [symbol(1, section=0), symbol(11, info=OBJECT), symbol(16, value=0x400010)]
     assert functions(write(make_elf(names, entries)), ["undefined", "data", "outside"]) == {}
 
 
-def test_versions_in_wanted_and_found_names_are_ignored(write):
+def test_versions_in_names_are_ignored(write):
     path = write(make_elf(b"\0look@@V_2.1\0", [symbol(1)]))
     assert set(functions(path, ["look@V_2"])) == {"look"}
 
 
-def test_name_that_shares_the_tail_of_a_longer_one_is_found(write):
+def test_name_merged_into_a_longer_one_is_found(write):
     path = write(make_elf(b"\0__wrap_look\0", [symbol(8)]))
     assert set(functions(path, ["look"])) == {"look"}
 
 
-def test_longer_and_shorter_names_are_not_taken_for_the_wanted_one(write):
+def test_longer_and_shorter_names_do_not_match(write):
     path = write(make_elf(b"\0looking\0loo\0", [symbol(1), symbol(9)]))
     assert functions(path, ["look"]) == {}
 
 
-def test_ifunc_is_noted(write):
+def test_ifunc_is_recorded(write):
     assert functions(write(make_elf(b"\0look\0", [symbol(1, info=IFUNC)])), ["look"])["look"].ifunc
 
 
@@ -122,7 +122,7 @@ def test_dynamic_symbols_are_found_without_section_headers(write):
     assert functions(path, ["look"])["look"].offset == TEXT_OFFSET
 
 
-def test_own_libc_agrees_with_the_dynamic_linker():
+def test_functions_of_libc_agree_with_the_dynamic_linker():
     import ctypes
 
     path = libc()
@@ -137,7 +137,7 @@ def test_own_libc_agrees_with_the_dynamic_linker():
     )
 
 
-def test_machine_code_at_the_offset_is_what_the_process_runs():
+def test_code_at_the_offset_is_the_code_in_memory():
     import ctypes
 
     found = functions(libc(), ["getaddrinfo"])["getaddrinfo"]
@@ -145,7 +145,7 @@ def test_machine_code_at_the_offset_is_what_the_process_runs():
     with open(libc(), "rb") as file:
         file.seek(found.offset)
         there, runs = file.read(32), ctypes.string_at(entry, 32)
-    if runs[:1] == b"\xcc":  # somebody has a uprobe on it at the moment
+    if runs[:1] == b"\xcc":  # another process has a uprobe on it
         there, runs = there[1:], runs[1:]
     assert there == runs
 
@@ -153,7 +153,7 @@ def test_machine_code_at_the_offset_is_what_the_process_runs():
 @pytest.mark.parametrize(
     "name", ["/dev/zero", "/dev/null", "/proc", "/nonexistent", "/proc/self/mem"]
 )
-def test_what_is_no_regular_elf_file_is_refused(name):
+def test_other_files_are_rejected(name):
     with pytest.raises(UnreadableBinary) as error:
         functions(name, ["look"])
     assert error.value.path == name
@@ -166,7 +166,7 @@ def test_fifo_does_not_block(tmp_path):
         functions(str(tmp_path / "fifo"), ["look"])
 
 
-def test_huge_sparse_file_is_refused_at_once(tmp_path):
+def test_huge_sparse_file_is_rejected_immediately(tmp_path):
     path = tmp_path / "huge"
     path.write_bytes(make_elf(b"\0look\0", [symbol(1)]))
     os.truncate(path, elf.MAX_FILE + 1)
@@ -174,13 +174,13 @@ def test_huge_sparse_file_is_refused_at_once(tmp_path):
         functions(str(path), ["look"])
 
 
-def test_empty_and_text_files_are_refused(write):
+def test_empty_and_text_files_are_rejected(write):
     for data in (b"", b"\x7fEL", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + bytes(60)):
         with pytest.raises(UnreadableBinary):
             functions(write(data), ["look"])
 
 
-def test_impossible_section_count_is_refused_quickly(tmp_path):
+def test_impossible_section_count_is_rejected_quickly(tmp_path):
     data = bytearray(make_elf(b"\0look\0", [symbol(1)]))
     struct.pack_into("<H", data, 60, 0)  # e_shnum 0: the first section's size is the count
     struct.pack_into("<Q", data, 0x900 + 32, 1 << 60)
@@ -210,18 +210,18 @@ def flipped(data: bytes, count: int, limit: int):
 
 
 @pytest.mark.parametrize("headers", [True, False])
-def test_truncated_copies_raise_nothing_else(tmp_path, headers):
+def test_truncated_copies_raise_no_other_error(tmp_path, headers):
     data = make_elf(b"\0look\0", [symbol(1)], headers)
     try_all(tmp_path / "cut", (data[:size] for size in range(0, len(data), 37)))
 
 
 @pytest.mark.parametrize("headers", [True, False])
-def test_flipped_copies_raise_nothing_else(tmp_path, headers):
+def test_flipped_copies_raise_no_other_error(tmp_path, headers):
     data = make_elf(b"\0look\0", [symbol(1)], headers)
     try_all(tmp_path / "flip", flipped(data, 400, 0xB00))
 
 
-def test_truncated_and_flipped_libc_raises_nothing_else(tmp_path):
+def test_truncated_and_flipped_libc_raises_no_other_error(tmp_path):
     data = Path(libc()).read_bytes()
     try_all(tmp_path / "cut", (data[: len(data) * part // 8] for part in range(8)))
     try_all(tmp_path / "flip", flipped(data, 20, 0x10000))

@@ -20,7 +20,7 @@ from netbpf.run.filters import block_words, comm_automaton, filter_defines, netw
 
 def evaluate(expression: str, **values: int) -> int:
     """Return the value of a C expression that uses only what filters.py writes."""
-    python = re.sub(r"AT_LOAD\((\d+)\)", r"\1", expression)
+    python = re.sub(r"LOAD_CONSTANT\((\d+)\)", r"\1", expression)
     python = python.replace("&&", " and ").replace("||", " or ").replace("(u32)", "int")
     python = re.sub(r"!(?!=)", " not ", re.sub(r"(\d)U(LL)?\b", r"\1", python))
     return int(eval(python, {"int": int}, values))
@@ -186,7 +186,8 @@ def proc(tmp_path: Path) -> str:
 
 
 def test_pids_must_exist(proc):
-    assert filter_defines({"pid": [41]}, proc) == ["#define FILTER_PID(x) ((x) == AT_LOAD(41))"]
+    defined = filter_defines({"pid": [41]}, proc)
+    assert defined == ["#define FILTER_PID(x) ((x) == LOAD_CONSTANT(41))"]
     with pytest.raises(UsageError, match="--pid: there is no process 43"):
         filter_defines({"pid": [41, 43]}, proc)
 
@@ -223,7 +224,7 @@ def test_network_namespace_by_pid_and_inode(proc):
     assert network_namespace("41", proc) == 4026531840
     assert network_namespace("4026531840", proc) == 4026531840
     [line] = filter_defines({"netns": "4026531840"}, proc)
-    assert line == "#define FILTER_NETNS AT_LOAD(4026531840)"
+    assert line == "#define FILTER_NETNS LOAD_CONSTANT(4026531840)"
 
 
 @pytest.fixture
@@ -287,20 +288,22 @@ def test_cgroup_is_its_id_at_its_level(monkeypatch):
     monkeypatch.setattr(filters, "container_cgroups", lambda prefix: [78])
     monkeypatch.setattr(filters, "level_of", {77: 3, 78: None}.get)
     assert filter_defines({"cgroup": "a"}) == [
-        "#define FILTER_CGROUP AT_LOAD(77)",
-        "#define FILTER_CGROUP_AT(at) (at(AT_LOAD(3), AT_LOAD(77)))",
+        "#define FILTER_CGROUP LOAD_CONSTANT(77)",
+        "#define FILTER_CGROUP_AT(at) (at(LOAD_CONSTANT(3), LOAD_CONSTANT(77)))",
     ]
-    assert filter_defines({"container": "b"}) == ["#define FILTER_CGROUP AT_LOAD(78)"]
+    assert filter_defines({"container": "b"}) == ["#define FILTER_CGROUP LOAD_CONSTANT(78)"]
 
 
 def test_all_cgroups_of_a_container_are_alternatives(monkeypatch):
     monkeypatch.setattr(filters, "container_cgroups", lambda prefix: [78, 79])
     monkeypatch.setattr(filters, "level_of", {78: 3, 79: 0}.get)
     _, levels = filter_defines({"container": "b"})
-    assert levels.endswith(" (at(AT_LOAD(3), AT_LOAD(78)) || at(AT_LOAD(0), AT_LOAD(79)))")
+    assert levels.endswith(
+        " (at(LOAD_CONSTANT(3), LOAD_CONSTANT(78)) || at(LOAD_CONSTANT(0), LOAD_CONSTANT(79)))"
+    )
     monkeypatch.setattr(filters, "level_of", {78: 3}.get)
     first, several = filter_defines({"container": "b"})
-    assert first == "#define FILTER_CGROUP AT_LOAD(78)"
+    assert first == "#define FILTER_CGROUP LOAD_CONSTANT(78)"
     assert [x for x in range(100) if evaluate(body_of(several), x=x)] == [78, 79]
 
 

@@ -1,4 +1,4 @@
-"""Go programs give up exactly their lookups' entries and returns, or a reason why not."""
+"""Entries and returns of the lookup functions of Go programs, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -129,18 +129,18 @@ def look(tmp_path: Path):
 def test_entry_and_returns_in_each_table_format(look, version):
     (found,) = look(binary(version)).lookups
     assert (found.name, found.offset, found.host) == (NAME, 0x1000, 5)
-    # The RET bytes inside the body (depth 24) are no returns: nothing says where they begin.
+    # The RET bytes inside the body (depth 24) are not returns: no range begins at them.
     assert found.returns == (0x1000 + 13, 0x1000 + 17)
 
 
-def test_nops_before_a_return_are_stepped_over(look):
+def test_nops_before_a_return_are_skipped(look):
     long_nop = b"\x66\x0f\x1f\x84\x00\x00\x00\x00\x00"
     (found,) = look(binary(made=code(b"\x90" + long_nop + b"\x0f\x1f\x40\x00\xc3"))).lookups
     assert found.returns[0] == 0x1000 + 13 + 14
 
 
 @pytest.mark.parametrize("ret", [b"\xcc", b"\x48\xc3", b"\x90\x90", b"\xc2\x08\x00"])
-def test_a_way_out_that_is_no_return_makes_the_function_unusable(look, ret):
+def test_unknown_exit_makes_the_function_unusable(look, ret):
     with pytest.raises(UnreadableBinary, match="provable"):
         look(binary(made=code(ret)))
 
@@ -150,7 +150,7 @@ def test_last_range_must_jump_back_to_the_entry(look):
         look(binary(made=code(last=b"\x90\xe9\x00\x00\x00\x00")))
 
 
-def test_short_jump_back_is_known(look):
+def test_short_jump_back_is_accepted(look):
     length = len(code(last=b"")[0])
     made = code(last=b"\x90\xeb" + bytes([256 - (length + 3)]))
     assert look(binary(made=made)).lookups
@@ -162,7 +162,7 @@ def test_entry_without_a_stack_check_is_not_proven(look):
         look(binary(made=(b"\x90" * 4 + text[4:], steps)))
 
 
-def test_text_start_of_zero_is_found_behind_c_startup_code(look):
+def test_text_start_of_zero_is_found_after_c_startup_code(look):
     # Go 1.26 no longer records it; with cgo, C code comes first in .text.
     data = bytearray(binary(text_start=0, go="go1.26.0"))
     text, _ = code()
@@ -176,14 +176,14 @@ def test_table_without_a_section_name_is_found_by_its_header(look):
     assert look(binary(named=False)).lookups
 
 
-def test_go_before_the_register_abi_is_refused_with_a_reason(look):
+def test_go_before_the_register_abi_is_rejected_with_a_reason(look):
     with pytest.raises(UnreadableBinary, match="registers"):
         look(binary((1, 16), go="go1.16.7"))
     with pytest.raises(UnreadableBinary, match="registers"):
         look(binary((1, 2), go="go1.12"))
 
 
-def test_version_that_is_missing_leaves_the_error_layout_unknown(look):
+def test_missing_version_leaves_the_error_layout_unknown(look):
     program = look(binary(go=""))
     assert (program.version, program.error) == (None, None)
     assert program.lookups
@@ -216,7 +216,7 @@ def test_not_go(look):
         look(data)
 
 
-def test_broken_copies_raise_nothing_else(look):
+def test_broken_copies_raise_no_other_error(look):
     data = binary()
     chance = random.Random(11)
     copies = [data[:size] for size in range(0, len(data), 97)]
@@ -243,7 +243,7 @@ def build(tmp_path_factory):
         environment = {**os.environ, "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
         environment.update(CGO_ENABLED="0", **variables)
         if not environment.keys() & {"HOME", "XDG_CACHE_HOME", "GOCACHE"}:
-            environment["GOCACHE"] = str(directory / "cache")  # go insists on one
+            environment["GOCACHE"] = str(directory / "cache")  # go requires one
         command = [go, "build", "-o", out, *options, str(PROGRAM)]
         subprocess.run(command, env=environment, check=True, timeout=300)
         return out
@@ -252,7 +252,7 @@ def build(tmp_path_factory):
 
 
 def disassembled_returns(path: str, name: str) -> list[int]:
-    """Return how far from the entry each RET is, as Go's own disassembler sees it."""
+    """Return the distance of each RET from the entry, from Go's own disassembler."""
     command = ["go", "tool", "objdump", "-s", "^" + re.escape(name) + "$", path]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     code_lines = [line.split() for line in lines if re.search(r"\s0x[0-9a-f]+\s", line)]
@@ -270,7 +270,7 @@ def test_returns_agree_with_gos_disassembler(build, arch):
         assert returns == disassembled_returns(path, found.name)
 
 
-def test_stripped_program_gives_the_same(build):
+def test_stripped_program_has_the_same_result(build):
     plain, stripped = build(GOARCH="amd64"), build("-ldflags=-s -w", GOARCH="amd64")
     wanted, found = golang.lookups(plain), golang.lookups(stripped)
     assert [f.returns for f in found.lookups] == [f.returns for f in wanted.lookups]
@@ -279,8 +279,8 @@ def test_stripped_program_gives_the_same(build):
 
 
 @pytest.mark.parametrize("version", [(1, 16), (1, 20)])
-def test_table_that_ends_within_an_entry_is_an_error_in_words(look, version):
-    # Its last number is cut short by the end of the section.
+def test_table_that_ends_within_an_entry_is_an_error(look, version):
+    # The section ends within the last number.
     data = bytearray(binary(version))
     at = data.index(bytes([MAGIC[version]]) + b"\xff\xff\xff")
     struct.pack_into("<Q", data, at + 8, 1000)  # functions

@@ -1,4 +1,4 @@
-"""The process that answers with rights that the tool has given up."""
+"""The helper process answers with capabilities that the tool has dropped."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_answers_come_from_another_process_each_time_anew():
+def test_each_answer_comes_from_a_new_call_in_another_process():
     numbers = iter(range(9))
     helper = Helper(lambda _: [os.getpid(), next(numbers)], ())
     try:
         assert [helper.ask() for _ in range(2)] == [[helper.pid, 0], [helper.pid, 1]]
         assert helper.pid != os.getpid()
-        assert next(numbers) == 0  # ours were not asked
+        assert next(numbers) == 0  # this process's copy was not used
     finally:
         helper.close()
     assert not Path(f"/proc/{helper.pid}").exists()
@@ -45,11 +45,11 @@ def test_long_answers_arrive_whole():
     helper.close()
 
 
-def test_it_holds_nothing_but_its_two_pipes():
+def test_helper_holds_only_its_two_pipes():
     file = os.open("/dev/null", os.O_RDONLY)
     helper = Helper(lambda _: sorted(os.listdir("/proc/self/fd")), ())
     try:
-        assert len(helper.ask()) == 3  # and the listing itself
+        assert len(helper.ask()) == 3  # the third lists the directory
         assert str(file) not in helper.ask()
     finally:
         helper.close()
@@ -57,7 +57,7 @@ def test_it_holds_nothing_but_its_two_pipes():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_of_the_group_are_not_its_own(number):
+def test_signals_to_the_process_group_are_ignored(number):
     helper = Helper(lambda _: 5, ())
     assert helper.ask() == 5
     os.kill(helper.pid, number)
@@ -65,7 +65,7 @@ def test_signals_of_the_group_are_not_its_own(number):
     helper.close()
 
 
-def test_one_that_is_gone_is_an_error_and_not_waited_for():
+def test_helper_that_has_ended_is_an_error_without_waiting():
     helper = Helper(lambda _: 5, ())
     os.kill(helper.pid, signal.SIGKILL)
     wait_until(lambda: state(helper.pid) == "Z")
@@ -74,7 +74,7 @@ def test_one_that_is_gone_is_an_error_and_not_waited_for():
     helper.close()
 
 
-def test_answer_that_comes_too_late_is_that_of_the_next_question():
+def test_late_answer_is_returned_for_the_next_question():
     helper = Helper(lambda question: time.sleep(0.3) or question, ())
     for _ in range(2):
         with pytest.raises(TimeoutError):
@@ -84,11 +84,11 @@ def test_answer_that_comes_too_late_is_that_of_the_next_question():
     helper.close()
 
 
-def test_answer_that_comes_in_parts_is_put_together():
+def test_answer_that_arrives_in_parts_is_assembled():
     helper = Helper(lambda _: "x" * (1 << 18), ())
-    for patience in (0.0, 0.0, 0.0):  # what a pipe holds is 64 KiB
+    for timeout in (0.0, 0.0, 0.0):  # a pipe holds 64 KiB
         with contextlib.suppress(TimeoutError):
-            helper.ask(None, patience)
+            helper.ask(None, timeout)
         time.sleep(0.02)
     assert helper.ask() == "x" * (1 << 18)
     helper.close()
@@ -101,7 +101,7 @@ def test_work_that_fails_is_an_error(capfd):
     helper.close()
 
 
-def test_its_cpu_time_is_told():
+def test_cpu_time_is_reported():
     helper = Helper(lambda _: sum(range(1 << 20)), ())
     before = cpu_seconds() - time.process_time()
     helper.ask()
@@ -110,11 +110,11 @@ def test_its_cpu_time_is_told():
     helper.close()
 
 
-def test_it_keeps_what_it_is_given_and_no_more():
+def test_helper_keeps_only_the_given_capabilities():
     status = Path("/proc/self/status")
     helper = Helper(lambda _: status.read_text(), ["CAP_SYS_PTRACE"])
     lines = dict(line.split(":\t") for line in helper.ask().splitlines() if ":\t" in line)
     helper.close()
-    assert int(lines["CapEff"], 16) in (0, 1 << 19)  # root's or another user's
+    assert int(lines["CapEff"], 16) in (0, 1 << 19)  # 0 if not run as root
     assert lines["CapPrm"] == lines["CapEff"] and int(lines["CapInh"], 16) == 0
     assert lines["NoNewPrivs"] == "1"

@@ -1,4 +1,4 @@
-"""What a kernel offers: format files are understood, and the running kernel is asked."""
+"""Kernel queries: format files are parsed, and the running kernel is queried."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ print fmt: "family=%s sport=%hu field:int fake;", REC->sport
 """
 
 
-def test_format_file_gives_place_and_type_of_every_field():
+def test_format_file_has_offset_and_type_of_every_field():
     assert parse_format(FORMAT) == {
         "common_type": Field(0, "u16 %s"),
         "common_pid": Field(32, "s32 %s"),
@@ -49,7 +49,7 @@ def test_format_file_gives_place_and_type_of_every_field():
     }
 
 
-def test_what_is_no_format_file_has_no_fields():
+def test_other_text_has_no_fields():
     assert parse_format("") == {}
     assert parse_format("field:int x; offset:a; size:4; signed:1;") == {}
 
@@ -91,7 +91,7 @@ def refuse(fstype: str) -> str:
     raise PermissionError(fstype)
 
 
-def test_no_tracefs_and_no_right_to_mount_one_is_a_lack_of_privileges(tmp_path, monkeypatch):
+def test_missing_tracefs_that_cannot_be_mounted_is_a_missing_privilege(tmp_path, monkeypatch):
     monkeypatch.setattr(inspect, "_TRACEFS", ())
     monkeypatch.setattr(inspect, "detached_mount", refuse)
     monkeypatch.chdir(tmp_path)
@@ -106,7 +106,7 @@ def test_no_tracefs_and_no_right_to_mount_one_is_a_lack_of_privileges(tmp_path, 
         inspect.tracepoint_format.cache_clear()
 
 
-def test_live_kernel_is_the_running_one(monkeypatch):
+def test_live_kernel_is_the_running_kernel(monkeypatch):
     monkeypatch.setattr(inspect, "Btf", lambda path: path)
     kernel = inspect.LiveKernel()
     assert kernel.release == os.uname().release
@@ -127,7 +127,7 @@ def test_live_kernel_is_the_running_one(monkeypatch):
         ),
     ],
 )
-def test_preemption_of_programs_is_told_by_what_came_with_it(monkeypatch, has, preempted):
+def test_preemption_is_inferred_from_symbols(monkeypatch, has, preempted):
     class Types:
         def find(self, name, *kinds):
             return int(name in has)

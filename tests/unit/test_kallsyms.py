@@ -1,4 +1,4 @@
-"""Places in the kernel's text: names, the call at the end of a function, hidden symbols."""
+"""Kernel symbols: names, a call at the end of a function, hidden addresses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from netbpf.declare.reasons import place_in
-from netbpf.kernel.kallsyms import KernelSymbols, shown
+from netbpf.kernel.kallsyms import KernelSymbols, addresses_visible
 
 TEXT = """\
 0000000000000010 D not_text
@@ -73,36 +73,36 @@ def test_hidden_symbols_leave_the_address(tmp_path):
     assert symbols.span("a") == (0, 0)
 
 
-def test_place_in_a_function_is_one_that_a_call_in_it_returns_to(symbols):
+def test_return_addresses_of_a_function(symbols):
     test = place_in(symbols.span, ["second", "missing"])
     places = (0xFFFFFFFF81000100, 0xFFFFFFFF81000101, 0xFFFFFFFF81000200, 0xFFFFFFFF81000201)
-    # What stands at its first instruction was called from the function before it.
-    words = {"x": 0, "AT_LOAD": int}
+    # A return to its first instruction is from a call in the previous function.
+    words = {"x": 0, "LOAD_CONSTANT": int}
     as_python = test.replace("||", "or").replace("&&", "and")
     found = [eval(as_python, {**words, "x": place}) for place in places]
     assert found == [False, True, True, False]
 
 
-def test_what_it_shows_is_decided_when_it_is_opened(tmp_path):
+def test_opening_decides_whether_addresses_are_visible(tmp_path):
     path = tmp_path / "kallsyms"
     path.write_text("ffffffff81000000 T first\nffffffff81000010 T second\n")
     symbols = KernelSymbols(str(path))
     symbols.open()
     path.unlink()
-    path.write_text("0000000000000000 T first\n")  # as it is shown later, with less privileges
+    path.write_text("0000000000000000 T first\n")  # what a process without privileges reads
     assert symbols.name(0xFFFFFFFF81000004) == "first+0x4"
     assert not symbols.hidden
 
 
 @pytest.mark.parametrize(("address", "seen"), [("ffffffff81000000", True), ("0" * 16, False)])
-def test_whether_addresses_are_shown_is_asked_of_the_first_lines(tmp_path, address, seen):
+def test_visibility_is_read_from_the_first_lines(tmp_path, address, seen):
     path = tmp_path / "kallsyms"
     path.write_text(f"{'0' * 16} A fixed_percpu_data\n{address} T _stext\n{'0' * 16} T last\n")
-    assert shown(str(path)) is seen
-    assert not shown(str(tmp_path / "absent"))
+    assert addresses_visible(str(path)) is seen
+    assert not addresses_visible(str(tmp_path / "absent"))
 
 
-def test_address_that_is_too_long_is_none(tmp_path):
+def test_address_that_is_too_long_is_ignored(tmp_path):
     path = tmp_path / "kallsyms"
     path.write_bytes(b"f" * 17 + b" T far\nffffffff81000000 T near\xff\n")
     found = KernelSymbols(str(path))

@@ -1,4 +1,4 @@
-"""The generated header: a C compiler finds every field where the kernel has it."""
+"""The generated header: every field has the kernel's offset for a C compiler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from netbpf.kernel.btf import Field
 from netbpf.kernel.select import select
 from tests.unit.fakes import FakeKernel
 
-# A struct as a kernel might have it, on a 64-bit machine.
+# A struct as in a kernel for a 64-bit machine.
 ORIGINAL = """
 struct original {
 	u8 first;
@@ -88,8 +88,8 @@ def compile_and_run(tmp_path: Path, source: str) -> str:
     return subprocess.run([program], capture_output=True, text=True, check=True, timeout=10).stdout
 
 
-def test_compiler_finds_every_field_at_its_offset_and_bit_fields_read_right(tmp_path):
-    # GIVEN a header for a struct that the compiler knows as well
+def test_compiler_finds_every_field_and_reads_bit_fields(tmp_path):
+    # GIVEN a header for a struct that the compiler also has
     wanted = Manifest("FIELDS", "generated", (*FIELDS, *BITS))
     text = header(kernel(), [wanted], [])
     # WHEN both are compiled together
@@ -121,7 +121,7 @@ int main(void)
     assert compile_and_run(tmp_path, source) == ""
 
 
-def test_optional_field_is_announced_only_if_it_is_there():
+def test_optional_field_is_defined_only_if_it_exists():
     wanted = [Manifest("OPTIONAL", "generated", ("common.num", "absent", "common.gone"))]
     text = header(kernel(), wanted, [])
     assert "#define HAVE_generated_common_num 1" in text
@@ -129,11 +129,11 @@ def test_optional_field_is_announced_only_if_it_is_there():
     assert "gone" not in text
 
 
-def test_struct_of_which_nothing_is_there_is_not_generated():
+def test_struct_without_fields_is_not_generated():
     assert "struct gone" not in header(kernel(), [Manifest("OPTIONAL", "gone", ("x",))], [])
 
 
-def test_needed_field_that_is_not_there_is_unsupported_by_name():
+def test_missing_required_field_is_named_in_the_error():
     with pytest.raises(Unsupported, match=r"kernel 1\.2\.3-fake has no 'absent' in struct generat"):
         header(kernel(), [Manifest("FIELDS", "generated", ("first", "absent"))], [])
 
@@ -163,7 +163,7 @@ def chosen(found: FakeKernel, *alternatives) -> str:
     return header(found, [], select([Probe("state", *alternatives)], found))
 
 
-def test_raw_tracepoint_arguments_are_defined_by_their_place():
+def test_raw_tracepoint_arguments_are_defined_by_index():
     found = FakeKernel(raw={"t": ("sk", "old", "new")})
     text = chosen(found, RawTracepoint("t", args=("new", "sk")))
     assert text.split("\n")[:4] == [
@@ -175,7 +175,7 @@ def test_raw_tracepoint_arguments_are_defined_by_their_place():
 
 
 @pytest.mark.parametrize("alternative", [Fexit("f", args=("err",)), Kprobe("f", args=("err",))])
-def test_function_arguments_are_defined_by_their_place(alternative):
+def test_function_arguments_are_defined_by_index(alternative):
     found = FakeKernel(functions={"f": ("sk", "flags", "err")}, takes=("fentry", "kprobe"))
     text = chosen(found, alternative)
     assert f"#define USE_state_{alternative.kind} 1\n" in text
@@ -217,7 +217,7 @@ KERNEL_ENUM(sock_flags, SOCK_DONE)
     ]
 
 
-def test_own_headers_are_put_in_once_and_others_stay(monkeypatch, tmp_path):
+def test_own_headers_are_expanded_once_and_others_stay(monkeypatch, tmp_path):
     include = tmp_path / "include"
     include.mkdir()
     (tmp_path / "x.bpf.c").write_text('#include "a.h"\n#include "b.h"\n#include <c.h>\nint x;\n')
@@ -230,14 +230,14 @@ def test_own_headers_are_put_in_once_and_others_stay(monkeypatch, tmp_path):
     ]  # fmt: skip
 
 
-def test_line_numbers_are_those_of_the_files(monkeypatch, tmp_path):
+def test_line_directives_match_the_files(monkeypatch, tmp_path):
     # GIVEN a program with an error on a known line
     (tmp_path / "include").mkdir()
     (tmp_path / "x.bpf.c").write_text('#include "a.h"\n\nwrong here;\n')
     (tmp_path / "include" / "a.h").write_text("int a;\n")
     monkeypatch.setattr(layout, "program_directory", lambda: tmp_path)
     lines = program_text(tmp_path / "x.bpf.c").splitlines()
-    # THEN the last #line before it counts to it
+    # THEN the last #line before it leads to it
     at = lines.index("wrong here;")
     mark = max(i for i in range(at) if lines[i].startswith("#line"))
     number, name = int(lines[mark].split()[1]), lines[mark].split()[2]

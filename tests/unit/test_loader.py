@@ -1,4 +1,4 @@
-"""What is asked of bpf(2), byte by byte; what is told of a refusal; which maps are made at all."""
+"""The arguments of bpf(2) byte by byte, errors of refused programs, and the created maps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ u32, u64 = ctypes.c_uint32, ctypes.c_uint64
 
 
 class ProgramLoad(ctypes.Structure):
-    """The part of union bpf_attr that BPF_PROG_LOAD takes, laid out by a C compiler's rules."""
+    """The part of union bpf_attr for BPF_PROG_LOAD, with the layout of a C compiler."""
 
     _fields_ = (
         ("prog_type", u32), ("insn_cnt", u32), ("insns", u64), ("license", u64),
@@ -45,7 +45,7 @@ class ProgramLoad(ctypes.Structure):
 
 
 class MapCreate(ctypes.Structure):
-    """The part of union bpf_attr that BPF_MAP_CREATE takes."""
+    """The part of union bpf_attr for BPF_MAP_CREATE."""
 
     _fields_ = (
         ("map_type", u32), ("key_size", u32), ("value_size", u32), ("max_entries", u32),
@@ -55,12 +55,12 @@ class MapCreate(ctypes.Structure):
 
 
 class Kernel:
-    """A pretended bpf(2): notes what is made, and refuses what it is told to."""
+    """A fake bpf(2): records the calls, and returns the configured errors."""
 
     def __init__(self) -> None:
         self.maps: list[MapCreate] = []
         self.programs: list[tuple[ProgramLoad, bytes]] = []
-        self.errors: list[int] = []  # of the next loads; 0 lets one pass
+        self.errors: list[int] = []  # of the next loads; 0 for success
         self.map_errors: list[int] = []
         self.log = b""
 
@@ -94,7 +94,7 @@ def refuse(errors: list[int]) -> None:
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """The pretended kernel, in the place of the real one."""
+    """The fake kernel instead of the real one."""
     kernel = Kernel()
     for module in (loader, syscalls):
         monkeypatch.setattr(module, "bpf", kernel.bpf)
@@ -103,7 +103,7 @@ def kernel(monkeypatch):
 
 @pytest.fixture
 def open_files():
-    """Return how many descriptors are open now."""
+    """Return the number of open descriptors."""
     return lambda: len(os.listdir("/proc/self/fd"))
 
 
@@ -130,7 +130,7 @@ def found(name: str) -> int:
         (Iterator("task_file"), ("task_file",), (26, 28), "bpf_iter_task_file"),
     ],
 )
-def test_kinds_of_programs_are_those_of_the_kernel(alternative, targets, kinds, target):
+def test_program_types_are_the_kernels(alternative, targets, kinds, target):
     selection = Selection(Probe("see", alternative), alternative, targets, ())
     (made,) = entries_of([selection, Selection(Probe("none", optional=True), None, (), ())])
     assert (made.kind.program_type, made.kind.attach_type, made.target) == (*kinds, target)
@@ -145,11 +145,11 @@ def test_fentry_of_two_functions_is_two_programs_of_one_c_function():
     assert (second.program, second.target) == ("see_fentry:g", "g")
 
 
-def test_program_is_asked_for_as_the_kernel_reads_it(kernel):
+def test_attributes_of_a_program_have_the_kernels_layout(kernel):
     code = MOVE + EXIT
-    image = BpfObject((), {"a_name_that_is_too_long": code})
+    bpf_object = BpfObject((), {"a_name_that_is_too_long": code})
     made = entry("a_name_that_is_too_long", "fexit", "tcp_connect")
-    loader.load(image, [made], [], found)
+    loader.load(bpf_object, [made], [], found)
     ((asked, instructions),) = kernel.programs
     assert instructions == code
     assert (asked.prog_type, asked.expected_attach_type, asked.attach_btf_id) == (26, 25, 4711)
@@ -160,7 +160,7 @@ def test_program_is_asked_for_as_the_kernel_reads_it(kernel):
         assert getattr(asked, name) == 0, name
 
 
-def test_map_is_asked_for_as_it_was_described(kernel):
+def test_attributes_of_a_map_match_its_spec(kernel):
     shape = MapSpec("calls_by_process", 10, 24, 56, 8192, 2)
     loader.load(BpfObject((shape,), {}), [], ["calls_by_process"], found)
     (asked,) = kernel.maps
@@ -170,20 +170,20 @@ def test_map_is_asked_for_as_it_was_described(kernel):
     assert (asked.inner_map_fd, asked.numa_node) == (0, 0)
 
 
-def test_only_maps_that_somebody_uses_are_made_and_programs_get_theirs(kernel, open_files):
+def test_only_used_maps_are_created_and_programs_get_their_descriptors(kernel, open_files):
     before = open_files()
     shapes = [MapSpec(name, 1, 4, 8, 16, 0) for name in ("spare", "inner", "losses", "events")]
-    image = BpfObject(
+    bpf_object = BpfObject(
         tuple(shapes), {"state_rawtp": load_map(1) + load_map(2) + EXIT, "other": EXIT}
     )
-    loaded = loader.load(image, [entry()], ["losses", "events"], found)
+    loaded = loader.load(bpf_object, [entry()], ["losses", "events"], found)
     assert [asked.map_name for asked in kernel.maps] == [b"inner", b"losses", b"events"]
     assert set(loaded.maps) == {"losses", "events"}
     ((_, instructions),) = kernel.programs
     second = load_map(loaded.maps["losses"])
     assert instructions[16:] == second + EXIT
     assert instructions[:16] not in (second, load_map(loaded.maps["events"]))
-    # The map that only the program knows is held by it.
+    # The program keeps the map that only it uses.
     assert open_files() == before + 3
     for descriptor in (*loaded.maps.values(), *loaded.programs.values()):
         os.close(descriptor)
@@ -204,15 +204,15 @@ def found_with_switches(name: str) -> int:
     ("kind", "expected"),
     [("uprobe", ALONE), ("kprobe", PLAIN), ("rawtp", PLAIN), ("tp", PLAIN), ("fentry", PLAIN)],
 )
-def test_programs_of_uprobes_switch_preemption_off(kernel, kind, expected):
+def test_uprobe_programs_disable_preemption(kernel, kind, expected):
     made = entry("see", kind, "tcp_connect" if kind == "fentry" else "")
     loader.load(BpfObject((), {"see": PLAIN}), [made], [], found_with_switches)
     ((_, instructions),) = kernel.programs
     assert instructions == expected
 
 
-def test_kernel_that_takes_no_such_calls_gets_the_program_as_it_is(kernel):
-    kernel.errors = [524]  # ENOTSUPP, which only the kernel has: no JIT compiler
+def test_kernel_without_kfunc_calls_gets_the_unchanged_program(kernel):
+    kernel.errors = [524]  # ENOTSUPP, a kernel-internal code: no JIT compiler
     loader.load(BpfObject((), {"see": PLAIN}), [entry("see", "uprobe")], [], found_with_switches)
     ((_, instructions),) = kernel.programs
     assert instructions == PLAIN
@@ -223,7 +223,7 @@ def test_kernel_that_takes_no_such_calls_gets_the_program_as_it_is(kernel):
 IMAGE = BpfObject((MapSpec("losses", 6, 4, 8, 4, 0),), {"state_rawtp": EXIT, "accept_tp": EXIT})
 
 
-def test_refused_program_is_named_with_the_reason_and_what_the_verifier_says(kernel, open_files):
+def test_error_of_a_refused_program_has_the_reason_and_the_log(kernel, open_files):
     before = open_files()
     kernel.errors = [0, errno.EINVAL, errno.EINVAL]
     kernel.log = b"0: (95) exit\nR0 !read_ok\n"
@@ -233,10 +233,10 @@ def test_refused_program_is_named_with_the_reason_and_what_the_verifier_says(ker
     assert caught.value.probe == "accept"
     assert caught.value.message == "the kernel refused to load it (Invalid argument)"
     assert caught.value.detail == "0: (95) exit\nR0 !read_ok"
-    assert open_files() == before  # nothing is left of what was made
+    assert open_files() == before  # everything created is closed
 
 
-def test_long_log_is_shown_from_its_end(kernel):
+def test_end_of_a_long_log_is_shown(kernel):
     kernel.errors, kernel.log = [errno.E2BIG] * 2, b"x" * (1 << 20) + b"the reason\n"
     with pytest.raises(AttachRefused) as caught:
         loader.load(IMAGE, [entry()], [], found)
@@ -244,7 +244,7 @@ def test_long_log_is_shown_from_its_end(kernel):
     assert len(caught.value.detail) < 1 << 17
 
 
-def test_function_that_types_lack_is_a_refusal(kernel):
+def test_function_missing_in_btf_is_an_error(kernel):
     def none(_):
         raise Unsupported("this kernel has no BTF")
 
@@ -254,7 +254,7 @@ def test_function_that_types_lack_is_a_refusal(kernel):
     assert kernel.programs == []
 
 
-def test_refused_map_is_an_error_that_names_it(kernel, open_files):
+def test_error_of_a_refused_map_names_it(kernel, open_files):
     before = open_files()
     kernel.map_errors = [errno.ENOMEM]
     with pytest.raises(NetbpfError, match=r"'losses' \(Cannot allocate memory\)") as caught:
@@ -263,7 +263,7 @@ def test_refused_map_is_an_error_that_names_it(kernel, open_files):
     assert open_files() == before
 
 
-def test_verifier_that_was_interrupted_is_asked_again(kernel):
+def test_interrupted_verifier_is_retried(kernel):
     kernel.errors = [errno.EAGAIN] * 3
     assert loader.load(IMAGE, [entry()], [], found).programs
     kernel.errors = [errno.EAGAIN] * 6
@@ -275,10 +275,10 @@ def test_verifier_that_was_interrupted_is_asked_again(kernel):
 
 
 class Limits:
-    """A pretended RLIMIT_MEMLOCK; only who is `mighty` may raise the hard limit."""
+    """A fake RLIMIT_MEMLOCK; only with `privileged` the hard limit can be raised."""
 
-    def __init__(self, soft: int, hard: int, mighty: bool) -> None:
-        self.now, self.mighty, self.asked = (soft, hard), mighty, 0
+    def __init__(self, soft: int, hard: int, privileged: bool) -> None:
+        self.now, self.privileged, self.asked = (soft, hard), privileged, 0
 
     def get(self, _: int) -> tuple[int, int]:
         return self.now
@@ -286,14 +286,14 @@ class Limits:
     def set(self, _: int, limits: tuple[int, int]) -> None:
         self.asked += 1
         higher = limits[1] == resource.RLIM_INFINITY != self.now[1]
-        if higher and not self.mighty:
+        if higher and not self.privileged:
             raise ValueError("not allowed to raise maximum limit")
         self.now = limits
 
 
 @pytest.fixture
 def limited(monkeypatch):
-    """Set the pretended limit."""
+    """Set the fake limit."""
 
     def set_up(*limits):
         pretended = Limits(*limits)
@@ -311,9 +311,7 @@ INFINITE = resource.RLIM_INFINITY
     ("limits", "raised"),
     [((64, 64, True), INFINITE), ((64, 128, False), 128), ((64, INFINITE, False), INFINITE)],
 )
-def test_limit_on_locked_memory_is_raised_when_it_may_be_the_reason(
-    kernel, limited, limits, raised
-):
+def test_memlock_limit_is_raised_if_it_may_be_the_reason(kernel, limited, limits, raised):
     limit = limited(*limits)
     kernel.map_errors = [errno.EPERM]
     assert loader.load(IMAGE, [entry()], ["losses"], found).maps
@@ -325,17 +323,17 @@ def test_limit_on_locked_memory_is_raised_when_it_may_be_the_reason(
 
 
 @pytest.mark.parametrize("limits", [(64, 64, False), (INFINITE, INFINITE, True)])
-def test_limit_that_cannot_be_raised_is_not_the_end_but_the_refusal_is(kernel, limited, limits):
+def test_error_is_the_kernels_if_the_limit_cannot_be_raised(kernel, limited, limits):
     limited(*limits)
     kernel.errors = [errno.EPERM] * 3
     with pytest.raises(AttachRefused, match="Operation not permitted"):
         loader.load(IMAGE, [entry()], [], found)
 
 
-def test_limit_is_left_alone_where_it_is_not_the_reason(kernel, limited):
+def test_limit_is_unchanged_if_it_is_not_the_reason(kernel, limited):
     limit = limited(64, 64, True)
     loader.load(IMAGE, [entry()], ["losses"], found)
-    kernel.errors = [errno.EACCES] * 2  # what the verifier says
+    kernel.errors = [errno.EACCES] * 2  # from the verifier
     with pytest.raises(AttachRefused, match="Permission denied"):
         loader.load(IMAGE, [entry()], [], found)
     assert not limit.asked and limit.now == (64, 64)

@@ -1,4 +1,4 @@
-"""Maps are read in one go as far as other tasks are concerned, and not for long at once."""
+"""Maps are read in short batches with real-time priority."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOKUP, NEXT, TAKE = 1, 4, 21  # enum bpf_cmd in include/uapi/linux/bpf.h
 
 
 class Kernel:
-    """A map of numbers, the scheduling class of the reader, and what was done in which."""
+    """A map of numbers, the scheduling class of the reader, and the calls made in each."""
 
     def __init__(self, entries: int, policy: int = os.SCHED_OTHER, allowed: bool = True) -> None:
         self.entries = {number: number * 10 for number in range(entries)}
@@ -56,8 +56,8 @@ def pairs(found):
     return [tuple(struct.unpack("=I", part)[0] for part in pair) for pair in found]
 
 
-def test_entries_are_read_before_other_tasks_and_those_have_their_turn(monkeypatch):
-    kernel = Kernel(maps._AT_ONCE * 2 + 1).placed(monkeypatch)
+def test_entries_are_read_in_batches_with_real_time_priority(monkeypatch):
+    kernel = Kernel(maps._BATCH * 2 + 1).placed(monkeypatch)
     assert pairs(Map(7, 4, 4).items()) == [(n, n * 10) for n in kernel.entries]
     assert {policy for command, policy in kernel.steps if command == LOOKUP} == {os.SCHED_FIFO}
     assert {policy for command, policy in kernel.steps if command == NEXT} == {os.SCHED_OTHER}
@@ -66,7 +66,7 @@ def test_entries_are_read_before_other_tasks_and_those_have_their_turn(monkeypat
     assert kernel.policy == os.SCHED_OTHER
 
 
-def test_what_is_taken_is_gone_and_what_was_gone_is_left_out(monkeypatch):
+def test_taken_entries_are_deleted_and_missing_ones_left_out(monkeypatch):
     kernel = Kernel(3).placed(monkeypatch)
     keys = [struct.pack("=I", number) for number in (2, 9, 0)]
     assert pairs(Map(7, 4, 4).take(keys)) == [(2, 20), (0, 0)]
@@ -75,19 +75,19 @@ def test_what_is_taken_is_gone_and_what_was_gone_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize("policy", [os.SCHED_FIFO, os.SCHED_RR])
-def test_a_reader_with_a_priority_of_its_own_keeps_it(monkeypatch, policy):
+def test_reader_with_another_policy_keeps_it(monkeypatch, policy):
     kernel = Kernel(5, policy).placed(monkeypatch)
     assert len(list(Map(7, 4, 4).items())) == 5
     assert {now for _, now in kernel.steps} == {policy}
 
 
-def test_without_the_right_to_a_priority_maps_are_read_all_the_same(monkeypatch):
+def test_maps_are_read_without_the_privilege_for_a_priority(monkeypatch):
     kernel = Kernel(5, os.SCHED_BATCH, allowed=False).placed(monkeypatch)
     assert len(list(Map(7, 4, 4).items())) == 5
     assert kernel.policy == os.SCHED_BATCH
 
 
-def test_the_class_comes_back_when_the_kernel_refuses_the_map(monkeypatch):
+def test_policy_is_restored_after_an_error(monkeypatch):
     kernel = Kernel(5).placed(monkeypatch)
     refuse = kernel.bpf
 

@@ -10,7 +10,7 @@ from netbpf.declare import memory
 from netbpf.declare.tool import all_tools, find_tool
 from netbpf.run.program import memory_words
 
-# memlock of maps that a 6.18 kernel made, on a machine with 2 CPUs.
+# memlock of maps on a 6.18 kernel with 2 CPUs.
 COUNTED = [
     (MapSpec("hash", 1, 8, 32, 16384, 0), 1_705_024),
     (MapSpec("hash", 1, 16, 16, 65536, 0), 6_292_528),

@@ -21,7 +21,7 @@ from netbpf.kernel.select import select
 from netbpf.run import confinement
 from netbpf.run.confinement import Confinement
 from netbpf.system import privileges
-from netbpf.system.privileges import CAPABILITIES, Denied, lack, refusal
+from netbpf.system.privileges import CAPABILITIES, Denied, privilege_error, refusal_reason
 from tests.unit.fakes import FakeKernel
 
 
@@ -34,7 +34,7 @@ def all_needs() -> list[Need]:
 def lacking(tool: str, held: set[str], monkeypatch: Any, **settings: Any) -> set[str]:
     monkeypatch.setattr(privileges, "lacks", lambda need: not held & set(need.any_of))
     monkeypatch.setattr(confinement, "probing_denied", lambda: True)
-    monkeypatch.setattr(confinement, "shown", lambda: False)
+    monkeypatch.setattr(confinement, "addresses_visible", lambda: False)
     found = confinement.lacking(find_tool(tool), settings)
     return {need.name for need in found if not need.without}
 
@@ -79,7 +79,7 @@ def test_privileges_depend_on_the_kernel(monkeypatch):
     monkeypatch.setattr(privileges, "lacks", lambda need: True)
     for probing, symbols in ((True, False), (False, True)):
         monkeypatch.setattr(confinement, "probing_denied", lambda it=probing: it)
-        monkeypatch.setattr(confinement, "shown", lambda it=symbols: it)
+        monkeypatch.setattr(confinement, "addresses_visible", lambda it=symbols: it)
         lookups = confinement.lacking(find_tool("gethostlatency"), {})
         drops = confinement.lacking(find_tool("skbdrop"), {})
         assert (needs.UPROBES in lookups) is probing
@@ -87,7 +87,7 @@ def test_privileges_depend_on_the_kernel(monkeypatch):
 
 
 def test_error_names_the_capability_its_purpose_and_a_remedy():
-    error = lack([needs.PROCESSES], "gethostlatency", [needs.UPROBES, needs.PROCESSES])
+    error = privilege_error([needs.PROCESSES], "gethostlatency", [needs.UPROBES, needs.PROCESSES])
     assert error.exit_code == 77
     assert error.message == "tracing needs CAP_SYS_PTRACE to inspect processes of other users"
     assert "sudo netbpf gethostlatency" in error.hint or "user namespace" in error.hint
@@ -139,12 +139,12 @@ def test_unreadable_optional_probe_names_the_privilege():
 def test_refused_probe_is_a_privilege_error_only_if_one_is_missing(monkeypatch):
     error = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF", "CAP_PERFMON"])
-    words = refusal("the kernel refused to attach it", error)
+    words = refusal_reason("the kernel refused to attach it", error)
     assert isinstance(words, Denied) and "it takes CAP_SYS_ADMIN" in words
-    assert not isinstance(refusal("x", error, (errno.EPERM,)), Denied)
-    assert not isinstance(refusal("x", OSError(errno.EINVAL, "Invalid argument")), Denied)
+    assert not isinstance(refusal_reason("x", error, (errno.EPERM,)), Denied)
+    assert not isinstance(refusal_reason("x", OSError(errno.EINVAL, "Invalid argument")), Denied)
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_SYS_ADMIN"])
-    assert not isinstance(refusal("x", error), Denied)
+    assert not isinstance(refusal_reason("x", error), Denied)
     with pytest.raises(PrivilegeError):
         select([Probe("leave", RawTracepoint("x"))], FakeKernel(raw={"x": ()}),
                {("leave", "rawtp"): words})  # fmt: skip
@@ -218,7 +218,7 @@ def test_missing_required_privilege_is_an_error(monkeypatch):
 
 
 def test_run_as_a_library_keeps_the_privileges(monkeypatch):
-    monkeypatch.setattr(privileges, "give_up", lambda _: pytest.fail("gave up"))
+    monkeypatch.setattr(privileges, "drop_capabilities", lambda _: pytest.fail("gave up"))
     found = confined(monkeypatch, "tcplife")
     found.enter({"losses": -1}, print)
     found.seal()

@@ -164,7 +164,7 @@ def test_every_valid_device_name_is_accepted(name):
     short = name[:5]
     text = one_of_names("a", "b", [short])
     low = int.from_bytes(short.encode(errors="surrogateescape")[:8], sys.byteorder)
-    assert f"AT_LOAD({low})" in text
+    assert f"LOAD_CONSTANT({low})" in text
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a\n", "a/b", "\0", "à" * 64])

@@ -1,4 +1,4 @@
-"""Packet sockets as sock_diag lists them."""
+"""Parsing of sock_diag's messages about packet sockets."""
 
 import struct
 
@@ -21,9 +21,9 @@ def test_drops_are_the_ninth_number_of_a_sockets_memory():
     assert dict(_drops(found[0][1])) == {"Packet.4711.drops": 9}
 
 
-def test_a_socket_without_memory_or_with_damage_adds_nothing():
+def test_message_without_memory_or_with_damage_is_ignored():
     head = struct.pack("=BBHIII", 17, 3, 3, 4711, 1, 0)
     assert dict(_drops(head)) == {}
-    assert dict(_drops(head + attribute(6, bytes(32)))) == {}  # a kernel that counts no drops
+    assert dict(_drops(head + attribute(6, bytes(32)))) == {}  # a kernel without a drop counter
     assert dict(_drops(head + struct.pack("=HH", 0, 6))) == {}
     assert list(_messages(struct.pack("=IHHII", 0, 20, 0, 0, 0))) == [(20, b"")]

@@ -1,4 +1,4 @@
-"""Instructions around a program: what it computed before, it computes between the two switches."""
+"""A program with preemption disabled computes the same result."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TWO = instruction(0xB7, 0, imm=2)
 CONTEXT = instruction(0xBF, 0, 1)  # r0 = r1
 # A 64-bit number whose second half looks like an exit.
 NUMBER = instruction(0x18, 3, imm=7) + instruction(0x95, imm=7)
-BRANCH = instruction(0x15, 1, off=2, imm=40)  # if r1 is 40: two further on
+BRANCH = instruction(0x15, 1, off=2, imm=40)  # if r1 is 40: skip two
 
 
 class Machine:
-    """Runs these few instructions, and notes which functions of the kernel are called."""
+    """Executes these few instructions, and records calls of kernel functions."""
 
     def __init__(self, code: bytes) -> None:
         self.steps = list(struct.iter_unpack("=BBhi", code))
@@ -42,9 +42,9 @@ class Machine:
             if code == 0x95:
                 return self.registers[0]
             if code == 0x85:
-                assert src == 2  # a function of the kernel's
+                assert src == 2  # a kernel function
                 self.asked.append(imm)
-                for register in range(6):  # are lost in a call
+                for register in range(6):  # clobbered by a call
                     self.registers.pop(register, None)
             elif code == 0xBF:
                 self.registers[dst] = self.registers[src]
@@ -70,13 +70,13 @@ class Machine:
         (BRANCH + ONE + EXIT + NUMBER + TWO + EXIT, {40: 2, 41: 1}),
     ],
 )
-def test_result_is_the_same_and_preemption_is_off_meanwhile(code, results, context):
+def test_result_is_the_same_with_preemption_disabled(code, results, context):
     machine = Machine(without_preemption(code, SWITCHES))
     assert machine.run(context) == results[context]
     assert machine.asked == [111, 222]
 
 
-def test_numbers_and_maps_stay_what_they_are():
+def test_constants_and_maps_are_unchanged():
     load_map = instruction(0x18, 2, 1, imm=5) + instruction(0)
     changed = without_preemption(NUMBER + load_map + ONE + EXIT, SWITCHES)
     assert changed[24:40] == NUMBER
@@ -84,12 +84,12 @@ def test_numbers_and_maps_stay_what_they_are():
     assert changed.count(EXIT) == 1
 
 
-def test_functions_of_its_own_are_not_expected():
+def test_calls_of_bpf_functions_are_rejected():
     with pytest.raises(AssertionError, match="one function"):
         without_preemption(instruction(0x85, 0, 1, imm=1) + ONE + EXIT, SWITCHES)
 
 
-def test_switches_are_used_only_if_the_kernel_has_both():
+def test_functions_are_used_only_if_the_kernel_has_both():
     ids = {"bpf_preempt_disable": 111, "bpf_preempt_enable": 222}
     assert find_switches(lambda name: ids[name]) == SWITCHES
     for missing in ids:
@@ -97,7 +97,7 @@ def test_switches_are_used_only_if_the_kernel_has_both():
         assert find_switches(lambda name, known=without: known[name]) is None
 
 
-def test_kernel_without_types_has_no_switches():
+def test_kernel_without_types_has_no_functions():
     def find(name):
         raise Unsupported("no BTF", "")
 

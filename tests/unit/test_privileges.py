@@ -1,4 +1,4 @@
-"""Privileges: what is missing is read from the effective capabilities."""
+"""Missing privileges follow from the effective capabilities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_missing_capabilities_are_named(tmp_path, effective, missing):
     assert missing_privileges(str(status)) == missing
 
 
-def test_no_such_line_means_no_capabilities(tmp_path):
+def test_missing_line_means_no_capabilities(tmp_path):
     status = tmp_path / "status"
     status.write_text("Name:\tx\n")
     assert missing_privileges(str(status)) == ["CAP_BPF", "CAP_PERFMON"]

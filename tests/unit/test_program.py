@@ -32,14 +32,14 @@ class Key(Record):
     pid = Pid("process")
 
 
-def test_probe_of_an_option_is_used_only_with_it():
+def test_probe_of_an_option_is_used_only_with_the_option():
     tool = Tool("x - y", probes=(STATE, OPEN))
     assert probes_of(tool, {"open": False}) == [STATE]
     assert probes_of(tool, {"open": True}) == [STATE, OPEN]
     assert probes_of(tool, {}) == [STATE]
 
 
-def test_owners_are_followed_only_where_one_is_shown_or_asked_for():
+def test_owners_are_followed_only_if_shown_or_filtered():
     tool = Tool(
         "x - y", probes=(STATE,), event=Line, event_option="events", owners=True, options=PROCESS
     )
@@ -49,7 +49,7 @@ def test_owners_are_followed_only_where_one_is_shown_or_asked_for():
     assert {probe.name for probe in probes_of(tool, {"pid": [1]})} == names
 
 
-def test_maps_are_those_that_the_reader_needs():
+def test_maps_are_the_ones_the_reader_needs():
     histogram = Histogram("sizes", Key, "bytes")
     both = Tool("x - y", probes=(), event=Line, histogram=histogram, maps=("more",))
     assert set(maps_of(both, {})) == {"losses", "more", "events", "sizes"}
@@ -66,17 +66,17 @@ def test_maps_are_those_that_the_reader_needs():
         ("state=tp,accept=kretprobe", {"state": "tp", "accept": "kretprobe"}),
     ],
 )
-def test_forced_kinds_are_name_equals_kind(text, forced):
+def test_forced_kinds_are_parsed(text, forced):
     assert parse_forced(text) == forced
 
 
 @pytest.mark.parametrize("text", ["state", "state=", "state=tp,accept", "tp"])
-def test_anything_else_is_a_usage_error(text):
+def test_other_text_is_a_usage_error(text):
     with pytest.raises(UsageError, match="--probe"):
         parse_forced(text)
 
 
-def test_summary_describes_what_was_chosen_and_why():
+def test_summary_has_the_selection_and_reasons():
     selection = Selection(STATE, STATE.alternatives[0], ("t",), (("fentry f", "no such function"),))
     none = Selection(Probe("accept", Tracepoint("s:t"), optional=True), None, (), ())
     covered = Selection(

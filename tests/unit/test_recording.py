@@ -205,7 +205,7 @@ def test_an_empty_recording_answers_nothing():
     ],
 )  # fmt: skip
 def test_invalid_recording_is_an_error(recording):
-    with pytest.raises(ValueError, match="no recording of a kernel"):
+    with pytest.raises(ValueError, match="not a recording of a kernel"):
         RecordedKernel(recording)
 
 

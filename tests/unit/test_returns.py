@@ -1,4 +1,4 @@
-"""Returns of C functions are found by the lengths of instructions, or the function is left out."""
+"""Returns of C functions are found by decoding instruction lengths, or the function is left out."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_flow(text, step):
 
 
 @pytest.mark.parametrize("text", ["06", "67 8b 00", "0f 0f c0 0c", "c4 e0 79 10 c1"])
-def test_what_is_not_understood(text):
+def test_unknown_instructions(text):
     with pytest.raises(Unproven):
         decode(bytes.fromhex(text) + bytes(15), 0)
 
@@ -71,13 +71,13 @@ def test_what_is_not_understood(text):
         "0f 20 c0",
     ],
 )
-def test_what_no_compiler_makes_is_not_understood(text):
+def test_instructions_that_compilers_do_not_emit_are_unknown(text):
     with pytest.raises(Unproven):
         decode(bytes.fromhex(text) + bytes(15), 0)
 
 
 class Code:
-    """An image with nothing but code."""
+    """An ELF file with nothing but code."""
 
     machine = "EM_X86_64"
 
@@ -95,9 +95,9 @@ class Code:
     [
         ("55 c3", 2, (1,)),
         ("74 01 c3 f3 c3", 5, (2, 3)),
-        ("74 01 c3 eb 01 cc 5d c3", 5, (2, 7)),  # on behind the end
-        ("74 01 c3 eb fb", 5, (2,)),  # back to the begin
-        ("eb 00 0f 0b", 2, ()),  # it never returns
+        ("74 01 c3 eb 01 cc 5d c3", 5, (2, 7)),  # continues after the end
+        ("74 01 c3 eb fb", 5, (2,)),  # back to the start
+        ("eb 00 0f 0b", 2, ()),  # never returns
         ("74 01 b8 c3 00 00 00", 7, ()),  # into the middle of an instruction
         ("c3 ff e0", 3, ()),
         ("c3 06", 2, ()),
@@ -109,7 +109,7 @@ def test_returns_of_a_function(text, size, found):
     assert returns.returns(Code(text), Function("f", 0, 0, size)) == found
 
 
-def test_functions_that_are_not_looked_at():
+def test_functions_that_are_not_decoded():
     assert returns.returns(Code("c3"), Function("f", 0, 0, 1, ifunc=True)) == ()
     assert returns.returns(Code("c3"), Function("f", 0, 0, 1 << 20)) == ()
     other = Code("c3")
@@ -125,7 +125,7 @@ LIBCS = [
 
 @pytest.mark.skipif(not shutil.which("objdump") or not LIBCS, reason="apt install binutils")
 @pytest.mark.parametrize("path", LIBCS, ids=lambda path: path.name)
-def test_every_instruction_of_libc_is_as_long_as_objdump_says(path):
+def test_every_instruction_of_libc_has_the_length_objdump_prints(path):
     with ElfFile(str(path)) as image:
         text = image.section(".text")
         code = image.read(text.offset, text.size) + bytes(16)
@@ -133,7 +133,7 @@ def test_every_instruction_of_libc_is_as_long_as_objdump_says(path):
     listing = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     number, wrong = 0, []
     for at, data, what in re.findall(r"^ *(\w+):\t((?:\w\w )+) *\t?(.*)$", listing, re.M):
-        # objdump joins FWAIT, an instruction of its own, to the next one; addr32 is refused.
+        # objdump joins FWAIT, an instruction of its own, to the next one; addr32 is rejected.
         if "(bad)" in what or data.startswith("9b ") or " 67 " in f" {data}"[:7]:
             continue
         number += 1
@@ -144,8 +144,8 @@ def test_every_instruction_of_libc_is_as_long_as_objdump_says(path):
 
 
 @pytest.mark.skipif(not shutil.which("objdump"), reason="apt install binutils")
-def test_random_instructions_are_as_objdump_says(tmp_path):
-    # Each is followed by NOPs, so that objdump begins anew with the next one.
+def test_random_instructions_have_the_length_objdump_prints(tmp_path):
+    # Each is followed by NOPs, so that objdump restarts at the next one.
     chance, room, tries = random.Random(7), 48, 20_000
     cases = [bytes(chance.randrange(256) for _ in range(15)) for _ in range(tries)]
     path = tmp_path / "code"

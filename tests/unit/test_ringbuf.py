@@ -1,4 +1,4 @@
-"""The ring buffer's reader, against the kernel's side played in ordinary memory."""
+"""The ring buffer reader, with the kernel's side simulated in ordinary memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Memory(bytearray):
 
 
 class Ring:
-    """What kernel/bpf/ringbuf.c does: positions on two pages, data that is seen twice in a row."""
+    """The kernel side (kernel/bpf/ringbuf.c): positions on two pages, data mapped twice."""
 
     def __init__(self) -> None:
         self.consumer = Memory(PAGE)
@@ -77,11 +77,11 @@ def write(ring: Ring, number: int, flags: int = 0) -> int:
     return ring.write(RECORD.pack(1000 + number, number), flags)
 
 
-def test_empty_ring_gives_nothing(ring):
+def test_empty_ring_has_no_records(ring):
     assert RingBuffer(7, SIZE, RECORD).take() == []
 
 
-def test_records_come_in_order_with_all_members_and_their_room_is_given_back(ring):
+def test_records_come_in_order_and_their_space_is_released(ring):
     reader = RingBuffer(7, SIZE, RECORD)
     for number in range(23):
         write(ring, number)
@@ -99,12 +99,12 @@ def test_limit_leaves_the_rest_for_the_next_batch(ring):
     assert values(reader.take(limit=100)) == list(range(10, 23))
 
 
-def test_records_are_whole_where_the_ring_wraps(ring):
-    # GIVEN a ring whose size is no multiple of a record's
+def test_records_are_complete_where_the_ring_wraps(ring):
+    # GIVEN a ring whose size is not a multiple of a record's
     reader = RingBuffer(7, SIZE, RECORD)
     assert SIZE % 24
     chance, sent, got = random.Random(43), 0, []
-    # WHEN many times its size goes through
+    # WHEN many times its size is written and read
     while sent < 5000:
         for _ in range(chance.randint(0, SIZE // 24)):
             if ring.position - ring.consumed + 24 > SIZE:
@@ -113,12 +113,12 @@ def test_records_are_whole_where_the_ring_wraps(ring):
             sent += 1
         got += values(reader.take(limit=chance.randint(1, 400)))
     got += values(reader.take())
-    # THEN each record came once
+    # THEN each record was returned once
     assert got == list(range(sent))
-    assert reader.strange == 0
+    assert reader.invalid == 0
 
 
-def test_full_ring_is_read_at_once(ring):
+def test_full_ring_is_read_in_one_batch(ring):
     reader = RingBuffer(7, SIZE, RECORD)
     for number in range(100):
         write(ring, number)
@@ -128,7 +128,7 @@ def test_full_ring_is_read_at_once(ring):
     assert values(reader.take()) == list(range(SIZE // 24))
 
 
-def test_record_that_is_being_written_holds_back_those_after_it(ring):
+def test_unfinished_record_holds_back_later_ones(ring):
     reader = RingBuffer(7, SIZE, RECORD)
     write(ring, 0)
     at = write(ring, 1, BUSY)
@@ -136,24 +136,24 @@ def test_record_that_is_being_written_holds_back_those_after_it(ring):
     # WHEN the second is not finished
     assert values(reader.take()) == [0]
     assert reader.take() == []
-    # THEN it and the next come when it is
+    # THEN it and the next one are returned once it is
     ring.commit(at, 16)
     assert values(reader.take()) == [1, 2]
-    assert reader.strange == 0
+    assert reader.invalid == 0
 
 
-def test_discarded_and_strange_records_are_skipped_and_counted(ring):
+def test_discarded_and_invalid_records_are_skipped_and_counted(ring):
     reader = RingBuffer(7, SIZE, RECORD)
     write(ring, 0)
     write(ring, 1, DISCARDED)
-    ring.write(bytes(13))  # another length, the same room
+    ring.write(bytes(13))  # another length in the same space
     write(ring, 3)
     assert values(reader.take()) == [0, 3]
-    assert reader.strange == 2
+    assert reader.invalid == 2
     assert ring.consumed == ring.position
 
 
-def test_record_whose_size_is_no_multiple_of_eight_is_padded(ring):
+def test_record_is_padded_to_a_multiple_of_eight(ring):
     record = struct.Struct("=QHB")
     reader = RingBuffer(7, SIZE, record)
     for number in range(5):
@@ -161,17 +161,17 @@ def test_record_whose_size_is_no_multiple_of_eight_is_padded(ring):
     assert reader.take() == [(11, number, 80, 9) for number in range(5)]
 
 
-def test_close_lets_go_of_the_memory(ring):
+def test_close_releases_the_memory(ring):
     reader = RingBuffer(7, SIZE, RECORD)
     reader.close()
-    ring.producer.append(0)  # would raise BufferError if something still looked at it
+    ring.producer.append(0)  # raises BufferError if a view still exists
 
 
 # --- a ring that is larger than the window --------------------------------------------------------
 
 
 class Large(Ring):
-    """A ring of which a window of its data is mapped at a time."""
+    """A ring with a mapped window of its data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class Large(Ring):
 
 
 class Window:
-    """Memory of the ring as a part of it is mapped."""
+    """A mapped part of the ring's memory."""
 
     def __new__(cls, ring: Large, offset: int, length: int) -> Any:
         memory = ring.consumer if not offset else ring.producer
@@ -217,7 +217,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> Large:
     return ring
 
 
-def test_a_window_moves_along_a_large_ring(large):
+def test_window_moves_along_a_large_ring(large):
     reader = RingBuffer(7, SIZE, RECORD)
     chance, sent, got = random.Random(43), 0, []
     while sent < 3000:
@@ -231,13 +231,13 @@ def test_a_window_moves_along_a_large_ring(large):
     while rows := reader.take():
         got += values(rows)
     assert got == list(range(sent))
-    # The consumer's page, the producer's with the first window, and later windows of data.
+    # The consumer page, the producer page with the first window, and later windows of data.
     assert large.mapped[:2] == [(0, PAGE), (PAGE, 3 * PAGE)]
     assert len(large.mapped) > 3 and {length for _, length in large.mapped[2:]} == {2 * PAGE}
     assert large.open == 3
 
 
-def test_a_batch_is_at_most_what_the_window_holds(large):
+def test_batch_is_limited_by_the_window(large):
     reader = RingBuffer(7, SIZE, RECORD)
     for number in range(SIZE // 24):
         write(large, number)
@@ -247,9 +247,7 @@ def test_a_batch_is_at_most_what_the_window_holds(large):
 
 
 @pytest.mark.parametrize(("done", "written"), [(0, SIZE * 3 + 8), (64, 0), (8, 2**64 - 8)])
-def test_positions_that_cannot_be_lead_to_nothing_outside(
-    ring: Ring, done: int, written: int
-) -> None:
+def test_impossible_positions_stay_inside_the_ring(ring: Ring, done: int, written: int) -> None:
     reader = RingBuffer(3, SIZE, RECORD)
     struct.pack_into("=Q", ring.consumer, 0, done)
     struct.pack_into("=Q", ring.producer, 0, written)

@@ -1,4 +1,4 @@
-"""A fake proc tree: who uses which libc, who is covered, and who is not and why."""
+"""A fake proc tree: the libc of each process, and which processes are covered or why not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INTERPRETED = INTERPRETED[:120] + (3).to_bytes(4, "little") + INTERPRETED[124:] 
 
 
 class Proc:
-    """A proc tree under a directory, with roots of processes beside it."""
+    """A proc tree under a directory, with the root directories of processes next to it."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "proc"
@@ -89,7 +89,7 @@ def test_each_name_of_a_libc(proc, program, name, kind):
 
 
 @pytest.mark.parametrize("name", ["/lib/libcrypto.so.3", "/lib/libc++.so.1", "/lib/libc.so.6.bak"])
-def test_other_libraries_are_not_taken_for_libc(proc, program, name):
+def test_other_libraries_are_not_libc(proc, program, name):
     other = proc.file(name, LIBC)
     proc.process(7, program, [(str(other), other)], root="/without-known-paths")
     coverage = proc.scan()
@@ -127,14 +127,14 @@ def test_deleted_libc_is_reached_through_the_mapping(proc, program):
     assert "/9/map_files/" in found.path
 
 
-def test_another_file_of_that_name_is_not_taken_for_the_mapped_one(proc, program):
+def test_another_file_of_that_name_is_not_the_mapped_one(proc, program):
     old, new = proc.file("/old", LIBC), proc.file("/lib/libc.so.6", LIBC)
     proc.process(9, program, [(str(new), old)])
     (found,) = proc.scan().binaries
     assert found.inode == old.stat().st_ino
 
 
-def test_own_file_with_the_containers_inode_number_is_not_taken_for_its_libc(proc, program):
+def test_host_file_with_the_containers_inode_number_is_not_its_libc(proc, program):
     own, inside = proc.file("/lib/libc.so.6", LIBC), proc.file("/box-libc", LIBC)
     proc.process(9, program, [(str(own), inside)], root="/box")
     maps = proc.path / "9" / "maps"
@@ -143,7 +143,7 @@ def test_own_file_with_the_containers_inode_number_is_not_taken_for_its_libc(pro
     assert found.inode == inside.stat().st_ino
 
 
-def test_chrooted_process_is_reached_by_our_own_name(proc, program):
+def test_chrooted_process_is_reached_by_the_host_path(proc, program):
     libc = proc.file("/chroot/lib/libc.so.6", LIBC)
     proc.process(9, program, [(str(libc), libc)], root="/chroot")
     device = libc.stat().st_dev
@@ -154,7 +154,7 @@ def test_chrooted_process_is_reached_by_our_own_name(proc, program):
     assert found.path == str(libc)
 
 
-def test_path_of_an_ended_process_is_none_and_a_second_one_steps_in(proc, program):
+def test_path_of_an_ended_process_is_replaced_by_a_second_one(proc, program):
     inside = proc.file("/lib/libc.so.6", LIBC, root="/box")
     for pid in (8, 9):
         proc.process(pid, program, [("/lib/libc.so.6", inside)], root="/box")
@@ -176,14 +176,14 @@ def test_static_program_with_symbols(proc):
     )
 
 
-def test_reasons_for_what_cannot_be_covered(proc, program):
+def test_reasons_of_uncovered_processes(proc, program):
     proc.process(1, proc.file("/bin/stripped", make_elf(b"\0", [], kind=11)))
     proc.process(2, proc.file("/bin/none", make_elf(b"\0main\0", [symbol(1)])))
     proc.process(3, proc.file("/bin/script", b"#!/bin/sh\n"))
     bad = proc.file("/lib/libc.so.6", LIBC[:300])
     proc.process(4, program, [(str(bad), bad)])
     arm = bytearray(STATIC)
-    arm[18] = 243  # RISC-V: neither of the processors that this knows
+    arm[18] = 243  # RISC-V: not supported
     proc.process(5, proc.file("/bin/foreign", bytes(arm)))
     reasons = {pid: gap.reason for pid, gap in proc.scan().uncovered.items()}
     assert reasons[1] == "static, stripped"
@@ -214,7 +214,7 @@ def test_cgo_program_has_libc_and_its_own_lookups(proc):
     assert coverage.covered == 1
 
 
-def test_go_program_that_cannot_be_read_says_why(proc):
+def test_go_program_that_cannot_be_read_has_a_reason(proc):
     proc.process(3, proc.file("/bin/go", go_binary((1, 16), go="go1.16.7")))
     gap = proc.scan().uncovered[3]
     assert gap.name == "name3"
@@ -229,7 +229,7 @@ def test_kernel_threads_and_vanished_processes_are_not_counted(proc, program):
     assert (coverage.covered, coverage.uncovered) == (0, {})
 
 
-def test_rescan_returns_only_what_is_new(proc, program):
+def test_rescan_returns_only_new_files(proc, program):
     libc = proc.file("/lib/libc.so.6", LIBC)
     coverage = proc.scan()
     proc.process(5, program, [(str(libc), libc)])
@@ -248,7 +248,7 @@ def test_libc_is_known_before_a_new_process_has_mapped_it(proc, program):
     assert (found.kind, found.inode, found.pids) == ("musl", inside.stat().st_ino, set())
 
 
-def test_forget_takes_a_process_out(proc, program):
+def test_forget_drops_a_process(proc, program):
     libc = proc.file("/lib/libc.so.6", LIBC)
     proc.process(5, program, [(str(libc), libc)])
     coverage = proc.scan()
@@ -257,13 +257,13 @@ def test_forget_takes_a_process_out(proc, program):
     assert coverage.binaries[0].pids == set()
 
 
-def test_nobody_who_uses_a_refused_file_is_covered(proc, program):
+def test_no_process_with_a_failed_probe_is_covered(proc, program):
     libc, other = proc.file("/lib/libc.so.6", LIBC), proc.file("/old/libc.so.6", LIBC)
     for pid, path in ((5, libc), (6, libc), (7, other)):
         proc.process(pid, program, [(str(path), path)])
     coverage = proc.scan()
     refused = next(found for found in coverage.binaries if 5 in found.pids)
-    coverage.refuse(refused, "libc.so.6 cannot be probed")
+    coverage.mark_failed(refused, "libc.so.6 cannot be probed")
     assert coverage.covered == 1 and set(coverage.uncovered) == {5, 6}
     proc.process(8, program, [(str(libc), libc)])
     assert coverage.rescan(8) == [] == coverage.rescan(5)
@@ -274,7 +274,7 @@ def test_nobody_who_uses_a_refused_file_is_covered(proc, program):
     assert set(coverage.uncovered) == {5, 6}
 
 
-def test_summary_names_what_is_missing(proc, program):
+def test_summary_names_uncovered_processes(proc, program):
     libc = proc.file("/lib/libc.so.6", LIBC)
     proc.process(5, program, [(str(libc), libc)])
     proc.process(6, proc.file("/bin/stripped", make_elf(b"\0", [], kind=11)))
@@ -292,16 +292,16 @@ def test_own_process_is_covered():
     assert any("getaddrinfo" in found.functions for found in coverage.binaries)
 
 
-def test_go_is_not_seen_where_there_is_none(proc, program):
+def test_c_programs_are_not_go(proc, program):
     assert not looks_like_go(str(program))
     assert not looks_like_go("/nonexistent")
     assert not looks_like_go("/dev/zero")
 
 
-# --- what strangers do to it --------------------------------------------------------------------
+# --- hostile files and processes ------------------------------------------------------------------
 
 
-def test_process_whose_file_is_given_up_is_lost_and_named_first(proc, program):
+def test_process_with_a_file_that_is_given_up_is_lost_and_named_first(proc, program):
     libc = hostile.repeated(proc.files / "libc.so.6")
     proc.process(5, program, [(str(libc), libc)])
     proc.process(6, proc.file("/bin/stripped", make_elf(b"\0", [], kind=11)))
@@ -312,7 +312,7 @@ def test_process_whose_file_is_given_up_is_lost_and_named_first(proc, program):
     assert words.index("name5") < words.index("name6")
 
 
-def test_what_is_lost_and_what_is_only_out_of_scope(proc, program):
+def test_lost_and_out_of_scope_processes(proc, program):
     proc.process(1, proc.file("/bin/stripped", make_elf(b"\0", [], kind=11)))
     proc.process(2, proc.file("/bin/none", make_elf(b"\0main\0", [symbol(1)])))
     proc.process(3, proc.file("/bin/script", b"#!/bin/sh\n"))
@@ -324,7 +324,7 @@ def test_what_is_lost_and_what_is_only_out_of_scope(proc, program):
     assert {pid for pid, gap in proc.scan().uncovered.items() if gap.lost} == {6}
 
 
-def test_name_of_a_file_does_not_reach_a_terminal(proc, program):
+def test_file_names_are_escaped(proc, program):
     libc = hostile.repeated(proc.files / "libc.so.6")
     wild = proc.files / "wild\x1b[31m"
     wild.mkdir()
@@ -345,7 +345,7 @@ def test_long_file_is_read_after_the_others(proc, program):
     assert (coverage.unfinished, coverage.uncovered, coverage.covered) == ({}, {}, 2)
 
 
-def test_file_that_is_given_up_is_not_read_again(proc, program, monkeypatch):
+def test_file_that_was_given_up_is_not_read_again(proc, program, monkeypatch):
     libc = hostile.repeated(proc.files / "libc.so.6")
     proc.process(5, program, [(str(libc), libc)])
     coverage = scan.Coverage(str(proc.path), first=Limits(1 << 20, 60))
@@ -358,7 +358,7 @@ def test_file_that_is_given_up_is_not_read_again(proc, program, monkeypatch):
     assert coverage.uncovered[5].lost and not coverage.unfinished
 
 
-def test_number_of_files_that_are_probed_is_bounded(proc, program, monkeypatch):
+def test_number_of_probed_files_is_bounded(proc, program, monkeypatch):
     monkeypatch.setattr(scan, "MAX_FILES", 2)
     for pid in (5, 6, 7):
         libc = proc.file(f"/{pid}/libc.so.6", LIBC)
@@ -369,7 +369,7 @@ def test_number_of_files_that_are_probed_is_bounded(proc, program, monkeypatch):
     assert "more than 2 files" in coverage.uncovered[7].reason
 
 
-def test_reasons_that_are_remembered_are_bounded(proc, program, monkeypatch):
+def test_number_of_remembered_reasons_is_bounded(proc, program, monkeypatch):
     monkeypatch.setattr(scan, "_MAX_REMEMBERED", 2)
     good = proc.file("/lib/libc.so.6", LIBC)
     proc.process(4, program, [(str(good), good)])
@@ -382,7 +382,7 @@ def test_reasons_that_are_remembered_are_bounded(proc, program, monkeypatch):
     assert coverage.binaries[0].pids == {4}
 
 
-def test_process_with_more_libcs_than_any_has_is_lost(proc, program):
+def test_process_with_too_many_libcs_is_lost(proc, program):
     libcs = [proc.file(f"/{number}/libc.so.6", LIBC) for number in range(12)]
     proc.process(5, program, [(str(libc), libc) for libc in libcs])
     coverage = proc.scan()
@@ -390,14 +390,14 @@ def test_process_with_more_libcs_than_any_has_is_lost(proc, program):
     assert coverage.uncovered[5].reason == "more than 8 libcs" and coverage.uncovered[5].lost
 
 
-def test_one_libc_is_looked_for_once_however_often_it_is_mapped(proc, program, monkeypatch):
+def test_libc_mapped_many_times_is_resolved_once(proc, program, monkeypatch):
     libc = proc.file("/lib/libc.so.6", LIBC)
     proc.process(5, program, [(str(libc), libc)] * 50)
     asked = []
     real = mappings.identity_of
     monkeypatch.setattr(mappings, "identity_of", lambda path: asked.append(path) or real(path))
     assert proc.scan().covered == 1
-    assert len(asked) == 2  # from our root, and from the process's
+    assert len(asked) == 2  # from the host's root, and from the process's
 
 
 def test_libc_that_cannot_be_opened_is_a_loss(proc, program):
@@ -409,8 +409,8 @@ def test_libc_that_cannot_be_opened_is_a_loss(proc, program):
     assert (gap.reason, gap.lost) == ("its libc cannot be opened", True)
 
 
-def test_well_known_places_are_looked_for_below_the_root_alone(proc, program):
-    """Neither its directories nor its files lead elsewhere, whatever they link to."""
+def test_well_known_paths_stay_below_the_root(proc, program):
+    """Links of directories and files do not lead out of the root."""
     outside = proc.file("/lib/x86_64-linux-gnu/libc.so.6", LIBC).parent
     box = proc.files / "box"
     (box / "lib").mkdir(parents=True)
@@ -424,8 +424,8 @@ def test_well_known_places_are_looked_for_below_the_root_alone(proc, program):
     assert coverage.uncovered[5].reason == "no libc mapped"
 
 
-def test_directory_of_a_stranger_is_not_listed_to_its_end(proc, program, monkeypatch):
-    monkeypatch.setattr(mappings, "_MOST_ENTRIES", 10)
+def test_listing_of_an_untrusted_directory_is_bounded(proc, program, monkeypatch):
+    monkeypatch.setattr(mappings, "_MAX_ENTRIES", 10)
     for number in range(30):
         proc.file(f"/box/lib/{number}", b"")
     assert len(mappings._matching(f"{proc.files}/box/lib", "*")) == 10  # noqa: SLF001
@@ -439,9 +439,7 @@ def test_roots_processes_come_first_and_users_take_turns(tmp_path, monkeypatch):
     assert mappings.processes(str(tmp_path)) == [8, 11, 5, 7, 6, 10, 9]
 
 
-def test_process_that_may_not_be_looked_at_is_lost_without_the_privilege(
-    proc, program, monkeypatch
-):
+def test_inaccessible_process_is_lost_without_the_privilege(proc, program, monkeypatch):
     proc.process(5, program)
     real = os.stat
 
@@ -457,7 +455,7 @@ def test_process_that_may_not_be_looked_at_is_lost_without_the_privilege(
         assert (gap.reason, gap.lost) == ("permission denied", lost)
 
 
-def test_mapping_of_a_device_that_cannot_be_is_none(tmp_path):
+def test_mapping_of_an_impossible_device_is_ignored(tmp_path):
     proc = Proc(tmp_path)
     libc = proc.file("/lib/libc.so.6", LIBC)
     proc.process(1, libc, [("/lib/libc.so.6 (deleted)", libc)])

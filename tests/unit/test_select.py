@@ -57,23 +57,23 @@ def test_alternative_without_a_needed_argument_is_not_usable():
     kernel = FakeKernel(FORMAT, {"inet_sock_set_state": ("sk", "oldstate")})
     [selection] = select([STATE], kernel)
     assert selection.kind == "tp"
-    assert selection.rejected[0][1] == "it lacks newstate here"
+    assert selection.rejected[0][1] == "it has no newstate on this kernel"
 
 
-def test_first_of_several_names_that_is_usable_is_the_target():
+def test_first_usable_name_is_the_target():
     probe = Probe("drop", RawTracepoint("gone", "there", "also_there"))
     [selection] = select([probe], FakeKernel(raw={"there": (), "also_there": ()}))
     assert selection.targets == ("there",)
 
 
-def test_every_takes_all_names_that_are_there():
+def test_every_selects_all_names_that_exist():
     probe = Probe("bind", Kprobe("inet_bind", "gone", "inet6_bind", every=True))
     kernel = FakeKernel(functions={"inet_bind": (), "inet6_bind": ()}, takes=("kprobe",))
     [selection] = select([probe], kernel)
     assert selection.targets == ("inet_bind", "inet6_bind")
 
 
-def test_missing_says_why_the_first_name_cannot_be_used():
+def test_missing_returns_the_reason_for_the_first_name():
     alternative = Kprobe("gone", "there", args=("sk",))
     kernel = FakeKernel(functions={"there": ("x",)}, takes=("kprobe",))
     assert missing(alternative, kernel) == ((), "this kernel has no such function")
@@ -93,7 +93,7 @@ def test_missing_says_why_the_first_name_cannot_be_used():
     ],
     ids=repr,
 )
-def test_a_kernel_without_anything_says_so(alternative, why):
+def test_kernel_without_any_facility_has_a_reason(alternative, why):
     probe = Probe("p", alternative, optional=True)
     [selection] = select([probe], FakeKernel(functions={"f": ()}))
     assert selection.alternative is None
@@ -106,7 +106,7 @@ def test_a_kernel_without_anything_says_so(alternative, why):
      Tracepoint("s:t")],
     ids=repr,
 )  # fmt: skip
-def test_a_kernel_with_everything_takes_any_kind(alternative):
+def test_kernel_with_every_facility_accepts_any_kind(alternative):
     kernel = FakeKernel({"s:t": ()}, {"t": ()}, {"f": ()}, ("i",), ("kprobe", "fentry", "uprobe"))
     assert kinds(kernel, Probe("p", alternative)) == [alternative.kind]
 
@@ -116,13 +116,13 @@ def test_uprobes_need_no_target_in_the_kernel():
     assert (selection.kind, selection.targets) == ("uprobe", ())
 
 
-def test_optional_probe_may_have_none_and_says_which_columns_it_costs():
+def test_optional_probe_may_have_none_and_lists_its_lost_columns():
     probe = Probe("accept", Fexit("inet_csk_accept"), optional=True, loses=("pid", "comm"))
     [selection] = select([probe], FakeKernel())
     assert (selection.kind, selection.lost_columns) == ("", ("pid", "comm"))
 
 
-def test_alternative_says_which_columns_it_costs():
+def test_alternative_lists_its_lost_columns():
     probe = Probe("accept", Kretprobe("f", loses=("queue",)), loses=("pid",))
     [selection] = select([probe], FakeKernel(functions={"f": ()}, takes=("kprobe",)))
     assert selection.lost_columns == ("queue",)
@@ -135,16 +135,16 @@ ACCEPT4 = Probe(
 SYSCALLS = {"syscalls:sys_exit_accept": ("ret",), "syscalls:sys_exit_accept4": ("ret",)}
 
 
-def test_stand_in_is_used_beside_a_partner_of_the_same_kind():
+def test_paired_probe_is_used_with_a_partner_of_the_same_kind():
     assert kinds(FakeKernel(SYSCALLS), ACCEPT, ACCEPT4) == ["tp", "tp"]
 
 
-def test_stand_in_is_covered_by_a_partner_of_another_kind():
+def test_paired_probe_is_redundant_with_a_partner_of_another_kind():
     kernel = FakeKernel(SYSCALLS, functions={"inet_csk_accept": ()}, takes=("fentry",))
     selections = select([ACCEPT, ACCEPT4], kernel)
     assert [selection.kind for selection in selections] == ["fexit", ""]
     assert selections[1].rejected == (("accept4", "covered by accept_fexit"),)
-    assert [selection.covered for selection in selections] == [False, True]
+    assert [selection.redundant for selection in selections] == [False, True]
 
 
 SENDS = ("inet_sendmsg", "inet6_sendmsg", "gone_sendmsg")
@@ -153,12 +153,12 @@ ENTER = Probe("enter_send", Kprobe(*SENDS, every=True), optional=True, with_prob
 FUNCTIONS = {"inet_sendmsg": ("sock",), "inet6_sendmsg": ("sock",)}
 
 
-def test_begin_of_a_function_is_used_beside_its_end():
+def test_entry_of_a_function_is_used_with_its_return():
     kernel = FakeKernel(functions=FUNCTIONS, takes=("kprobe",))
     assert kinds(kernel, SEND, ENTER) == ["kretprobe", "kprobe"]
 
 
-def test_a_kretprobe_is_one_program_for_all_functions():
+def test_kretprobe_is_one_program_for_all_functions():
     [selection] = select([SEND], FakeKernel(functions=FUNCTIONS, takes=("kprobe",)))
     assert selection.programs == (("send_kretprobe", ("inet_sendmsg", "inet6_sendmsg")),)
 
@@ -188,34 +188,34 @@ BEGIN = Probe("enter_packets", Kprobe("packet_sendmsg"), optional=True, with_pro
     [
         ({}, ["fexit", "fexit", ""]),
         ({"send": "kretprobe"}, ["kretprobe", "kretprobe", "kprobe"]),
-        ({"packets": "kretprobe"}, ["fexit", "", ""]),  # what does not go together is not used
+        ({"packets": "kretprobe"}, ["fexit", "", ""]),  # incompatible kinds are not used
     ],
 )
-def test_stand_in_takes_the_kind_of_its_partner(forced, wanted):
+def test_paired_probe_takes_the_kind_of_its_partner(forced, wanted):
     functions = {**FUNCTIONS, "packet_sendmsg": ("sock",)}
     kernel = FakeKernel(functions=functions, takes=("fentry", "kprobe"))
     selections = select([SEND, PACKETS, BEGIN], kernel, forced=forced)
     assert [selection.kind for selection in selections] == wanted
 
 
-def test_who_stands_in_with_one_that_is_covered_is_covered_too():
+def test_partner_of_a_redundant_probe_is_redundant():
     kernel = FakeKernel(FORMAT, RAW, functions={"packet_sendmsg": ("sock",)}, takes=("fentry",))
     partner = Probe("packets", Fexit("packet_sendmsg"), optional=True, with_probe="state")
     _, *selections = select([STATE, partner, BEGIN], kernel)
     assert [selection.rejected[-1][1] for selection in selections] == ["covered by state_rawtp"] * 2
-    assert all(selection.covered for selection in selections)
+    assert all(selection.redundant for selection in selections)
 
 
-def test_who_stands_in_with_one_that_has_no_way_has_none_and_is_not_covered():
+def test_partner_of_a_probe_without_alternative_is_unused_but_not_redundant():
     selections = select([PACKETS, BEGIN], FakeKernel(takes=("kprobe",)))
     assert [selection.kind for selection in selections] == ["", ""]
-    assert not any(selection.covered for selection in selections)
+    assert not any(selection.redundant for selection in selections)
 
 
-# --- programs that other tasks interrupt ----------------------------------------------------------
+# --- preemptible programs -------------------------------------------------------------------------
 
 CALL = Probe("leave", Fexit("f"), Tracepoint("syscalls:f"), Kretprobe("f"))
-PREEMPTED = "other tasks may interrupt its programs here, and what they do then is not seen"
+PREEMPTIBLE = "preemptible on this kernel, so events can be missed"
 
 
 def preemptive(*what: str, takes: tuple[str, ...] = ("kprobe", "fentry"), **more) -> FakeKernel:
@@ -232,25 +232,25 @@ def preemptive(*what: str, takes: tuple[str, ...] = ("kprobe", "fentry"), **more
         (("syscalls",), ("rawtp", "fexit")),
     ],
 )
-def test_what_is_preempted_comes_last(what, kinds):
+def test_preemptible_kinds_come_last(what, kinds):
     assert tuple(c.kind for c in select([STATE, CALL], preemptive(*what))) == kinds
 
 
-def test_it_is_said_why_what_is_preempted_was_passed_over():
+def test_preemptible_kinds_are_rejected_with_a_reason():
     state, call = select([STATE, CALL], preemptive("rawtp", "syscalls"))
-    assert state.rejected == (("raw tracepoint inet_sock_set_state", PREEMPTED),)
-    assert call.rejected == (("fexit f", PREEMPTED), ("tracepoint syscalls:f", PREEMPTED))
+    assert state.rejected == (("raw tracepoint inet_sock_set_state", PREEMPTIBLE),)
+    assert call.rejected == (("fexit f", PREEMPTIBLE), ("tracepoint syscalls:f", PREEMPTIBLE))
 
 
-def test_what_is_preempted_is_used_where_nothing_else_is():
+def test_preemptible_kind_is_used_if_there_is_no_other():
     [call] = select([CALL], preemptive("rawtp", "syscalls", takes=("fentry",)))
     assert call.kind == "fexit"
     assert call.rejected == (("kretprobe f", "this kernel has no kprobes"),)
     [call] = select([CALL], preemptive("rawtp", "syscalls", takes=()))
     assert call.kind == "tp"
-    # THEN each way is told once
+    # THEN each alternative is listed once
     reasons = ["kretprobe f", "fexit f"]
-    assert [words for words, _ in call.rejected] == reasons
+    assert [text for text, _ in call.rejected] == reasons
 
 
 LEAVE = Probe("leave", Tracepoint("syscalls:f"), Fexit("f"), Kretprobe("f"))
@@ -265,58 +265,58 @@ EARLIER = Probe("earlier", Tracepoint("syscalls:f"), optional=True, complements=
         ((), {"leave": "fexit"}, ("fexit", "tp")),
     ],
 )
-def test_what_adds_to_another_is_used_unless_that_takes_the_same_kind(what, forced, kinds):
+def test_complement_is_used_unless_its_partner_has_the_same_kind(what, forced, kinds):
     leave, earlier = select([LEAVE, EARLIER], preemptive(*what), forced=forced)
     assert (leave.kind, earlier.kind) == kinds
-    assert earlier.covered is (leave.kind == "tp")
+    assert earlier.redundant is (leave.kind == "tp")
 
 
-def test_what_tells_more_is_used_even_if_it_is_preempted():
+def test_preemptible_kind_with_more_columns_is_preferred():
     lossy = Tracepoint("sock:inet_sock_set_state", loses=("err",))
     probe = Probe("state", RawTracepoint("inet_sock_set_state"), lossy)
     [selection] = select([probe], preemptive("rawtp"))
     assert (selection.kind, selection.rejected) == ("rawtp", ())
 
 
-def test_forced_kind_is_used_even_if_it_is_preempted():
+def test_forced_kind_is_used_even_if_it_is_preemptible():
     [selection] = select([STATE], preemptive("rawtp"), forced={"state": "rawtp"})
     assert selection.kind == "rawtp"
 
 
-def test_forced_kind_passes_better_ones_over():
+def test_forced_kind_rejects_better_ones():
     kernel = FakeKernel(FORMAT, RAW)
     [selection] = select([STATE], kernel, forced={"state": "tp"})
     assert selection.kind == "tp"
     assert selection.rejected[0][1] == "--probe asks for tp"
 
 
-def test_forced_kind_that_this_kernel_lacks_is_unsupported():
+def test_forced_kind_missing_on_this_kernel_is_unsupported():
     with pytest.raises(Unsupported, match="--probe asks for kprobe"):
         select([STATE], FakeKernel(FORMAT, RAW), forced={"state": "kprobe"})
 
 
 @pytest.mark.parametrize("forced", [{"absent": "tp"}, {"state": "fexit"}, {"state": ""}])
-def test_forcing_what_is_not_declared_is_a_usage_error_that_lists_what_is(forced):
+def test_forcing_an_undeclared_kind_is_a_usage_error_with_the_choices(forced):
     with pytest.raises(UsageError) as caught:
         select([STATE], FakeKernel(FORMAT, RAW), forced=forced)
     assert "state=rawtp|tp|kprobe" in caught.value.hint
 
 
-def test_refused_alternative_falls_through_with_the_kernels_reason():
+def test_excluded_alternative_is_rejected_with_the_kernels_reason():
     # GIVEN a kernel that offers the raw tracepoint but refused to attach it
-    refused = {("state", "rawtp"): "the kernel refused to attach it (EPERM)"}
-    # THEN the next one is used, and the reason is told
-    [selection] = select([STATE], FakeKernel(FORMAT, RAW), refused)
+    excluded = {("state", "rawtp"): "the kernel refused to attach it (EPERM)"}
+    # THEN the next one is used, and the reason is listed
+    [selection] = select([STATE], FakeKernel(FORMAT, RAW), excluded)
     assert selection.kind == "tp"
     assert selection.rejected[0][1] == "the kernel refused to attach it (EPERM)"
 
 
-def test_needed_probe_without_alternatives_is_unsupported_with_all_reasons():
-    refused = {("state", "tp"): "no"}
+def test_required_probe_without_alternatives_is_unsupported_with_all_reasons():
+    excluded = {("state", "tp"): "no"}
     with pytest.raises(Unsupported) as caught:
-        select([STATE], FakeKernel(FORMAT), refused)
+        select([STATE], FakeKernel(FORMAT), excluded)
     assert caught.value.message == (
-        "kernel 1.2.3-fake has nothing for probe 'state' ("
+        "kernel 1.2.3-fake has no usable alternative for probe 'state' ("
         "raw tracepoint inet_sock_set_state: this kernel has no such tracepoint; "
         "tracepoint sock:inet_sock_set_state: no; "
         "kprobe tcp_set_state: this kernel has no kprobes)"
@@ -325,6 +325,6 @@ def test_needed_probe_without_alternatives_is_unsupported_with_all_reasons():
     assert caught.value.exit_code == 69
 
 
-def test_choices_keep_the_order_of_the_probes():
+def test_selections_keep_the_order_of_the_probes():
     probes = [Probe(name, RawTracepoint("t")) for name in "cab"]
     assert [c.probe.name for c in select(probes, FakeKernel(raw={"t": ()}))] == list("cab")

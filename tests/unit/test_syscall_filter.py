@@ -1,4 +1,4 @@
-"""The filter of system calls: what it refuses, and what it must not; each in its own process."""
+"""The system call filter: which calls it refuses and which it allows, each in its own process."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def refused(call, *arguments):
     return errno.errorcode[ctypes.get_errno()] if result == -1 else result
 
 prctl(38, 1)
-syscall_filter.prepared(syscall_filter.Allowed({allowed}))()
+syscall_filter.prepare(syscall_filter.Allowed({allowed}))()
 {more}
 print(repr({expression}))
 """
 
 
 def confined(expression: str, allowed: str = "", more: str = "") -> str:
-    """Return the value of an expression in a process that is confined."""
+    """Return the value of an expression, evaluated in a confined process."""
     code = CONFINED.format(expression=expression, allowed=allowed, more=more)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=SOURCE_TREE, capture_output=True, text=True, check=False
@@ -72,16 +72,16 @@ pytestmark = pytest.mark.skipif(
         "libc.init_module, None, 0, b''",
         "libc.personality, 0",
         "libc.syscall, 425, 1, None",  # io_uring_setup
-        "libc.ioctl, 0, 0x5412, b'x'",  # TIOCSTI: to type into the terminal
-        "libc.prctl, 23, 0, 0, 0, 0",  # PR_CAPBSET_READ, for all that are not listed
+        "libc.ioctl, 0, 0x5412, b'x'",  # TIOCSTI types into the terminal
+        "libc.prctl, 23, 0, 0, 0, 0",  # PR_CAPBSET_READ, like all that are not listed
     ],
 )
-def test_what_the_loop_never_does_is_refused(call):
+def test_calls_outside_the_loop_are_refused(call):
     assert confined(f"refused({call})") == "'EPERM'"
 
 
 X86 = pytest.mark.skipif(
-    platform.machine() != "x86_64", reason="needs x86-64: the numbers are those of its calls"
+    platform.machine() != "x86_64", reason="needs x86-64: the call numbers are for it"
 )
 
 
@@ -96,9 +96,9 @@ def test_calls_by_number_are_refused(call):
 
 
 @X86
-def test_new_namespace_is_refused_whichever_call_makes_it():
+def test_new_namespace_is_refused_by_every_call():
     assert confined("refused(libc.syscall, 56, 0x10000000, 0, 0, 0, 0)") == "'EPERM'"
-    assert confined("refused(libc.syscall, 435, None, 0)") == "'ENOSYS'"  # clone3: not looked into
+    assert confined("refused(libc.syscall, 435, None, 0)") == "'ENOSYS'"  # clone3
 
 
 @pytest.mark.parametrize(
@@ -115,31 +115,31 @@ def test_new_namespace_is_refused_whichever_call_makes_it():
         ("os.get_blocking(os.pipe()[0])", "True"),
     ],
 )
-def test_what_python_does_at_any_time_goes_on(expression, value):
+def test_ordinary_python_code_still_works(expression, value):
     assert confined(expression) == value
 
 
-def test_another_tool_gets_more():
+def test_optional_permissions_are_granted():
     assert confined("refused(libc.setns, -1, 0)", "namespaces=True") == "'EBADF'"
-    assert confined("refused(os.unlink, '/nonexistent/x')", "sign=True") == "'ENOENT'"
-    assert confined("refused(os.kill, os.getpid(), 0)", "apart=True") == "None"
+    assert confined("refused(os.unlink, '/nonexistent/x')", "ready_file=True") == "'ENOENT'"
+    assert confined("refused(os.kill, os.getpid(), 0)", "worker=True") == "None"
 
 
-def test_one_that_probes_may_end_what_takes_too_long_and_send_no_other_signal():
+def test_process_with_probes_may_send_sigkill_only():
     kill = "(refused(os.kill, child, 9), os.waitpid(child, 0)[1])"
     assert confined(kill, "probes=True", "child = os.fork() or time.sleep(60)") == "(None, 9)"
     assert confined("refused(os.kill, os.getppid(), 0)", "probes=True") == "'EPERM'"
 
 
-def test_ready_file_is_the_last_that_is_made(tmp_path):
+def test_no_file_can_be_created_after_the_ready_file(tmp_path):
     path = tmp_path / "ready"
     new = "os.O_WRONLY | os.O_CREAT | os.O_EXCL"
     call = f"refused(os.open, {str(path)!r}, {new})"
-    assert confined(call, "sign=True").isdecimal()
+    assert confined(call, "ready_file=True").isdecimal()
     path.unlink()
-    assert confined(f"refused(os.open, {str(path)!r}, os.O_WRONLY | os.O_CREAT)", "sign=True") == (
-        "'EPERM'"
-    )
-    assert confined(call, "sign=True", "syscall_filter.no_more_files()") == "'EPERM'"
-    assert confined("open('/proc/version').read(5)", "sign=True",
-                    "syscall_filter.no_more_files()") == "'Linux'"  # fmt: skip
+    assert confined(
+        f"refused(os.open, {str(path)!r}, os.O_WRONLY | os.O_CREAT)", "ready_file=True"
+    ) == ("'EPERM'")
+    assert confined(call, "ready_file=True", "syscall_filter.deny_new_files()") == "'EPERM'"
+    assert confined("open('/proc/version').read(5)", "ready_file=True",
+                    "syscall_filter.deny_new_files()") == "'Linux'"  # fmt: skip

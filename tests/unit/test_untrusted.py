@@ -1,4 +1,4 @@
-"""Files of strangers: found below their root, opened without waiting, read within one budget."""
+"""Untrusted files: resolved below their root, opened without blocking, read within one budget."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from netbpf.binaries import elf
 from netbpf.binaries.binary import identity_of, looks_like_go, read_libc, read_program
 from netbpf.binaries.elf import ElfFile
 from netbpf.system import untrusted
-from netbpf.system.untrusted import Budget, GivenUp, Limits, UnreadableBinary, open_regular
+from netbpf.system.untrusted import Budget, LimitExceeded, Limits, UnreadableBinary, open_regular
 from tests.unit import hostile
 from tests.unit.test_elf import make_elf, symbol
 from tests.unit.test_golang import binary as go_binary
 from tests.unit.test_golang import code
 
 LIBC = make_elf(b"\0getaddrinfo\0", [symbol(1)])
-# Far more than any of these takes within its budget, far less than without.
-PATIENCE = 8.0
+# Far longer than any of these takes with its budget, far shorter than without.
+TIME_LIMIT = 8.0
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def content(path: Path) -> str:
         return file.read().decode()
 
 
-# --- finding ------------------------------------------------------------------------------------
+# --- resolving ----------------------------------------------------------------------------------
 
 
 def test_absolute_link_ends_below_the_root(root, tmp_path):
@@ -55,12 +55,14 @@ def test_absolute_link_ends_below_the_root(root, tmp_path):
     assert identity_of(str(root / "out")) is None
 
 
-@pytest.mark.parametrize("way", ["../secret", "../../../../../../../../etc/passwd", "up/../secret"])
-def test_dots_do_not_lead_out_of_the_root(root, way):
+@pytest.mark.parametrize(
+    "path", ["../secret", "../../../../../../../../etc/passwd", "up/../secret"]
+)
+def test_dots_do_not_lead_out_of_the_root(root, path):
     (root / "up").symlink_to("..")
     with pytest.raises(UnreadableBinary, match="no such file"):
-        open_regular(f"{root}/{way}")
-    (root / "link").symlink_to(way)
+        open_regular(f"{root}/{path}")
+    (root / "link").symlink_to(path)
     assert identity_of(f"{root}/link") is None
 
 
@@ -111,15 +113,15 @@ def test_fifo_and_device_are_refused_and_never_opened(root, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["/proc/self/maps", "/sys/kernel/notes"])
-def test_files_of_the_kernel_are_not_taken_for_files(path):
+def test_kernel_files_are_not_regular_files(path):
     if not os.path.exists(path):
         pytest.skip(f"this kernel has no {path}")
     assert stat.S_ISREG(os.stat(path).st_mode)
-    with pytest.raises(UnreadableBinary, match="the kernel's"):
+    with pytest.raises(UnreadableBinary, match="a kernel file"):
         open_regular(path)
 
 
-def test_owners_lease_does_not_keep_us_waiting(tmp_path):
+def test_lease_on_a_file_does_not_block(tmp_path):
     path = tmp_path / "libc.so.6"
     path.write_bytes(LIBC)
     began, ours = os.pipe()
@@ -139,7 +141,7 @@ def test_owners_lease_does_not_keep_us_waiting(tmp_path):
         start = time.monotonic()
         with pytest.raises(UnreadableBinary, match="unavailable"):
             open_regular(str(path))
-        assert time.monotonic() - start < PATIENCE  # /proc/sys/fs/lease-break-time is 45 s
+        assert time.monotonic() - start < TIME_LIMIT  # /proc/sys/fs/lease-break-time is 45 s
     finally:
         os.close(began)
         os.kill(child, signal.SIGKILL)
@@ -153,13 +155,13 @@ def test_budget_of_bytes_is_one_for_all_reads():
     budget = Budget("x", Limits(100, 60))
     budget.spend(60)
     budget.spend(40)
-    with pytest.raises(GivenUp, match="to read"):
+    with pytest.raises(LimitExceeded, match="to read"):
         budget.spend(1)
 
 
 def test_budget_of_time_ends_a_loop():
     budget = Budget("x", Limits(100, 0.02))
-    with pytest.raises(GivenUp, match="of work"):
+    with pytest.raises(LimitExceeded, match="of work"):
         for _ in range(5_000_000):
             budget.step()
 
@@ -171,7 +173,7 @@ def given_up(path: Path, is_program: bool = False, **more) -> str:
         file = read_program(identity, str(path), looks_like_go(str(path)), **more)
     else:
         file = read_libc(identity, str(path), "glibc", **more)
-    assert time.monotonic() - start < PATIENCE
+    assert time.monotonic() - start < TIME_LIMIT
     assert file.binary is None and file.unfinished and file.lost
     assert str(path) in file.reason
     return file.reason
@@ -181,11 +183,11 @@ def given_up(path: Path, is_program: bool = False, **more) -> str:
     ("make", "why"),
     [
         (hostile.hollow, "more than"),
-        (hostile.repeated, "again and again"),
+        (hostile.repeated, "too many"),
         (hostile.repeated_symbols, "s of work"),
     ],
 )
-def test_tables_that_never_end_are_given_up(tmp_path, make, why):
+def test_endless_tables_are_given_up(tmp_path, make, why):
     assert why in given_up(make(tmp_path / "libc.so.6"))
 
 
@@ -208,9 +210,9 @@ def test_sections_that_share_an_endless_name_are_read_in_time(tmp_path):
     assert file.reason == "glibc: no symbols"
 
 
-def test_go_tables_that_prove_nothing_at_many_places_are_given_up(tmp_path):
+def test_go_tables_that_prove_no_function_anywhere_are_given_up(tmp_path):
     path = tmp_path / "program"
-    # A text that begins with a stack check every 16 bytes, and steps that never come to an end.
+    # A text with a stack check every 16 bytes, and steps that never end.
     text, _ = code()
     steps = [(8 + 8 * (n & 1), 1) for n in range(3000)]
     data = bytearray(go_binary(text_start=0, made=(text + bytes(3000), steps)))
@@ -220,7 +222,7 @@ def test_go_tables_that_prove_nothing_at_many_places_are_given_up(tmp_path):
     assert "given up" in given_up(path, is_program=True, limits=Limits(64 << 20, 0.05))
 
 
-def test_function_that_is_all_returns_gets_no_probe_on_each(tmp_path):
+def test_function_with_too_many_returns_gets_no_probes_on_them(tmp_path):
     path = tmp_path / "libc.so.6"
     path.write_bytes(hostile.many_returns())
     file = read_libc(identity_of(str(path)), str(path), "glibc")
@@ -229,16 +231,16 @@ def test_function_that_is_all_returns_gets_no_probe_on_each(tmp_path):
     assert file.binary.functions["getaddrinfo"].returns == ()
 
 
-def test_file_that_is_cut_short_while_it_is_read_is_an_error(tmp_path):
+def test_file_truncated_while_it_is_read_is_an_error(tmp_path):
     path = tmp_path / "libc.so.6"
     path.write_bytes(LIBC)
-    with ElfFile(str(path)) as image:
+    with ElfFile(str(path)) as file:
         os.truncate(path, 0x300)
         with pytest.raises(UnreadableBinary, match="truncated"):
-            image.functions(["getaddrinfo"])
+            file.functions(["getaddrinfo"])
 
 
-def test_file_that_was_replaced_meanwhile_is_not_taken_for_the_one_that_was_found(tmp_path):
+def test_file_that_was_replaced_in_between_is_rejected(tmp_path):
     path = tmp_path / "libc.so.6"
     path.write_bytes(LIBC)
     identity = identity_of(str(path))

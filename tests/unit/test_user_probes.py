@@ -127,7 +127,7 @@ class WorkerEnd:
         self.links = 0
         self.waits = 0
 
-    def go_on(self) -> None:
+    def extend_deadline(self) -> None:
         self.waits += 1
 
     def send(self, message, descriptors=()):

@@ -1,4 +1,4 @@
-"""The process apart: killed over what takes too long, forked again, gone when we are."""
+"""The worker process: killed if an item takes too long, forked again, gone with its parent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 @pytest.fixture
 def start(monkeypatch) -> Iterator[Callable[..., Worker]]:
-    monkeypatch.setattr(worker, "PATIENCE", 0.3)
+    monkeypatch.setattr(worker, "ITEM_SECONDS", 0.3)
     made = []
 
     def begin(work: Callable[[WorkerEnd], None], *keep: int) -> Worker:
@@ -64,11 +64,11 @@ def test_messages_of_any_length_and_descriptors_arrive(start, tmp_path):
     path = tmp_path / "file"
     path.write_text("content")
 
-    def work(desk: WorkerEnd) -> None:
+    def work(end: WorkerEnd) -> None:
         files = [os.open(path, os.O_RDONLY) for _ in range(300)]
-        desk.send({"long": "x" * 500_000})
-        desk.send({"files": len(files)}, files)
-        desk.receive()
+        end.send({"long": "x" * 500_000})
+        end.send({"files": len(files)}, files)
+        end.receive()
 
     process = start(work)
     assert len(receive(process, "long")["long"]) == 500_000
@@ -82,64 +82,64 @@ def test_messages_of_any_length_and_descriptors_arrive(start, tmp_path):
         os.close(file)
 
 
-def test_what_never_ends_is_skipped_by_the_next_one(start, tmp_path):
+def test_item_that_never_ends_is_skipped_by_the_next_worker(start, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
-    def work(desk: WorkerEnd) -> None:
+    def work(end: WorkerEnd) -> None:
         for what in ("good", "blocks", "loops", "other"):
-            if what not in desk.skipped:
-                with desk.on(what):
+            if what not in end.skipped:
+                with end.item(what):
                     if what == "blocks":
                         os.open(fifo, os.O_RDONLY)
                     while what == "loops":
                         pass
-                    desk.send({what: desk.skipped})
-        desk.receive()
+                    end.send({what: end.skipped})
+        end.receive()
 
     assert receive(start(work), "other")["other"] == ["blocks", "loops"]
 
 
-def test_what_makes_it_fail_is_skipped_by_the_next_one(start):
-    def work(desk: WorkerEnd) -> None:
-        if "bad" not in desk.skipped:
-            with desk.on("bad"):
+def test_item_that_crashes_the_worker_is_skipped_by_the_next_one(start):
+    def work(end: WorkerEnd) -> None:
+        if "bad" not in end.skipped:
+            with end.item("bad"):
                 os.kill(os.getpid(), signal.SIGSEGV)
-        if "worse" not in desk.skipped:
-            with desk.on("worse"):
+        if "worse" not in end.skipped:
+            with end.item("worse"):
                 raise ValueError
-        desk.send({"end": desk.skipped})
+        end.send({"end": end.skipped})
 
     assert receive(start(work), "end")["end"] == ["bad", "worse"]
 
 
-def test_message_that_is_torn_is_left_out(start):
-    def work(desk: WorkerEnd) -> None:
-        if not desk.skipped:
-            desk.channel.send(b'<+{"torn": ')
-            with desk.on("x"):
+def test_torn_message_is_dropped(start):
+    def work(end: WorkerEnd) -> None:
+        if not end.skipped:
+            end.channel.send(b'<+{"torn": ')
+            with end.item("x"):
                 raise ValueError
-        desk.send({"whole": 1})
+        end.send({"whole": 1})
 
     assert receive(start(work), "whole") == {"whole": 1, "descriptors": []}
 
 
-def test_its_memory_is_bounded(start):
-    def work(desk: WorkerEnd) -> None:
+def test_memory_is_bounded(start):
+    def work(end: WorkerEnd) -> None:
         try:
             bytes(2 << 30)
         except MemoryError:
-            desk.send({"bounded": True})
+            end.send({"bounded": True})
 
     assert receive(start(work), "bounded")
 
 
-def test_what_it_is_at_can_be_asked(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "PATIENCE", LIMIT)
+def test_current_item_is_reported(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "ITEM_SECONDS", LIMIT)
 
-    def work(desk: WorkerEnd) -> None:
-        with desk.on("process 7"):
-            desk.send({"on": 1})
+    def work(end: WorkerEnd) -> None:
+        with end.item("process 7"):
+            end.send({"on": 1})
             time.sleep(LIMIT)
 
     process = start(work)
@@ -151,13 +151,13 @@ def test_what_it_is_at_can_be_asked(start, tmp_path, monkeypatch):
     process.close()
 
 
-def test_it_holds_nothing_of_ours_but_what_it_needs(start):
+def test_worker_holds_only_the_descriptors_it_needs(start):
     kept, other = os.open("/dev/null", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)
 
-    def work(desk: WorkerEnd) -> None:
+    def work(end: WorkerEnd) -> None:
         links = {n: os.readlink(f"/proc/self/fd/{n}") for n in (kept, other) if _is_open(n)}
         ours = [os.readlink(f"/proc/self/fd/{n}") for n in (0, 1, 2)]
-        desk.send({"links": [links.get(kept), links.get(other)], "ours": ours})
+        end.send({"links": [links.get(kept), links.get(other)], "ours": ours})
 
     message = receive(start(work, kept), "links")
     assert message["links"] == ["/dev/null", None]
@@ -169,15 +169,15 @@ def _is_open(number: int) -> bool:
     return os.path.exists(f"/proc/self/fd/{number}")
 
 
-@pytest.mark.parametrize("way", ["close", "kill"])
-def test_both_processes_end_with_us(way):
+@pytest.mark.parametrize("how", ["close", "kill"])
+def test_both_processes_end_with_the_parent(how):
     script = f"""
 import os, sys, time
 sys.path.insert(0, {str(TREE)!r})
 from netbpf.system.worker import Worker
-def work(desk):
-    desk.send({{"pids": [os.getpid(), os.getppid()]}})
-    with desk.on("sleep"):
+def work(end):
+    end.send({{"pids": [os.getpid(), os.getppid()]}})
+    with end.item("sleep"):
         time.sleep({LIMIT})
 process = Worker(work)
 process.wait(time.monotonic() + {LIMIT})
@@ -188,23 +188,23 @@ process.close()
 """
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as us:
-        assert us.stdin and us.stdout
-        pids = [int(word) for word in us.stdout.readline().split()]
+    ) as parent:
+        assert parent.stdin and parent.stdout
+        pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2 and not any(map(is_gone, pids))
-        if way == "kill":
-            us.kill()
+        if how == "kill":
+            parent.kill()
         else:
-            us.stdin.close()
-        us.wait()
+            parent.stdin.close()
+        parent.wait()
         assert all(wait_until(lambda pid=pid: is_gone(pid)) for pid in pids)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_to_all_of_us_do_not_end_it(start, number):
-    def work(desk: WorkerEnd) -> None:
+def test_signals_to_the_process_group_are_ignored(start, number):
+    def work(end: WorkerEnd) -> None:
         os.kill(os.getpid(), number), os.kill(os.getppid(), number)
-        desk.send({"alive": 1})
-        desk.receive()
+        end.send({"alive": 1})
+        end.receive()
 
     assert receive(start(work), "alive")

@@ -75,7 +75,7 @@ class EventResult(Result):
     @property
     def strange(self) -> int:
         """Records of the ring buffer that were not what was declared."""
-        return self.ring.strange
+        return self.ring.invalid
 
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Watch the ring."""
@@ -113,7 +113,7 @@ class EventResult(Result):
 
     def _late(self) -> dict[int, int]:
         """Return {key: value} of the amendments that found no room in the ring, once each."""
-        late = Map.opened(self.attached.loaded.maps["late"])
+        late = Map.from_fd(self.attached.loaded.maps["late"])
         found = dict(late.items())
         for key in found:
             late.delete(key)

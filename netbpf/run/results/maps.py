@@ -95,7 +95,7 @@ class HistogramResult(Result):
     def _note_pending_state(self) -> None:
         assert self.tool.pending_state
         fds = {name: self.attached.loaded.maps[name] for name in self.tool.maps}
-        maps = {name: [raw for _, raw in Map.opened(fd).items()] for name, fd in fds.items()}
+        maps = {name: [raw for _, raw in Map.from_fd(fd).items()] for name, fd in fds.items()}
         more, notes = self.tool.pending_state(kernel_ns(), maps)
         self.more.update(more)
         self.notes += notes

@@ -35,7 +35,7 @@ class Pending:
         `attached` tells which threads have left their calls.
         """
         self._attached = attached
-        self._map = Map.opened(fd)
+        self._map = Map.from_fd(fd)
         self._event = event
         self._layout = event.layout()
         names = [column.name for column in event.members]

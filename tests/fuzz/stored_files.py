@@ -1,4 +1,4 @@
-"""What is kept in files: compiled programs, and recordings of kernels."""
+"""Stored files: compiled programs in the cache, and recordings of kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from netbpf.bpf.constants import with_numbers
+from netbpf.bpf.constants import with_constants
 from netbpf.bpf.object import MAGIC, BpfObject, MapSpec, map_references, pack, unpack, with_maps
 from netbpf.kernel.recorded import AT, SIZE, NotRecorded, RecordedKernel
 from tests.fuzz.damage import mutated
@@ -27,15 +27,15 @@ KEY = "0" * 64
 PACKED = [pack(IMAGE, KEY), pack(IMAGE), pack(BpfObject((), {"f": MOVE + EXIT}), KEY)]
 
 
-def summed_up(data: bytes) -> bytes:
-    """Return a kept file with the right checksum of whatever is in it."""
+def with_checksum(data: bytes) -> bytes:
+    """Return a cache file with a valid checksum for any content."""
     body = data[len(MAGIC) + 32 :]
     return MAGIC + hashlib.sha256(body).digest() + body
 
 
-def kept(data: bytes) -> None:
-    """A file is what was packed, or nothing; what it is can be looked at without harm."""
-    for file in (data, summed_up(data)):
+def cache_file(data: bytes) -> None:
+    """A file is unpacked to what was packed, or to None; reading the result does no harm."""
+    for file in (data, with_checksum(data)):
         image = unpack(file)
         if image is None:
             assert unpack(file, KEY) is None
@@ -44,7 +44,7 @@ def kept(data: bytes) -> None:
         places = {n for code in image.programs.values() for _, n in map_references(code)}
         for code in image.programs.values():
             assert len(with_maps(code, dict.fromkeys(places, 7))) == len(code)
-            assert len(with_numbers(code, [1] * 256)) == len(code) or len(code) < 16
+            assert len(with_constants(code, [1] * 256)) == len(code) or len(code) < 16
         if unpack(file, KEY):
             assert file in PACKED, "the seal is another one's"
 
@@ -57,7 +57,7 @@ PROGRAMS = st.dictionaries(
 )
 
 
-def there_and_back(case: tuple[list[MapSpec], dict[str, bytes], str]) -> None:
+def round_trip(case: tuple[list[MapSpec], dict[str, bytes], str]) -> None:
     image = BpfObject(tuple(case[0]), case[1])
     data = pack(image, case[2])
     assert unpack(data) == unpack(data, case[2]) == image
@@ -65,10 +65,10 @@ def there_and_back(case: tuple[list[MapSpec], dict[str, bytes], str]) -> None:
 
 
 def codes(data: bytes) -> None:
-    """Instructions that end anywhere are looked at up to there."""
+    """Instructions that end anywhere are read up to there."""
     for offset, _ in map_references(data):
         assert 0 <= offset <= len(data) - 4
-    struct.pack("=I", len(with_numbers(data, [1] * 256)))
+    struct.pack("=I", len(with_constants(data, [1] * 256)))
 
 
 RECORDING: dict[str, Any] = {
@@ -106,7 +106,7 @@ def changed(value: Any, number: list[int], new: Any) -> Any:
 
 
 def recorded(changes: list[tuple[int, Any]]) -> None:
-    """A recording is refused as a whole, or answers."""
+    """A recording is rejected as a whole, or answers."""
     made: Any = RECORDING
     for number, new in changes:
         made = changed(made, [number % 50], new)
@@ -129,7 +129,7 @@ def recorded(changes: list[tuple[int, Any]]) -> None:
 
 
 def answered(question: Callable[[], Any]) -> None:
-    """Ask what a recording may not cover."""
+    """Make a query that a recording may not cover."""
     try:
         question()
     except NotRecorded:
@@ -137,8 +137,8 @@ def answered(question: Callable[[], Any]) -> None:
 
 
 TARGETS = (
-    Target("kept-file", mutated(PACKED, range(600)), kept),
-    Target("kept-image", st.tuples(SHAPES, PROGRAMS, st.text(max_size=4)), there_and_back),
-    Target("kept-code", mutated([CODE, MOVE + EXIT]), codes),
+    Target("cache-file", mutated(PACKED, range(600)), cache_file),
+    Target("cache-object", st.tuples(SHAPES, PROGRAMS, st.text(max_size=4)), round_trip),
+    Target("cache-code", mutated([CODE, MOVE + EXIT]), codes),
     Target("recording", CHANGES, recorded),
 )

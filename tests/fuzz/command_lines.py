@@ -1,4 +1,4 @@
-"""Words of the command line, of every tool; and the globs, blocks and containers that they name."""
+"""Command lines of every tool, and the globs, address blocks and containers in them."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ LINES = st.tuples(
     st.sampled_from(sorted(TOOLS)),
     st.lists(st.tuples(st.sampled_from([*FLAGS, "", "", "-x"]), st.none() | WORD), max_size=5),
 )
-# What C may get: names of our own, numbers and operators. Not one character that could end a line,
+# What C may get: netbpf's own names, numbers and operators. No character that could end a line,
 # a string or a comment.
 IN_C = re.compile(r"(?:#define \w+(?:\([\w, ]+\))? [\w ()|&<>=!,+*?:-]+)", re.ASCII)
-SLOW = ("pid", "cgroup", "container", "netns", "ready_file", "btf")  # they look at the machine
+SLOW = ("pid", "cgroup", "container", "netns", "ready_file", "btf")  # they query the machine
 
 
-def words_of(pairs: list[tuple[str, str | None]]) -> list[str]:
-    """Return the words of a command line."""
+def arguments_of(pairs: list[tuple[str, str | None]]) -> list[str]:
+    """Return the arguments of a command line."""
     return [word for flag, value in pairs for word in (flag, value) if word]
 
 
 def command(line: tuple[str, list[tuple[str, str | None]]]) -> None:
-    """A line is refused in words that can be shown, or is understood."""
+    """A command line is rejected with a printable message, or parsed."""
     name, pairs = line
     try:
-        context = COMMANDS[name].make_context(name, words_of(pairs), resilient_parsing=False)
+        context = COMMANDS[name].make_context(name, arguments_of(pairs), resilient_parsing=False)
         settings = settings_of(TOOLS[name], context.params)
         parse_forced(settings.get("probe"))
         harmless(TOOLS[name], settings)
@@ -69,12 +69,12 @@ def command(line: tuple[str, list[tuple[str, str | None]]]) -> None:
 
 
 def harmless(tool: Tool, settings: dict[str, Any]) -> None:
-    """What the settings become in C are numbers."""
+    """Settings become numbers in C."""
     quick = {name: value for name, value in settings.items() if name not in SLOW}
     lines = filter_defines(quick)
     for option in tool.options:
         if option.parse is options.devices and quick.get(option.name):
-            # By now these are names of devices that are there.
+            # These are names of existing devices.
             raw = (name.encode(errors="surrogateescape")[:15] for name in quick[option.name])
             quick[option.name] = [name.decode(errors="surrogateescape") for name in raw]
     if tool.constants and not settings.get("reason"):
@@ -101,7 +101,7 @@ PORTS = st.lists(st.tuples(st.integers(0, 65536), st.none() | st.integers(0, 655
 
 
 def ports(rows: list[tuple[int, int | None]]) -> None:
-    """A list of ports lets through what is in it, or is refused for a reason."""
+    """A list of ports matches its ports, or is rejected with a reason."""
     text = ",".join(f"{low}" if high is None else f"{low}-{high}" for low, high in rows)
     pairs = [(low, low if high is None else high) for low, high in rows]
     right = bool(rows) and all(1 <= low <= high <= 65535 for low, high in pairs)
@@ -150,7 +150,7 @@ for path in PATHS:
 
 
 def group(data: bytes) -> None:
-    """Options name a cgroup or container that is there, or it is refused."""
+    """Options name an existing cgroup or container, or are rejected."""
     cgroups.cgroup_root, before = lambda: str(TREE), cgroups.cgroup_root  # type: ignore[assignment]
     word = data.decode(errors="surrogateescape")
     try:
@@ -189,6 +189,6 @@ TARGETS = (
     Target("ports", PORTS, ports),
     Target("address-block", mutated(BLOCKS), block, (ValueError,)),
     Target("container-name", mutated(PATHS), container),
-    Target("cgroup-words", mutated(GROUPS), group),
+    Target("cgroup-options", mutated(GROUPS), group),
     Target("covers", st.tuples(PATTERNS, FUNCTIONS), covered),
 )
