@@ -58,7 +58,7 @@ ENVIRONMENT
   NETBPF_CACHE  directory of compiled programs, which make the next start several times faster;
                 default /run/netbpf, in memory and gone after a reboot; "off" disables the cache
 
-  The directory is used only if it belongs to the user who traces and nobody else can write to it.
+  The directory is used only if it belongs to the user who traces and no other user can write to it.
 """
 
 from __future__ import annotations

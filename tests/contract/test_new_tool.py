@@ -19,7 +19,13 @@ PLACES = {
     "test_rcvfull.py": "tests/live",
 }
 # What knows no tool, and takes long.
-OTHERS = ("test_new_tool.py", "test_make.py", "test_vagrant.py", "test_vagrant_host.py")
+OTHERS = (
+    "test_new_tool.py",
+    "test_guide.py",
+    "test_make.py",
+    "test_vagrant.py",
+    "test_vagrant_host.py",
+)
 
 
 @pytest.fixture
