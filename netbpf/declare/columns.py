@@ -222,10 +222,6 @@ class Addr(Column):
         """Return the conversion from 16 bytes to str."""
         return address
 
-    def text(self, value: Any) -> str:
-        """Format the address."""
-        return "-" if value is None else str(value)
-
 
 class Port(Column):
     """A port in host byte order; 0 if not yet bound."""
