@@ -254,7 +254,7 @@ def test_preemptible_kind_is_used_if_there_is_no_other():
 
 
 LEAVE = Probe("leave", Tracepoint("syscalls:f"), Fexit("f"), Kretprobe("f"))
-EARLIER = Probe("earlier", Tracepoint("syscalls:f"), optional=True, complements="leave")
+INFLIGHT = Probe("inflight", Tracepoint("syscalls:f"), optional=True, complements="leave")
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,9 @@ EARLIER = Probe("earlier", Tracepoint("syscalls:f"), optional=True, complements=
     ],
 )
 def test_complement_is_used_unless_its_partner_has_the_same_kind(what, forced, kinds):
-    leave, earlier = select([LEAVE, EARLIER], preemptive(*what), forced=forced)
-    assert (leave.kind, earlier.kind) == kinds
-    assert earlier.redundant is (leave.kind == "tp")
+    leave, inflight = select([LEAVE, INFLIGHT], preemptive(*what), forced=forced)
+    assert (leave.kind, inflight.kind) == kinds
+    assert inflight.redundant is (leave.kind == "tp")
 
 
 def test_preemptible_kind_with_more_columns_is_preferred():
