@@ -59,7 +59,7 @@ def main() -> int:
         "--connections", type=int, default=20_000, help="connections per measurement (20000)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="measurements per tool (3)")
-    parser.add_argument("--python", action="store_true", help="print Python code for costs.py")
+    parser.add_argument("--python", action="store_true", help="print Python code for the tools")
     options = parser.parse_args()
     if os.geteuid() != 0:
         print("cost: error: attaching BPF programs needs root", file=sys.stderr)
@@ -140,10 +140,10 @@ def as_table(samples: dict[str, list[Sample]], number: int) -> str:
 
 
 def as_python(samples: dict[str, list[Sample]]) -> str:
-    """Return the entries of the dictionary COSTS."""
+    """Return the argument cost= of each tool."""
     each = ((tool, medians(rounds)) for tool, rounds in samples.items())
     return "\n".join(
-        f'    "{tool}": Cost({one.probes:.1f}, {one.reader:.1f}),' for tool, one in each
+        f"{tool}: cost=Cost({one.probes:.1f}, {one.reader:.1f})," for tool, one in each
     )
 
 

@@ -14,7 +14,7 @@ class Memory(NamedTuple):
     """Upper bound, in bytes, of a tool's maps with all options, without its ring buffer.
 
     `fixed`, plus `cpu` per possible CPU, plus for each of --map-entries `entry` and, per CPU,
-    `entry_cpu`. A live test compares MAPS with the maps of a run.
+    `entry_cpu`. A live test compares them with the maps of a run.
     """
 
     fixed: int
@@ -26,20 +26,6 @@ class Memory(NamedTuple):
         """Return the bytes for `entries`; hash tables are rounded up to a power of two."""
         rounded = 1 << (entries - 1).bit_length()
         return self.fixed + self.cpu * cpus + rounded * (self.entry + self.entry_cpu * cpus)
-
-
-MAPS = {
-    "gethostlatency": Memory(2_700_000, cpu=51_000, entry=520),
-    "netsize": Memory(5_000, cpu=202_000, entry=96, entry_cpu=392),
-    "skbdrop": Memory(5_900_000, cpu=55_000, entry=145, entry_cpu=7),
-    "soaccept": Memory(450_000, cpu=30_000, entry=168),
-    "sockstat": Memory(110_000, cpu=34_000, entry=632, entry_cpu=64),
-    "soconnect": Memory(2_100_000, cpu=60_000, entry=976),
-    "tcplife": Memory(3_520_000, cpu=50_000, entry=224),
-    "tcpnagle": Memory(1_610_000, cpu=215_000, entry=840),
-    "tcpretrans": Memory(1_600_000, cpu=27_000, entry=616),
-    "tcpsynbl": Memory(2_000_000, cpu=520_000, entry=472, entry_cpu=21),
-}
 
 
 class Ring(NamedTuple):
@@ -68,7 +54,7 @@ def by_default(tool: Any, cpus: int) -> dict[str, Optional[int]]:
     settings = {option.name: option.value(option.default) for option in tool.options}
     ring = ring_of(tool, settings)
     return {
-        "maps": _maps_of(tool).bound(settings["map_entries"], cpus),
+        "maps": tool.memory.bound(settings["map_entries"], cpus) if tool.memory else None,
         "buffer": ring.size if ring else None,
         "buffer_events": ring.events if ring else None,
     }
@@ -76,23 +62,27 @@ def by_default(tool: Any, cpus: int) -> dict[str, Optional[int]]:
 
 def describe(sizes: Mapping[str, Any]) -> str:
     """Return the result of by_default() as text."""
-    text = f"uses at most {format_size(sizes['maps'])} of kernel memory for maps"
+    parts = []
+    if sizes["maps"]:
+        parts.append(f"at most {format_size(sizes['maps'])} of kernel memory for maps")
     if sizes["buffer"]:
         buffer = format_size(sizes["buffer"])
-        text += f", {buffer} for a buffer of {sizes['buffer_events']} events"
-    return text
+        parts.append(f"{buffer} for a buffer of {sizes['buffer_events']} events")
+    return "uses " + ", ".join(parts or ["kernel memory that -v shows"])
 
 
 def in_manual(tool: Any) -> str:
     """Return the manual's paragraph on the memory of `tool`."""
     settings = {option.name: option.value(option.default) for option in tool.options}
     entries = settings["map_entries"]
-    few, many = (format_size(_maps_of(tool).bound(entries, cpus)) for cpus in _CPUS)
-    text = (
-        f"Maps are allocated at the start and do not grow: with --map-entries {entries} they use "
-        f"at most {few} of kernel memory on a machine with {_CPUS[0]} CPUs, and {many} with "
-        f"{_CPUS[1]}. "
-    )
+    text = "Maps are allocated at the start and do not grow"
+    if tool.memory:
+        few, many = (format_size(tool.memory.bound(entries, cpus)) for cpus in _CPUS)
+        text += (
+            f": with --map-entries {entries} they use at most {few} of kernel memory on a machine "
+            f"with {_CPUS[0]} CPUs, and {many} with {_CPUS[1]}"
+        )
+    text += ". "
     ring = ring_of(tool, settings)
     if ring:
         text += (
@@ -101,10 +91,6 @@ def in_manual(tool: Any) -> str:
             "run. Events that do not fit are counted as ring_full. "
         )
     return text + "-v shows the memory of a run, 'netbpf doctor' that of each tool here."
-
-
-def _maps_of(tool: Any) -> Memory:
-    return MAPS.get(tool.name) or Memory(0, 0, 0)
 
 
 def format_size(size: float) -> str:

@@ -11,8 +11,10 @@ from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.columns import Pid
+from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
+from netbpf.declare.memory import Memory
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, Option
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
 from netbpf.declare.probes import Probe
@@ -40,7 +42,8 @@ class Tool:
 
     Beside the results. `totals` is a record of sums (u64) that C counts by TOTAL_<COLUMN>, for the
     summary. `counters` are the kernel's own counters of the same thing ("Tcp.RetransSegs"),
-    `interval_counters` those to show with each interval. `summary_fields` maps fields that the
+    `interval_counters` those to show with each interval. `memory` bounds the maps, `cost` was
+    measured. `summary_fields` maps fields that the
     tool's functions add to the summary to their JSON Schema.
 
     Input. `options` are the tool's own and the shared filters that it honours; `no_filter` says why
@@ -78,6 +81,8 @@ class Tool:
         totals: Optional[type[Record]] = None,
         pending: Optional[tuple[str, str]] = None,
         uprobes: str = "",
+        memory: Optional[Memory] = None,
+        cost: Optional[Cost] = None,
         maps: Sequence[str] = (),
         options: Sequence[Option] = (),
         no_filter: str = "",
@@ -110,6 +115,8 @@ class Tool:
         self.totals = totals
         self.pending = pending
         self.uprobes = uprobes
+        self.memory = memory
+        self.cost = cost
         self.maps = tuple(maps)
         self.own_options = (*options, *(OWNER_OPTIONS if owners else ()))
         self.no_filter = no_filter

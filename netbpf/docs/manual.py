@@ -88,8 +88,8 @@ def _options(tool: Tool) -> Iterator[Block]:
         if group:
             yield from (Heading(title), Terms(tuple(group)))
     yield Paragraph(memory_words(tool))
-    if cost_words(tool.name):
-        yield Paragraph(cost_words(tool.name))
+    if cost_words(tool):
+        yield Paragraph(cost_words(tool))
     if tool.unsupported_options:
         flags = ", ".join(option.flags[-1] for option in tool.unsupported_options)
         yield Paragraph(f"Not supported, a usage error, since {tool.unsupported_reason}: {flags}.")

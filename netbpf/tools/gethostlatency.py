@@ -59,32 +59,14 @@ LIMITS
 
 import fnmatch
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    Comm,
-    Container,
-    Cut,
-    Duration,
-    Enum,
-    Event,
-    Family,
-    Histogram,
-    HostName,
-    LookupResult,
-    Netns,
-    Option,
-    Pid,
-    Probe,
-    RawTracepoint,
-    Record,
-    Tool,
-    Tracepoint,
-    Uid,
-)
+from netbpf.declare import NETNS, PROCESS, Event, Histogram, Option, Record, Tool
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
 from netbpf.declare.calls import SIGNAL
-from netbpf.declare.columns import is_cut
+from netbpf.declare.costs import Cost
 from netbpf.declare.lookups import FUNCTIONS, GO_PROBES, LIBC_PROBES
+from netbpf.declare.memory import Memory
+from netbpf.declare.names import Cut, HostName, LookupResult, is_cut
 from netbpf.declare.options import milliseconds, nanoseconds, nonempty
 
 CUT = {0: None, 1: "host", 2: "service", 3: "host,service"}
@@ -95,20 +77,20 @@ class Lookup(Event):
 
     cstruct = "lookup"
 
-    pid = Pid("process that asked")
-    comm = Comm("its name", width=10)
-    latency_us = Duration(
+    pid = c.Pid("process that asked")
+    comm = c.Comm("its name", width=10)
+    latency_us = c.Duration(
         "call to return; to when it was left, if it never returns; to now, if it still waits",
         header="LATms", width=8,
     )  # fmt: skip
     host = HostName("name asked for, or address (gethostbyaddr)")
-    family = Family("address family asked for, null for any", wide=True)
+    family = c.Family("address family asked for, null for any", wide=True)
     service = Cut("service asked for", ctype="char[32]", width=8, wide=True)
-    func = Enum("function that was called", FUNCTIONS, width=16, wide=True)
-    truncated = Enum("what was too long to be held whole", CUT, width=12, wide=True)
-    container = Container("container of the process", wide=True)
-    uid = Uid("user id of the process", wide=True)
-    netns = Netns()
+    func = c.Enum("function that was called", FUNCTIONS, width=16, wide=True)
+    truncated = c.Enum("what was too long to be held whole", CUT, width=12, wide=True)
+    container = c.Container("container of the process", wide=True)
+    uid = c.Uid("user id of the process", wide=True)
+    netns = c.Netns()
     # In text the last one, and without a heading: there is a word only if something is wrong.
     result = LookupResult(
         "OK, or EAI_NONAME and the like; abandoned if it never returns; null if it still waits",
@@ -149,17 +131,21 @@ COVERAGE = {
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(2_700_000, cpu=51_000, entry=520),
+    cost=Cost(1.9, 45.7, per="lookup"),
     event=Lookup,
     histogram=Histogram("", HostKey, "us", describe=headline, of="latency_us", option="histogram"),
     probes=(
         *LIBC_PROBES,
         *GO_PROBES,
-        Probe(
+        p.Probe(
             "exec",
-            RawTracepoint("sched_process_exec", args=("old_pid",)),
-            Tracepoint("sched:sched_process_exec", args=("old_pid",)),
+            p.RawTracepoint("sched_process_exec", args=("old_pid",)),
+            p.Tracepoint("sched:sched_process_exec", args=("old_pid",)),
         ),
-        Probe("exit", RawTracepoint("sched_process_exit"), Tracepoint("sched:sched_process_exit")),
+        p.Probe(
+            "exit", p.RawTracepoint("sched_process_exit"), p.Tracepoint("sched:sched_process_exit")
+        ),
         SIGNAL,
     ),
     options=(

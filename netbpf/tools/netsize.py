@@ -39,21 +39,12 @@ LIMITS
   not. Smaller than 128 bytes counts as small.
 """
 
-from netbpf.declare import (
-    NETNS,
-    Count,
-    Enum,
-    Histogram,
-    Netns,
-    Option,
-    Probe,
-    RawTracepoint,
-    Record,
-    Text,
-    Tool,
-    Tracepoint,
-)
+from netbpf.declare import NETNS, Histogram, Option, Record, Tool
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
 from netbpf.declare.constants import one_of_names
+from netbpf.declare.costs import Cost
+from netbpf.declare.memory import Memory
 from netbpf.declare.options import count, devices
 
 POINTS = {0: "nic_recv", 1: "stack_recv", 2: "stack_send", 3: "nic_send"}
@@ -69,9 +60,9 @@ class SizeKey(Record):
 
     cstruct = "size_key"
 
-    dev = Text("network device")
-    point = Enum("nic_recv, stack_recv, stack_send or nic_send", POINTS, width=10)
-    netns = Netns()
+    dev = c.Text("network device")
+    point = c.Enum("nic_recv, stack_recv, stack_send or nic_send", POINTS, width=10)
+    netns = c.Netns()
 
 
 class SizeSums(Record):
@@ -79,13 +70,13 @@ class SizeSums(Record):
 
     cstruct = "sizes"
 
-    small = Count("packets smaller than 128 bytes")
-    wire_packets = Count("packets on the wire, estimated")
-    wire_bytes = Count("bytes on the wire without link headers, estimated")
-    by_gro = Count("packets that came in through GRO")
-    by_netif_rx = Count("packets that came in through netif_rx")
-    by_direct = Count("packets that came in through netif_receive_skb")
-    hardware = Count("not 0 for a device with hardware of its own")
+    small = c.Count("packets smaller than 128 bytes")
+    wire_packets = c.Count("packets on the wire, estimated")
+    wire_bytes = c.Count("bytes on the wire without link headers, estimated")
+    by_gro = c.Count("packets that came in through GRO")
+    by_netif_rx = c.Count("packets that came in through netif_rx")
+    by_direct = c.Count("packets that came in through netif_receive_skb")
+    hardware = c.Count("not 0 for a device with hardware of its own")
 
 
 def describe(found, sums):
@@ -163,19 +154,21 @@ def constants(settings):
     return {"FILTER_DEV(a, b)": one_of_names("a", "b", names)} if names else {}
 
 
-def _packets(name: str, event: str, point: str, way: str = "OTHER") -> Probe:
+def _packets(name: str, event: str, point: str, way: str = "OTHER") -> p.Probe:
     """Return the probe of packets at one point; `way` is how a device hands them over."""
     more = (f"POINT_{point}", f"WAY_{way}")
-    return Probe(
+    return p.Probe(
         name,
-        RawTracepoint(event, args=("skb", *more), call="on_packet"),
-        Tracepoint(f"net:{event}", args=("skbaddr", *more), call="on_packet"),
+        p.RawTracepoint(event, args=("skb", *more), call="on_packet"),
+        p.Tracepoint(f"net:{event}", args=("skbaddr", *more), call="on_packet"),
         optional=point == "NIC_RECV",
     )
 
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(5_000, cpu=202_000, entry=96, entry_cpu=392),
+    cost=Cost(3.9, 5.9),
     histogram=Histogram(
         "sizes",
         SizeKey,
@@ -204,10 +197,10 @@ TOOL = Tool(
         _packets("stack_recv", "netif_receive_skb", "STACK_RECV"),
         _packets("stack_send", "net_dev_queue", "STACK_SEND"),
         _packets("nic_send", "net_dev_start_xmit", "NIC_SEND"),
-        Probe(
+        p.Probe(
             "sent",
-            RawTracepoint("net_dev_xmit", args=("skb", "rc")),
-            Tracepoint("net:net_dev_xmit", args=("skbaddr", "rc")),
+            p.RawTracepoint("net_dev_xmit", args=("skb", "rc")),
+            p.Tracepoint("net:net_dev_xmit", args=("skbaddr", "rc")),
         ),
     ),
     options=(

@@ -47,36 +47,12 @@ LIMITS
   unknown. The owner of a UDP socket is known if the socket was there at the start.
 """
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    Addr,
-    Bytes,
-    Cgroup,
-    Comm,
-    Count,
-    Enum,
-    Event,
-    Family,
-    Iterator,
-    Netns,
-    Option,
-    Owner,
-    Pid,
-    Port,
-    Probe,
-    RawTracepoint,
-    Record,
-    Role,
-    Row,
-    Table,
-    Text,
-    Tool,
-    Tracepoint,
-    Uid,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Table, Tool
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
 from netbpf.declare.constants import in_ranges, one_of, one_of_names
+from netbpf.declare.costs import Cost
+from netbpf.declare.memory import Memory
 from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol, end
 from netbpf.declare.options import by_name, count, devices, nonempty, ports
 from netbpf.declare.reasons import (
@@ -113,24 +89,24 @@ class Drop(Event):
 
     cstruct = "drop"
 
-    pid = Pid("process that owns the socket it was for or came from")
-    comm = Comm("its name", wide=True)
-    owner = Owner("how the owner is known: exact, snapshot or unknown", wide=True)
+    pid = c.Pid("process that owns the socket it was for or came from")
+    comm = c.Comm("its name", wide=True)
+    owner = c.Owner("how the owner is known: exact, snapshot or unknown", wide=True)
     reason = DropReason("why")
     location = KernelSymbol("where in the kernel", wide=True)
-    family = Family("address family, IPv4-mapped counts as ipv4", wide=True)
+    family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
     proto = Protocol("protocol", width=6)
     saddr = Endpoint("source address", "sport", header="SADDR:SPORT")
-    sport = Port("source port", null=0, text=False)
+    sport = c.Port("source port", null=0, text=False)
     daddr = Endpoint("destination address", "dport", header="DADDR:DPORT")
-    dport = Port("destination port", null=0, text=False)
-    len = Count("bytes from the network header on", ctype="u32", wide=True, width=5)
-    dev = Text("device", wide=True)
-    netns = Netns()
-    harmless = Enum("is it known to lose nothing? (--all)", YES_NO, wide=True)
-    socket = Enum("was it for a socket or from one?", YES_NO, wide=True, width=6)
-    uid = Uid("user id of the owner", wide=True)
-    cgroup = Cgroup()
+    dport = c.Port("destination port", null=0, text=False)
+    len = c.Count("bytes from the network header on", ctype="u32", wide=True, width=5)
+    dev = c.Text("device", wide=True)
+    netns = c.Netns()
+    harmless = c.Enum("is it known to lose nothing? (--all)", YES_NO, wide=True)
+    socket = c.Enum("was it for a socket or from one?", YES_NO, wide=True, width=6)
+    uid = c.Uid("user id of the owner", wide=True)
+    cgroup = c.Cgroup()
 
 
 class DropKey(Record):
@@ -141,11 +117,11 @@ class DropKey(Record):
     location = KernelSymbol("where")
     reason = DropReason("why")
     proto = Protocol("protocol")
-    netns = Netns()
+    netns = c.Netns()
     stack = KernelStack("how it came there", option="stack")
-    dev = Text("device")
-    harmless = Enum("known to lose nothing", YES_NO)
-    socket = Enum("was there one", YES_NO)
+    dev = c.Text("device")
+    harmless = c.Enum("known to lose nothing", YES_NO)
+    socket = c.Enum("was there one", YES_NO)
 
 
 class DropSums(Record):
@@ -153,13 +129,13 @@ class DropSums(Record):
 
     cstruct = "drop_sums"
 
-    count = Count("packets")
-    bytes = Bytes("bytes")
-    sport = Port("source port", null=0)
-    dport = Port("destination port", null=0)
-    family = Family("address family")
-    saddr = Addr("source")
-    daddr = Addr("destination")
+    count = c.Count("packets")
+    bytes = c.Bytes("bytes")
+    sport = c.Port("source port", null=0)
+    dport = c.Port("destination port", null=0)
+    family = c.Family("address family")
+    saddr = c.Addr("source")
+    daddr = c.Addr("destination")
 
 
 class DropRow(Row):
@@ -168,14 +144,14 @@ class DropRow(Row):
     reason = DropReason("why, by the kernel's own name")
     location = KernelSymbol("where in the kernel: function+offset")
     proto = Protocol("protocol")
-    dev = Text("device", width=8)
-    count = Count("packets", width=7)
-    bytes = Bytes("bytes from the network header on", header="KB")
-    netns = Netns()
-    example = Text("one of them: source > destination", width=44, wide=True)
-    harmless = Enum("is it known to lose nothing? (--all)", YES_NO, wide=True)
-    socket = Enum("was it for a socket or from one?", YES_NO, wide=True, width=6)
-    meaning = Text("a sentence about the reason, if there is one", text=False)
+    dev = c.Text("device", width=8)
+    count = c.Count("packets", width=7)
+    bytes = c.Bytes("bytes from the network header on", header="KB")
+    netns = c.Netns()
+    example = c.Text("one of them: source > destination", width=44, wide=True)
+    harmless = c.Enum("is it known to lose nothing? (--all)", YES_NO, wide=True)
+    socket = c.Enum("was it for a socket or from one?", YES_NO, wide=True, width=6)
+    meaning = c.Text("a sentence about the reason, if there is one", text=False)
     stack = KernelStack("kernel functions that led there, innermost first (--stack)",
                         header=" ", option="stack")  # fmt: skip
 
@@ -183,8 +159,8 @@ class DropRow(Row):
 class Totals(Record):
     """What is not in the rows."""
 
-    hidden = Count("frees that lose nothing and are not shown")
-    unread = Count("packets that -4, -6 or --port left out, as their headers could not be read")
+    hidden = c.Count("frees that lose nothing and are not shown")
+    unread = c.Count("packets that -4, -6 or --port left out, as their headers could not be read")
 
 
 def trim(stack, location):
@@ -282,27 +258,34 @@ _REASON = ("reason", "meaning")  # columns that take the kernel's reason
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(5_900_000, cpu=55_000, entry=145, entry_cpu=7),
+    cost=Cost(2.8, 6.2),
     event=Drop,
     event_option="events",
     table=Table("drops", DropKey, DropSums, DropRow, rows, warn=explain, refresh=("stale",)),
     totals=Totals,
     probes=(
-        Probe(
+        p.Probe(
             "drop",
-            RawTracepoint("kfree_skb", args=("ctx", "skb", "location", "reason", "rx_sk")),
-            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason", "rx_sk")),
-            RawTracepoint("kfree_skb", args=("ctx", "skb", "location", "reason")),
-            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason")),
-            RawTracepoint("kfree_skb", args=("ctx", "skb", "location"), loses=_REASON),
-            Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location"), loses=_REASON),
+            p.RawTracepoint("kfree_skb", args=("ctx", "skb", "location", "reason", "rx_sk")),
+            p.Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason", "rx_sk")),
+            p.RawTracepoint("kfree_skb", args=("ctx", "skb", "location", "reason")),
+            p.Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location", "reason")),
+            p.RawTracepoint("kfree_skb", args=("ctx", "skb", "location"), loses=_REASON),
+            p.Tracepoint("skb:kfree_skb", args=("ctx", "skbaddr", "location"), loses=_REASON),
         ),
-        Probe(
+        p.Probe(
             "reset",
-            RawTracepoint("tcp_receive_reset", args=("sk",)),
-            Tracepoint("tcp:tcp_receive_reset", args=("skaddr",)),
+            p.RawTracepoint("tcp_receive_reset", args=("sk",)),
+            p.Tracepoint("tcp:tcp_receive_reset", args=("skaddr",)),
             optional=True,
         ),
-        Probe("stale", Iterator("bpf_map_elem", over="owners"), role=Role.STALE, optional=True),
+        p.Probe(
+            "stale",
+            p.Iterator("bpf_map_elem", over="owners"),
+            role=p.Role.STALE,
+            optional=True,
+        ),
     ),
     owners=True,
     refresh_owners="socket",

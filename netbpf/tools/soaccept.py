@@ -40,35 +40,13 @@ LIMITS
   accepts are no lines: see the queue, or tcpsynbl.
 """
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    Addr,
-    Cgroup,
-    Column,
-    Comm,
-    Count,
-    Errno,
-    Event,
-    Family,
-    Fentry,
-    Fexit,
-    Kprobe,
-    Kretprobe,
-    Netns,
-    Option,
-    Pid,
-    Port,
-    Probe,
-    Record,
-    Row,
-    Tool,
-    Tracepoint,
-    Uid,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Tool
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
 from netbpf.declare.aggregation import Aggregation, Largest, Last, MostCommon, Number, Percentile
 from netbpf.declare.calls import RING, SIGNAL
+from netbpf.declare.costs import Cost
+from netbpf.declare.memory import Memory
 from netbpf.declare.sockets import AnyAddr, BoundAddr, CallResult, Elapsed, SockProto
 from netbpf.declare.states import GONE, state_probe
 
@@ -81,34 +59,34 @@ class Acceptance(Event):
 
     cstruct = "acceptance"
 
-    pid = Pid("process that accepts")
-    comm = Comm("its name", width=15, header="PROCESS")
-    fd = Column("descriptor of the new connection", ctype="s32", width=5, wide=True, null=-1)
-    family = Family("address family, IPv4-mapped counts as ipv4", width=4, header="FAM")
+    pid = c.Pid("process that accepts")
+    comm = c.Comm("its name", width=15, header="PROCESS")
+    fd = c.Column("descriptor of the new connection", ctype="s32", width=5, wide=True, null=-1)
+    family = c.Family("address family, IPv4-mapped counts as ipv4", width=4, header="FAM")
     raddr = AnyAddr("remote address", width=23, header="ADDRESS")
-    rport = Port("remote port", header="PORT", null=0)
+    rport = c.Port("remote port", header="PORT", null=0)
     result = CallResult("OK or the error in words", {})
     proto = SockProto(_PROTO, wide=True)
     laddr = AnyAddr("local address, or path of a unix socket", wide=True)
-    lport = Port("local port", wide=True, null=0)
+    lport = c.Port("local port", wide=True, null=0)
     wait_us = Elapsed("in the queue until accepted", header="WAIT(us)", wide=True)
-    queue = Count("connections left in the accept queue", ctype="u32", width=5, wide=True,
+    queue = c.Count("connections left in the accept queue", ctype="u32", width=5, wide=True,
                   null=_NONE)  # fmt: skip
-    queue_max = Count("how many may be in there", ctype="u32", header="MAX", width=5, wide=True,
+    queue_max = c.Count("how many may be in there", ctype="u32", header="MAX", width=5, wide=True,
                       null=_NONE)  # fmt: skip
-    errno = Errno("error by name", text=False)
+    errno = c.Errno("error by name", text=False)
     listener = BoundAddr("address that the listener is bound to, or its path", wide=True)
-    uid = Uid("user id of the process", wide=True)
-    netns = Netns()
-    cgroup = Cgroup()
+    uid = c.Uid("user id of the process", wide=True)
+    netns = c.Netns()
+    cgroup = c.Cgroup()
 
 
 class Totals(Record):
     """What is counted and not shown."""
 
-    would_block = Count("calls that found nothing to accept (EAGAIN)")
-    interrupted = Count("calls that a signal ended with EINTR, or io_uring canceled")
-    restarted = Count("calls that a signal interrupted and the kernel began again")
+    would_block = c.Count("calls that found nothing to accept (EAGAIN)")
+    interrupted = c.Count("calls that a signal ended with EINTR, or io_uring canceled")
+    restarted = c.Count("calls that a signal interrupted and the kernel began again")
 
 
 def accepted(values, ended):
@@ -124,21 +102,21 @@ def failed(values, ended):
 class ListenerRow(Row):
     """A listener in an interval."""
 
-    listener = Addr("address that it is bound to, or its path", header="ADDRESS")
-    lport = Port("its port", header="PORT")
-    comm = Comm("process that accepted last", width=15, header="PROCESS", over=Last("comm"))
-    accepts = Count("connections accepted", width=7, over=Number(when=accepted))
-    errors = Count("accepts that failed", width=6, over=Number(when=failed))
+    listener = c.Addr("address that it is bound to, or its path", header="ADDRESS")
+    lport = c.Port("its port", header="PORT")
+    comm = c.Comm("process that accepted last", width=15, header="PROCESS", over=Last("comm"))
+    accepts = c.Count("connections accepted", width=7, over=Number(when=accepted))
+    errors = c.Count("accepts that failed", width=6, over=Number(when=failed))
     p50_us = Elapsed("median wait", header="P50(us)", width=7, over=Percentile("wait_us", 50))
     p99_us = Elapsed(
         "99 % waited no longer", header="P99(us)", width=7, over=Percentile("wait_us", 99)
     )
-    queue = Count("longest queue after an accept", width=5, over=Largest("queue"))
-    queue_max = Count("its limit", header="MAX", width=5, over=Last("queue_max"))
-    top_error = Errno("the most frequent error", width=24, wide=True, over=MostCommon("errno"))
-    pid = Pid("process that accepted last", wide=True, over=Last("pid"))
+    queue = c.Count("longest queue after an accept", width=5, over=Largest("queue"))
+    queue_max = c.Count("its limit", header="MAX", width=5, over=Last("queue_max"))
+    top_error = c.Errno("the most frequent error", width=24, wide=True, over=MostCommon("errno"))
+    pid = c.Pid("process that accepted last", wide=True, over=Last("pid"))
     proto = SockProto(_PROTO, wide=True)
-    netns = Netns()
+    netns = c.Netns()
 
 
 def enrich(values, settings):
@@ -160,25 +138,27 @@ _ENTER, _LEAVE = "syscalls:sys_enter_accept", "syscalls:sys_exit_accept"
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(450_000, cpu=30_000, entry=168),
+    cost=Cost(2.8, 25.4),
     event=Acceptance,
     probes=(
-        Probe(
+        p.Probe(
             "leave",  # tracepoints first: they see calls that were waiting before the start
-            Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
-            Fexit("__sys_accept4", args=("return",), call="on_return"),
-            Kretprobe("__sys_accept4", args=("return",), call="on_return"),
+            p.Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
+            p.Fexit("__sys_accept4", args=("return",), call="on_return"),
+            p.Kretprobe("__sys_accept4", args=("return",), call="on_return"),
         ),
-        Probe(
+        p.Probe(
             "inflight",  # calls that only the tracepoints show
-            Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
+            p.Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
             optional=True,
             complements="leave",
         ),
-        Probe(
+        p.Probe(
             "enter",
-            Tracepoint(_ENTER, f"{_ENTER}4", args=("fd",), every=True),
-            Fentry("__sys_accept4", args=("fd",)),
-            Kprobe("__sys_accept4", args=("fd",)),
+            p.Tracepoint(_ENTER, f"{_ENTER}4", args=("fd",), every=True),
+            p.Fentry("__sys_accept4", args=("fd",)),
+            p.Kprobe("__sys_accept4", args=("fd",)),
         ),
         state_probe(optional=True, loses=("wait_us",)),
         GONE,

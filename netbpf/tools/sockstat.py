@@ -51,22 +51,8 @@ LIMITS
   counts in the first table only, and as map_full; each INTERVAL makes room.
 """
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    Bytes,
-    Comm,
-    Count,
-    Enum,
-    Errno,
-    Option,
-    Pid,
-    Record,
-    Row,
-    Table,
-    Tool,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Record, Row, Table, Tool
+from netbpf.declare import columns as c
 from netbpf.declare.calls import (
     CALL_PROBES,
     MESSAGE_PROBES,
@@ -76,6 +62,8 @@ from netbpf.declare.calls import (
     SIGNAL,
     tally,
 )
+from netbpf.declare.costs import Cost
+from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
 from netbpf.errors import UsageError
 
@@ -92,9 +80,9 @@ class CallKey(Record):
 
     cstruct = "call_key"
 
-    error = Errno("how it failed")
-    op = Enum("what was called", OPS)
-    proto = Enum("protocol", PROTOS)
+    error = c.Errno("how it failed")
+    op = c.Enum("what was called", OPS)
+    proto = c.Enum("protocol", PROTOS)
 
 
 class ProcessKey(Record):
@@ -102,10 +90,10 @@ class ProcessKey(Record):
 
     cstruct = "process_key"
 
-    pid = Pid("process")
-    error = Errno("how it failed")
-    comm = Comm("its name")
-    op = Enum("what was called", OPS)
+    pid = c.Pid("process")
+    error = c.Errno("how it failed")
+    comm = c.Comm("its name")
+    op = c.Enum("what was called", OPS)
 
 
 class CallSums(Record):
@@ -113,35 +101,35 @@ class CallSums(Record):
 
     cstruct = "call_sums"
 
-    calls = Count("calls")
-    bytes = Bytes("bytes")
+    calls = c.Count("calls")
+    bytes = c.Bytes("bytes")
 
 
 class CallRow(Row):
     """What was done with the sockets of one protocol."""
 
-    op = Enum("what was called", OPS, width=10)
-    proto = Enum("protocol of the socket; null with --no-split", PROTOS, width=7)
-    calls = Count("calls, or messages of send and recv, failed ones included")
-    errors = Count("how many of them failed", width=6)
-    would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", width=11)
-    restarted = Count("how often a signal interrupted one that was then made again", wide=True)
-    bytes = Bytes("bytes sent or received", header="KB", width=8)
-    top_error = Errno("the most frequent error")
+    op = c.Enum("what was called", OPS, width=10)
+    proto = c.Enum("protocol of the socket; null with --no-split", PROTOS, width=7)
+    calls = c.Count("calls, or messages of send and recv, failed ones included")
+    errors = c.Count("how many of them failed", width=6)
+    would_block = c.Count("how many would have had to wait: EAGAIN, EINPROGRESS", width=11)
+    restarted = c.Count("how often a signal interrupted one that was then made again", wide=True)
+    bytes = c.Bytes("bytes sent or received", header="KB", width=8)
+    top_error = c.Errno("the most frequent error")
 
 
 class ProcessRow(Row):
     """What one of the busiest processes did."""
 
-    op = Enum("what was called", OPS, width=10)
-    pid = Pid("one of the busiest processes")
-    comm = Comm("its name", width=15)
-    calls = Count("its calls, or messages of send and recv")
-    errors = Count("how many of them failed", width=6)
-    would_block = Count("how many would have had to wait: EAGAIN, EINPROGRESS", width=11)
-    restarted = Count("how often a signal interrupted one that was then made again", wide=True)
-    bytes = Bytes("bytes that it sent or received", header="KB", width=8)
-    top_error = Errno("its most frequent error", wide=True)
+    op = c.Enum("what was called", OPS, width=10)
+    pid = c.Pid("one of the busiest processes")
+    comm = c.Comm("its name", width=15)
+    calls = c.Count("its calls, or messages of send and recv")
+    errors = c.Count("how many of them failed", width=6)
+    would_block = c.Count("how many would have had to wait: EAGAIN, EINPROGRESS", width=11)
+    restarted = c.Count("how often a signal interrupted one that was then made again", wide=True)
+    bytes = c.Bytes("bytes that it sent or received", header="KB", width=8)
+    top_error = c.Errno("its most frequent error", wide=True)
 
 
 def by_protocol(groups, settings):
@@ -181,6 +169,8 @@ def review(_, settings):
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(110_000, cpu=34_000, entry=632, entry_cpu=64),
+    cost=Cost(2.3, 5.1),
     table=(
         Table("calls_by_protocol", CallKey, CallSums, CallRow, by_protocol),
         Table(

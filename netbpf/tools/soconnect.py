@@ -46,38 +46,13 @@ LIMITS
   fail, never connect(2).
 """
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    Addr,
-    Cgroup,
-    Comm,
-    Count,
-    Errno,
-    Event,
-    Family,
-    Fentry,
-    Fexit,
-    Iterator,
-    Kprobe,
-    Kretprobe,
-    Netns,
-    Option,
-    Owner,
-    Pid,
-    Port,
-    Probe,
-    RawTracepoint,
-    Record,
-    Role,
-    Row,
-    Tool,
-    Tracepoint,
-    Uid,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Tool
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
 from netbpf.declare.aggregation import Aggregation, MostCommon, Number, Percentile, Sum
 from netbpf.declare.calls import SIGNAL
+from netbpf.declare.costs import Cost
+from netbpf.declare.memory import Memory
 from netbpf.declare.options import milliseconds, nanoseconds
 from netbpf.declare.owners import SNAPSHOT
 from netbpf.declare.sockets import AnyAddr, CallResult, Elapsed, Flag, LocalAddr, SockProto, ends_of
@@ -109,35 +84,35 @@ class Connection(Event):
 
     cstruct = "connection"
 
-    pid = Pid("process that connects")
-    comm = Comm("its name", width=15, header="PROCESS")
-    family = Family("address family, IPv4-mapped counts as ipv4", width=4, header="FAM")
+    pid = c.Pid("process that connects")
+    comm = c.Comm("its name", width=15, header="PROCESS")
+    family = c.Family("address family, IPv4-mapped counts as ipv4", width=4, header="FAM")
     raddr = AnyAddr("remote address, or path of a unix socket", header="ADDRESS")
-    rport = Port("remote port", header="PORT", null=0)
+    rport = c.Port("remote port", header="PORT", null=0)
     latency_us = Elapsed(
         "handshake, or system call where there was none", header="LAT(us)", width=8
     )
     result = CallResult("OK or the error in words, null if not ended", RESULTS, SHORT)
     proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket", wide=True)
     laddr = LocalAddr("local address", wide=True)
-    lport = Port("local port", wide=True, null=0)
+    lport = c.Port("local port", wide=True, null=0)
     syscall_us = Elapsed("time in connect(2)", header="CALL(us)", wide=True)
     handshake_us = Elapsed("SYN to established or failed, or to now", header="HS(us)", wide=True)
-    errno = Errno("error by name", text=False)
+    errno = c.Errno("error by name", text=False)
     async_ = Flag("connect(2) returned before the attempt ended", header="ASYNC", wide=True)
-    retransmits = Count("SYNs sent again", ctype="u32", width=7, header="RETRANS", wide=True)
-    owner = Owner("how the process is known: exact, snapshot or unknown", wide=True)
-    uid = Uid("user id of the process", wide=True)
-    netns = Netns()
-    cgroup = Cgroup()
+    retransmits = c.Count("SYNs sent again", ctype="u32", width=7, header="RETRANS", wide=True)
+    owner = c.Owner("how the process is known: exact, snapshot or unknown", wide=True)
+    uid = c.Uid("user id of the process", wide=True)
+    netns = c.Netns()
+    cgroup = c.Cgroup()
 
 
 class Totals(Record):
     """What is counted and not shown."""
 
-    repeated = Count("calls on sockets that were connecting or connected: no attempts of their own")
-    restarted = Count("calls that a signal interrupted and the kernel restarted")
-    dissolved = Count("calls that end a connection or an association (AF_UNSPEC): no attempts")
+    repeated = c.Count("calls on sockets that were already connecting or connected: no attempts")
+    restarted = c.Count("calls that a signal interrupted and the kernel restarted")
+    dissolved = c.Count("calls that end a connection or an association (AF_UNSPEC): no attempts")
 
 
 def succeeded(values, ended):
@@ -163,21 +138,21 @@ def any_attempt(values, ended):
 class DestinationRow(Row):
     """A destination in an interval."""
 
-    raddr = Addr("remote address, or path of a unix socket", header="ADDRESS", width=24)
-    rport = Port("remote port", header="PORT")
+    raddr = c.Addr("remote address, or path of a unix socket", header="ADDRESS", width=24)
+    rport = c.Port("remote port", header="PORT")
     proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket")
-    attempts = Count("attempts that ended", width=8, over=Number())
-    failures = Count("attempts that failed", width=8, over=Number(when=failed))
-    pending = Count("attempts that had not ended", width=7, over=Number(when=going_on))
+    attempts = c.Count("attempts that ended", width=8, over=Number())
+    failures = c.Count("attempts that failed", width=8, over=Number(when=failed))
+    pending = c.Count("attempts that had not ended", width=7, over=Number(when=going_on))
     p50_us = Elapsed("median time of successful attempts", header="P50(us)", width=7,
                      over=Percentile("latency_us", 50, succeeded))  # fmt: skip
     p99_us = Elapsed("99 % took no longer", header="P99(us)", width=7,
                      over=Percentile("latency_us", 99, succeeded))  # fmt: skip
-    retransmits = Count("SYNs sent again", width=7, wide=True,
+    retransmits = c.Count("SYNs sent again", width=7, wide=True,
                         over=Sum("retransmits", any_attempt))  # fmt: skip
-    top_error = Errno("the most frequent error", width=24, wide=True,
+    top_error = c.Errno("the most frequent error", width=24, wide=True,
                       over=MostCommon("errno", failed))  # fmt: skip
-    netns = Netns()
+    netns = c.Netns()
 
 
 def constants(settings):
@@ -204,38 +179,40 @@ def same_socket(values):
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(2_100_000, cpu=60_000, entry=976),
+    cost=Cost(3.4, 27.5),
     event=Connection,
     probes=(
         # In this order: a call that begins before its return is probed would never end.
-        Probe(
+        p.Probe(
             "leave",
-            Fexit("__sys_connect", args=("return",)),
-            Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
-            Kretprobe("__sys_connect", args=("return",)),
+            p.Fexit("__sys_connect", args=("return",)),
+            p.Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
+            p.Kretprobe("__sys_connect", args=("return",)),
         ),
-        Probe(
+        p.Probe(
             "enter",
-            Fentry("__sys_connect", args=("fd", "uservaddr", "addrlen")),
-            Tracepoint("syscalls:sys_enter_connect", args=("fd", "uservaddr", "addrlen")),
-            Kprobe("__sys_connect", args=("fd", "uservaddr", "addrlen")),
+            p.Fentry("__sys_connect", args=("fd", "uservaddr", "addrlen")),
+            p.Tracepoint("syscalls:sys_enter_connect", args=("fd", "uservaddr", "addrlen")),
+            p.Kprobe("__sys_connect", args=("fd", "uservaddr", "addrlen")),
         ),
-        Probe(
+        p.Probe(
             "inflight",  # calls that seccomp refuses have no other end
-            Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
+            p.Tracepoint("syscalls:sys_exit_connect", args=("ret",)),
             optional=True,
             complements="leave",
         ),
         state_probe(),
-        Probe(
+        p.Probe(
             "again",
-            RawTracepoint("tcp_retransmit_skb", args=("sk",)),
-            Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr",)),
+            p.RawTracepoint("tcp_retransmit_skb", args=("sk",)),
+            p.Tracepoint("tcp:tcp_retransmit_skb", args=("skaddr",)),
             optional=True,
         ),
         GONE,
         SIGNAL,
-        Probe("open", Iterator("task_file"), role=Role.OPEN, optional=True),
-        Probe("open_calls", Iterator("task"), role=Role.OPEN, optional=True),
+        p.Probe("open", p.Iterator("task_file"), role=p.Role.OPEN, optional=True),
+        p.Probe("open_calls", p.Iterator("task"), role=p.Role.OPEN, optional=True),
         SNAPSHOT,
     ),
     interval=True,

@@ -63,34 +63,11 @@ LIMITS
   of which only the first one has its owner at once.
 """
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    U64_MAX,
-    Addr,
-    AmendedEvent,
-    Bytes,
-    Cgroup,
-    Comm,
-    Count,
-    Duration,
-    Enum,
-    Family,
-    Iterator,
-    Micros,
-    Netns,
-    Option,
-    Owner,
-    Pid,
-    Port,
-    Probe,
-    Role,
-    TcpState,
-    Tool,
-    Tracepoint,
-    Uid,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, AmendedEvent, Option, Tool
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
+from netbpf.declare.costs import Cost
+from netbpf.declare.memory import Memory
 from netbpf.declare.resets import RESET_PROBES
 from netbpf.declare.sockets import ends_of
 from netbpf.declare.states import state_probe
@@ -108,47 +85,49 @@ class Session(AmendedEvent):
     cstruct = "session"
     amended = "close"
 
-    pid = Pid("process that owns this end")
-    comm = Comm("its name", width=10)
-    owner = Owner(
+    pid = c.Pid("process that owns this end")
+    comm = c.Comm("its name", width=10)
+    owner = c.Owner(
         "how the owner is known: exact, snapshot (existed at start) or unknown", wide=True
     )
-    family = Family("address family, IPv4-mapped counts as ipv4", wide=True)
-    laddr = Addr("local address")
-    lport = Port("local port")
-    raddr = Addr("remote address")
-    rport = Port("remote port")
-    tx_bytes = Bytes("bytes that the owner wrote", header="TX_KB", width=5, null=U64_MAX)
-    rx_bytes = Bytes(
+    family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
+    laddr = c.Addr("local address")
+    lport = c.Port("local port")
+    raddr = c.Addr("remote address")
+    rport = c.Port("remote port")
+    tx_bytes = c.Bytes("bytes that the owner wrote", header="TX_KB", width=5, null=U64_MAX)
+    rx_bytes = c.Bytes(
         "bytes that were received from the peer", header="RX_KB", width=5, null=U64_MAX
     )
-    handshake_us = Duration(
+    handshake_us = c.Duration(
         "active: from the SYN on; passive: SYN-ACK to ACK", header="HS_MS", wide=True
     )
-    duration_us = Duration("established to closed (or to now, if open)", header="MS", width=5)
-    retrans = Count("segments that were sent again", ctype="u32", width=7, wide=True)
-    srtt_us = Micros("smoothed round trip time", header="SRTT_US", wide=True)
-    role = Enum("active: connected, passive: accepted", ROLES, wide=True)
-    close = Enum("what ended it", CLOSES, width=11, wide=True)
-    state = TcpState("TCP state: CLOSE, or what an open session is in", wide=True)
-    tx_unacked = Count(
+    duration_us = c.Duration("established to closed (or to now, if open)", header="MS", width=5)
+    retrans = c.Count("segments that were sent again", ctype="u32", width=7, wide=True)
+    srtt_us = c.Micros("smoothed round trip time", header="SRTT_US", wide=True)
+    role = c.Enum("active: connected, passive: accepted", ROLES, wide=True)
+    close = c.Enum("what ended it", CLOSES, width=11, wide=True)
+    state = c.TcpState("TCP state: CLOSE, or what an open session is in", wide=True)
+    tx_unacked = c.Count(
         "bytes written that the peer never acknowledged", wide=True, width=10, null=U64_MAX
     )
-    uid = Uid("user id of the owner", wide=True)
-    netns = Netns()
-    cgroup = Cgroup()
+    uid = c.Uid("user id of the owner", wide=True)
+    netns = c.Netns()
+    cgroup = c.Cgroup()
 
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(3_520_000, cpu=50_000, entry=224),
+    cost=Cost(4.7, 42.5),
     event=Session,
     probes=(
         state_probe(),
         *RESET_PROBES,
-        Probe(
-            "sockmap", Tracepoint("syscalls:sys_enter_bpf", args=("cmd", "uattr")), optional=True
+        p.Probe(
+            "sockmap", p.Tracepoint("syscalls:sys_enter_bpf", args=("cmd", "uattr")), optional=True
         ),
-        Probe("open", Iterator("task_file"), role=Role.OPEN, option="open"),
+        p.Probe("open", p.Iterator("task_file"), role=p.Role.OPEN, option="open"),
     ),
     owners=True,
     interval=True,

@@ -55,35 +55,13 @@ LIMITS
 
 import struct
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    Addr,
-    Comm,
-    Count,
-    Enum,
-    Family,
-    Fexit,
-    Histogram,
-    Kprobe,
-    Kretprobe,
-    Netns,
-    Option,
-    Pid,
-    Port,
-    Probe,
-    RawTracepoint,
-    Record,
-    Row,
-    Table,
-    Text,
-    Tool,
-    Tracepoint,
-    sums,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Option, Record, Row, Table, Tool, sums
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
+from netbpf.declare.costs import Cost
 from netbpf.declare.histogram import SLOTS, bucket_bounds
 from netbpf.declare.holds import Advice, Bound, Setting
+from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
 from netbpf.declare.states import state_probe
 
@@ -98,7 +76,7 @@ class StallKey(Record):
 
     cstruct = "stall_key"
 
-    reason = Enum("why the data did not leave at once", REASONS, ctype="u32")
+    reason = c.Enum("why the data did not leave at once", REASONS, ctype="u32")
 
 
 class SettingKey(Record):
@@ -106,7 +84,7 @@ class SettingKey(Record):
 
     cstruct = "setting_key"
 
-    setting = Enum("setting", SETTINGS, ctype="u32")
+    setting = c.Enum("setting", SETTINGS, ctype="u32")
 
 
 class SettingSums(Record):
@@ -114,18 +92,18 @@ class SettingSums(Record):
 
     cstruct = "setting_sums"
 
-    sends = Count("sends")
-    small = Count("smaller than a segment")
-    held = Count("sends after which data was held")
+    sends = c.Count("sends")
+    small = c.Count("smaller than a segment")
+    held = c.Count("sends after which data was held")
 
 
 class SettingRow(Row):
     """Sends by the socket's setting."""
 
     setting = Setting("the socket's own setting after the send; ON: Nagle's algorithm is on")
-    sends = Count("sends that sent something")
-    small = Count("of these, smaller than a segment")
-    held = Count("of these, after which data was held")
+    sends = c.Count("sends that sent something")
+    small = c.Count("of these, smaller than a segment")
+    held = c.Count("of these, after which data was held")
 
 
 class StalledSocket(Record):
@@ -133,16 +111,16 @@ class StalledSocket(Record):
 
     cstruct = "stalled_socket"
 
-    sk = Count("address of the socket")
-    pid = Pid("process that sent")
-    netns = Netns()
-    lport = Port("local port")
-    rport = Port("remote port")
-    family = Family("address family")
-    comm = Comm("name of the process")
-    laddr = Addr("local address")
-    raddr = Addr("remote address")
-    reason = Enum("why it held data", REASONS)
+    sk = c.Count("address of the socket")
+    pid = c.Pid("process that sent")
+    netns = c.Netns()
+    lport = c.Port("local port")
+    rport = c.Port("remote port")
+    family = c.Family("address family")
+    comm = c.Comm("name of the process")
+    laddr = c.Addr("local address")
+    raddr = c.Addr("remote address")
+    reason = c.Enum("why it held data", REASONS)
 
 
 # As struct histogram: buckets, number and sum.
@@ -155,23 +133,23 @@ StalledSums = sums(
 class StalledRow(Row):
     """A socket that held data in an interval, and for which reason."""
 
-    pid = Pid("process that sent", width=6)
-    comm = Comm("its name", width=8)
-    laddr = Addr("local address", wide=True)
-    lport = Port("local port", wide=True)
-    raddr = Addr("remote address")
-    rport = Port("remote port")
-    holds = Count("how often it held data", width=5)
-    held_us = Count("time of all holds", width=9, wide=True)
+    pid = c.Pid("process that sent", width=6)
+    comm = c.Comm("its name", width=8)
+    laddr = c.Addr("local address", wide=True)
+    lport = c.Port("local port", wide=True)
+    raddr = c.Addr("remote address")
+    rport = c.Port("remote port")
+    holds = c.Count("how often it held data", width=5)
+    held_us = c.Count("time of all holds", width=9, wide=True)
     p99_us = Bound(
         "99 % of the holds were at most so long (bound of a log2 bucket)", width=8, header="P99"
     )
-    small_writes = Count(
+    small_writes = c.Count(
         "writes below a segment whose data was held", width=5, header="SMALL", wide=True
     )
-    reason = Text("why", width=8)
+    reason = c.Text("why", width=8)
     advice = Advice("what would help, where it is write-write-read", width=18)
-    netns = Netns()
+    netns = c.Netns()
 
 
 def stalled_rows(groups, settings):
@@ -217,6 +195,8 @@ def conclude(found):
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(1_610_000, cpu=215_000, entry=840),
+    cost=Cost(1.3, 8.7),
     histogram=Histogram("stall_times", StallKey, "us"),
     table=(
         Table("settings", SettingKey, SettingSums, SettingRow, order="sends"),
@@ -224,24 +204,24 @@ TOOL = Tool(
               per_cpu=False, option="top", forget=True),
     ),
     probes=(
-        Probe(
+        p.Probe(
             "send",
-            RawTracepoint("sock_send_length", args=("sk", "ret")),
-            Tracepoint("sock:sock_send_length", args=("sk", "ret")),
-            Fexit("tcp_sendmsg", args=("sk", "return")),
-            Kretprobe("tcp_sendmsg", args=("return",), call="on_send_return"),
+            p.RawTracepoint("sock_send_length", args=("sk", "ret")),
+            p.Tracepoint("sock:sock_send_length", args=("sk", "ret")),
+            p.Fexit("tcp_sendmsg", args=("sk", "return")),
+            p.Kretprobe("tcp_sendmsg", args=("return",), call="on_send_return"),
         ),
-        Probe("enter_send", Kprobe("tcp_sendmsg", args=("sk", "0", "0"), call="begin_call"),
+        p.Probe("enter_send", p.Kprobe("tcp_sendmsg", args=("sk", "0", "0"), call="begin_call"),
               optional=True, with_probe="send"),
-        Probe(
+        p.Probe(
             "leave",
-            RawTracepoint("net_dev_queue", args=("skb",)),
-            Tracepoint("net:net_dev_queue", args=("skbaddr",)),
+            p.RawTracepoint("net_dev_queue", args=("skb",)),
+            p.Tracepoint("net:net_dev_queue", args=("skbaddr",)),
         ),
-        Probe(
+        p.Probe(
             "free",
-            RawTracepoint("kfree_skb", args=("skb",)),
-            Tracepoint("skb:kfree_skb", args=("skbaddr",)),
+            p.RawTracepoint("kfree_skb", args=("skb",)),
+            p.Tracepoint("skb:kfree_skb", args=("skbaddr",)),
         ),
         state_probe(),
     ),

@@ -52,6 +52,8 @@ from typing import Any
 from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Table, Tool, sums
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.costs import Cost
+from netbpf.declare.memory import Memory
 from netbpf.declare.network import Endpoint, IpVersion, SendError, Share
 from netbpf.declare.resends import CA_STATES, KINDS, Kind, Local, Remote, State
 from netbpf.declare.states import state_probe
@@ -194,6 +196,8 @@ def constants(settings):
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(1_600_000, cpu=27_000, entry=616),
+    cost=Cost(2.4, 3.0),
     event=Retransmission,
     table=Table(
         "flows", Flow, FlowSums, FlowRow, rows, per_cpu=False, option="flows",

@@ -48,30 +48,12 @@ LIMITS
   --netns names; rows come from all of them.
 """
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    Addr,
-    Column,
-    Comm,
-    Count,
-    Fentry,
-    Histogram,
-    Iterator,
-    Kprobe,
-    Netns,
-    Owner,
-    Pid,
-    Port,
-    Probe,
-    Record,
-    Row,
-    Table,
-    Tool,
-    sums,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Record, Row, Table, Tool, sums
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
 from netbpf.declare.backlog import LOST_PROBES, alarm, reasons, review
+from netbpf.declare.costs import Cost
+from netbpf.declare.memory import Memory
 from netbpf.declare.states import state_probe
 
 _OF_THE_LISTENER = ("ipv4", "ipv6", "lport", "laddr")
@@ -85,10 +67,10 @@ class QueueKey(Record):
 
     cstruct = "queue_key"
 
-    limit = Column("most connections that may wait: backlog, cut at net.core.somaxconn")
-    laddr = Addr("address that is listened on", wide=True)
-    lport = Port("port that is listened on", wide=True)
-    netns = Netns()
+    limit = c.Column("most connections that may wait: backlog, cut at net.core.somaxconn")
+    laddr = c.Addr("address that is listened on", wide=True)
+    lport = c.Port("port that is listened on", wide=True)
+    netns = c.Netns()
 
 
 class Listener(Record):
@@ -96,11 +78,11 @@ class Listener(Record):
 
     cstruct = "listener"
 
-    sk = Count("address of the socket")
-    since = Count("when it was first seen, in ns")
-    netns = Netns()
-    lport = Port("port")
-    laddr = Addr("address")
+    sk = c.Count("address of the socket")
+    since = c.Count("when it was first seen, in ns")
+    netns = c.Netns()
+    lport = c.Port("port")
+    laddr = c.Addr("address")
 
 
 ListenerSums = sums(
@@ -108,33 +90,33 @@ ListenerSums = sums(
     gauges="accept_max accept_peak accept_limit syn_max syn_peak dropped_total somaxconn "
     "syn_backlog syncookies session",
     shown="accept_queue syn_queue",
-    pid=Pid("process"), comm=Comm("its name"), owner=Owner("how it is known"),
+    pid=c.Pid("process"), comm=c.Comm("its name"), owner=c.Owner("how it is known"),
 )  # fmt: skip
 
 
 class ListenerRow(Row):
     """A listener in an interval."""
 
-    laddr = Addr("address that is listened on")
-    lport = Port("port that is listened on")
-    pid = Pid("process that listens")
-    comm = Comm("its name", width=10)
-    owner = Owner("how it is known: exact (called listen), snapshot (holds it), unknown", wide=True)
-    syns = Count("SYNs that arrived", width=5)
-    handshakes = Count("handshakes that were completed", width=5, header="CONNS")
-    accept_queue = Count("connections waiting to be accepted, at the end", width=4, header="ACCQ")
-    accept_max = Count("most that waited in the interval", width=4, header="AMAX")
-    accept_limit = Count("limit of the accept queue; one more can wait", width=5, header="LIMIT")
-    syn_queue = Count("handshakes under way, at the end", width=4, header="SYNQ")
-    syn_max = Count("most seen under way in the interval", width=4, header="SMAX", wide=True)
-    dropped = Count("connections that the listener lost (ListenDrops), in the interval", width=5,
+    laddr = c.Addr("address that is listened on")
+    lport = c.Port("port that is listened on")
+    pid = c.Pid("process that listens")
+    comm = c.Comm("its name", width=10)
+    owner = c.Owner("how it is known: exact (listen), snapshot (open file), unknown", wide=True)
+    syns = c.Count("SYNs that arrived", width=5)
+    handshakes = c.Count("handshakes that were completed", width=5, header="CONNS")
+    accept_queue = c.Count("connections waiting to be accepted, at the end", width=4, header="ACCQ")
+    accept_max = c.Count("most that waited in the interval", width=4, header="AMAX")
+    accept_limit = c.Count("limit of the accept queue; one more can wait", width=5, header="LIMIT")
+    syn_queue = c.Count("handshakes under way, at the end", width=4, header="SYNQ")
+    syn_max = c.Count("most seen under way in the interval", width=4, header="SMAX", wide=True)
+    dropped = c.Count("connections that the listener lost (ListenDrops), in the interval", width=5,
                     header="DROPS")  # fmt: skip
-    dropped_total = Count("the same since the start", width=6, header="DTOTAL", wide=True)
-    cookies = Count("SYNs answered with a SYN cookie", width=7, wide=True)
-    somaxconn = Count("net.core.somaxconn of the namespace", wide=True)
-    syn_backlog = Count("net.ipv4.tcp_max_syn_backlog of the namespace", width=11, wide=True)
-    syncookies = Count("net.ipv4.tcp_syncookies of the namespace", width=10, wide=True)
-    netns = Netns()
+    dropped_total = c.Count("the same since the start", width=6, header="DTOTAL", wide=True)
+    cookies = c.Count("SYNs answered with a SYN cookie", width=7, wide=True)
+    somaxconn = c.Count("net.core.somaxconn of the namespace", wide=True)
+    syn_backlog = c.Count("net.ipv4.tcp_max_syn_backlog of the namespace", width=11, wide=True)
+    syncookies = c.Count("net.ipv4.tcp_syncookies of the namespace", width=10, wide=True)
+    netns = c.Netns()
 
 
 def order(row):
@@ -144,6 +126,8 @@ def order(row):
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(2_000_000, cpu=520_000, entry=472, entry_cpu=21),
+    cost=Cost(0.9, 11.5),
     histogram=Histogram("queues", QueueKey, "connections"),
     table=Table(
         "listeners", Listener, ListenerSums, ListenerRow, order=order, per_cpu=False,
@@ -151,21 +135,21 @@ TOOL = Tool(
     ),
     probes=(
         state_probe(),
-        Probe("unheld", Iterator("tcp"), optional=True),
-        Probe("holders", Iterator("task_file")),
-        Probe("listeners", Iterator("bpf_map_elem", over="tracked")),
+        p.Probe("unheld", p.Iterator("tcp"), optional=True),
+        p.Probe("holders", p.Iterator("task_file")),
+        p.Probe("listeners", p.Iterator("bpf_map_elem", over="tracked")),
         *LOST_PROBES,
-        Probe(
+        p.Probe(
             "syn",
-            Fentry("tcp_conn_request", args=("sk",)),
-            Kprobe("tcp_conn_request", args=("sk",)),
+            p.Fentry("tcp_conn_request", args=("sk",)),
+            p.Kprobe("tcp_conn_request", args=("sk",)),
             optional=True,
             loses=("syns",),
         ),
-        Probe(
+        p.Probe(
             "synack",
-            Fentry("tcp_make_synack", args=("sk", "synack_type")),
-            Kprobe("tcp_make_synack", args=("sk", "synack_type")),
+            p.Fentry("tcp_make_synack", args=("sk", "synack_type")),
+            p.Kprobe("tcp_make_synack", args=("sk", "synack_type")),
             optional=True,
             loses=("cookies",),
         ),

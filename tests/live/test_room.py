@@ -27,7 +27,7 @@ from netbpf.bpf.maps import possible_cpus
 from netbpf.bpf.object import BpfObject
 from netbpf.declare import memory
 from netbpf.declare.probe_kinds import KINDS
-from netbpf.declare.tool import find_tool
+from netbpf.declare.tool import all_tools, find_tool
 
 pytestmark = pytest.mark.alone
 
@@ -278,7 +278,7 @@ WIDEST: dict[str, list[tuple[object, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("tool", memory.MAPS)
+@pytest.mark.parametrize("tool", [tool.name for tool in all_tools() if tool.memory])
 def test_memory_is_stated(netbpf: Any, tool: str) -> None:
     stated = memory.by_default(find_tool(tool), possible_cpus())
     taken = []
@@ -302,4 +302,4 @@ def test_larger_maps_are_stated_likewise(netbpf: Any) -> None:
         with netbpf("tcplife", "--map-entries", entries, "--buffer", "64k") as run:
             found = maps_of(run)
         taken = sum(one.bytes for name, one in found.items() if name != "events")
-        assert taken <= memory.MAPS["tcplife"].bound(entries, possible_cpus())
+        assert taken <= find_tool("tcplife").memory.bound(entries, possible_cpus())

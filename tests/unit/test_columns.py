@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from netbpf.declare import columns
+from netbpf.declare import columns, names
 from netbpf.declare.columns import (
     Addr,
     Bytes,
@@ -18,14 +18,11 @@ from netbpf.declare.columns import (
     Comm,
     Container,
     Count,
-    Cut,
     Duration,
     Enum,
     Errno,
     Family,
     Gauge,
-    HostName,
-    LookupResult,
     Micros,
     Netns,
     Owner,
@@ -35,6 +32,7 @@ from netbpf.declare.columns import (
     Text,
     Uid,
 )
+from netbpf.declare.names import Cut, HostName, LookupResult
 
 U64_MAX, U32_MAX = 2**64 - 1, 2**32 - 1
 
@@ -123,7 +121,10 @@ def test_raw_becomes_value_becomes_text(column, raw, value, text):
 
 def test_every_column_class_is_tested():
     classes = {
-        c for c in vars(columns).values() if isinstance(c, type) and issubclass(c, Column)
+        c
+        for module in (columns, names)
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Column)
     } - {Text}
     assert classes == {type(case[0]) for case in CASES}
 

@@ -22,8 +22,7 @@ from netbpf.declare import (
     Tool,
     Tracepoint,
 )
-from netbpf.declare.costs import COSTS
-from netbpf.declare.tool import find_tool, tool_names
+from netbpf.declare.tool import all_tools, find_tool, tool_names
 from netbpf.docs.__main__ import main, write_pages
 from netbpf.docs.manual import man_page, manual_text
 from netbpf.docs.pages import (
@@ -245,6 +244,9 @@ def test_check_reports_and_writes_nothing(tmp_path: Path, capsys):
     assert main(["--tables", *paths]) == 0
     assert main(["--tables", *paths, "--check"]) == 0
     assert "| tool |" in path.read_text() and "| option |" in other.read_text()
+
+
+COSTS = {tool.name: tool.cost for tool in all_tools() if tool.cost}
 
 
 @pytest.mark.parametrize("name", COSTS)

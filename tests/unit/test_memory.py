@@ -43,10 +43,6 @@ def test_stack_maps_count_their_frames():
     assert bytes_of(MapSpec("stacks", 7, 4, 127 * 8, 4096, 0), 2) >= 4096 * 127 * 8
 
 
-def test_every_tool_has_an_entry_in_maps():
-    assert sorted(memory.MAPS) == [tool.name for tool in all_tools()]
-
-
 def test_a_bound_grows_with_entries_rounded_up_and_with_cpus():
     stated = memory.Memory(1000, cpu=10, entry=3, entry_cpu=2)
     assert stated.bound(1024, 4) == 1000 + 40 + 1024 * 11
@@ -62,7 +58,7 @@ def test_the_buffer_holds_whole_records_with_their_headers():
 
 
 def test_manuals_state_memory_and_what_the_buffer_holds():
-    for tool in all_tools():
+    for tool in (tool for tool in all_tools() if tool.memory):
         words = memory.in_manual(tool)
         assert "--map-entries" in words and "MiB" in words
         found = memory.by_default(tool, 8)

@@ -1,0 +1,51 @@
+"""Columns about name lookups: names that may be truncated, and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from netbpf.declare.column import Converter
+from netbpf.declare.columns import Enum, Text
+from netbpf.declare.values import LOOKUP_RESULTS, address, clean
+
+
+class LookupResult(Enum):
+    """The result of a name lookup: OK or EAI_*, None while it is pending; described in text."""
+
+    ctype = "s32"
+    width = 16
+    prefix = ""
+
+    def __init__(self, help: str, **more: Any) -> None:
+        words = {number: name for number, (name, _) in LOOKUP_RESULTS.items()}
+        super().__init__(help, {**words, 1: None}, **more)
+
+    def text(self, value: Any) -> str:
+        """Describe the result; success is empty."""
+        words = dict(LOOKUP_RESULTS.values())
+        return "pending" if value is None else words.get(value, str(value))
+
+
+def is_cut(values: Mapping[str, Any], name: str = "host") -> bool:
+    """Return whether the value of the column `name` is truncated."""
+    return name in (values.get("truncated") or "").split(",")
+
+
+class Cut(Text):
+    """A string that may be truncated: the column `truncated` lists those that are."""
+
+    def cell(self, values: Mapping[str, Any]) -> str:
+        """Format the string; "..." marks a truncated one."""
+        return self.text(values[self.name]) + "..." * is_cut(values, self.name)
+
+
+class HostName(Cut):
+    """A host name, or an address: 16 bytes, marked by a 1 in the last byte of the C member."""
+
+    ctype = "char[256]"
+    width = 28
+
+    def converter(self) -> Optional[Converter]:
+        """Return the conversion from bytes to str."""
+        return lambda raw: address(raw[:16]) if raw[-1] == 1 else clean(raw) or None
