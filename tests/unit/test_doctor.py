@@ -281,7 +281,8 @@ def test_memory_is_stated_for_each_tool():
     found = report.examine_tool(find_tool("tcplife"), None)["memory"]
     assert found["maps"] > 1 << 20 and found["buffer"] == 32 << 20
     assert found["buffer_events"] > 120_000
-    words = report.describe(
+    tools = [report.examine_tool(find_tool("tcplife"), None)]
+    words = report.describe({**report.examine(), "tools": tools})
         {**report.examine(), "tools": [report.examine_tool(find_tool("tcplife"), None)]}
     )
     assert "of kernel memory for maps" in words
