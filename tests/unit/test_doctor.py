@@ -283,6 +283,4 @@ def test_memory_is_stated_for_each_tool():
     assert found["buffer_events"] > 120_000
     tools = [report.examine_tool(find_tool("tcplife"), None)]
     words = report.describe({**report.examine(), "tools": tools})
-        {**report.examine(), "tools": [report.examine_tool(find_tool("tcplife"), None)]}
-    )
     assert "of kernel memory for maps" in words
