@@ -119,7 +119,7 @@ def _with_privileges(tool: Tool, report: dict[str, Any]) -> dict[str, Any]:
         if denied and (not probe["kind"] or probe["lost_columns"]):
             required = not probe["kind"] and not probe["optional"] and not probe["option"]
             without = None if required else f"probe {probe['name']} is not used"
-            found.append({"it_takes": denied[0].partition("it takes ")[2], "without": without})
+            found.append({"it_takes": denied[0].requires, "without": without})
     fatal = [one for one in found if one["without"] is None]
     usable = False if fatal and report["usable"] is not None else report["usable"]
     return {**report, "usable": usable, "privileges": found}

@@ -99,7 +99,7 @@ class Confinement:
                 f"probe {selection.probe.name} is not used: {selection.denied}"
                 for selection in denied
             ),
-            *(f"{words}: it takes {', '.join(names)}" for words, names in found.items()),
+            *(f"{words}: needs {', '.join(names)}" for words, names in found.items()),
         ]
 
     def enter(self, maps: Mapping[str, int], say: Say) -> None:

@@ -140,7 +140,8 @@ def test_refused_probe_is_a_privilege_error_only_if_one_is_missing(monkeypatch):
     error = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF", "CAP_PERFMON"])
     words = refusal_reason("the kernel refused to attach it", error)
-    assert isinstance(words, Denied) and "it takes CAP_SYS_ADMIN" in words
+    assert isinstance(words, Denied) and words.endswith(": needs CAP_SYS_ADMIN")
+    assert words.requires == "CAP_SYS_ADMIN"
     assert not isinstance(refusal_reason("x", error, (errno.EPERM,)), Denied)
     assert not isinstance(refusal_reason("x", OSError(errno.EINVAL, "Invalid argument")), Denied)
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_SYS_ADMIN"])
@@ -202,14 +203,14 @@ def test_missing_privileges_are_noted_and_counted_if_rows_are_hidden(monkeypatch
     assert found.not_covered(attached(), SHAPE) == 1
     notes = found.notes(attached())
     assert len(notes) == 2
-    assert notes[0].endswith("may be missing: it takes CAP_SYS_ADMIN, CAP_SYS_PTRACE")
+    assert notes[0].endswith("may be missing: needs CAP_SYS_ADMIN, CAP_SYS_PTRACE")
 
 
 def test_denied_probes_and_losses_of_results_are_added(monkeypatch):
     found = confined(monkeypatch, "tcplife")
     shape: Any = SimpleNamespace(lost={"not_covered": 5})
-    assert found.not_covered(attached("it takes CAP_X", "", "it takes CAP_X"), shape) == 7
-    assert found.notes(attached("it takes CAP_X")) == ["probe x is not used: it takes CAP_X"]
+    assert found.not_covered(attached("needs CAP_X", "", "needs CAP_X"), shape) == 7
+    assert found.notes(attached("needs CAP_X")) == ["probe x is not used: needs CAP_X"]
 
 
 def test_missing_required_privilege_is_an_error(monkeypatch):

@@ -79,10 +79,10 @@ def test_other_text_is_a_usage_error(text):
 def test_summary_has_the_selection_and_reasons():
     selection = Selection(STATE, STATE.alternatives[0], ("t",), (("fentry f", "no such function"),))
     none = Selection(Probe("accept", Tracepoint("s:t"), optional=True), None, (), ())
-    covered = Selection(
-        Probe("more", Tracepoint("s:t")), None, (), (("more", "covered by state_tp"),)
+    redundant = Selection(
+        Probe("more", Tracepoint("s:t")), None, (), (("more", "covered by state_tp"),), True
     )
-    assert Attached([selection, none, covered], Loaded({}, {})).described() == [
+    assert Attached([selection, none, redundant], Loaded({}, {})).described() == [
         {
             "name": "state",
             "kind": "rawtp",
