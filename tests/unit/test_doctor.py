@@ -124,7 +124,7 @@ def test_unusable_probe_of_an_option_is_not_a_problem():
 
 
 def test_privilege_that_a_probe_needs_is_a_field_of_its_own(monkeypatch):
-    monkeypatch.setattr(report, "lacking_of", lambda *_: [])
+    monkeypatch.setattr(report, "missing_needs", lambda *_: [])
     kernel = FakeKernel(raw=RAW, **HAS_FIELDS)
     monkeypatch.setattr(kernel, "raw_tracepoint", denied)
     found = report._with_privileges(TOOL, report.examine_tool(TOOL, kernel))

@@ -15,7 +15,7 @@ import pytest
 from netbpf.declare.options import comm_glob, network, ports
 from netbpf.errors import UsageError
 from netbpf.run import filters
-from netbpf.run.filters import block_words, comm_automaton, filter_defines, network_namespace
+from netbpf.run.filters import block_constants, comm_automaton, filter_defines, network_namespace
 
 
 def evaluate(expression: str, **values: int) -> int:
@@ -143,7 +143,7 @@ def test_address_blocks_hold_just_their_addresses(version, bits):
         length = chance.randint(0, bits)
         base = chance.getrandbits(bits) >> (bits - length) << (bits - length)
         block = network(f"{kinds[version](base)}/{length}")
-        words = block_words(block)
+        words = block_constants(block)
         near = [base, base | (1 << (bits - length)) - 1, base ^ 1 << chance.randrange(bits)]
         for number in [*near, chance.getrandbits(bits)]:
             address = kinds[version](number)
@@ -151,10 +151,10 @@ def test_address_blocks_hold_just_their_addresses(version, bits):
 
 
 def test_ipv4_block_holds_no_ipv6_address_and_all_of_ipv6_holds_ipv4():
-    every_ipv4 = block_words(network("0.0.0.0/0"))
+    every_ipv4 = block_constants(network("0.0.0.0/0"))
     assert in_block(as_memory(ipaddress.ip_address("10.0.0.1")), every_ipv4)
     assert not in_block(as_memory(ipaddress.ip_address("2001:db8::1")), every_ipv4)
-    assert in_block(as_memory(ipaddress.ip_address("10.0.0.1")), block_words(network("::/0")))
+    assert in_block(as_memory(ipaddress.ip_address("10.0.0.1")), block_constants(network("::/0")))
 
 
 def test_without_filters_nothing_is_defined():

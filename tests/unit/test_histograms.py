@@ -208,7 +208,7 @@ def test_description_adds_fields(reader):
 
 def test_events_are_counted_by_their_columns():
     declared = Histogram("", Key, "us", of="latency_us", option="histogram")
-    counter = HistogramCounter(declared, most=2)
+    counter = HistogramCounter(declared, max_keys=2)
     for port, latency in [(80, 5), (80, 6), (443, 0), (80, 2**60)]:
         counter.add({"port": port, "point": "in", "latency_us": latency, "other": 1})
     found = counter.since_last()
@@ -221,14 +221,14 @@ def test_events_are_counted_by_their_columns():
 
 
 def test_event_whose_value_is_not_known_counts_nowhere():
-    counter = HistogramCounter(Histogram("", Key, "us", of="us"), most=2)
+    counter = HistogramCounter(Histogram("", Key, "us", of="us"), max_keys=2)
     for value in (None, 3):
         counter.add({"port": 1, "point": "in", "us": value})
     assert [(one["count"], one["sum"]) for one in counter.since_last()] == [(1, 3)]
 
 
 def test_keys_beyond_the_limit_are_counted_under_the_unknown_key():
-    counter = HistogramCounter(Histogram("", Key, "us", of="us"), most=2)
+    counter = HistogramCounter(Histogram("", Key, "us", of="us"), max_keys=2)
     for port in (1, 2, 3, 4, 1):
         counter.add({"port": port, "point": "in", "us": 1})
     found = {one["key"]["port"]: one["count"] for one in counter.since_last()}

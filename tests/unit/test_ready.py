@@ -32,7 +32,7 @@ def test_stale_sign_is_removed_at_once(tmp_path):
 def test_file_that_is_no_sign_is_left_alone(tmp_path):
     path = tmp_path / "precious"
     path.write_text("x" * 1000)
-    with pytest.raises(UsageError, match="is no ready file"):
+    with pytest.raises(UsageError, match="is not a ready file"):
         ReadyFile(str(path))
     assert path.stat().st_size == 1000
 
@@ -51,7 +51,7 @@ def test_what_is_no_file_is_refused_and_left_alone(tmp_path, kind):
         path.mkdir()
     else:
         os.mknod(path, 0o140600)
-    with pytest.raises(UsageError, match="is no ready file"):
+    with pytest.raises(UsageError, match="is not a ready file"):
         ReadyFile(str(path))
     assert os.path.lexists(path)
     assert target.exists() is (kind == "link")

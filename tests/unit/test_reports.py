@@ -34,7 +34,7 @@ class Case:
         self.fresh = lost
         for _ in range(int(seconds)):
             self.now += 1
-            self.reports.look()
+            self.reports.update()
 
 
 def test_without_a_loss_there_is_a_report_every_ten_seconds(monkeypatch):
@@ -70,5 +70,5 @@ def test_interval_has_what_was_lost_since_the_one_before(monkeypatch):
     case = Case(monkeypatch)
     case.after(1, ring_full=5)
     case.fresh = {"ring_full": 2}
-    assert case.reports.of_interval() == {"ring_full": 7}
-    assert not case.reports.of_interval()
+    assert case.reports.take_interval() == {"ring_full": 7}
+    assert not case.reports.take_interval()

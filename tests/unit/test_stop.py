@@ -60,7 +60,7 @@ def test_second_signal_ends_the_time_to_finish_and_nothing_else(stop, second):
     assert not stop.overdue
     signal.raise_signal(second)
     assert stop.overdue
-    with stop.apart():
+    with stop.extended():
         time.sleep(0.01)
     assert stop.overdue
     assert stop.reason == "SIGINT"
@@ -71,7 +71,7 @@ def test_time_to_finish_is_up_soon_after_the_stop(stop, monkeypatch):
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 0.1)
     assert stop.overdue
-    with stop.apart():  # detaching does not count
+    with stop.extended():  # detaching does not count
         monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 7.1)
     monkeypatch.setattr(time, "monotonic", lambda: now + 7)
     assert not stop.overdue
@@ -225,17 +225,17 @@ def test_wait_ends_when_something_can_be_read(pipe):
 def test_number_of_events_is_a_limit(pipe):
     stop = stop_with(pipe[1], max_events=3)
     try:
-        assert [stop.room(seen) for seen in (0, 1, 2)] == [3, 2, 1]
+        assert [stop.remaining(seen) for seen in (0, 1, 2)] == [3, 2, 1]
         assert stop.reason == ""
-        assert stop.room(3) == 0
+        assert stop.remaining(3) == 0
         assert stop.reason == "max-events"
-        assert stop.room(4) == 0
+        assert stop.remaining(4) == 0
     finally:
         stop.close()
 
 
 def test_without_a_number_there_is_always_room(stop):
-    assert stop.room(10**9) > 0
+    assert stop.remaining(10**9) > 0
     assert stop.reason == ""
 
 

@@ -11,7 +11,7 @@ import pytest
 from netbpf.binaries.binary import Binary
 from netbpf.binaries.elf import Function
 from netbpf.bpf import attach
-from netbpf.run import places
+from netbpf.run import probe_points
 
 u32, u64 = ctypes.c_uint32, ctypes.c_uint64
 
@@ -150,8 +150,8 @@ TARGETS = {
 def kernel(monkeypatch):
     """The pretended kernel."""
     kernel = Kernel()
-    monkeypatch.setattr(places, "attach_places", kernel.attach_places)
-    monkeypatch.setattr(places, "attach_user", kernel.attach_user)
+    monkeypatch.setattr(probe_points, "attach_places", kernel.attach_places)
+    monkeypatch.setattr(probe_points, "attach_user", kernel.attach_user)
     return kernel
 
 
@@ -172,7 +172,7 @@ def libc(tmp_path):
 
 def attach_all(libc: Binary) -> tuple[str, WorkerEnd]:
     desk, before = WorkerEnd(), len(os.listdir("/proc/self/fd"))
-    words = places.attach_all(desk, TARGETS, libc, libc.paths[0])
+    words = probe_points.attach_all(desk, TARGETS, libc, libc.paths[0])
     assert len(os.listdir("/proc/self/fd")) == before
     return words, desk
 
