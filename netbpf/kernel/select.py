@@ -178,7 +178,7 @@ def _demoted(
 
 
 def _description(alternative: Alternative) -> str:
-    return " ".join((alternative.words, *alternative.names[:1]))
+    return " ".join((alternative.how.label, *alternative.names[:1]))
 
 
 def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:

@@ -181,7 +181,7 @@ def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     return with_devices(tool, settings)
 
 
-def narrowing(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
+def active_filters(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
     """Return the filter options that were given, as on the command line."""
     names = {option.name for option in FILTERS} | _OWN_FILTERS
     given = []

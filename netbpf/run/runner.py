@@ -19,7 +19,7 @@ from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
 from netbpf.output.writers import TextWriter, make_writer
 from netbpf.run.confinement import Confinement
-from netbpf.run.filters import checked, filter_defines, narrowing, netns_of
+from netbpf.run.filters import active_filters, checked, filter_defines, netns_of
 from netbpf.run.kernel_counters import KernelCounters
 from netbpf.run.losses import Budget, Cost, LossLedger
 from netbpf.run.names import Names
@@ -52,7 +52,7 @@ class Run:
         show_time = settings.get("time") or tool.show_time
         time_option = {"time": show_time} if show_time else {}
         self.settings = checked(tool, {**settings, **time_option})
-        self.narrowed = narrowing(tool, settings)
+        self.active_filters = active_filters(tool, settings)
         path = self.settings.get("ready_file")
         self.ready_file = ReadyFile(path) if path else None
         self.out = Outlet(out.fileno(), out.encoding)
@@ -279,7 +279,9 @@ class Run:
             what = f"{self._merged} intervals became part of the next one"
             self.result.note(f"{what}: the output was not read when they ended")
         summary["notes"] = self.result.notes + self.confinement.notes(self.attached)
-        add_notes(summary, self.tool, self.settings, self.result, self.counters, self.narrowed)
+        add_notes(
+            summary, self.tool, self.settings, self.result, self.counters, self.active_filters
+        )
         summary["notes"] += self.names.notes()
         self.writer.summary(summary)
         self.stop.finish(_LAST_SECONDS)

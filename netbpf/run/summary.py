@@ -66,13 +66,13 @@ def add_notes(
     settings: Mapping[str, Any],
     result: Result,
     counters: KernelCounters,
-    narrowed: Sequence[str],
+    filters: Sequence[str],
 ) -> None:
     """Add the notes that follow from the result and its counters."""
     notes = summary["notes"]
     notes += counters.notes(result.namespaces)
     notes += tool.notes({**summary, "own": counters.own}, settings) if tool.notes else []
-    if result.empty and narrowed:
-        notes.append(f"nothing was seen that passes {' and '.join(narrowed)}")
+    if result.empty and filters:
+        notes.append(f"nothing was seen that passes {' and '.join(filters)}")
     if ids_differ():
         notes.append("process ids are those of the host, not of this PID namespace")

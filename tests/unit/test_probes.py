@@ -14,7 +14,7 @@ KINDS = [
 
 def test_kinds_are_told_apart_by_name_and_in_words():
     assert len({c.kind for c in KINDS}) == len(KINDS)
-    assert len({c("f").words for c in KINDS}) == len(KINDS)
+    assert len({c("f").how.label for c in KINDS}) == len(KINDS)
     assert all(c.kind.isidentifier() for c in KINDS)  # part of a C name
 
 

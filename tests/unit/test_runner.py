@@ -28,7 +28,7 @@ class Fakes:
         run.tool = find_tool("tcplife")
         run.settings = {"fail_on_loss": True, "output": "json"}
         run.out = SimpleNamespace(error=None, blocked=False)
-        run.clock, run.narrowed, run._merged = Clock(), [], 0
+        run.clock, run.active_filters, run._merged = Clock(), [], 0
         run.stop = SimpleNamespace(reason="SIGINT", finish=lambda _: None)
         run.attached = SimpleNamespace(described=list, selections=(), not_covered=0)
         run.result = SimpleNamespace(
@@ -59,7 +59,7 @@ def test_run_without_losses_is_complete(monkeypatch):
 
 def test_run_that_shows_nothing_names_its_filters(monkeypatch):
     fakes = Fakes(monkeypatch)
-    fakes.run.narrowed = ["--pid 41", "--ipv4"]
+    fakes.run.active_filters = ["--pid 41", "--ipv4"]
     fakes.end()
     assert fakes.summary["notes"] == ["nothing was seen that passes --pid 41 and --ipv4"]
     fakes.run.result.empty, fakes.run.result.notes = False, []
