@@ -1,4 +1,4 @@
-"""The summary: complete only if no cause of loss has a number, and what its notes say."""
+"""The summary: complete only without losses, and its notes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_run_without_losses_is_complete(monkeypatch):
     assert fakes.summary["complete"] is True
 
 
-def test_run_that_shows_nothing_names_its_filters(monkeypatch):
+def test_summary_without_results_names_the_filters(monkeypatch):
     fakes = Fakes(monkeypatch)
     fakes.run.active_filters = ["--pid 41", "--ipv4"]
     fakes.end()
