@@ -203,8 +203,7 @@ def _as_given(value: Any) -> str:
 def with_devices(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with network devices by their current names.
 
-    A device can be given by an alternative name. UsageError if none of the traced namespaces has
-    it.
+    A device can be given by an alternative name. UsageError if no traced namespace has it.
     """
     resolved = dict(settings)
     for option in tool.options if not missing_privileges() else ():

@@ -110,9 +110,8 @@ class Run:
             print(f"{self.tool.name}: {what}: {self.tool.summary}", file=sys.stderr, flush=True)
 
     def _trace(self) -> int:
-        self._counted = (
-            self._totals()
-        )  # before the kernel's counters, at the end after them: never fewer
+        # Read before the kernel's counters, and at the end after them: never smaller than these.
+        self._counted = self._totals()
         self.counters.begin()
         take_snapshot(self.attached)
         self.result.begin(self.stop, self.writer)
@@ -162,7 +161,7 @@ class Run:
                 self.stop.now("closed pipe" if closed else "output error")
 
     def _close_interval(self) -> None:
-        if self.out.blocked:  # nothing is lost: the next one covers its time
+        if self.out.blocked:  # nothing is lost: the next interval covers this time
             self._merged += 1
             return
         self.result.collect(final=False)

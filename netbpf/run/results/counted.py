@@ -44,7 +44,7 @@ class DistributionResult(EventResult):
         super().drain()
         self._write_histograms()
         if self.fields.get("pending"):
-            self.note(f"{self.fields['pending']} had not ended and are not counted")
+            self.note(f"{self.fields['pending']} were pending at the end and are not counted")
         if self.fields.get("abandoned"):
             number = self.fields["abandoned"]
             self.note(
