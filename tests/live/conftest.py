@@ -114,10 +114,10 @@ def netbpf(tmp_path: Path, request: pytest.FixtureRequest) -> Netbpf:
     runs = request.node.stash.setdefault(RUNS, [])
 
     @contextlib.contextmanager
-    def run(tool: str, *words: object, **options: Any) -> Iterator[harness.Run]:
+    def run(tool: str, *args: object, **options: Any) -> Iterator[harness.Run]:
         directory = tmp_path / f"run-{next(numbers)}"
         directory.mkdir()
-        with harness.running(directory, tool, *words, **options) as running:
+        with harness.running(directory, tool, *args, **options) as running:
             runs.append(running)
             yield running
 

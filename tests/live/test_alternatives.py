@@ -102,7 +102,7 @@ def test_all_kinds_that_this_kernel_offers_say_the_same(
             directory = tmp_path / str(turn)
             directory.mkdir()
             words = ",".join(f"{probe}={kind}" for probe, kind in forced.items())
-            runs.append(start(directory, name, "--probe", words, *case.words(stage)))
+            runs.append(start(directory, name, "--probe", words, *case.args(stage)))
         for run in runs:
             stack.enter_context(attended(run))
         case.act(stage, runs[0])
