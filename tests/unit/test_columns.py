@@ -194,7 +194,7 @@ def test_schema_allows_null_and_has_a_description(column):
 
 
 def test_schema_of_an_enum_lists_its_strings():
-    assert Owner("x").schema()["examples"] == ["exact", "snapshot", "unknown"]
+    assert Owner("x").schema()["examples"] == ["exact", "listener", "snapshot", "unknown"]
 
 
 @pytest.mark.parametrize(
