@@ -75,7 +75,7 @@ class ChangeRow(Row):
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(1_300_000, cpu=26_000, entry=224),
+    memory=Memory(1_450_000, cpu=26_000, entry=224),
     event=StateChange,
     aggregation=Aggregation(ChangeRow, ("oldstate", "newstate"), order="changes"),
     probes=(state_probe(),),
