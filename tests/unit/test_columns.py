@@ -105,7 +105,7 @@ CASES = [
     (LookupResult("x"), 0, "OK", ""),
     (LookupResult("x"), -2, "EAI_NONAME", "no such name"),
     (LookupResult("x"), -99, "-99", "-99"),
-    (LookupResult("x"), 1, None, "pending"),
+    (LookupResult("x"), 1, None, "still waiting"),
 ]  # fmt: skip
 
 
