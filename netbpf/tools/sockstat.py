@@ -60,7 +60,7 @@ from netbpf.declare.calls import (
     PROTOS,
     RING_PROBES,
     SIGNAL,
-    tally,
+    call_rows,
 )
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
@@ -135,7 +135,7 @@ class ProcessRow(Row):
 def by_protocol(groups, settings):
     """Return the rows of all operations, in the order of OPS and PROTOS or of --sort."""
     names = ("op",) if settings["no_split"] else ("op", "proto")
-    rows = sorted(tally(groups, *names), key=lambda row: [ORDER.index(row[n]) for n in names])
+    rows = sorted(call_rows(groups, *names), key=lambda row: [ORDER.index(row[n]) for n in names])
     if settings["sort"]:
         rows.sort(key=lambda row: -row[settings["sort"]])
     return [{"op": row["op"], "proto": None, **row} for row in rows]
@@ -145,7 +145,7 @@ def busiest(groups, settings):
     """Return the processes with the most of --sort of each operation, calls in a tie."""
     comms = {key["pid"]: key["comm"] for key, _ in groups}
     most = settings["sort"] or SORTABLE[0]
-    rows = sorted(tally(groups, "op", "pid"), key=lambda row: (-row[most], -row["calls"]))
+    rows = sorted(call_rows(groups, "op", "pid"), key=lambda row: (-row[most], -row["calls"]))
     found = []
     for op in OPS.values():
         those = [row for row in rows if row["op"] == op][: settings["top"]]

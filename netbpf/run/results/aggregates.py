@@ -1,4 +1,4 @@
-"""Aggregations: rows per interval from the events of a tool."""
+"""Aggregate the events of a tool to rows per interval."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from netbpf.kernel.clock import kernel_ns
 
 
 class Aggregator:
-    """Sorts events into rows; each read returns the rows of an interval and starts the next one.
+    """Aggregates events by key; each read returns the rows of an interval and starts the next one.
 
-    At most --map-entries rows are kept apart in an interval; further events are in a row whose key
-    is null, and `crowded` is true.
+    An interval has at most --map-entries keys. Events with further keys go to a row whose key is
+    null, and `crowded` is set.
     """
 
     def __init__(self, declared: Aggregation, settings: Mapping[str, Any]) -> None:
-        """Take the declaration."""
+        """Aggregate as `declared`."""
         self._declared = declared
         self._settings = settings
-        self._most = settings["map_entries"]
+        self._max_rows = settings["map_entries"]
         self._distinct: dict[tuple[object, ...], Number] = {
             aggregate.key: aggregate for aggregate in declared.aggregates.values()
         }
@@ -28,9 +28,9 @@ class Aggregator:
         self.crowded = False
 
     def add(self, values: Mapping[str, Any], ended: bool) -> None:
-        """Take an event; `ended` is false if what it shows still goes on."""
+        """Add an event; `ended` is false for one that is still open at the end of the interval."""
         key = tuple(values[name] for name in self._declared.key)
-        if key not in self._rows and len(self._rows) >= self._most:
+        if key not in self._rows and len(self._rows) >= self._max_rows:
             self.crowded = True
             key = (None,) * len(key)
         if key not in self._rows:
@@ -41,7 +41,7 @@ class Aggregator:
                 aggregate.add(states[which], values)
 
     def since_last(self) -> tuple[int, list[dict[str, Any]]]:
-        """Return the monotonic time in ns, and the rows of the interval that ends now."""
+        """Return the monotonic time in ns, and the rows of the interval that ends now, sorted."""
         taken, self._rows = self._rows, {}
         declared = self._declared
         rows = [
