@@ -24,7 +24,7 @@ class LookupResult(Enum):
     def text(self, value: Any) -> str:
         """Describe the result; success is empty."""
         descriptions = dict(LOOKUP_RESULTS.values())
-        return "pending" if value is None else descriptions.get(value, str(value))
+        return "still waiting" if value is None else descriptions.get(value, str(value))
 
 
 def is_cut(values: Mapping[str, Any], name: str = "host") -> bool:

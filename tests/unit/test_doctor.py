@@ -259,6 +259,13 @@ def test_jit(tmp_path, text, state):
     assert machine.check_jit(path).state == state
 
 
+def test_only_the_initial_network_namespace_shows_the_jit(tmp_path):
+    path = tmp_path / "bpf_jit_enable"
+    assert "initial network namespace" in machine.check_jit(path).words
+    path.with_name("netdev_max_backlog").write_text("1000\n")
+    assert machine.check_jit(path).state == machine.ABSENT
+
+
 @pytest.mark.parametrize(
     ("sizes", "held", "state"),
     [
