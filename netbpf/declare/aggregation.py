@@ -11,6 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
+from netbpf.declare.column import Column
+from netbpf.declare.keys import Key, key_columns, keys_of, parse_keys
+from netbpf.declare.options import Option, count
 from netbpf.declare.record import Row
 
 Values = Mapping[str, Any]
@@ -127,7 +130,8 @@ class Aggregation:
 
     Events with the same values of the columns `key` are one row. `row` declares the columns: those
     of the key, and those with `over=`. Rows for which `having` (of row and settings) is true are
-    shown in falling order of the column `order`.
+    shown in falling order of the column `order`. With --by, other
+    columns of the events are the key.
     """
 
     def __init__(
@@ -144,6 +148,35 @@ class Aggregation:
         self.having = having
         self.option = option
         self.aggregates = {c.name: c.over for c in row.columns if c.over is not None}
+        self.keys: tuple[str, ...] = ()
+        self._event: Sequence[Column] = ()
+
+    def bind(self, event: Sequence[Column]) -> None:
+        """Take the columns of the events, which can be keys."""
+        self._event = tuple(event)
+        self.keys = keys_of(event)
+
+    def columns(self, by: Sequence[Key]) -> Sequence[Column]:
+        """Return the columns of rows by these keys, those of `row` if there are none."""
+        if not by:
+            return self.row.columns
+        sums = [c for c in self.row.columns if c.over is not None and c.name not in self.keys]
+        return (*key_columns(by, self._event), *sums)
+
+    def options(self) -> tuple[Option, ...]:
+        """Return the options that select and sort the rows."""
+        sortable = [name for name in self.aggregates if name not in self.keys]
+        return (
+            Option("--summary", help="a row per key instead of a line per event"),
+            Option(
+                "--by", metavar="LIST", parse=lambda text: parse_keys(text, self._event),
+                sets={"summary": True},
+                help=f"a row for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
+            ),
+            Option("--top", metavar="N", parse=count, help="only the first N rows"),
+            Option("--sort", metavar="COLUMN", choices=sortable,
+                   help=f"rows with the most of it first (default {self.order})"),
+        )  # fmt: skip
 
 
 def percentile(values: Sequence[int], percent: int) -> Optional[int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.histogram import Histogram
+from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.kernel.clock import kernel_ns
 from netbpf.run.results.aggregates import Aggregator
 from netbpf.run.results.base import bucket_columns
@@ -64,15 +65,22 @@ class AggregateResult(EventResult):
 
     def __init__(self, declared: Aggregation, *context: Any) -> None:
         super().__init__(*context)
-        self.columns = declared.row.columns
+        by = self.settings.get("by") or ()
+        self.columns = tuple(declared.columns(by))
+        self._with_container = any(key.name == "container" for key in by)
         self._intervals = 0
         self.reader = Aggregator(declared, self.settings)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, True)
+        self.reader.add(self._keyed(values), True)
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, False)
+        self.reader.add(self._keyed(values), False)
+
+    def _keyed(self, values: dict[str, Any]) -> dict[str, Any]:
+        if self._with_container and "container" not in values:
+            values["container"] = container_of(path_of(values["cgroup"])) or None
+        return values
 
     def close_interval(self, final: bool) -> None:
         """Write the rows of the interval; drain() writes those of the last one."""
