@@ -13,6 +13,7 @@ Entry = tuple[dict[str, Any], dict[str, Any]]
 Rows = Sequence[dict[str, Any]]
 Warn = Callable[[Rows], Iterable[tuple[str, str]]]
 Build = Callable[[Sequence[Entry], Mapping[str, Any]], Sequence[dict[str, Any]]]
+Complete = Callable[[dict[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 Order = Union[str, Callable[[Mapping[str, Any]], Any]]
 
 
@@ -26,8 +27,9 @@ class Table:
 
     `row` declares the columns that are shown. By default a row has the columns of key and value, in
     falling order of the column `order`, or in the order of a function of the row; `limit` names an
-    option that is the number of rows. `build` makes the rows instead, in the order to be shown.
-    Columns that the selected probes cannot fill are null.
+    option that is the number of rows. `complete` takes such a row and the settings and returns the
+    columns to add or to replace. `build` makes the rows instead, in the order to be shown. Columns
+    that the selected probes cannot fill are null.
 
     With `forget`, an entry that did not change in an interval is removed; if that is the name of a
     gauge, only once the gauge is not 0.
@@ -50,6 +52,7 @@ class Table:
         *,
         order: Order = "",
         limit: str = "",
+        complete: Optional[Complete] = None,
         per_cpu: bool = True,
         refresh: Sequence[str] = (),
         first: str = "",
@@ -65,6 +68,7 @@ class Table:
         self.build: Build = build or self._rows
         self.order = order
         self.limit = limit
+        self.complete = complete
         self.per_cpu = per_cpu
         self.refresh = tuple(refresh)
         self.first = first
@@ -85,4 +89,6 @@ class Table:
             rows.sort(key=order if callable(order) else lambda row: -row[order])
         if self.limit and settings.get(self.limit):
             rows = rows[: settings[self.limit]]
+        if self.complete:
+            rows = [{**row, **self.complete(row, settings)} for row in rows]
         return [{column.name: row[column.name] for column in self.row.columns} for row in rows]

@@ -51,6 +51,7 @@ from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.aggregation import Aggregation, MostCommon, Number, Percentile, Sum
 from netbpf.declare.calls import SIGNAL
+from netbpf.declare.constants import load_constant
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import milliseconds, nanoseconds
@@ -162,7 +163,11 @@ def constants(settings):
     summary = settings["summary"]
     if settings["failed"] and not summary:
         found["ONLY_FAILED"] = 1
-    return {**results, **found, "MIN_NS": nanoseconds(None if summary else settings["min_ms"])}
+    return {
+        **results,
+        **found,
+        "MIN_NS": load_constant(nanoseconds(None if summary else settings["min_ms"])),
+    }
 
 
 def keep(row, settings):
