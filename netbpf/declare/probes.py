@@ -182,17 +182,23 @@ class Probe:
 
 def traced(
     event: str, raw: Sequence[str] = (), fields: Sequence[str] = (), **more: Any
-) -> tuple[Alternative, ...]:
-    """Return the two alternatives of a kernel tracepoint: raw, then the trace event `event`.
+) -> tuple[Alternative, Alternative]:
+    """Return the alternatives of a kernel tracepoint: raw, then the trace event `event`.
 
-    `raw` are the arguments of the first one, `fields` of the second; `more` is for both.
+    `raw` are the `args` of the first, `fields` those of the second; `more` is for both.
     """
     name = event.partition(":")[2]
     return RawTracepoint(name, args=raw, **more), Tracepoint(event, args=fields, **more)
 
 
 def tracepoint_probe(
-    name: str, event: str, raw: Sequence[str] = (), fields: Sequence[str] = (), **options: Any
+    name: str,
+    event: str,
+    raw: Sequence[str] = (),
+    fields: Sequence[str] = (),
+    *,
+    call: str = "",
+    **options: Any,
 ) -> Probe:
-    """Return the probe `name` of the tracepoint `event`, see traced(); `options` as for Probe."""
-    return Probe(name, *traced(event, raw, fields), **options)
+    """Return the probe `name` of a kernel tracepoint, see traced(); `options` as for Probe."""
+    return Probe(name, *traced(event, raw, fields, call=call), **options)
