@@ -65,8 +65,9 @@ def without_gro(histograms: Sequence[Values]) -> list[str]:
     for histogram in histograms:
         if histogram["key"]["point"] == "nic_recv":
             entries.setdefault(histogram["key"]["dev"], set()).update(histogram["entry"])
+    note = "{} does not pass the GRO entry points: nic_recv was counted at {}"
     return [
-        f"{dev} does not pass the GRO entry points: nic_recv was counted at {', '.join(sorted(functions))}"
+        note.format(dev, ", ".join(sorted(functions)))
         for dev, functions in sorted(entries.items())
         if "napi_gro_receive" not in functions
     ]
