@@ -23,6 +23,16 @@ def ended(values: Values, has_ended: bool) -> bool:
     return has_ended
 
 
+def pending(values: Values, has_ended: bool) -> bool:
+    """Count events that had not ended when the interval ended."""
+    return not has_ended
+
+
+def always(values: Values, has_ended: bool) -> bool:
+    """Count all events."""
+    return True
+
+
 class Number:
     """How many events there were; the base of the other aggregates.
 
