@@ -28,6 +28,16 @@ def pending(values: Values, has_ended: bool) -> bool:
     return not has_ended
 
 
+def with_error(values: Values, has_ended: bool) -> bool:
+    """Count events with a value in the column `errno`."""
+    return values["errno"] is not None
+
+
+def without_error(values: Values, has_ended: bool) -> bool:
+    """Count events without a value in the column `errno`."""
+    return values["errno"] is None
+
+
 def always(values: Values, has_ended: bool) -> bool:
     """Count all events."""
     return True
