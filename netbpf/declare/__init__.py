@@ -38,7 +38,7 @@ from netbpf.declare.probes import (
     Uprobe,
     Uretprobe,
 )
-from netbpf.declare.record import AmendedEvent, Event, Record, Row, SocketEvent, copied, key, sums
+from netbpf.declare.record import AmendedEvent, Event, Record, Row, SocketEvent, sums
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
 
@@ -87,7 +87,5 @@ __all__ = [
     "Uid",
     "Uprobe",
     "Uretprobe",
-    "copied",
-    "key",
     "sums",
 ]

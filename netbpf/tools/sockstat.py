@@ -51,12 +51,13 @@ LIMITS
   only in the first table, and as map_full; each INTERVAL frees the rows.
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool, key, sums
+from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool
 from netbpf.declare import columns as c
 from netbpf.declare.calls import ALL_PROBES, OPS, PROTOS, tally
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
+from netbpf.declare.record import key, sums
 from netbpf.errors import UsageError
 
 ORDER = [*OPS.values(), *PROTOS.values()]
