@@ -26,6 +26,26 @@ def ended(values: Values, has_ended: bool) -> bool:
     return has_ended
 
 
+def pending(values: Values, has_ended: bool) -> bool:
+    """Count events that had not ended when the interval ended."""
+    return not has_ended
+
+
+def with_error(values: Values, has_ended: bool) -> bool:
+    """Count events with a value in the column `errno`."""
+    return values["errno"] is not None
+
+
+def without_error(values: Values, has_ended: bool) -> bool:
+    """Count events without a value in the column `errno`."""
+    return values["errno"] is None
+
+
+def always(values: Values, has_ended: bool) -> bool:
+    """Count all events."""
+    return True
+
+
 class Number:
     """The number of events; the base of the other aggregates.
 
