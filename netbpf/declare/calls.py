@@ -136,6 +136,7 @@ SIGNAL = Probe(
     Tracepoint("signal:signal_deliver", args=("sig", "sa_handler", "sa_flags")),
     optional=True,
 )
+ALL_PROBES = (*CALL_PROBES, *MESSAGE_PROBES, *RING_PROBES, SIGNAL)
 
 
 def call_rows(groups: Iterable[Entry], *names: str) -> list[dict[str, Any]]:

@@ -68,9 +68,9 @@ def milliseconds(text: str) -> float:
     return _number(text, "milliseconds", 0, 10**9)
 
 
-def nanoseconds(span: Optional[float]) -> str:
-    """Return a C constant: `span`, in milliseconds, as nanoseconds; 0 if it is None."""
-    return load_constant(int((span or 0) * 1e6))
+def nanoseconds(span: Optional[float]) -> int:
+    """Return `span`, which is in milliseconds, in nanoseconds; 0 if it is None."""
+    return int((span or 0) * 1e6)
 
 
 def count(text: str) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import Any
 
 from netbpf.declare.probe_kinds import CONTEXT, KINDS, RESULT, ProbeKind
 
@@ -171,3 +172,27 @@ class Probe:
 
     def __repr__(self) -> str:
         return f"Probe({self.name}: {', '.join(map(repr, self.alternatives))})"
+
+
+def traced(
+    event: str, raw: Sequence[str] = (), fields: Sequence[str] = (), **more: Any
+) -> tuple[Alternative, Alternative]:
+    """Return the alternatives of a kernel tracepoint: raw, then the trace event `event`.
+
+    `raw` are the `args` of the first, `fields` those of the second; `more` is for both.
+    """
+    name = event.partition(":")[2]
+    return RawTracepoint(name, args=raw, **more), Tracepoint(event, args=fields, **more)
+
+
+def tracepoint_probe(
+    name: str,
+    event: str,
+    raw: Sequence[str] = (),
+    fields: Sequence[str] = (),
+    *,
+    call: str = "",
+    **options: Any,
+) -> Probe:
+    """Return the probe `name` of a kernel tracepoint, see traced(); `options` as for Probe."""
+    return Probe(name, *traced(event, raw, fields, call=call), **options)

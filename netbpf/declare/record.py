@@ -101,6 +101,17 @@ def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **extra: A
     return type("Sums", (Record,), {"cstruct": cstruct, **members, **extra})
 
 
+def key(cstruct: str, **columns: Column) -> type[Record]:
+    """Return a record of `columns`: the key of a map."""
+    return type("Key", (Record,), {"cstruct": cstruct, **columns})
+
+
+def copied(record: type[Record], names: str) -> dict[str, Any]:
+    """Return {name: copy} of the columns of `record` in `names`, which are space-separated."""
+    columns = {column.name: column for column in record.columns}
+    return {name: copy(columns[name]) for name in names.split()}
+
+
 class Event(Record):
     """A record with a time: its C struct begins with `u64 time`.
 

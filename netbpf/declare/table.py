@@ -13,6 +13,7 @@ Entry = tuple[dict[str, Any], dict[str, Any]]
 Rows = Sequence[dict[str, Any]]
 Warn = Callable[[Rows], Iterable[tuple[str, str]]]
 Build = Callable[[Sequence[Entry], Mapping[str, Any]], Sequence[dict[str, Any]]]
+Complete = Callable[[dict[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 Order = Union[str, Callable[[Mapping[str, Any]], Any]]
 
 
@@ -25,8 +26,9 @@ class Table:
 
     `row` declares the columns that are shown. By default a row has the columns of key and value, in
     falling order of the column `order`, or in the order of a function of the row; `limit` names an
-    option that is the number of rows. `build` returns the rows instead, in display order.
-    Columns that the selected probes cannot fill are null.
+    option that is the number of rows. `complete` takes such a row and the settings and returns the
+    columns to add or to replace. `build` returns the rows instead, in display order. Columns
+    that the selected probes cannot fill are null.
 
     With `forget`, an entry that did not change in an interval is removed; if it names a gauge, only
     if the gauge is not 0.
@@ -49,6 +51,7 @@ class Table:
         *,
         order: Order = "",
         limit: str = "",
+        complete: Optional[Complete] = None,
         per_cpu: bool = True,
         refresh: Sequence[str] = (),
         first: str = "",
@@ -64,6 +67,7 @@ class Table:
         self.build: Build = build or self._rows
         self.order = order
         self.limit = limit
+        self.complete = complete
         self.per_cpu = per_cpu
         self.refresh = tuple(refresh)
         self.first = first
@@ -84,4 +88,6 @@ class Table:
             rows.sort(key=order if callable(order) else lambda row: -row[order])
         if self.limit and settings.get(self.limit):
             rows = rows[: settings[self.limit]]
+        if self.complete:
+            rows = [{**row, **self.complete(row, settings)} for row in rows]
         return [{column.name: row[column.name] for column in self.row.columns} for row in rows]

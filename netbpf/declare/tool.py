@@ -111,6 +111,8 @@ class Tool:
         self.histogram = histogram
         self.tables = (table,) if isinstance(table, Table) else tuple(table or ())
         self.aggregation = aggregation
+        if aggregation and event:
+            aggregation.bind(event.columns)
         self.totals = totals
         self.pending = pending
         self.uprobes = uprobes
@@ -154,7 +156,8 @@ class Tool:
     def options(self) -> tuple[Option, ...]:
         """All supported options; the tool's own replace shared ones of the same name."""
         own = {option.name for option in self.own_options}
-        shared = (*OUTPUT, *LIMITS, *(EVENT_LIMITS if self.event else ()))
+        rows = self.aggregation.options() if self.aggregation else ()
+        shared = (*OUTPUT, *LIMITS, *(EVENT_LIMITS if self.event else ()), *rows)
         return (*(option for option in shared if option.name not in own), *self.own_options)
 
     @property

@@ -42,7 +42,7 @@ from netbpf.declare import columns as c
 from netbpf.declare.aggregation import Aggregation, Number, Percentile
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import SocketAddress
-from netbpf.declare.resends import Local, State
+from netbpf.declare.retransmissions import Local, State
 from netbpf.declare.states import state_probe
 
 

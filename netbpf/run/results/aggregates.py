@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netbpf.declare.aggregation import Aggregation, Number
+from netbpf.declare.keys import Key
 from netbpf.kernel.clock import kernel_ns
 
 
@@ -21,15 +22,22 @@ class Aggregator:
         self._declared = declared
         self._settings = settings
         self._max_rows = settings["map_entries"]
+        by: tuple[Key, ...] = settings.get("by") or ()
+        self._keys = by or tuple(map(Key, declared.key))
+        self._null = dict.fromkeys(declared.keys) if by else {}
+        self._aggregates = {
+            name: one for name, one in declared.aggregates.items() if name not in self._null
+        }
+        self._order = settings.get("sort") or declared.order
         self._distinct: dict[tuple[object, ...], Number] = {
-            aggregate.key: aggregate for aggregate in declared.aggregates.values()
+            aggregate.key: aggregate for aggregate in self._aggregates.values()
         }
         self._rows: dict[tuple[Any, ...], dict[tuple[object, ...], Any]] = {}
         self.crowded = False
 
     def add(self, values: Mapping[str, Any], ended: bool) -> None:
         """Add an event; `ended` is false for one that is still open at the end of the interval."""
-        key = tuple(values[name] for name in self._declared.key)
+        key = tuple(one.value(values) for one in self._keys)
         if key not in self._rows and len(self._rows) >= self._max_rows:
             self.crowded = True
             key = (None,) * len(key)
@@ -43,13 +51,15 @@ class Aggregator:
     def since_last(self) -> tuple[int, list[dict[str, Any]]]:
         """Return the monotonic time in ns, and the rows of the interval that ends now, sorted."""
         taken, self._rows = self._rows, {}
-        declared = self._declared
+        names = [key.name for key in self._keys]
         rows = [
             {
-                **dict(zip(declared.key, key)),
-                **{name: one.result(states[one.key]) for name, one in declared.aggregates.items()},
+                **self._null,
+                **dict(zip(names, key)),
+                **{name: one.result(states[one.key]) for name, one in self._aggregates.items()},
             }
             for key, states in taken.items()
         ]
-        kept = [row for row in rows if declared.having(row, self._settings)]
-        return kernel_ns(), sorted(kept, key=lambda row: -row[declared.order])
+        kept = [row for row in rows if self._declared.having(row, self._settings)]
+        kept.sort(key=lambda row: -(row[self._order] or 0))
+        return kernel_ns(), kept[: self._settings.get("top") or None]
