@@ -1,4 +1,4 @@
-"""netsize - packet sizes at the network device and in the stack, both directions
+"""netsize - packet sizes at the device and in the stack, both directions
 
 DESCRIPTION
   Shows four distributions of packet sizes per device: nic_recv (packets as the device delivers

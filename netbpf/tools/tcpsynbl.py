@@ -1,4 +1,4 @@
-"""tcpsynbl - queues of listening sockets: length, limit and dropped connections
+"""tcpsynbl - listening sockets: length, limit and drops of their queues
 
 DESCRIPTION
   A listening TCP socket has two queues: the SYN queue, of handshakes that are not complete, and the
