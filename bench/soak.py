@@ -56,8 +56,8 @@ TOOLS: dict[str, tuple[str, ...]] = {
 }
 # Maps of state in progress, which must be empty after the load.
 IN_PROGRESS = {
-    "lives", "owners", "late", "attempts", "resends", "halves", "calls", "established", "holds",
-    "refusals", "interruptions", "known",
+    "sessions", "owners", "late", "attempts", "resends", "rendezvous", "calls", "established",
+    "stalls", "refusals", "interruptions", "tracked", "states",
 }  # fmt: skip
 _PROG_BY_ID, _MAP_BY_ID, _INFO = 13, 14, 15  # enum bpf_cmd
 _HASHES = {1, 5, 9, 10}  # enum bpf_map_type

@@ -3,82 +3,25 @@
 #include "netbpf.bpf.h"
 #include "sock.bpf.h"
 #include "owners.bpf.h"
-#include "unfollowed.bpf.h"
 #include <netbpf/records.h>
-#include "resent.bpf.h"
+#include "flows.bpf.h"
 #include "resend_kind.bpf.h"
 
 KERNEL_FIELDS(sk_buff, len, cb)
 KERNEL_FIELDS(tcp_skb_cb, seq, tcp_gso_segs)
 KERNEL_FIELDS(tcp_sock, srtt_us, snd_una, snd_wnd, mss_cache)
-KERNEL_FIELDS(tcp_sock, segs_out, total_retrans)
 KERNEL_FIELDS(inet_connection_sock, icsk_rto, icsk_ca_state)
 KERNEL_FIELDS(request_sock, num_retrans, __req_common.skc_listener)
 KERNEL_FIELDS(tcp_request_sock, snt_isn)
 KERNEL_FIELDS(sock, sk_write_queue.next)
 
-#ifdef COUNT_FLOWS
-BPF_HASH(flows, struct connection, struct flow_sums, MAP_ENTRIES);
-
-/* The socket is locked: nobody else changes the sums of its flow meanwhile. */
-static inline void show(struct retransmission *ev, struct connection *connection, struct sock *sk)
-{
-	struct flow_sums none = {}, *sums;
-
-	none.over = !sk; /* no state follows that would end a request */
-	sums = flows.lookup_or_try_init(connection, &none);
-	if (!sums) {
-		count_unfollowed(connection->object);
-		return;
-	}
-	sums->pid = ev->pid; /* the owner may be another one now */
-	__builtin_memcpy(sums->comm, ev->comm, sizeof(sums->comm));
-	SET_ENDS(sums, ev);
-	if (ev->kind == KIND_FAILED)
-		sums->failed += ev->segs;
-	else
-		sums->segs += ev->segs;
-	if (sk) {
-		u32 retrans = READ((struct tcp_sock *)sk, total_retrans);
-		u32 sent = READ((struct tcp_sock *)sk, segs_out);
-		u32 more = retrans - sums->all_retrans, more_sent = sent - sums->all_sent;
-		/* The socket counts what fails as it is sent, and not what fails before that. */
-		u32 failed = ev->kind == KIND_FAILED && more ? ev->segs : 0;
-
-		sums->retrans += more > failed ? more - failed : 0;
-		sums->sent += more_sent > failed ? more_sent - failed : 0;
-		sums->all_retrans = retrans;
-		sums->all_sent = sent;
-	}
-}
-
-static inline void end_flow(struct sock *sk)
-{
-	struct connection connection = {};
-	struct flow_sums *sums;
-
-	identify(&connection, sk);
-	sums = flows.lookup(&connection);
-	if (sums)
-		sums->over = 1;
-	forget_unfollowed(connection.object);
-}
-#else
-static inline void show(struct retransmission *ev, struct connection *connection, struct sock *sk)
-{
-	emit(ev, sizeof(*ev));
-}
-
-#define end_flow forget_segments
-#endif
-
 /*
- * Count a retransmission for the comparison with the kernel's counters, and find whose it is: was
- * it asked for? `holder` is the socket whose owner is wanted, or `other` if that has none as yet.
- * What is not asked for costs these reads and takes no room in a map.
+ * Count a retransmission for the comparison with the kernel's counters, find its owner, and apply
+ * the filters. The owner is that of `owner_sk`, or of `other` if `owner_sk` has none yet. A
+ * retransmission that is filtered out costs these reads and uses no map entry.
  */
-static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends, struct sock *holder,
-			     struct sock *other)
+static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends,
+			     struct sock *owner_sk, struct sock *other)
 {
 	struct owner owner = {};
 
@@ -87,7 +30,7 @@ static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends, 
 			  ev->segs);
 	if (!pass_endpoints(ends))
 		return false;
-	if (!find_owner(holder, &owner) && other)
+	if (!find_owner(owner_sk, &owner) && other)
 		find_owner(other, &owner);
 	if (!pass_owner(&owner))
 		return false;
@@ -100,7 +43,7 @@ static inline void finish(struct retransmission *ev, struct connection *connecti
 {
 	add_total(ev->kind == KIND_FAILED ? TOTAL_FAILED : TOTAL_SEGS, ev->segs);
 	ev->time = bpf_ktime_get_ns();
-	show(ev, connection, sk);
+	submit(ev, connection, sk);
 }
 
 static inline int on_retransmit(struct sock *sk, struct sk_buff *skb, int err)
@@ -132,8 +75,8 @@ static inline int on_retransmit(struct sock *sk, struct sk_buff *skb, int err)
 }
 
 /*
- * Only those that were sent: the request sock stands in for the socket that is to be. `sk` is the
- * listener, or with Fast Open the child, which is not accepted as yet or has an owner of its own.
+ * A SYN-ACK that was sent again. The request sock represents the future child socket. `sk` is the
+ * listener, or with Fast Open the child, which is not accepted yet or has an owner itself.
  */
 static inline int on_synack(struct sock *sk, struct request_sock *req)
 {
@@ -159,8 +102,8 @@ static inline int on_synack(struct sock *sk, struct request_sock *req)
 }
 
 /*
- * A loss probe with new data, if there is any and the window takes it. The others are seen when
- * they retransmit, and with one on its way none is sent.
+ * A loss probe that sends new data, if there is any and it fits into the window. Other loss probes
+ * are seen as retransmissions. None is sent while another one is in flight.
  */
 static inline int on_loss_probe(struct sock *sk)
 {
@@ -194,7 +137,7 @@ static inline int on_loss_probe(struct sock *sk)
 	return 0;
 }
 
-/* Owners, and the end of a flow: its address may be another one's from now on. */
+/* Record owners, and end a flow: its socket's address may be reused from now on. */
 static inline int on_state(struct sock *sk, int oldstate, int newstate)
 {
 	if (newstate == TCP_CLOSE && READ(sk, sk_protocol) == IPPROTO_TCP)

@@ -74,16 +74,21 @@ static inline int own_new_sock(struct sock *sk, s32 fd)
  * What a change of a TCP state proves: SYN_SENT comes from connect(), LISTEN from listen(), a FIN of
  * ours from close() or shutdown(). The caller forgets the owner at CLOSE, when it needs it no more.
  */
+static inline void owner_from_state(struct owner *owner, struct sock *sk, int newstate)
+{
+	if (newstate != TCP_SYN_SENT && newstate != TCP_FIN_WAIT1 && newstate != TCP_LAST_ACK &&
+	    newstate != TCP_LISTEN)
+		return;
+	owner_from_current(owner);
+	if (owner->how)
+		set_owner(sk, owner);
+}
+
 static inline void owner_on_state(struct sock *sk, int newstate)
 {
 	struct owner owner = {};
 
-	if (newstate != TCP_SYN_SENT && newstate != TCP_FIN_WAIT1 && newstate != TCP_LAST_ACK &&
-	    newstate != TCP_LISTEN)
-		return;
-	owner_from_current(&owner);
-	if (owner.how)
-		set_owner(sk, &owner);
+	owner_from_state(&owner, sk, newstate);
 }
 
 /*

@@ -17,9 +17,8 @@ KERNEL_FIELDS(inet_connection_sock, icsk_retransmits)
  * has a first sequence number of its own; a request has it as well.
  */
 /*
- * How often each segment was sent again: for a connection as long as it exists, each segment until
- * it is acknowledged, at most. A segment is named by its distance from the first one: sequence
- * numbers come again after 4 GB.
+ * How often each segment was sent again, until it is acknowledged or the connection ends. The key has
+ * the segment's distance from the first one, as sequence numbers wrap around after 4 GB.
  */
 struct segment {
 	u64 object;
@@ -91,7 +90,7 @@ static inline struct resends *segments_of(struct connection *connection)
 
 	known = resends.lookup_or_try_init(&object, &none);
 	if (known && known->first_seq != connection->first_seq) {
-		/* Another connection's, whose end was missed: what is left of it keeps its room. */
+		/* Entries of another connection, whose end was missed: those not deleted here remain. */
 		forget(object, known, 8 * AT_ONCE);
 		*known = none;
 	}
@@ -116,7 +115,7 @@ static inline bool remember(struct segment *segment, struct resends *known)
 	return true;
 }
 
-/* The segment is not known: was it never sent again, or was there no room for it then? */
+/* The segment has no entry: it was never sent again, or there was no room for it. */
 static inline void meet(struct segment *segment, struct resends *known, u64 acked)
 {
 	u64 at = segment->distance;
@@ -137,7 +136,7 @@ static inline void meet(struct segment *segment, struct resends *known, u64 acke
 		known->unknown_to = at + 1;
 }
 
-/* The how manieth time is it that this segment is sent again? One that may be more is a loss. */
+/* Return the number of this retransmission of the segment. If it may be higher, count a loss. */
 static inline u32 count_attempt(struct connection *connection, struct sock *sk, u32 seq)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;

@@ -198,7 +198,7 @@ class Owner(Enum):
     prefix = "OWNER_"
 
     def __init__(self, help: str, **more: Any) -> None:
-        super().__init__(help, {0: "unknown", 1: "exact", 2: "snapshot"}, **more)
+        super().__init__(help, {0: "unknown", 1: "exact", 2: "snapshot", 3: "listener"}, **more)
 
 
 class Family(Enum):

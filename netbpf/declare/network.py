@@ -161,3 +161,15 @@ class KernelStack(Resolved):
     def text(self, value: Any) -> str:
         """Format as one indented line per function."""
         return "".join(f"\n    {frame}" for frame in value or ())
+
+
+class SocketAddress(Column):
+    """The address of a kernel object, which identifies it while it exists: hexadecimal."""
+
+    ctype = "u64"
+    width = 16
+    json_type = "string"
+
+    def converter(self) -> Optional[Converter]:
+        """Return the conversion from number to hexadecimal digits."""
+        return lambda raw: f"{raw:x}"

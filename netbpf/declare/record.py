@@ -90,15 +90,15 @@ def named(**columns: Column) -> tuple[Column, ...]:
     return tuple(columns.values())
 
 
-def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **more: Any) -> type[Record]:
-    """Return a record of u64 members, given as space-separated names, and `more` columns.
+def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **extra: Any) -> type[Record]:
+    """Return a record of u64 members, given as space-separated names, and `extra` columns.
 
     `names` are sums, `gauges` and `shown` are gauges (see netbpf.declare.columns.Gauge).
     """
     members: dict[str, object] = {name: Count(name) for name in names.split()}
     members.update({name: Gauge(name) for name in gauges.split()})
     members.update({name: Gauge(name, shown=True) for name in shown.split()})
-    return type("Sums", (Record,), {"cstruct": cstruct, **members, **more})
+    return type("Sums", (Record,), {"cstruct": cstruct, **members, **extra})
 
 
 def key(cstruct: str, **columns: Column) -> type[Record]:

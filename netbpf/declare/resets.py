@@ -1,4 +1,4 @@
-"""The probes of RSTs, which include/resets.bpf.h handles."""
+"""The shared probes of RSTs, for include/resets.bpf.h."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
 RESET_PROBES = (
     Probe(
         "send_reset",
-        # The packet that is answered is named skb__nullable since 6.11.
+        # The answered packet is named skb__nullable since 6.11.
         RawTracepoint("tcp_send_reset", args=("sk", "skb__nullable|skb")),
         Tracepoint("tcp:tcp_send_reset", args=("skaddr", "skbaddr")),
     ),

@@ -1,4 +1,4 @@
-"""The shared probes of a TCP socket's changes of state, and of its end."""
+"""The shared probes of TCP state changes and of the destruction of TCP sockets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from netbpf.declare.probes import Probe, RawTracepoint, Role, Tracepoint
 
 
 def state_probe(name: str = "state", role: Role = Role.STATE, **options: Any) -> Probe:
-    """Return the probe (`options` as for Probe): the tracepoint is there since 4.16."""
+    """Return the probe (`options` as for Probe); the tracepoint exists since 4.16."""
     return Probe(
         name,
         RawTracepoint("inet_sock_set_state", args=("sk", "oldstate", "newstate")),
@@ -18,7 +18,7 @@ def state_probe(name: str = "state", role: Role = Role.STATE, **options: Any) ->
     )
 
 
-# Every TCP socket is destroyed: entries under its address are removed. There since 4.16.
+# A TCP socket is destroyed: entries with its address are removed. Exists since 4.16.
 GONE = Probe(
     "gone",
     RawTracepoint("tcp_destroy_sock", args=("sk",)),

@@ -1,4 +1,4 @@
-"""A declared table: what a BPF map counts by key, and how that becomes rows per interval."""
+"""A declared table: the key and values of a BPF map, and the rows computed from them."""
 
 from __future__ import annotations
 
@@ -18,33 +18,32 @@ Order = Union[str, Callable[[Mapping[str, Any]], Any]]
 
 
 class Table:
-    """Rows per interval, made from one BPF map.
+    """Rows per interval, computed from one BPF map.
 
     `map` is the C map's name, `key` the record of its key, `sums` the record of its value. Members
     of 64 bits are added over CPUs if `per_cpu`, and shown as the increase in the interval, except
-    `Gauge` columns. Other members are a sample, taken together from the CPU whose first sum is the
-    greatest.
+    `Gauge` columns. Other members are a sample, from the CPU whose first sum is the greatest.
 
     `row` declares the columns that are shown. By default a row has the columns of key and value, in
     falling order of the column `order`, or in the order of a function of the row; `limit` names an
     option that is the number of rows. `complete` takes such a row and the settings and returns the
-    columns to add or to replace. `build` makes the rows instead, in the order to be shown. Columns
+    columns to add or to replace. `build` returns the rows instead, in display order. Columns
     that the selected probes cannot fill are null.
 
-    With `forget`, an entry that did not change in an interval is removed; if that is the name of a
-    gauge, only once the gauge is not 0.
+    With `forget`, an entry that did not change in an interval is removed; if it names a gauge, only
+    if the gauge is not 0.
 
-    `refresh` names probes (iterators) to run, in that order, at the start and before each reading;
-    `first` one over the sockets of a network namespace, to run in each of them at the start. With
-    `option`, the table is made only if that option is given. `warn` takes the rows of an interval
-    and yields (subject, sentence): printed on stderr at once, and repeated by the summary, once per
-    subject with the last sentence. CSV of a tool that also has a histogram holds the `main` table,
-    or the one whose `option` is given.
+    `refresh` names probes (iterators) to run, in that order, at the start and before each read;
+    `first` names one over the sockets of a network namespace, to run in each of them at the start.
+    With `option`, the table is shown only if that option is given. `warn` takes the rows of an
+    interval and yields (subject, sentence): printed on stderr immediately, and repeated in the
+    summary, with the last sentence per subject. CSV of a tool that also has a histogram has the
+    `main` table, or the one whose `option` is given.
     """
 
     def __init__(
         self,
-        map: str,  # noqa: A002 - it is a BPF map
+        map: str,
         key: type[Record],
         sums: type[Record],
         row: type[Row],

@@ -53,7 +53,7 @@ LIMITS
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool
 from netbpf.declare import columns as c
-from netbpf.declare.calls import ALL_PROBES, OPS, PROTOS, tally
+from netbpf.declare.calls import ALL_PROBES, OPS, PROTOS, call_rows
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
@@ -109,7 +109,7 @@ ProcessKey = key(
 def by_protocol(groups, settings):
     """Return the rows of all operations, in the order of OPS and PROTOS or of --sort."""
     names = ("op",) if settings["no_split"] else ("op", "proto")
-    rows = sorted(tally(groups, *names), key=lambda row: [ORDER.index(row[n]) for n in names])
+    rows = sorted(call_rows(groups, *names), key=lambda row: [ORDER.index(row[n]) for n in names])
     if settings["sort"]:
         rows.sort(key=lambda row: -row[settings["sort"]])
     return [{"op": row["op"], "proto": None, **row} for row in rows]
@@ -119,7 +119,7 @@ def busiest(groups, settings):
     """Return the processes with the most of --sort of each operation, then with most calls."""
     comms = {key["pid"]: key["comm"] for key, _ in groups}
     most = settings["sort"] or SORTABLE[0]
-    rows = sorted(tally(groups, "op", "pid"), key=lambda row: (-row[most], -row["calls"]))
+    rows = sorted(call_rows(groups, "op", "pid"), key=lambda row: (-row[most], -row["calls"]))
     shown = []
     for op in OPS.values():
         first = [row for row in rows if row["op"] == op][: settings["top"]]

@@ -395,7 +395,7 @@ def test_a_reason_can_be_asked_for_by_the_kernels_number(
 def test_unknown_reason_is_a_usage_error_with_a_proposal() -> None:
     done = netbpf_once("skbdrop", "--reason", "NO_SOKET", "-d", "1")
     assert done.returncode == 2
-    assert "knows no reason 'NO_SOKET'" in done.stderr and "NO_SOCKET" in done.stderr
+    assert "has no reason 'NO_SOKET'" in done.stderr and "NO_SOCKET" in done.stderr
 
 
 @compares("skbdrop", "stack", shape="rows")

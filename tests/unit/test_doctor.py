@@ -123,6 +123,20 @@ def test_unusable_probe_of_an_option_is_not_a_problem():
     assert "not used (with --extra)" in report.describe(report_of([found]))
 
 
+def test_privilege_that_a_probe_needs_is_a_field_of_its_own(monkeypatch):
+    monkeypatch.setattr(report, "missing_needs", lambda *_: [])
+    kernel = FakeKernel(raw=RAW, **HAS_FIELDS)
+    monkeypatch.setattr(kernel, "raw_tracepoint", denied)
+    found = report._with_privileges(TOOL, report.examine_tool(TOOL, kernel))
+    assert found["privileges"] == [{"it_takes": "CAP_X to read it", "without": None}]
+    assert found["usable"] is False
+    assert found["probes"][0]["rejected"][1]["why"] == "needs CAP_X to read it"
+
+
+def denied(name: str) -> None:
+    raise PermissionError(13, "CAP_X to read it")
+
+
 def test_redundant_probe_loses_no_columns():
     probes = (
         Probe("a", Fexit("f"), Tracepoint("s:a")),
@@ -243,6 +257,13 @@ def test_jit(tmp_path, text, state):
     path = tmp_path / "bpf_jit_enable"
     path.write_text(text)
     assert machine.check_jit(path).state == state
+
+
+def test_only_the_initial_network_namespace_shows_the_jit(tmp_path):
+    path = tmp_path / "bpf_jit_enable"
+    assert "initial network namespace" in machine.check_jit(path).words
+    path.with_name("netdev_max_backlog").write_text("1000\n")
+    assert machine.check_jit(path).state == machine.ABSENT
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Declared probes: what they hold and how they read in messages."""
+"""Declared probes: their attributes and representation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ KINDS = [
 ]
 
 
-def test_kinds_are_told_apart_by_name_and_in_words():
+def test_kinds_have_distinct_names_and_labels():
     assert len({c.kind for c in KINDS}) == len(KINDS)
-    assert len({c("f").words for c in KINDS}) == len(KINDS)
+    assert len({c("f").how.label for c in KINDS}) == len(KINDS)
     assert all(c.kind.isidentifier() for c in KINDS)  # part of a C name
 
 

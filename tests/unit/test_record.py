@@ -74,12 +74,12 @@ def test_columns_are_shown_in_declared_order_without_the_time():
 
 
 def test_c_struct_is_decoded():
-    # GIVEN what a program would have written
+    # GIVEN the bytes that a program would write
     written = CSample(99, 5, 12_345_678, 41, 1000, 8080, b"curl")
     written.laddr[10:16] = (255, 255, 10, 0, 0, 1)
     # WHEN it is unpacked and decoded
     values = Sample.decoder()(Sample.layout().unpack(bytes(written)))
-    # THEN every value is there, in shown order, with null for what C does not know
+    # THEN every value is there, in display order, with null for unknown values
     assert values == {
         "pid": 41,
         "comm": "curl",

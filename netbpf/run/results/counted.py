@@ -1,4 +1,4 @@
-"""Results counted from events while they are read: distributions and aggregations."""
+"""Results computed from events in user space: distributions and aggregations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.histogram import Histogram
+from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.kernel.clock import kernel_ns
 from netbpf.run.results.aggregates import Aggregator
 from netbpf.run.results.base import bucket_columns
@@ -14,13 +15,13 @@ from netbpf.run.results.histograms import HistogramCounter
 
 
 class DistributionResult(EventResult):
-    """Distributions of a column of the events, counted while they are read."""
+    """Distributions of a column of the events."""
 
     unit = "values"
     heading = False
 
-    def __init__(self, declared: Histogram, *more: Any) -> None:
-        super().__init__(*more)
+    def __init__(self, declared: Histogram, *context: Any) -> None:
+        super().__init__(*context)
         self.declared = declared
         self.columns = (*declared.key.columns, *bucket_columns())
         self.counter = HistogramCounter(declared, self.settings["map_entries"])
@@ -32,10 +33,10 @@ class DistributionResult(EventResult):
         pass
 
     def close_interval(self, final: bool) -> None:
-        """Write the distributions of the interval; those of the last one come with drain()."""
+        """Write the distributions of the interval; drain() writes those of the last one."""
         if self.pending:
-            self._look_at_pending()
-        self._read_to(self._mark)
+            self._read_pending()
+        self._read_to(self._end_position)
         if not final:
             self._write_histograms()
 
@@ -43,13 +44,15 @@ class DistributionResult(EventResult):
         """Write the last distributions."""
         super().drain()
         self._write_histograms()
-        if self.more.get("pending"):
-            self.note(f"{self.more['pending']} had not ended and are not counted")
-        if self.more.get("abandoned"):
-            number = self.more["abandoned"]
-            self.note(f"{number} never returned: they count with the time until they were left")
+        if self.fields.get("pending"):
+            self.note(f"{self.fields['pending']} had not ended and are not counted")
+        if self.fields.get("abandoned"):
+            number = self.fields["abandoned"]
+            self.note(
+                f"{number} never returned: they count with the time until they were abandoned"
+            )
         if self.counter.crowded:
-            self.note("the key null holds what found no room among --map-entries keys")
+            self.note("the key null holds values of keys beyond --map-entries")
 
     def _write_histograms(self) -> None:
         now = kernel_ns()
@@ -58,22 +61,29 @@ class DistributionResult(EventResult):
 
 
 class AggregateResult(EventResult):
-    """Rows made of the events while they are read."""
+    """Rows aggregated from the events."""
 
-    def __init__(self, declared: Aggregation, *more: Any) -> None:
-        super().__init__(*more)
-        self.columns = declared.row.columns
+    def __init__(self, declared: Aggregation, *context: Any) -> None:
+        super().__init__(*context)
+        by = self.settings.get("by") or ()
+        self.columns = tuple(declared.columns(by))
+        self._with_container = any(key.name == "container" for key in by)
         self._intervals = 0
         self.reader = Aggregator(declared, self.settings)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, True)
+        self.reader.add(self._keyed(values), True)
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, False)
+        self.reader.add(self._keyed(values), False)
+
+    def _keyed(self, values: dict[str, Any]) -> dict[str, Any]:
+        if self._with_container and "container" not in values:
+            values["container"] = container_of(path_of(values["cgroup"])) or None
+        return values
 
     def close_interval(self, final: bool) -> None:
-        """Write the rows of the interval; those of the last one come with drain()."""
+        """Write the rows of the interval; drain() writes those of the last one."""
         super().close_interval(final)
         if not final:
             self._write_rows()
@@ -83,7 +93,7 @@ class AggregateResult(EventResult):
         super().drain()
         self._write_rows()
         if self.reader.crowded:
-            self.note("the row without a key holds what found no room among --map-entries rows")
+            self.note("the row without a key holds events of keys beyond --map-entries")
 
     def _write_rows(self) -> None:
         now, rows = self.reader.since_last()
