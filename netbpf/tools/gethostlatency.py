@@ -4,7 +4,7 @@ DESCRIPTION
   Shows each call of getaddrinfo, gethostbyname, gethostbyname2 and gethostbyaddr (and their _r
   forms) when it returns, with its latency and result, and the lookups of Go programs, which do not
   use libc. If a lookup failed, text shows the reason after the name. A call is one line, even if
-  libc sends several queries for it.
+  libc calls other lookup functions for it.
 
   Every libc in use is probed, including those of containers and chroots, and every static or Go
   program that contains the functions; new ones are found while tracing. netbpf reports at the start

@@ -2,9 +2,9 @@
 
 DESCRIPTION
   Shows each segment that TCP retransmits, with the session, the process that owns it, and the cause
-  (KIND): SYN and SYNACK (the handshake), RTO (the retransmission timer, until everything that was
-  lost then is retransmitted), FAST (acknowledgements of the peer), TLP (a tail loss probe) and
-  FAILED (nothing was sent, with the error; since 6.17).
+  (KIND): SYN and SYNACK (the handshake), RTO (the retransmission timer; also what follows until
+  everything that was lost then is retransmitted), FAST (acknowledgements of the peer), TLP (a tail
+  loss probe) and FAILED (nothing was sent, with the error; since 6.17).
 
   One line can be for several segments: FASTx7 in text, SEGS with -w. They add up to the kernel's
   own counter, Tcp.RetransSegs; the summary has both numbers. The letter in text is R, L for tail
