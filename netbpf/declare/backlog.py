@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from netbpf.declare.probes import Fexit, Kprobe, Kretprobe, Probe, traced
+from netbpf.declare.probes import Fexit, Kprobe, Kretprobe, Probe, tracepoints
 from netbpf.declare.table import Rows
 
 # Their C functions are in include/lost.bpf.h.
 LOST_PROBES = (
     Probe(
         "dropped",  # rx_sk, the socket of the packet, is an argument since 6.11
-        *traced("skb:kfree_skb", ("skb", "reason", "rx_sk"), ("skbaddr", "reason", "rx_sk")),
+        *tracepoints("skb:kfree_skb", ("skb", "reason", "rx_sk"), ("skbaddr", "reason", "rx_sk")),
         Fexit("tcp_v4_syn_recv_sock", args=("sk", "return"), call="on_syn_recv"),
         Kretprobe("tcp_v4_syn_recv_sock", args=("return",), call="on_syn_recv_end"),
         optional=True,

@@ -143,6 +143,7 @@ def constants(settings):
 
 
 _REASON = ("reason", "meaning")  # columns that need the kernel's reason
+_DROP = "skb:kfree_skb"
 _RAW, _FIELDS = ("ctx", "skb", "location"), ("ctx", "skbaddr", "location")
 
 TOOL = Tool(
@@ -157,9 +158,9 @@ TOOL = Tool(
     probes=(
         p.Probe(
             "drop",
-            *p.traced("skb:kfree_skb", (*_RAW, "reason", "rx_sk"), (*_FIELDS, "reason", "rx_sk")),
-            *p.traced("skb:kfree_skb", (*_RAW, "reason"), (*_FIELDS, "reason")),
-            *p.traced("skb:kfree_skb", _RAW, _FIELDS, loses=_REASON),
+            *p.tracepoints(_DROP, (*_RAW, "reason", "rx_sk"), (*_FIELDS, "reason", "rx_sk")),
+            *p.tracepoints(_DROP, (*_RAW, "reason"), (*_FIELDS, "reason")),
+            *p.tracepoints(_DROP, _RAW, _FIELDS, loses=_REASON),
         ),
         p.tracepoint_probe("reset", "tcp:tcp_receive_reset", ("sk",), ("skaddr",), optional=True),
         p.Probe("stale", p.Iterator("bpf_map_elem", over="owners"), role=p.Role.STALE,

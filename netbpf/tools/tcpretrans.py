@@ -123,6 +123,8 @@ class Totals(Record):
     failed_there = c.Count("segments that could not be sent in that namespace")
 
 
+_RETRANSMIT = "tcp:tcp_retransmit_skb"
+
 TOOL = Tool(
     __doc__,
     memory=Memory(1_600_000, cpu=27_000, entry=616),
@@ -135,9 +137,8 @@ TOOL = Tool(
     probes=(
         p.Probe(
             "retransmit",
-            *p.traced("tcp:tcp_retransmit_skb", ("sk", "skb", "err"), ("skaddr", "skbaddr", "err")),
-            *p.traced("tcp:tcp_retransmit_skb", ("sk", "skb"), ("skaddr", "skbaddr"),
-                      loses=("err",)),
+            *p.tracepoints(_RETRANSMIT, ("sk", "skb", "err"), ("skaddr", "skbaddr", "err")),
+            *p.tracepoints(_RETRANSMIT, ("sk", "skb"), ("skaddr", "skbaddr"), loses=("err",)),
         ),
         p.tracepoint_probe("synack", "tcp:tcp_retransmit_synack", ("sk", "req"), ("skaddr", "req")),
         state_probe("state"),

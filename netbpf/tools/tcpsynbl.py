@@ -99,10 +99,10 @@ class ListenerRow(Row):
     syns = c.Count("SYNs received", width=5)
     handshakes = c.Count("completed handshakes", width=5, header="CONNS")
     accept_queue = c.Count("waiting connections at the end of the interval", width=4, header="ACCQ")
-    accept_max = c.Count("largest number in the interval", width=4, header="AMAX")
+    accept_max = c.Count("largest accept queue in the interval", width=4, header="AMAX")
     accept_limit = c.Count("limit of the accept queue; one more can wait", width=5, header="LIMIT")
     syn_queue = c.Count("incomplete handshakes at the end of the interval", width=4, header="SYNQ")
-    syn_max = c.Count("largest number seen in the interval", width=4, header="SMAX", wide=True)
+    syn_max = c.Count("largest SYN queue seen in the interval", width=4, header="SMAX", wide=True)
     dropped = c.Count("connections lost (ListenDrops) in the interval", width=5,
                     header="DROPS")  # fmt: skip
     dropped_total = c.Count("connections lost since the start", width=6, header="DTOTAL", wide=True)
