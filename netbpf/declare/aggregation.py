@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from netbpf.declare.column import Column
-from netbpf.declare.keys import Key, key_columns, keys_of, parse_keys
+from netbpf.declare.columns import Bytes, Duration, Micros
+from netbpf.declare.histogram import Histogram
+from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
 from netbpf.declare.options import Option, count
 from netbpf.declare.record import Row
 
@@ -196,7 +198,19 @@ class Aggregation:
             Option("--top", metavar="N", parse=count, help="only the first N rows"),
             Option("--sort", metavar="COLUMN", choices=sortable,
                    help=f"rows with the most of it first (default {self.order})"),
+            Option("--histogram", metavar="COLUMN", choices=self.measured,
+                   help="a distribution of this column instead of each event; with --by per key"),
         )  # fmt: skip
+
+    @property
+    def measured(self) -> list[str]:
+        """The columns of events that are durations or sizes."""
+        return [c.name for c in self._event if isinstance(c, (Duration, Micros, Bytes))]
+
+    def distribution(self, column: str, by: Sequence[Key]) -> Histogram:
+        """Return the histogram of a column by keys."""
+        (measured,) = [one for one in self._event if one.name == column]
+        return Histogram("", key_record(by, self._event), measured.unit, of=column)
 
 
 def percentile(values: Sequence[int], percent: int) -> Optional[int]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Optional
 
 from netbpf.declare.column import Column
 from netbpf.declare.columns import Addr, Container
+from netbpf.declare.record import Record, Row
 
 # Column names that identify something, and take few values compared with the number of events.
 VOCABULARY = tuple(
@@ -81,6 +82,12 @@ def key_columns(keys: Sequence[Key], columns: Sequence[Column]) -> list[Column]:
             column.width += 3
         found.append(plain(column))
     return found
+
+
+def key_record(keys: Sequence[Key], columns: Sequence[Column]) -> type[Record]:
+    """Return a record of the columns of these keys."""
+    named = {column.name: column for column in key_columns(keys, columns)}
+    return type("Keys", (Row,), {"__doc__": "The keys of --by.", **named})
 
 
 def plain(column: Column) -> Column:

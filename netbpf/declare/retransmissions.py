@@ -126,3 +126,13 @@ def compare_counters(summary: Values, settings: Values) -> list[str]:
 def tick(settings: Values) -> dict[str, object]:
     """Return the length of the kernel's tick in us: its timeouts are in ticks."""
     return {"TICK_US": round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e6)}
+
+
+def was_sent(values: Mapping[str, Any], ended: bool) -> bool:
+    """Select segments that were retransmitted."""
+    return values["kind"] not in ("FAILED", "PROBE")
+
+
+def was_not_sent(values: Mapping[str, Any], ended: bool) -> bool:
+    """Select segments that could not be sent."""
+    return bool(values["kind"] == "FAILED")

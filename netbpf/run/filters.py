@@ -174,6 +174,10 @@ def netns_of(settings: Mapping[str, Any]) -> int:
 def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return with_devices(); UsageError also if the network namespace does not exist."""
     netns = netns_of(settings)
+    if settings.get("by") and not tool.has_events(settings):
+        raise UsageError(
+            f"--by counts events, and --{tool.events_unless} emits none", "leave one out"
+        )
     if netns and not missing_privileges() and not is_namespace(netns):
         if lacks(OF_PROCESS):
             raise privilege_error([OF_PROCESS])

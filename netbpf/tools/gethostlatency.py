@@ -62,9 +62,10 @@ LIMITS
 
 import fnmatch
 
-from netbpf.declare import NETNS, PROCESS, Event, Histogram, Option, Record, Tool
+from netbpf.declare import NETNS, PROCESS, Event, Histogram, Option, Record, Row, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.aggregation import Aggregation, MostCommon, Number, Percentile
 from netbpf.declare.calls import SIGNAL
 from netbpf.declare.costs import Cost
 from netbpf.declare.lookups import FUNCTIONS, GO_PROBES, LIBC_PROBES
@@ -98,6 +99,34 @@ class Lookup(Event):
     result = LookupResult(
         "OK, or an error such as EAI_NONAME; abandoned if it never returns; null if pending",
         header=" ",
+    )
+
+
+def failed(values, ended):
+    """Select lookups that ended without an address."""
+    return ended and values["result"] != "OK"
+
+
+def waiting(values, ended):
+    """Select lookups that have not ended."""
+    return not ended
+
+
+class LookupsRow(Row):
+    """The lookups of a key in an interval."""
+
+    host = HostName("requested name, or address")
+    lookups = c.Count("lookups that ended", width=7, over=Number())
+    failures = c.Count("lookups that failed", width=8, over=Number(when=failed))
+    pending = c.Count("lookups that had not ended", width=7, over=Number(when=waiting))
+    p50_us = c.Duration(
+        "median latency", header="P50ms", width=8, over=Percentile("latency_us", 50)
+    )
+    p99_us = c.Duration(
+        "99 % took no longer", header="P99ms", width=8, over=Percentile("latency_us", 99)
+    )
+    top_error = LookupResult(
+        "most frequent error", header="ERROR", over=MostCommon("result", failed)
     )
 
 
@@ -136,6 +165,7 @@ TOOL = Tool(
     memory=Memory(2_700_000, cpu=51_000, entry=520),
     cost=Cost(1.9, 45.7, per="lookup"),
     event=Lookup,
+    aggregation=Aggregation(LookupsRow, ("host",), order="lookups"),
     histogram=Histogram("", HostKey, "us", describe=headline, of="latency_us", option="histogram"),
     probes=(
         *LIBC_PROBES,

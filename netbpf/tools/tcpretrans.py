@@ -50,6 +50,7 @@ from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, T
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare import retransmissions as r
+from netbpf.declare.aggregation import Aggregation, Sum
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import Endpoint, IpVersion, SendError, Share
@@ -83,6 +84,16 @@ class Retransmission(Event):
     uid = c.Uid("user id of the owner", wide=True)
     netns = c.Netns()
     cgroup = c.Cgroup()
+
+
+class SegmentsRow(Row):
+    """The retransmissions of a key in an interval."""
+
+    pid = c.Pid("process that owns the socket")
+    comm = c.Comm("its name")
+    retransmits = c.Count("retransmitted segments", width=11, over=Sum("segs", r.was_sent))
+    failed = c.Count("segments that could not be sent", width=6, over=Sum("segs", r.was_not_sent))
+    bytes = c.Bytes("data in them", header="KB", over=Sum("len", r.was_sent))
 
 
 class FlowRow(Row):
@@ -130,6 +141,7 @@ TOOL = Tool(
     memory=Memory(1_600_000, cpu=27_000, entry=616),
     cost=Cost(2.4, 3.0),
     event=Retransmission,
+    aggregation=Aggregation(SegmentsRow, ("pid", "comm"), order="retransmits"),
     table=Table("flows", Flow, FlowSums, FlowRow, r.flow_rows, per_cpu=False, option="flows",
                 forget="over"),
     events_unless="flows",

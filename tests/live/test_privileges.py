@@ -261,10 +261,10 @@ def test_tracefs_that_is_not_mounted_is_a_matter_of_privileges() -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("tcplife", "--max-overhead", "3"), "CAP_SYS_ADMIN to have the kernel count"),
+        (("tcplife", "--max-overhead", "3"), "CAP_SYS_ADMIN to measure the run time"),
         (("tcplife", "--netns", "1"), "CAP_SYS_PTRACE to see which network namespace"),
         (("tcplife", "--netns", "4294967001"), "CAP_SYS_PTRACE to see which network namespace"),
-        (("netsize", "-i", "netbpfnodev"), "CAP_SYS_ADMIN to look for network devices in other"),
+        (("netsize", "-i", "netbpfnodev"), "CAP_SYS_ADMIN to list network devices in other"),
     ],
     ids=lambda words: words[1] if isinstance(words, tuple) else "",
 )
