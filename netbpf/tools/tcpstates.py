@@ -39,8 +39,8 @@ LIMITS
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, Option, Row, SocketEvent, Tool
+from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
-from netbpf.declare.aggregation import Aggregation, Number, Percentile
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import SocketAddress
 from netbpf.declare.retransmissions import Local, State
@@ -69,16 +69,16 @@ class ChangeRow(Row):
 
     oldstate = c.TcpState("old state")
     newstate = c.TcpState("new state")
-    changes = c.Count("number of changes", over=Number())
-    p50_us = c.Micros("median time in the old state", over=Percentile("duration_us", 50))
-    p99_us = c.Micros("99 % were in it no longer than this", over=Percentile("duration_us", 99))
+    changes = c.Count("number of changes", over=a.Number())
+    p50_us = c.Micros("median time in the old state", over=a.Percentile("duration_us", 50))
+    p99_us = c.Micros("99 % were in it no longer than this", over=a.Percentile("duration_us", 99))
 
 
 TOOL = Tool(
     __doc__,
     memory=Memory(1_450_000, cpu=26_000, entry=224),
     event=StateChange,
-    aggregation=Aggregation(ChangeRow, ("oldstate", "newstate"), order="changes"),
+    aggregation=a.Aggregation(ChangeRow, ("oldstate", "newstate"), order="changes"),
     probes=(state_probe(),),
     owners=True,
     interval=True,
