@@ -33,6 +33,16 @@ def pending(values: Values, has_ended: bool) -> bool:
     return not has_ended
 
 
+def succeeded(values: Values, has_ended: bool) -> bool:
+    """Count events that ended with the result OK."""
+    return has_ended and values["result"] == "OK"
+
+
+def failed(values: Values, has_ended: bool) -> bool:
+    """Count events that ended with another result than OK."""
+    return has_ended and values["result"] != "OK"
+
+
 def with_error(values: Values, has_ended: bool) -> bool:
     """Count events with a value in the column `errno`."""
     return values["errno"] is not None

@@ -12,9 +12,9 @@ DESCRIPTION
   restarted (with -w) counts the restarts. If the program gets EINTR, that is an error. A call
   during which its process is killed is a call without an error.
 
-  Below each table are those of the kernel's own counters that indicate problems and that grew in
-  the same time: listen queue overflows, retransmissions, full receive buffers. They are those of
-  the network namespace of --netns, or else of the one that netbpf runs in.
+  The line below each table shows by how much the kernel's own counters of problems grew in that
+  interval: listen queue overflows, retransmissions, full receive buffers. They are those of the
+  network namespace of --netns, or else of the one that netbpf runs in.
 
 EXAMPLES
   netbpf sockstat                    count until Ctrl-C, then show

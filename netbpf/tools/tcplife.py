@@ -1,4 +1,4 @@
-"""tcplife - finished TCP sessions: process, duration, bytes and how they ended
+"""tcplife - finished TCP sessions: process, duration, bytes, how they ended
 
 DESCRIPTION
   Shows each TCP session when it ends: both endpoints, the process that owned the local end, the
@@ -64,9 +64,9 @@ LIMITS
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, AmendedEvent, Option, Row, Tool
+from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
-from netbpf.declare.aggregation import Aggregation, Number, Percentile, Sum
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.resets import RESET_PROBES
@@ -115,28 +115,25 @@ class Session(AmendedEvent):
     cgroup = c.Cgroup()
 
 
-def still_open(values, ended):
-    """Select sessions that are still open."""
-    return not ended
-
-
 class SessionsRow(Row):
     """The sessions of a key that ended in an interval."""
 
     pid = c.Pid("process that owns this end")
     comm = c.Comm("its name", width=10)
-    sessions = c.Count("sessions that ended", width=8, over=Number())
+    sessions = c.Count("sessions that ended", width=8, over=a.Number())
     open = c.Count(
-        "sessions that were open at the end (--open)", width=5, over=Number(when=still_open)
+        "sessions that were open at the end (--open)", width=5, over=a.Number(when=a.pending)
     )
-    tx_bytes = c.Bytes("bytes that the owner wrote", header="TX_KB", width=8, over=Sum("tx_bytes"))
-    rx_bytes = c.Bytes("bytes received", header="RX_KB", width=8, over=Sum("rx_bytes"))
-    retrans = c.Count("retransmitted segments", width=7, over=Sum("retrans"))
+    tx_bytes = c.Bytes(
+        "bytes that the owner wrote", header="TX_KB", width=8, over=a.Sum("tx_bytes")
+    )
+    rx_bytes = c.Bytes("bytes received", header="RX_KB", width=8, over=a.Sum("rx_bytes"))
+    retrans = c.Count("retransmitted segments", width=7, over=a.Sum("retrans"))
     p50_us = c.Duration(
-        "median duration", header="P50_MS", width=8, over=Percentile("duration_us", 50)
+        "median duration", header="P50_MS", width=8, over=a.Percentile("duration_us", 50)
     )
     p99_us = c.Duration(
-        "99 % were no longer", header="P99_MS", width=8, over=Percentile("duration_us", 99)
+        "99 % were no longer", header="P99_MS", width=8, over=a.Percentile("duration_us", 99)
     )
 
 
@@ -145,7 +142,7 @@ TOOL = Tool(
     memory=Memory(3_520_000, cpu=50_000, entry=224),
     cost=Cost(4.7, 42.5),
     event=Session,
-    aggregation=Aggregation(SessionsRow, ("pid", "comm"), order="sessions"),
+    aggregation=a.Aggregation(SessionsRow, ("pid", "comm"), order="sessions"),
     probes=(
         state_probe(),
         *RESET_PROBES,
