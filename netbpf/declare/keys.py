@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional
 
 from netbpf.declare.column import Column
 from netbpf.declare.columns import Addr, Container
-from netbpf.declare.record import Record, Row
+from netbpf.declare.record import Row
 
 # Column names that identify something, and take few values compared with the number of events.
 VOCABULARY = tuple(
@@ -84,10 +84,12 @@ def key_columns(keys: Sequence[Key], columns: Sequence[Column]) -> list[Column]:
     return found
 
 
-def key_record(keys: Sequence[Key], columns: Sequence[Column]) -> type[Record]:
-    """Return a record of the columns of these keys."""
+def key_record(
+    keys: Sequence[Key], columns: Sequence[Column], more: Optional[Mapping[str, Column]] = None
+) -> type[Row]:
+    """Return a row of the columns of these keys, and of `more` columns."""
     named = {column.name: column for column in key_columns(keys, columns)}
-    return type("Keys", (Row,), {"__doc__": "The keys of --by.", **named})
+    return type("Keys", (Row,), {"__doc__": "Rows by --by.", **named, **(more or {})})
 
 
 def plain(column: Column) -> Column:

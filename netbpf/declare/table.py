@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional, Union
 
+from netbpf.declare.column import Column
 from netbpf.declare.columns import Gauge
 from netbpf.declare.record import Record, Row
 
@@ -35,10 +36,9 @@ class Table:
 
     `refresh` names probes (iterators) to run, in that order, at the start and before each read;
     `first` names one over the sockets of a network namespace, to run in each of them at the start.
-    With `option`, the table is shown only if that option is given. `warn` takes the rows of an
-    interval and yields (subject, sentence): printed on stderr immediately, and repeated in the
-    summary, with the last sentence per subject. CSV of a tool that also has a histogram has the
-    `main` table, or the one whose `option` is given.
+    With `option`, the table is shown only if that option is given. `warn` takes the rows of an interval and yields (subject, sentence): printed on stderr
+    immediately, and repeated in the summary, with the last sentence per subject. CSV of a tool that
+    also has a histogram has the `main` table, or the one whose `option` is given.
     """
 
     def __init__(
@@ -78,6 +78,10 @@ class Table:
         gauges = [column for column in sums.columns if isinstance(column, Gauge)]
         self.gauges = tuple(gauge.name for gauge in gauges)
         self.shown = tuple(gauge.name for gauge in gauges if gauge.shown)
+
+    def columns(self, settings: Mapping[str, Any]) -> Sequence[Column]:
+        """Return the columns of the rows that the table has with these settings."""
+        return self.row.columns
 
     def _rows(
         self, entries: Sequence[Entry], settings: Mapping[str, Any]

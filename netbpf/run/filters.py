@@ -174,7 +174,7 @@ def netns_of(settings: Mapping[str, Any]) -> int:
 def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return with_devices(); UsageError also if the network namespace does not exist."""
     netns = netns_of(settings)
-    if settings.get("by") and not tool.has_events(settings):
+    if settings.get("by") and tool.aggregation and not tool.has_events(settings):
         raise UsageError(
             f"--by counts events, and --{tool.events_unless} emits none", "leave one out"
         )

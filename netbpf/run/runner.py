@@ -227,9 +227,7 @@ class Run:
         lines += filter_defines(self.settings)
         netns = netns_of(self.settings) or os.stat("/proc/self/ns/net").st_ino
         lines.append(f"#define COUNTED_NETNS {load_constant(netns)}")  # for the summary's counters
-        own = dict(self.tool.constants(self.settings)) if self.tool.constants else {}
-        for option in self.tool.own_options:
-            own.update(option.constant(self.settings.get(option.name)))
+        own = self.tool.own_constants(self.settings)
         return [*lines, *(f"#define {name} {value}" for name, value in own.items())]
 
     def _named_constants(self) -> list[str]:

@@ -55,6 +55,7 @@ from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool
 from netbpf.declare import columns as c
 from netbpf.declare.calls import ALL_PROBES, OPS, PROTOS, call_rows
 from netbpf.declare.costs import Cost
+from netbpf.declare.keyed import KeyedTable
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
 from netbpf.declare.record import key, sums
@@ -104,6 +105,13 @@ ProcessKey = key(
     "process_key", pid=c.Pid("process"), error=c.Errno("error"), comm=c.Comm("its name"),
     op=c.Enum("operation", OPS),
 )  # fmt: skip
+ByKey = key(
+    "by_key", comm=c.Comm("name of the process"), pid=c.Pid("process"), uid=c.Uid("its user"),
+    cgroup=c.Cgroup(), netns=c.Netns(), family=c.Family("address family"),
+    proto=c.Enum("protocol", PROTOS), op=c.Enum("operation", OPS, width=10),
+    laddr=c.Addr("local address"), lport=c.Port("local port", null=0),
+    raddr=c.Addr("remote address"), rport=c.Port("remote port", null=0), error=c.Errno("error"),
+)  # fmt: skip
 
 
 def by_protocol(groups, settings):
@@ -129,6 +137,8 @@ def busiest(groups, settings):
 
 def constants(settings):
     """Count by process only with --top."""
+    if settings["by"]:
+        return {}
     if settings["top"] and settings["output"] == "csv":
         raise UsageError("--top cannot be used with CSV: it has other columns", "use --json")
     return {"BY_PROCESS": 1} if settings["top"] else {}
@@ -136,7 +146,7 @@ def constants(settings):
 
 def ranking(_, settings):
     """Return a note on the column by which --top ranks processes."""
-    if not settings["top"]:
+    if not settings["top"] or settings["by"]:
         return []
     return [f"--top shows the processes with the most {settings['sort'] or SORTABLE[0]} (--sort)"]
 
@@ -149,6 +159,8 @@ TOOL = Tool(
         Table("calls_by_protocol", CallKey, CallSums, CallRow, by_protocol),
         Table("calls_by_process", ProcessKey, CallSums, ProcessRow, busiest,
               option="top", forget=True),
+        KeyedTable("calls_by_key", ByKey, CallSums, CallRow.columns[2:], "calls",
+                   fold=lambda groups, names: call_rows(groups, *names), fixed=("error",)),
     ),
     probes=ALL_PROBES,
     options=(
@@ -157,7 +169,7 @@ TOOL = Tool(
         *SOCKET,
         Option("--no-split", help="show one row per operation for all protocols"),
         Option("--top", metavar="N", parse=count,
-               help="also show the N busiest processes of each operation"),
+               help="also show the N busiest processes of each operation; with --by N rows"),
         Option("--sort", metavar="COLUMN", choices=SORTABLE,
                help="sort rows, and rank the processes of --top, by this column (default bytes)"),
         Option("--map-entries", metavar="N", parse=count, default="4096",

@@ -28,6 +28,7 @@ CANDIDATES = (
 DECIDE = {
     "buffer": "the size of a map",
     "map_entries": "the size of a map",
+    "by": "which members of the key are filled",
     "comm": "a pattern becomes an automaton",
     "cgroup": "looked up: one number, as tests/unit/test_filters.py shows",
     "container": "looked up: one number, as tests/unit/test_filters.py shows",
@@ -42,9 +43,7 @@ def cases() -> list[tuple[str, Option]]:
 def text_of(tool: Tool, option: Option, argument: object) -> str:
     given = {**{o.name: o.default for o in tool.options}, option.name: argument}
     settings = {o.name: o.value(given[o.name]) for o in tool.options}
-    own = dict(tool.constants(settings)) if tool.constants else {}
-    for one in tool.own_options:
-        own.update(one.constant(settings.get(one.name)))
+    own = tool.own_constants(settings)
     return "\n".join([*filter_defines(settings), *(f"{name} {own[name]}" for name in own)])
 
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.keys import Key, key_columns
-from netbpf.kernel.cgroups import container_of, path_of
+from netbpf.declare.keys import key_columns
 from netbpf.kernel.clock import kernel_ns
 from netbpf.run.results.aggregates import Aggregator
-from netbpf.run.results.base import bucket_columns
+from netbpf.run.results.base import bucket_columns, with_container
 from netbpf.run.results.events import EventResult
 from netbpf.run.results.histograms import HistogramCounter
-
-
-def with_container(values: dict[str, Any], by: Sequence[Key]) -> dict[str, Any]:
-    """Add the container of an event's cgroup, if it is a key."""
-    if any(key.name == "container" for key in by) and "container" not in values:
-        values["container"] = container_of(path_of(values["cgroup"])) or None
-    return values
 
 
 class DistributionResult(EventResult):
