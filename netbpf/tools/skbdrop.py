@@ -53,7 +53,16 @@ from netbpf.declare import probes as p
 from netbpf.declare.constants import in_ranges, one_of, one_of_names
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
-from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol, end
+from netbpf.declare.network import (
+    DropReason,
+    Endpoint,
+    KernelStack,
+    KernelSymbol,
+    Protocol,
+    end,
+    protocol_numbers,
+    protocols,
+)
 from netbpf.declare.options import by_name, count, devices, nonempty, ports
 from netbpf.declare.reasons import (
     ACKED,
@@ -225,6 +234,9 @@ def constants(settings):
     """Return the C constants of this tool's options."""
     found = {"USE_STACKS": settings["stack"], "SHOW_ALL": settings["all"]}
     found = {name: 1 for name, wanted in found.items() if wanted}
+    if settings["proto"]:
+        numbers = [number for name in settings["proto"] for number in protocol_numbers(name)]
+        found["FILTER_PROTO(x)"] = one_of("x", numbers)
     if settings["dev"]:
         found["FILTER_DEV(a, b)"] = one_of_names("a", "b", settings["dev"])
     if settings["port"]:
@@ -295,6 +307,8 @@ TOOL = Tool(
         Option("--reason", metavar="LIST", parse=nonempty,
                help="only these reasons, by name or number (NO_SOCKET,NETFILTER_DROP)"),
         Option("--dev", metavar="LIST", parse=devices, help="only these network devices"),
+        Option("--proto", metavar="LIST", parse=protocols,
+               help="only these protocols, by the name in the column PROTO (tcp,udp)"),
         Option("--port", metavar="LIST", parse=ports,
                help="only these ports, of source or destination (80,8000-8100)"),
         Option("--stack", help="count by the kernel functions that led there, and show them"),
