@@ -103,6 +103,10 @@ static inline int on_drop(void *ctx, struct sk_buff *skb, u64 location, u32 reas
 		return 0;
 #endif
 	read_packet(&packet, skb, sk);
+#ifdef FILTER_PROTO
+	if (!FILTER_PROTO(packet.proto))
+		return 0;
+#endif
 #ifdef NEEDS_OWNER
 	merge_ways(&packet, sizeof(packet));
 #endif

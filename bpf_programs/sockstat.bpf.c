@@ -62,6 +62,14 @@ static inline int count_call(int op, int proto, struct sock *sk, u16 family, s64
 {
 	struct counted what = {};
 
+#ifdef FILTER_OP
+	if (!FILTER_OP(op))
+		return 0;
+#endif
+#ifdef FILTER_PROTO
+	if (!FILTER_PROTO(proto))
+		return 0;
+#endif
 	if (!pass_current())
 		return 0;
 #ifdef BY_KEY

@@ -29,6 +29,7 @@ RESULTS = {
     99: "Address unavailable",
     101: "Network unreachable",
 }
+PROTOS = ("tcp", "udp", "unix")  # of --proto
 SHORT_RESULTS = {RESULTS[_NUMBERS["UNANSWERED"]]: "Unanswered, closed"}
 
 
@@ -37,6 +38,14 @@ def is_shown(row: Values, settings: Values) -> bool:
     if settings["failed"] and not row["failures"]:
         return False
     return not settings["min_ms"] or (row["p99_us"] or 0) >= settings["min_ms"] * 1000
+
+
+def proto_constants(settings: Values) -> dict[str, object]:
+    """Return the constants of --proto, --udp and --unix."""
+    wanted = set(settings["proto"] or ["tcp"])
+    wanted.update(word for word in ("udp", "unix") if settings[word])
+    found: dict[str, object] = {f"WITH_{w.upper()}": 1 for w in PROTOS[1:] if w in wanted}
+    return found if "tcp" in wanted else {**found, "WITHOUT_TCP": 1}
 
 
 def result_constants(settings: Values) -> dict[str, object]:

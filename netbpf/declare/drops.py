@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
-from netbpf.declare.network import end
+from netbpf.declare.constants import device_filter, in_ranges, one_of
+from netbpf.declare.network import end, protocol_numbers
 from netbpf.declare.reasons import MEANINGS
 from netbpf.declare.table import Entry
 
@@ -56,6 +57,25 @@ def rows(groups: Sequence[Entry], settings: Mapping[str, Any]) -> list[dict[str,
         }
         found.append(row)
     return sorted(found, key=lambda row: -row["count"])
+
+
+def protocols(text: str) -> list[str]:
+    """Parse "tcp,udp" into names of protocols of packets."""
+    names = text.split(",")
+    for name in names:
+        protocol_numbers(name)
+    return names
+
+
+def constants(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the filters of devices, protocols and ports."""
+    found = device_filter(settings["dev"])
+    if settings["proto"]:
+        numbers = [number for name in settings["proto"] for number in protocol_numbers(name)]
+        found["FILTER_PROTO(x)"] = one_of("x", numbers)
+    if settings["port"]:
+        found["FILTER_PORT(x)"] = in_ranges("x", settings["port"])
+    return found
 
 
 def from_location(stack: Optional[list[str]], location: str) -> Optional[list[str]]:

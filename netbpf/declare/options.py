@@ -97,6 +97,19 @@ def comm_glob(text: str) -> str:
     return text
 
 
+def one_or_more(*words: str) -> Callable[[str], list[str]]:
+    """Return a parser of a list of some of `words`."""
+
+    def parse(text: str) -> list[str]:
+        found = _list(text)
+        for word in found:
+            if word not in words:
+                raise ValueError(f"'{word}' is not one of {', '.join(words)}")
+        return found
+
+    return parse
+
+
 def devices(text: str) -> list[str]:
     """Parse "eth0,eth1" into names of network devices, which have no slash or space.
 

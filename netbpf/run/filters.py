@@ -31,7 +31,8 @@ from netbpf.system.untrusted import read_text
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses of IPv6 sockets
 # Options of single tools that filter.
-_OWN_FILTERS = {"dev", "interface", "reason", "host", "failed", "errors", "min_ms", "port"}
+_OWN_FILTERS = {"dev", "interface", "reason", "host", "failed", "errors", "min_ms", "port",
+                "proto"}  # fmt: skip
 _MAX_THREADS = 100  # whose names are compared
 _MAX_NAMES = 20  # of devices, in a hint
 _FIRST_NAMESPACE = 0xEFFFFFF8  # inode numbers of namespaces start above: PROC_UTS_INIT_INO etc.

@@ -62,7 +62,6 @@ from netbpf.declare import (
 )
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
-from netbpf.declare.constants import device_filter, in_ranges
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol
@@ -136,12 +135,6 @@ def without_addresses(values, settings):
     return values if values["family"] else {**values, "saddr": None, "daddr": None}
 
 
-def constants(settings):
-    """Return the filters of devices and ports."""
-    port = {"FILTER_PORT(x)": in_ranges("x", settings["port"])} if settings["port"] else {}
-    return {**device_filter(settings["dev"]), **port}
-
-
 _REASON = ("reason", "meaning")  # columns that need the kernel's reason
 _DROP = "skb:kfree_skb"
 _RAW, _FIELDS = ("ctx", "skb", "location"), ("ctx", "skbaddr", "location")
@@ -174,6 +167,8 @@ TOOL = Tool(
         Option("--reason", metavar="LIST", parse=nonempty,
                help="only these reasons, by name or number (NO_SOCKET,NETFILTER_DROP)"),
         Option("--dev", metavar="LIST", parse=devices, help="only these network devices"),
+        Option("--proto", metavar="LIST", parse=drops.protocols,
+               help="only these protocols, by the name in the column PROTO (tcp,udp)"),
         Option("--port", metavar="LIST", parse=ports,
                help="only these ports, of source or destination (80,8000-8100)"),
         Option("--stack", define="USE_STACKS", help="count by call stack, and show the stacks"),
@@ -187,7 +182,7 @@ TOOL = Tool(
     ),
     no_filter="a packet has a source and a destination, not a local and a remote end (see --port)",
     counters=drops.COUNTERS,
-    constants=constants,
+    constants=drops.constants,
     enrich=without_addresses,
     notes=drops.notes,
     kernel_constants=harmless.constants,

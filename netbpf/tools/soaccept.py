@@ -45,11 +45,14 @@ from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.calls import RING, SIGNAL
+from netbpf.declare.constants import one_of
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
+from netbpf.declare.options import one_or_more
 from netbpf.declare.sockets import AnyAddr, BoundAddr, CallResult, Elapsed, SockProto
 from netbpf.declare.states import GONE, state_probe
 
+_PROTOS = {"tcp": (6, 262), "unix": (1001, 1005)}  # numbers of SockProto, for --proto
 _PROTO = "tcp or mptcp; for unix sockets stream or seqpacket"
 _NO_QUEUE = c.U32_MAX  # NO_QUEUE in C: the queue is not known
 _EXIT, _ENTER = "syscalls:sys_exit_accept", "syscalls:sys_enter_accept"
@@ -118,8 +121,14 @@ def name_listener(values, settings):
 
 
 def constants(settings):
-    """Return the constant of --errors; a summary counts all accepts."""
-    return {"ONLY_ERRORS": 1} if settings["errors"] and not settings["summary"] else {}
+    """Return the constants of --errors and --proto; a summary counts all accepts."""
+    found: dict[str, object] = {}
+    if settings["errors"] and not settings["summary"]:
+        found["ONLY_ERRORS"] = 1
+    if settings["proto"]:
+        wanted = {number for word in settings["proto"] for number in _PROTOS[word]}
+        found["FILTER_PROTO(x)"] = one_of("x", sorted(wanted))
+    return found
 
 
 TOOL = Tool(
@@ -145,7 +154,9 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("--tcp", define="ONLY_TCP", help="only TCP, no unix sockets"),
+        Option("--proto", metavar="LIST", parse=one_or_more(*_PROTOS),
+               help="only these protocols, of tcp and unix; without this option, all"),
+        Option("--tcp", help="same as --proto tcp", sets={"proto": ["tcp"]}),
         Option("--errors", help="only accepts that failed; with --summary rows with errors"),
         Option("--summary", help="show a row per listener instead of a line per accept"),
     ),

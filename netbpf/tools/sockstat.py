@@ -23,6 +23,9 @@ EXAMPLES
   netbpf sockstat --top 3 --sort calls 10   with the processes that make the most calls
   netbpf sockstat --comm 'nginx*' 1  only calls of nginx
   netbpf sockstat -L 443 -d 60       a minute of the sockets of one port
+  netbpf sockstat --by comm,raddr/24 -d 10  by program and network
+  netbpf sockstat --op connect --by container,proto,op 1
+                                     who connects, per container
   netbpf sockstat --json 1 | jq 'select(.errors > 0)'
 
   A web server under load, one second (netbpf sockstat --comm nginx 1):
@@ -47,18 +50,20 @@ LIMITS
   spliced out of a socket is not seen, nor is sendfile before 6.5. Calls of 32-bit programs on a
   64-bit kernel are not seen, but their messages are. Messages of sockets that the kernel itself
   uses (NFS and others) are counted. An IPv6 socket with an IPv4-mapped address is tcp4 or udp4, and
-  MPTCP counts as TCP. --top holds 4 rows per --map-entries: a call of a further process is counted
-  only in the first table, and as map_full; each INTERVAL frees the rows.
+  MPTCP counts as TCP. --top and --by hold 4 rows per --map-entries: a call of a further process or
+  key counts as map_full, with --top also in the first table; each INTERVAL frees the rows. A socket
+  that does not exist yet (socket, socketpair) has no addresses.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool
 from netbpf.declare import columns as c
-from netbpf.declare.calls import ALL_PROBES, OPS, PROTOS, call_rows
+from netbpf.declare.calls import ALL_PROBES, OPS, PROTO_WORDS, PROTOS, call_filters, call_rows
 from netbpf.declare.costs import Cost
 from netbpf.declare.keyed import KeyedTable
 from netbpf.declare.memory import Memory
-from netbpf.declare.options import count
+from netbpf.declare.options import count, one_or_more
 from netbpf.declare.record import key, sums
+from netbpf.declare.sockets import AnyFamily
 from netbpf.errors import UsageError
 
 ORDER = [*OPS.values(), *PROTOS.values()]
@@ -107,7 +112,7 @@ ProcessKey = key(
 )  # fmt: skip
 ByKey = key(
     "by_key", comm=c.Comm("name of the process"), pid=c.Pid("process"), uid=c.Uid("its user"),
-    cgroup=c.Cgroup(), netns=c.Netns(), family=c.Family("address family"),
+    cgroup=c.Cgroup(), netns=c.Netns(), family=AnyFamily("address family"),
     proto=c.Enum("protocol", PROTOS), op=c.Enum("operation", OPS, width=10),
     laddr=c.Addr("local address"), lport=c.Port("local port", null=0),
     raddr=c.Addr("remote address"), rport=c.Port("remote port", null=0), error=c.Errno("error"),
@@ -136,12 +141,11 @@ def busiest(groups, settings):
 
 
 def constants(settings):
-    """Count by process only with --top."""
-    if settings["by"]:
-        return {}
-    if settings["top"] and settings["output"] == "csv":
+    """Return the constants of --op, --proto and --top, which counts by process."""
+    by_process = settings["top"] and not settings["by"]
+    if by_process and settings["output"] == "csv":
         raise UsageError("--top cannot be used with CSV: it has other columns", "use --json")
-    return {"BY_PROCESS": 1} if settings["top"] else {}
+    return {**call_filters(settings), **({"BY_PROCESS": 1} if by_process else {})}
 
 
 def ranking(_, settings):
@@ -167,6 +171,10 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
+        Option("--op", metavar="LIST", parse=one_or_more(*OPS.values()),
+               help="only these operations, such as connect,accept"),
+        Option("--proto", metavar="LIST", parse=one_or_more(*PROTO_WORDS),
+               help="only these protocols, such as tcp,unix"),
         Option("--no-split", help="show one row per operation for all protocols"),
         Option("--top", metavar="N", parse=count,
                help="also show the N busiest processes of each operation; with --by N rows"),

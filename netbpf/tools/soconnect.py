@@ -13,7 +13,8 @@ DESCRIPTION
   call and the kernel restarts it. connect(2) with AF_UNSPEC, which dissolves a connection, is not
   an attempt: the summary counts these calls (dissolved), and restarted calls.
 
-  TCP is shown by default (MPTCP by its subflows); --udp and --unix add the others. Attempts that
+  TCP is shown by default (MPTCP by its subflows); --udp and --unix add the others, --proto
+  chooses. Attempts that
   have not ended are listed at the exit, and at each INTERVAL if one is given, with their age,
   including calls that wait because the backlog of a unix socket is full.
 
@@ -22,6 +23,7 @@ EXAMPLES
   netbpf soconnect --failed -T             only those that fail, with the time
   netbpf soconnect -D 5432 --min-ms 10     slow connections to a database
   netbpf soconnect -p 1234 --udp --unix    all connections of one process
+  netbpf soconnect --proto udp             only UDP
   netbpf soconnect --summary -d 60         a minute, one row per destination
   netbpf soconnect --json | jq 'select(.errno == "ETIMEDOUT")'
 
@@ -53,7 +55,7 @@ from netbpf.declare import probes as p
 from netbpf.declare.calls import SIGNAL
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
-from netbpf.declare.options import milliseconds
+from netbpf.declare.options import milliseconds, one_or_more
 from netbpf.declare.owners import SNAPSHOT
 from netbpf.declare.sockets import AnyAddr, CallResult, Elapsed, Flag, LocalAddr, SockProto
 from netbpf.declare.states import GONE, state_probe
@@ -145,14 +147,18 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("--udp", define="WITH_UDP", help="also show UDP"),
-        Option("--unix", define="WITH_UNIX", help="also show unix sockets"),
+        Option("--proto", metavar="LIST", parse=one_or_more(*connects.PROTOS),
+               help="only these protocols, of tcp, udp and unix; tcp without this option"),
+        Option("--udp", help="also show UDP"),
+        Option("--unix", help="also show unix sockets"),
         Option("--failed", help="only attempts that failed; with --summary rows with failures"),
         Option("--min-ms", metavar="MS", parse=milliseconds,
                help="only attempts of at least this time; with --summary rows with such a p99"),
         Option("--summary", help="show a row per destination instead of a line per attempt"),
     ),
-    constants=connects.result_constants,
+    constants=lambda settings: {
+        **connects.result_constants(settings), **connects.proto_constants(settings)
+    },
     counters=("Tcp.ActiveOpens", "Tcp.AttemptFails", "TcpExt.TCPSynRetrans"),
     totals=Totals,
     aggregation=a.Aggregation(

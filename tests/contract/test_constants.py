@@ -32,6 +32,7 @@ DECIDE = {
     "comm": "a pattern becomes an automaton",
     "cgroup": "looked up: one number, as tests/unit/test_filters.py shows",
     "container": "looked up: one number, as tests/unit/test_filters.py shows",
+    "proto": "a name decides, and soconnect leaves out code",
     "reason": "looked up in the running kernel: one number for each",
 }
 

@@ -86,6 +86,7 @@ REFUSED = {
     "interface": ["netbpfnosuch0", "netbpfalternativenosuch0"],
     "dev": ["netbpfnosuch0", "netbpfalternativenosuch0"],
     "reason": ["NETBPF_NO_SUCH"],
+    "proto": ["tcp,netbpf-no-such"],
     "min_ms": ["-1"],
     "top": ["0"],
     "sort": ["comm", ""],

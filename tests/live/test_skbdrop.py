@@ -433,6 +433,8 @@ def test_each_filter_shows_what_it_should_and_nothing_else(
         (("--dev", right.device, "--port", f"1-{CLOSED}"), {no_socket}),
         (("--dev", right.device, "--port", CLOSED + 1), {firewall}),
         (("--dev", right.device, "-6", "--port", CLOSED), set()),
+        (("--dev", right.device, "--proto", "tcp,udp"), {no_socket, firewall}),
+        (("--dev", right.device, "--proto", "tcp"), set()),
         (("--dev", right.device, "-p", os.getpid()), set()),  # it has no part in these sockets
     ]
     runs = []
