@@ -25,8 +25,8 @@ class KeyedTable(Table):
     fills. It fills the others by the generated macros SET_BY_<column>(key, value), and
     SET_BY_<column>(key, value, family) for addresses, which do nothing if the key is not in --by.
     BY_KEY is defined if --by is given, BY_<COLUMN> for each of its keys: for addresses it is the
-    length of the prefix. `counts` are the columns of a row after the keys, `order` is the one by which
-    rows are sorted unless --sort is given. `fold` adds up entries, by default their sums.
+    length of the prefix. `counts` are the columns of a row after the keys, `order` is the one by
+    which rows are sorted unless --sort is given. `fold` adds up entries, by default their sums.
     """
 
     def __init__(

@@ -36,9 +36,10 @@ class Table:
 
     `refresh` names probes (iterators) to run, in that order, at the start and before each read;
     `first` names one over the sockets of a network namespace, to run in each of them at the start.
-    With `option`, the table is shown only if that option is given. `warn` takes the rows of an interval and yields (subject, sentence): printed on stderr
-    immediately, and repeated in the summary, with the last sentence per subject. CSV of a tool that
-    also has a histogram has the `main` table, or the one whose `option` is given.
+    With `option`, the table is shown only if that option is given. `warn` takes the rows of an
+    interval and yields (subject, sentence): printed on stderr immediately, and repeated in the
+    summary, with the last sentence per subject. CSV of a tool that also has a histogram has the
+    `main` table, or the one whose `option` is given.
     """
 
     def __init__(
