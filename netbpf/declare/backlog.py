@@ -64,7 +64,7 @@ def unattributed(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> lis
     ]
 
 
-def warn(rows: Rows) -> Iterator[tuple[str, str]]:
+def warn(rows: Rows, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each listener that lost connections, with advice if one of its queues was full."""
     for row in rows:
         if not row["dropped"]:

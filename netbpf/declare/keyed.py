@@ -26,7 +26,8 @@ class KeyedTable(Table):
     SET_BY_<column>(key, value, family) for addresses, which do nothing if the key is not in --by.
     BY_KEY is defined if --by is given, BY_<COLUMN> for each of its keys: for addresses it is the
     length of the prefix. `counts` are the columns of a row after the keys, `order` is the one by
-    which rows are sorted unless --sort is given. `fold` adds up entries, by default their sums.
+    which rows are sorted unless --sort is given. `more` is as in Table. `fold` adds up entries, by
+    default their sums.
     """
 
     def __init__(
@@ -39,14 +40,18 @@ class KeyedTable(Table):
         *,
         fold: Optional[Fold] = None,
         fixed: Sequence[str] = (),
+        **more: Any,
     ) -> None:
         self.parts = tuple(column for column in key.columns if column.name not in fixed)
         self.keys = keys_of(self.parts)
         self.counts = tuple(counts)
         copies = {column.name: copy(column) for column in counts}
         row = key_record([Key(name) for name in self.keys], self.parts, copies)
-        super().__init__(map, key, sums, row, self._by_keys, option="by", forget=True, order=order)
+        super().__init__(
+            map, key, sums, row, self._by_keys, option="by", forget=True, order=order, **more
+        )
         self.fold = fold or add_up
+        self.most = order
 
     def columns(self, settings: Mapping[str, Any]) -> Sequence[Column]:
         """Return the columns of rows by the keys of --by."""
@@ -61,7 +66,7 @@ class KeyedTable(Table):
             ),
             Option("--top", metavar="N", parse=count, help="only the first N rows"),
             Option("--sort", metavar="COLUMN", choices=[column.name for column in self.counts],
-                   help=f"rows with the most of it first (default {self.order})"),
+                   help=f"rows with the most of it first (default {self.most})"),
         )  # fmt: skip
 
     def constants(self, by: Sequence[Key]) -> dict[str, object]:
@@ -97,7 +102,7 @@ class KeyedTable(Table):
             for key, sums in map(self._without_addresses, entries)
         ]
         rows = self.fold(groups, [one.name for one in by])
-        rows.sort(key=lambda row: -(row[settings["sort"] or self.order] or 0))
+        rows.sort(key=lambda row: -(row[settings["sort"] or self.most] or 0))
         unused = dict.fromkeys(self.keys)
         return [{**unused, **row} for row in rows[: settings["top"] or None]]
 

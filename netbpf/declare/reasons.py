@@ -5,7 +5,8 @@ The counter in brackets is the one that should grow with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from netbpf.declare.table import Rows
 
@@ -83,8 +84,9 @@ MEANINGS = {
 }  # fmt: skip
 
 
-def explain(rows: Rows) -> Iterator[tuple[str, str]]:
-    """Yield the meaning of each drop reason in `rows`, for --explain."""
-    for row in rows:
-        if row["meaning"]:
-            yield row["reason"], f"{row['reason']}: {row['meaning']}"
+def explain(rows: Rows, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the meaning of each drop reason in `rows`, with --explain."""
+    reasons = (row["reason"] for row in rows) if settings["explain"] else ()
+    for reason in reasons:
+        if reason in MEANINGS:
+            yield reason, f"{reason}: {MEANINGS[reason]}"

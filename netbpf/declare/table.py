@@ -12,7 +12,7 @@ from netbpf.declare.record import Record, Row
 # One entry of the map in this interval: (key values, sums and gauges).
 Entry = tuple[dict[str, Any], dict[str, Any]]
 Rows = Sequence[dict[str, Any]]
-Warn = Callable[[Rows], Iterable[tuple[str, str]]]
+Warn = Callable[[Rows, Mapping[str, Any]], Iterable[tuple[str, str]]]
 Build = Callable[[Sequence[Entry], Mapping[str, Any]], Sequence[dict[str, Any]]]
 Complete = Callable[[dict[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 Order = Union[str, Callable[[Mapping[str, Any]], Any]]

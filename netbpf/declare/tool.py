@@ -10,7 +10,7 @@ from pkgutil import iter_modules
 from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.aggregation import Aggregation
-from netbpf.declare.columns import Pid
+from netbpf.declare.columns import Cgroup, Comm, Container, Owner, Pid, Uid
 from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
@@ -26,6 +26,7 @@ from netbpf.errors import UsageError
 Settings = Mapping[str, Any]  # by option name, as parsed from the command line
 Values = dict[str, Any]  # of one event, by column
 Notes = Sequence[str]
+_OF_OWNERS = (Pid, Comm, Uid, Cgroup, Container, Owner)
 
 
 class Tool:
@@ -181,7 +182,7 @@ class Tool:
         if self.event and self.has_events(settings):
             shown.append(self.event.columns)
         columns = [column for columns in shown for column in columns]
-        return any(isinstance(column, Pid) for column in columns) or any(
+        return any(isinstance(column, _OF_OWNERS) for column in columns) or any(
             settings.get(option.name) for option in PROCESS
         )
 

@@ -15,6 +15,7 @@ EXAMPLES
   netbpf skbdrop --events --dev eth0 -T   each packet that is dropped at a device
   netbpf skbdrop --reason NETFILTER_DROP --events
                                           packets dropped by the firewall
+  netbpf skbdrop --by dev,reason,saddr/24 5   by device, reason and sender's network
   netbpf skbdrop --stack -d 10            with the call stacks of the drops
 
   Packets to ports without a socket (netbpf skbdrop -d 2):
@@ -63,6 +64,7 @@ from netbpf.declare import (
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.costs import Cost
+from netbpf.declare.keyed import KeyedTable
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol
 from netbpf.declare.options import by_name, count, devices, nonempty, ports
@@ -101,8 +103,14 @@ DropKey = key(
     "drop_key", **copied(Drop, "location reason proto netns dev harmless socket"),
     stack=KernelStack("call stack", option="stack"),
 )  # fmt: skip
+DropBy = key(
+    "drop_by", **copied(Drop, "comm pid uid cgroup netns owner family proto saddr daddr"),
+    **copied(Drop, "sport dport reason location dev"),
+)  # fmt: skip
 # The addresses and ports are those of one packet.
 DropSums = sums("drop_sums", "count bytes", **copied(Drop, "sport dport family saddr daddr"))
+
+DropCounts = sums("drop_counts", "count bytes")
 
 
 class DropRow(Row):
@@ -145,8 +153,11 @@ TOOL = Tool(
     cost=Cost(2.8, 6.2),
     event=Drop,
     event_option="events",
-    table=Table("drops", DropKey, DropSums, DropRow, drops.rows, warn=explain,
-                refresh=("stale",)),
+    table=(
+        Table("drops", DropKey, DropSums, DropRow, drops.rows, warn=explain, refresh=("stale",)),
+        KeyedTable("drops_by_key", DropBy, DropCounts, DropRow.columns[4:6], "count",
+                   warn=explain, refresh=("stale",)),
+    ),
     totals=Totals,
     probes=(
         p.Probe(

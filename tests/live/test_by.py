@@ -24,9 +24,17 @@ KEYS = {
     "tcplife": ("pid,comm", "raddr/8,close", "lport,rport", "role,family,state"),
     "tcpstates": ("newstate", "oldstate,newstate,comm", "raddr,netns"),
     "tcpretrans": ("kind", "comm,raddr", "state,family"),
+    "skbdrop": (
+        "reason,location",
+        "saddr,sport",
+        "daddr/8,dport",
+        "dev,netns,proto,family",
+        "pid,comm,uid,cgroup,owner",
+    ),
 }
 COUNTED = {  # the column that counts events
     "soconnect": "attempts", "soaccept": "accepts", "tcplife": "sessions", "tcpstates": "changes",
+    "skbdrop": "count",
 }  # fmt: skip
 
 
@@ -49,14 +57,18 @@ def part(event: dict[str, Any], key: str) -> object:
 
 @compares("tcplife", "pid", "comm", "sessions", shape="--summary")
 @compares("tcpretrans", "pid", "comm", "retransmits", "failed", "bytes", shape="--summary")
+@compares("skbdrop", "comm", "pid", "uid", "cgroup", "netns", "owner", "family", "proto",
+          "saddr", "sport", "daddr", "dport", "reason", "location", "dev", "count", "bytes",
+          shape="--by")  # fmt: skip
 @pytest.mark.parametrize("tool", KEYS)
 def test_rows_by_each_key_are_the_events_counted_by_hand(
     netbpf: Any, stage: Stage, tool: str
 ) -> None:
     case = import_module(f"test_{tool}").ALTERNATIVES
-    args = [arg for arg in case.args(stage) if arg != "-l"]
+    args = [arg for arg in case.args(stage) if arg not in ("-l", "--events")]
+    of_lines = ["--events"] if tool == "skbdrop" else []
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(netbpf(tool, *args))
+        lines = stack.enter_context(netbpf(tool, *args, *of_lines))
         runs = {keys: stack.enter_context(netbpf(tool, *args, "--by", keys)) for keys in KEYS[tool]}
         case.act(stage, lines)
     assert lines.events
@@ -78,7 +90,13 @@ def test_rows_by_each_key_are_the_events_counted_by_hand(
             if tool == "soaccept":
                 counted = {k: n + rows[k]["errors"] for k, n in counted.items()}
             assert counted == by_hand(lines, keys), keys
-        others = set(find_tool(tool).aggregation.keys) - set(names)
+        if tool == "skbdrop":
+            sizes: Counter[tuple[object, ...]] = Counter()
+            for event in lines.events:
+                sizes[values_of(event, keys)] += event["len"]
+            assert {values: row["bytes"] for values, row in rows.items()} == sizes
+        declared = find_tool(tool)
+        others = set((declared.keyed or declared.aggregation).keys) - set(names)
         assert all(row[other] is None for row in run.rows for other in others)
 
 

@@ -16,7 +16,7 @@ ROW = {
 
 
 def said(**changes: Any) -> str:
-    ((_, sentence),) = warn([{**ROW, **changes}])
+    ((_, sentence),) = warn([{**ROW, **changes}], {})
     return sentence
 
 
@@ -50,7 +50,7 @@ def test_limit_of_the_namespace_is_named_where_it_is_in_the_way() -> None:
 
 @pytest.mark.parametrize("dropped", [0, None])
 def test_nothing_lost_or_not_known_is_no_alarm(dropped: int | None) -> None:
-    assert list(warn([{**ROW, "dropped": dropped}])) == []
+    assert list(warn([{**ROW, "dropped": dropped}], {})) == []
 
 
 def test_losses_that_cannot_be_attributed_are_a_note() -> None:

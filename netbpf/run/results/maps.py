@@ -164,7 +164,7 @@ class TableResult(Result):
         self._warn(rows, final)
 
     def _warn(self, rows: Sequence[dict[str, Any]], final: bool) -> None:
-        for subject, sentence in self.table.warn(rows) if self.table.warn else ():
+        for subject, sentence in self.table.warn(rows, self.settings) if self.table.warn else ():
             self._warnings[subject] = sentence
             if not final:  # else the summary, which follows immediately, has it
                 print(f"netbpf: {sentence}", file=sys.stderr, flush=True)
