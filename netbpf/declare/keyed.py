@@ -25,8 +25,8 @@ class KeyedTable(Table):
     fills. It fills the others by the generated macros SET_BY_<column>(key, value), and
     SET_BY_<column>(key, value, family) for addresses, which do nothing if the key is not in --by.
     BY_KEY is defined if --by is given, BY_<COLUMN> for each of its keys: for addresses it is the
-    length of the prefix. `counts` are the columns of a row after the keys, `order` is the one by which
-    rows are sorted unless --sort is given. `fold` adds up entries, by default their sums.
+    length of the prefix. `counts` are the columns of a row after the keys, `order` is the one by
+    which rows are sorted unless --sort is given. `fold` adds up entries, by default their sums.
     """
 
     def __init__(
@@ -97,7 +97,8 @@ class KeyedTable(Table):
             for key, sums in map(self._without_addresses, entries)
         ]
         rows = self.fold(groups, [one.name for one in by])
-        rows.sort(key=lambda row: -(row[settings["sort"] or self.order] or 0))
+        column = str(settings["sort"] or self.order)
+        rows.sort(key=lambda row: -(row[column] or 0))
         unused = dict.fromkeys(self.keys)
         return [{**unused, **row} for row in rows[: settings["top"] or None]]
 

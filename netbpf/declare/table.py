@@ -28,17 +28,18 @@ class Table:
     `row` declares the columns that are shown. By default a row has the columns of key and value, in
     falling order of the column `order`, or in the order of a function of the row; `limit` names an
     option that is the number of rows. `complete` takes such a row and the settings and returns the
-    columns to add or to replace. `build` returns the rows instead, in display order. Columns
-    that the selected probes cannot fill are null.
+    columns to add or to replace. `build` returns the rows instead, in display order. Columns that
+    the selected probes cannot fill are null.
 
     With `forget`, an entry that did not change in an interval is removed; if it names a gauge, only
     if the gauge is not 0.
 
     `refresh` names probes (iterators) to run, in that order, at the start and before each read;
     `first` names one over the sockets of a network namespace, to run in each of them at the start.
-    With `option`, the table is shown only if that option is given. `warn` takes the rows of an interval and yields (subject, sentence): printed on stderr
-    immediately, and repeated in the summary, with the last sentence per subject. CSV of a tool that
-    also has a histogram has the `main` table, or the one whose `option` is given.
+    With `option`, the table is shown only if that option is given. `warn` takes the rows of an
+    interval and yields (subject, sentence): printed on stderr immediately, and repeated in the
+    summary, with the last sentence per subject. CSV of a tool that also has a histogram has the
+    `main` table, or the one whose `option` is given.
     """
 
     def __init__(
