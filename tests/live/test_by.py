@@ -54,12 +54,10 @@ def test_rows_by_each_key_are_the_events_counted_by_hand(
     netbpf: Any, stage: Stage, tool: str
 ) -> None:
     case = import_module(f"test_{tool}").ALTERNATIVES
-    words = [word for word in case.words(stage) if word != "-l"]
+    args = [arg for arg in case.args(stage) if arg != "-l"]
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(netbpf(tool, *words))
-        runs = {
-            keys: stack.enter_context(netbpf(tool, *words, "--by", keys)) for keys in KEYS[tool]
-        }
+        lines = stack.enter_context(netbpf(tool, *args))
+        runs = {keys: stack.enter_context(netbpf(tool, *args, "--by", keys)) for keys in KEYS[tool]}
         case.act(stage, lines)
     assert lines.events
     for keys, run in runs.items():
@@ -90,8 +88,8 @@ def test_rows_by_each_key_are_the_events_counted_by_hand(
 def test_sums_and_percentiles_are_those_of_the_sessions(netbpf: Any, stage: Stage) -> None:
     case = import_module("test_tcplife").ALTERNATIVES
     with (
-        netbpf("tcplife", *case.words(stage)) as lines,
-        netbpf("tcplife", *case.words(stage), "--summary") as run,
+        netbpf("tcplife", *case.args(stage)) as lines,
+        netbpf("tcplife", *case.args(stage), "--summary") as run,
     ):
         case.act(stage, lines)
     rows = {(row["pid"], row["comm"]): row for row in run.rows}
@@ -143,8 +141,8 @@ def test_lookups_by_host(netbpf: Any) -> None:
 def test_distribution_of_a_column_by_key(netbpf: Any, stage: Stage, words: tuple[str, str]) -> None:
     case = import_module("test_tcplife").ALTERNATIVES
     with (
-        netbpf("tcplife", *case.words(stage)) as lines,
-        netbpf("tcplife", *case.words(stage), *words, "--by", "comm,role") as run,
+        netbpf("tcplife", *case.args(stage)) as lines,
+        netbpf("tcplife", *case.args(stage), *words, "--by", "comm,role") as run,
     ):
         case.act(stage, lines)
     column = words[1]
