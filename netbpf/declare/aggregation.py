@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from netbpf.declare.column import Column
-from netbpf.declare.keys import Key, key_columns, keys_of, parse_keys
+from netbpf.declare.columns import Bytes, Duration, Micros
+from netbpf.declare.histogram import Histogram
+from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
 from netbpf.declare.options import Option, count
 from netbpf.declare.record import Row
 
@@ -29,6 +31,16 @@ def ended(values: Values, has_ended: bool) -> bool:
 def pending(values: Values, has_ended: bool) -> bool:
     """Count events that had not ended when the interval ended."""
     return not has_ended
+
+
+def succeeded(values: Values, has_ended: bool) -> bool:
+    """Count events that ended with the result OK."""
+    return has_ended and values["result"] == "OK"
+
+
+def failed(values: Values, has_ended: bool) -> bool:
+    """Count events that ended with another result than OK."""
+    return has_ended and values["result"] != "OK"
 
 
 def with_error(values: Values, has_ended: bool) -> bool:
@@ -196,7 +208,19 @@ class Aggregation:
             Option("--top", metavar="N", parse=count, help="only the first N rows"),
             Option("--sort", metavar="COLUMN", choices=sortable,
                    help=f"rows with the most of it first (default {self.order})"),
+            Option("--histogram", metavar="COLUMN", choices=self.measured,
+                   help="a distribution of this column instead of each event; with --by per key"),
         )  # fmt: skip
+
+    @property
+    def measured(self) -> list[str]:
+        """The columns of events that are durations or sizes."""
+        return [c.name for c in self._event if isinstance(c, (Duration, Micros, Bytes))]
+
+    def distribution(self, column: str, by: Sequence[Key]) -> Histogram:
+        """Return the histogram of a column by keys."""
+        (measured,) = [one for one in self._event if one.name == column]
+        return Histogram("", key_record(by, self._event), measured.unit, of=column)
 
 
 def percentile(values: Sequence[int], percent: int) -> Optional[int]:

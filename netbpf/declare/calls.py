@@ -8,9 +8,10 @@ signals.bpf.h.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from netbpf.declare.constants import one_of
 from netbpf.declare.probes import (
     Alternative,
     Fentry,
@@ -25,6 +26,9 @@ from netbpf.declare.table import Entry
 
 OPS = dict(enumerate("socket socketpair bind listen connect accept send recv close".split()))
 PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
+PROTO_WORDS = {  # of --proto: numbers in PROTOS
+    "tcp": (0, 1), "udp": (2, 3), **{name: (number,) for number, name in PROTOS.items()},
+}  # fmt: skip
 WAITS = ("EAGAIN", "EINPROGRESS")
 RESTARTED = "512"  # instead of an error: see RESTARTED in include/restarts.bpf.h
 
@@ -137,6 +141,17 @@ SIGNAL = Probe(
     optional=True,
 )
 ALL_PROBES = (*CALL_PROBES, *MESSAGE_PROBES, *RING_PROBES, SIGNAL)
+
+
+def call_filters(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the C constants of --op and --proto."""
+    found = {}
+    if settings["op"]:
+        found["FILTER_OP(x)"] = one_of("x", (n for n, op in OPS.items() if op in settings["op"]))
+    if settings["proto"]:
+        numbers = {number for word in settings["proto"] for number in PROTO_WORDS[word]}
+        found["FILTER_PROTO(x)"] = one_of("x", sorted(numbers))
+    return found
 
 
 def call_rows(groups: Iterable[Entry], *names: str) -> list[dict[str, Any]]:

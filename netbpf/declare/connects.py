@@ -33,16 +33,6 @@ PROTOS = ("tcp", "udp", "unix")  # of --proto
 SHORT_RESULTS = {RESULTS[_NUMBERS["UNANSWERED"]]: "Unanswered, closed"}
 
 
-def succeeded(values: Values, ended: bool) -> bool:
-    """Return whether an attempt ended with a connection."""
-    return ended and values["result"] == "OK"
-
-
-def failed(values: Values, ended: bool) -> bool:
-    """Return whether an attempt ended without a connection."""
-    return ended and values["result"] != "OK"
-
-
 def is_shown(row: Values, settings: Values) -> bool:
     """Return whether the row of a summary passes --failed and --min-ms."""
     if settings["failed"] and not row["failures"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from typing import Optional
 
 Range = tuple[int, int]  # first and last
 
@@ -45,6 +46,11 @@ def one_of_names(low: str, high: str, names: Iterable[str]) -> str:
     return _any(
         f"(({low}) == {load_constant(a)} && ({high}) == {load_constant(b)})" for a, b in pairs
     )
+
+
+def device_filter(names: Optional[Iterable[str]]) -> dict[str, str]:
+    """Return the C constant of a filter of devices, which is not defined without `names`."""
+    return {"FILTER_DEV(a, b)": one_of_names("a", "b", names)} if names else {}
 
 
 def _any(tests: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Optional
 
 from netbpf.declare.column import Column
 from netbpf.declare.columns import Addr, Container
+from netbpf.declare.record import Row
 
 # Column names that identify something, and take few values compared with the number of events.
 VOCABULARY = tuple(
@@ -81,6 +82,14 @@ def key_columns(keys: Sequence[Key], columns: Sequence[Column]) -> list[Column]:
             column.width += 3
         found.append(plain(column))
     return found
+
+
+def key_record(
+    keys: Sequence[Key], columns: Sequence[Column], more: Optional[Mapping[str, Column]] = None
+) -> type[Row]:
+    """Return a row of the columns of these keys, and of `more` columns."""
+    named = {column.name: column for column in key_columns(keys, columns)}
+    return type("Keys", (Row,), {"__doc__": "Rows by --by.", **named, **(more or {})})
 
 
 def plain(column: Column) -> Column:

@@ -122,14 +122,6 @@ def protocol_numbers(name: str) -> list[int]:
     return found
 
 
-def protocols(text: str) -> list[str]:
-    """Parse "tcp,udp" into names of protocols of packets."""
-    names = text.split(",")
-    for name in names:
-        protocol_numbers(name)
-    return names
-
-
 class Resolved(Column):
     """A number that only the running kernel can name, see netbpf.run.names.
 

@@ -174,7 +174,7 @@ class Probe:
         return f"Probe({self.name}: {', '.join(map(repr, self.alternatives))})"
 
 
-def traced(
+def tracepoints(
     event: str, raw: Sequence[str] = (), fields: Sequence[str] = (), **more: Any
 ) -> tuple[Alternative, Alternative]:
     """Return the alternatives of a kernel tracepoint: raw, then the trace event `event`.
@@ -194,5 +194,5 @@ def tracepoint_probe(
     call: str = "",
     **options: Any,
 ) -> Probe:
-    """Return the probe `name` of a kernel tracepoint, see traced(); `options` as for Probe."""
-    return Probe(name, *traced(event, raw, fields, call=call), **options)
+    """Return the probe `name` of a kernel tracepoint, see tracepoints(); `options` as for Probe."""
+    return Probe(name, *tracepoints(event, raw, fields, call=call), **options)

@@ -131,7 +131,7 @@ class SocketEvent(Event):
         named(
             pid=Pid("process that owns the socket"),
             comm=Comm("its name"),
-            owner=Owner("how the owner is known: exact, snapshot or unknown", wide=True),
+            owner=Owner("how the owner was found: exact, snapshot or unknown", wide=True),
             family=Family("address family, IPv4-mapped counts as ipv4", wide=True),
             laddr=Addr("local address"),
             lport=Port("local port"),

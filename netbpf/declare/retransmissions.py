@@ -6,8 +6,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netbpf.declare.columns import Enum, TcpState
+from netbpf.declare.columns import (
+    Addr,
+    Comm,
+    Count,
+    Enum,
+    Family,
+    Netns,
+    Pid,
+    Port,
+    TcpState,
+)
 from netbpf.declare.network import Endpoint
+from netbpf.declare.record import key, sums
 from netbpf.declare.table import Entry
 
 Values = Mapping[str, Any]
@@ -65,15 +76,37 @@ class Kind(Enum):
         return f"{values['kind']}x{segs}" if segs > 1 else str(values["kind"])
 
 
+# A connection, for -c.
+Flow = key(
+    "connection",
+    object=Count("address of the socket, or of the request"),
+    first_seq=Count("its first sequence number", ctype="u32"),
+)
+_ENDS: dict[str, Any] = {
+    "pid": Pid("process"),
+    "netns": Netns(),
+    "lport": Port("local port"),
+    "rport": Port("remote port"),
+    "comm": Comm("its name"),
+    "family": Family("address family"),
+    "laddr": Addr("local address"),
+    "raddr": Addr("remote address"),
+}
+# segs, failed: segments retransmitted or not, as seen here. retrans, sent: as the socket counts
+# them, all_*: since the connection began. over: the connection has ended.
+FlowSums = sums("flow_sums", "segs failed retrans sent", "all_retrans all_sent over", **_ENDS)
+_ADDED = ("segs", "failed", "sent", "retrans")
+
+
 def flow_rows(flows: Sequence[Entry], settings: Values) -> list[dict[str, Any]]:
     """Return a row per pair of endpoints, most retransmissions first: sums of its connections."""
     rows: dict[tuple[object, ...], dict[str, Any]] = {}
     for _, flow in flows:
-        key = tuple(flow[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))
+        ends = tuple(flow[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))
         shown = {name: flow[name] for name in (*_ENDS, *_ADDED)}
-        row = rows.get(key)
+        row = rows.get(ends)
         if row is None:
-            rows[key] = shown
+            rows[ends] = shown
             continue
         if flow["pid"]:
             row.update(pid=flow["pid"], comm=flow["comm"])
@@ -84,10 +117,6 @@ def flow_rows(flows: Sequence[Entry], settings: Values) -> list[dict[str, Any]]:
         row["share"] = round(again / sent, 4) if sent else None
         row["sent"] = sent or None
     return sorted(rows.values(), key=lambda row: (-row["retransmits"], -row["failed"]))
-
-
-_ENDS = ("pid", "netns", "lport", "rport", "comm", "family", "laddr", "raddr")
-_ADDED = ("segs", "failed", "sent", "retrans")
 
 
 def count_unseen(totals: Values, counters: Values, missing: Sequence[str]) -> int:
@@ -126,3 +155,13 @@ def compare_counters(summary: Values, settings: Values) -> list[str]:
 def tick(settings: Values) -> dict[str, object]:
     """Return the length of the kernel's tick in us: its timeouts are in ticks."""
     return {"TICK_US": round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e6)}
+
+
+def was_sent(values: Mapping[str, Any], ended: bool) -> bool:
+    """Select segments that were retransmitted."""
+    return values["kind"] not in ("FAILED", "PROBE")
+
+
+def was_not_sent(values: Mapping[str, Any], ended: bool) -> bool:
+    """Select segments that could not be sent."""
+    return bool(values["kind"] == "FAILED")

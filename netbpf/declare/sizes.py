@@ -30,7 +30,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "small_share": {"type": "number", "description": "share of packets below 128 bytes"},
     "wire_packets": {"type": "integer", "description": "packets on the wire, estimated"},
     "wire_bytes": {"type": "integer", "description": "their bytes, estimated"},
-    "merge_factor": {"type": "number", "description": "bytes per packet here over wire"},
+    "merge_factor": {
+        "type": "number",
+        "description": "bytes per packet over bytes per wire packet",
+    },
     "entry": {
         "type": "array",
         "items": {"type": "string"},

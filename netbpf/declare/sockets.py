@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from netbpf.declare.columns import Addr, Column, Converter, Duration, Enum
+from netbpf.declare.columns import Addr, Column, Converter, Duration, Enum, Family
 from netbpf.declare.values import address, clean, escape
 
 _NONE, _IP, _UNIX = range(3)  # enum any_kind in include/address.bpf.h
@@ -64,6 +64,14 @@ class SockProto(Enum):
 
     def __init__(self, help: str, **options: Any) -> None:
         super().__init__(help, SOCK_PROTOS, **options)
+
+
+class AnyFamily(Family):
+    """The address family of any socket, not only of those with IP addresses."""
+
+    def __init__(self, help: str, **more: Any) -> None:
+        super().__init__(help, **more)
+        self.words = {**self.words, 16: "netlink", 17: "packet", 40: "vsock"}
 
 
 class CallResult(Column):

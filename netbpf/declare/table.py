@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional, Union
 
+from netbpf.declare.column import Column
 from netbpf.declare.columns import Gauge
 from netbpf.declare.record import Record, Row
 
@@ -78,6 +79,10 @@ class Table:
         gauges = [column for column in sums.columns if isinstance(column, Gauge)]
         self.gauges = tuple(gauge.name for gauge in gauges)
         self.shown = tuple(gauge.name for gauge in gauges if gauge.shown)
+
+    def columns(self, settings: Mapping[str, Any]) -> Sequence[Column]:
+        """Return the columns of the rows that the table has with these settings."""
+        return self.row.columns
 
     def _rows(
         self, entries: Sequence[Entry], settings: Mapping[str, Any]

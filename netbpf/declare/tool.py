@@ -14,6 +14,7 @@ from netbpf.declare.columns import Pid
 from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
+from netbpf.declare.keyed import KeyedTable
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, Option
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
@@ -157,6 +158,7 @@ class Tool:
         """All supported options; the tool's own replace shared ones of the same name."""
         own = {option.name for option in self.own_options}
         rows = self.aggregation.options() if self.aggregation else ()
+        rows = self.keyed.options() if self.keyed else rows
         shared = (*OUTPUT, *LIMITS, *(EVENT_LIMITS if self.event else ()), *rows)
         return (*(option for option in shared if option.name not in own), *self.own_options)
 
@@ -175,10 +177,10 @@ class Tool:
 
     def shows_owners(self, settings: Mapping[str, Any]) -> bool:
         """Return whether filters or columns in use depend on the owners of sockets."""
-        records: list[type[Record]] = [table.row for table in self.tables_of(settings)]
+        shown = [table.columns(settings) for table in self.tables_of(settings)]
         if self.event and self.has_events(settings):
-            records.append(self.event)
-        columns = [column for record in records for column in record.columns]
+            shown.append(self.event.columns)
+        columns = [column for columns in shown for column in columns]
         return any(isinstance(column, Pid) for column in columns) or any(
             settings.get(option.name) for option in PROCESS
         )
@@ -192,7 +194,26 @@ class Tool:
 
     def tables_of(self, settings: Mapping[str, Any]) -> list[Table]:
         """Return the tables that the tool shows with these settings."""
+        if self.keyed and settings.get("by"):
+            return [self.keyed]
         return [table for table in self.tables if not table.option or settings.get(table.option)]
+
+    @property
+    def keyed(self) -> Optional[KeyedTable]:
+        """The table that --by shows instead of all others."""
+        found = [table for table in self.tables if isinstance(table, KeyedTable)]
+        return found[0] if found else None
+
+    def own_constants(self, settings: Mapping[str, Any]) -> dict[str, object]:
+        """Return the C constants of the tool's own options."""
+        found: dict[str, object] = {}
+        if self.keyed:
+            found.update(self.keyed.constants(settings.get("by") or ()))
+        if self.constants:
+            found.update(self.constants(settings))
+        for option in self.own_options:
+            found.update(option.constant(settings.get(option.name)))
+        return found
 
     def sections(self) -> dict[str, str]:
         """Return {section title: text} of the manual."""

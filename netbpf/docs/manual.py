@@ -66,7 +66,7 @@ def tool_sections(tool: Tool, man: bool = False) -> list[Section]:
 def own_options(tool: Tool) -> list[Option]:
     """Return the options that only this tool has, or that replace a common one."""
     shared = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
-    return [option for option in tool.own_options if option not in shared]
+    return [option for option in tool.options if option not in shared]
 
 
 def tool_options(tool: Tool, alias: Optional[Alias] = None) -> Iterator[Block]:

@@ -175,6 +175,10 @@ def netns_of(settings: Mapping[str, Any]) -> int:
 def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return with_devices(); UsageError also if the network namespace does not exist."""
     netns = netns_of(settings)
+    if settings.get("by") and tool.aggregation and not tool.has_events(settings):
+        raise UsageError(
+            f"--by counts events, and --{tool.events_unless} emits none", "leave one out"
+        )
     if netns and not missing_privileges() and not is_namespace(netns):
         if lacks(OF_PROCESS):
             raise privilege_error([OF_PROCESS])
@@ -204,8 +208,7 @@ def _as_given(value: Any) -> str:
 def with_devices(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with network devices by their current names.
 
-    A device can be given by an alternative name. UsageError if none of the traced namespaces has
-    it.
+    A device can be given by an alternative name. UsageError if no traced namespace has it.
     """
     resolved = dict(settings)
     for option in tool.options if not missing_privileges() else ():

@@ -110,9 +110,8 @@ class Run:
             print(f"{self.tool.name}: {what}: {self.tool.summary}", file=sys.stderr, flush=True)
 
     def _trace(self) -> int:
-        self._counted = (
-            self._totals()
-        )  # before the kernel's counters, at the end after them: never fewer
+        # Read before the kernel's counters, and at the end after them: never smaller than these.
+        self._counted = self._totals()
         self.counters.begin()
         take_snapshot(self.attached)
         self.result.begin(self.stop, self.writer)
@@ -162,7 +161,7 @@ class Run:
                 self.stop.now("closed pipe" if closed else "output error")
 
     def _close_interval(self) -> None:
-        if self.out.blocked:  # nothing is lost: the next one covers its time
+        if self.out.blocked:  # nothing is lost: the next interval covers this time
             self._merged += 1
             return
         self.result.collect(final=False)
@@ -228,9 +227,7 @@ class Run:
         lines += filter_defines(self.settings)
         netns = netns_of(self.settings) or os.stat("/proc/self/ns/net").st_ino
         lines.append(f"#define COUNTED_NETNS {load_constant(netns)}")  # for the summary's counters
-        own = dict(self.tool.constants(self.settings)) if self.tool.constants else {}
-        for option in self.tool.own_options:
-            own.update(option.constant(self.settings.get(option.name)))
+        own = self.tool.own_constants(self.settings)
         return [*lines, *(f"#define {name} {value}" for name, value in own.items())]
 
     def _named_constants(self) -> list[str]:

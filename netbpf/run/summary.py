@@ -73,6 +73,6 @@ def add_notes(
     notes += counters.notes(result.namespaces)
     notes += tool.notes({**summary, "own": counters.own}, settings) if tool.notes else []
     if result.empty and filters:
-        notes.append(f"nothing was seen that passes {' and '.join(filters)}")
+        notes.append(f"nothing matched {' and '.join(filters)}")
     if ids_differ():
         notes.append("process ids are those of the host, not of this PID namespace")

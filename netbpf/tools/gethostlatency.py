@@ -4,7 +4,7 @@ DESCRIPTION
   Shows each call of getaddrinfo, gethostbyname, gethostbyname2 and gethostbyaddr (and their _r
   forms) when it returns, with its latency and result, and the lookups of Go programs, which do not
   use libc. If a lookup failed, text shows the reason after the name. A call is one line, even if
-  libc sends several queries for it.
+  libc calls other lookup functions for it.
 
   Every libc in use is probed, including those of containers and chroots, and every static or Go
   program that contains the functions; new ones are found while tracing. netbpf reports at the start
@@ -62,7 +62,8 @@ LIMITS
 
 import fnmatch
 
-from netbpf.declare import NETNS, PROCESS, Event, Histogram, Option, Record, Tool
+from netbpf.declare import NETNS, PROCESS, Event, Histogram, Option, Row, Tool
+from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.calls import SIGNAL
@@ -71,6 +72,7 @@ from netbpf.declare.lookups import FUNCTIONS, GO_PROBES, LIBC_PROBES
 from netbpf.declare.memory import Memory
 from netbpf.declare.names import Cut, HostName, LookupResult, is_cut
 from netbpf.declare.options import milliseconds, nanoseconds, nonempty
+from netbpf.declare.record import key
 
 CUT = {0: None, 1: "host", 2: "service", 3: "host,service"}
 
@@ -82,10 +84,8 @@ class Lookup(Event):
 
     pid = c.Pid("process that called")
     comm = c.Comm("its name", width=10)
-    latency_us = c.Duration(
-        "call to return, or until it was abandoned, or until now if it is pending",
-        header="LATms", width=8,
-    )  # fmt: skip
+    latency_us = c.Duration("call to return, or until abandoned, or until now if pending",
+                            header="LATms", width=8)  # fmt: skip
     host = HostName("requested name, or address (gethostbyaddr)")
     family = c.Family("requested address family, null for any", wide=True)
     service = Cut("requested service", ctype="char[32]", width=8, wide=True)
@@ -101,10 +101,22 @@ class Lookup(Event):
     )
 
 
-class HostKey(Record):
-    """The key by which lookups are counted."""
+class LookupsRow(Row):
+    """The lookups of a key in an interval."""
 
     host = HostName("requested name, or address")
+    lookups = c.Count("lookups that ended", width=7, over=a.Number())
+    failures = c.Count("lookups that failed", width=8, over=a.Number(when=a.failed))
+    pending = c.Count("lookups that had not ended", width=7, over=a.Number(when=a.pending))
+    p50_us = c.Duration("median latency", header="P50ms", width=8,
+                        over=a.Percentile("latency_us", 50))  # fmt: skip
+    p99_us = c.Duration("99 % took no longer", header="P99ms", width=8,
+                        over=a.Percentile("latency_us", 99))  # fmt: skip
+    top_error = LookupResult("most frequent error", header="ERROR",
+                             over=a.MostCommon("result", a.failed))  # fmt: skip
+
+
+HostKey = key("", host=HostName("requested name, or address"))
 
 
 def enrich(values, settings):
@@ -136,6 +148,7 @@ TOOL = Tool(
     memory=Memory(2_700_000, cpu=51_000, entry=520),
     cost=Cost(1.9, 45.7, per="lookup"),
     event=Lookup,
+    aggregation=a.Aggregation(LookupsRow, ("host",), order="lookups"),
     histogram=Histogram("", HostKey, "us", describe=headline, of="latency_us", option="histogram"),
     probes=(
         *LIBC_PROBES,

@@ -1,4 +1,4 @@
-"""netsize - packet sizes at the network device and in the stack, both directions
+"""netsize - packet sizes at the device and in the stack, both directions
 
 DESCRIPTION
   Shows four distributions of packet sizes per device: nic_recv (packets as the device delivers
@@ -43,7 +43,7 @@ LIMITS
 from netbpf.declare import NETNS, Histogram, Option, Record, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
-from netbpf.declare.constants import one_of_names
+from netbpf.declare.constants import device_filter
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import count, devices
@@ -74,12 +74,6 @@ class SizeSums(Record):
     by_netif_rx = c.Count("packets that came in through netif_rx")
     by_direct = c.Count("packets that came in through netif_receive_skb")
     hardware = c.Count("not 0 for a hardware device")
-
-
-def constants(settings):
-    """Return the filter of devices."""
-    names = settings["interface"]
-    return {"FILTER_DEV(a, b)": one_of_names("a", "b", names)} if names else {}
 
 
 def packets(name: str, event: str, point: str, way: str = "OTHER") -> p.Probe:
@@ -117,7 +111,7 @@ TOOL = Tool(
                help="how many pairs of device and point can be counted at once"),
     ),
     no_filter="it counts packets at devices, where their process and socket are not known",
-    constants=constants,
+    constants=lambda settings: device_filter(settings["interface"]),
     histogram_notes=without_gro,
     compare_devices=compare_devices,
     summary_fields={

@@ -12,9 +12,9 @@ DESCRIPTION
   restarted (with -w) counts the restarts. If the program gets EINTR, that is an error. A call
   during which its process is killed is a call without an error.
 
-  Below each table are those of the kernel's own counters that indicate problems and that grew in
-  the same time: listen queue overflows, retransmissions, full receive buffers. They are those of
-  the network namespace of --netns, or else of the one that netbpf runs in.
+  The line below each table shows by how much the kernel's own counters of problems grew in that
+  interval: listen queue overflows, retransmissions, full receive buffers. They are those of the
+  network namespace of --netns, or else of the one that netbpf runs in.
 
 EXAMPLES
   netbpf sockstat                    count until Ctrl-C, then show
@@ -23,6 +23,9 @@ EXAMPLES
   netbpf sockstat --top 3 --sort calls 10   with the processes that make the most calls
   netbpf sockstat --comm 'nginx*' 1  only calls of nginx
   netbpf sockstat -L 443 -d 60       a minute of the sockets of one port
+  netbpf sockstat --by comm,raddr/24 -d 10  by program and network
+  netbpf sockstat --op connect --by container,proto,op 1
+                                     who connects, per container
   netbpf sockstat --json 1 | jq 'select(.errors > 0)'
 
   A web server under load, one second (netbpf sockstat --comm nginx 1):
@@ -47,17 +50,20 @@ LIMITS
   spliced out of a socket is not seen, nor is sendfile before 6.5. Calls of 32-bit programs on a
   64-bit kernel are not seen, but their messages are. Messages of sockets that the kernel itself
   uses (NFS and others) are counted. An IPv6 socket with an IPv4-mapped address is tcp4 or udp4, and
-  MPTCP counts as TCP. --top holds 4 rows per --map-entries: a call of a further process is counted
-  only in the first table, and as map_full; each INTERVAL frees the rows.
+  MPTCP counts as TCP. --top and --by hold 4 rows per --map-entries: a call of a further process or
+  key counts as map_full, with --top also in the first table; each INTERVAL frees the rows. A socket
+  that does not exist yet (socket, socketpair) has no addresses.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool
 from netbpf.declare import columns as c
-from netbpf.declare.calls import ALL_PROBES, OPS, PROTOS, call_rows
+from netbpf.declare.calls import ALL_PROBES, OPS, PROTO_WORDS, PROTOS, call_filters, call_rows
 from netbpf.declare.costs import Cost
+from netbpf.declare.keyed import KeyedTable
 from netbpf.declare.memory import Memory
-from netbpf.declare.options import count
+from netbpf.declare.options import count, one_or_more
 from netbpf.declare.record import key, sums
+from netbpf.declare.sockets import AnyFamily
 from netbpf.errors import UsageError
 
 ORDER = [*OPS.values(), *PROTOS.values()]
@@ -104,6 +110,13 @@ ProcessKey = key(
     "process_key", pid=c.Pid("process"), error=c.Errno("error"), comm=c.Comm("its name"),
     op=c.Enum("operation", OPS),
 )  # fmt: skip
+ByKey = key(
+    "by_key", comm=c.Comm("name of the process"), pid=c.Pid("process"), uid=c.Uid("its user"),
+    cgroup=c.Cgroup(), netns=c.Netns(), family=AnyFamily("address family"),
+    proto=c.Enum("protocol", PROTOS), op=c.Enum("operation", OPS, width=10),
+    laddr=c.Addr("local address"), lport=c.Port("local port", null=0),
+    raddr=c.Addr("remote address"), rport=c.Port("remote port", null=0), error=c.Errno("error"),
+)  # fmt: skip
 
 
 def by_protocol(groups, settings):
@@ -128,15 +141,16 @@ def busiest(groups, settings):
 
 
 def constants(settings):
-    """Count by process only with --top."""
-    if settings["top"] and settings["output"] == "csv":
+    """Return the constants of --op, --proto and --top, which counts by process."""
+    by_process = settings["top"] and not settings["by"]
+    if by_process and settings["output"] == "csv":
         raise UsageError("--top cannot be used with CSV: it has other columns", "use --json")
-    return {"BY_PROCESS": 1} if settings["top"] else {}
+    return {**call_filters(settings), **({"BY_PROCESS": 1} if by_process else {})}
 
 
 def ranking(_, settings):
     """Return a note on the column by which --top ranks processes."""
-    if not settings["top"]:
+    if not settings["top"] or settings["by"]:
         return []
     return [f"--top shows the processes with the most {settings['sort'] or SORTABLE[0]} (--sort)"]
 
@@ -149,15 +163,21 @@ TOOL = Tool(
         Table("calls_by_protocol", CallKey, CallSums, CallRow, by_protocol),
         Table("calls_by_process", ProcessKey, CallSums, ProcessRow, busiest,
               option="top", forget=True),
+        KeyedTable("calls_by_key", ByKey, CallSums, CallRow.columns[2:], "calls",
+                   fold=lambda groups, names: call_rows(groups, *names), fixed=("error",)),
     ),
     probes=ALL_PROBES,
     options=(
         *PROCESS,
         *NETNS,
         *SOCKET,
+        Option("--op", metavar="LIST", parse=one_or_more(*OPS.values()),
+               help="only these operations, such as connect,accept"),
+        Option("--proto", metavar="LIST", parse=one_or_more(*PROTO_WORDS),
+               help="only these protocols, such as tcp,unix"),
         Option("--no-split", help="show one row per operation for all protocols"),
         Option("--top", metavar="N", parse=count,
-               help="also show the N busiest processes of each operation"),
+               help="also show the N busiest processes of each operation; with --by N rows"),
         Option("--sort", metavar="COLUMN", choices=SORTABLE,
                help="sort rows, and rank the processes of --top, by this column (default bytes)"),
         Option("--map-entries", metavar="N", parse=count, default="4096",

@@ -53,7 +53,6 @@ from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.calls import SIGNAL
-from netbpf.declare.connects import failed, succeeded
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import milliseconds, one_or_more
@@ -96,16 +95,16 @@ class DestinationRow(Row):
     rport = c.Port("remote port", header="PORT")
     proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket")
     attempts = c.Count("attempts that ended", width=8, over=a.Number())
-    failures = c.Count("attempts that failed", width=8, over=a.Number(when=failed))
+    failures = c.Count("attempts that failed", width=8, over=a.Number(when=a.failed))
     pending = c.Count("attempts that had not ended", width=7, over=a.Number(when=a.pending))
     p50_us = Elapsed("median time of successful attempts", header="P50(us)", width=7,
-                     over=a.Percentile("latency_us", 50, succeeded))  # fmt: skip
+                     over=a.Percentile("latency_us", 50, a.succeeded))  # fmt: skip
     p99_us = Elapsed("99 % took no longer", header="P99(us)", width=7,
-                     over=a.Percentile("latency_us", 99, succeeded))  # fmt: skip
+                     over=a.Percentile("latency_us", 99, a.succeeded))  # fmt: skip
     retransmits = c.Count("retransmitted SYNs", width=7, wide=True,
                           over=a.Sum("retransmits", a.always))  # fmt: skip
     top_error = c.Errno("the most frequent error", width=24, wide=True,
-                        over=a.MostCommon("errno", failed))  # fmt: skip
+                        over=a.MostCommon("errno", a.failed))  # fmt: skip
     netns = c.Netns()
 
 

@@ -1,4 +1,4 @@
-"""tcplife - finished TCP sessions: process, duration, bytes and how they ended
+"""tcplife - finished TCP sessions: process, duration, bytes, how they ended
 
 DESCRIPTION
   Shows each TCP session when it ends: both endpoints, the process that owned the local end, the
@@ -63,7 +63,8 @@ LIMITS
   MPTCP sessions are shown as subflows; only the first one has an owner immediately.
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, AmendedEvent, Option, Tool
+from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, AmendedEvent, Option, Row, Tool
+from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.costs import Cost
@@ -114,11 +115,34 @@ class Session(AmendedEvent):
     cgroup = c.Cgroup()
 
 
+class SessionsRow(Row):
+    """The sessions of a key that ended in an interval."""
+
+    pid = c.Pid("process that owns this end")
+    comm = c.Comm("its name", width=10)
+    sessions = c.Count("sessions that ended", width=8, over=a.Number())
+    open = c.Count(
+        "sessions that were open at the end (--open)", width=5, over=a.Number(when=a.pending)
+    )
+    tx_bytes = c.Bytes(
+        "bytes that the owner wrote", header="TX_KB", width=8, over=a.Sum("tx_bytes")
+    )
+    rx_bytes = c.Bytes("bytes received", header="RX_KB", width=8, over=a.Sum("rx_bytes"))
+    retrans = c.Count("retransmitted segments", width=7, over=a.Sum("retrans"))
+    p50_us = c.Duration(
+        "median duration", header="P50_MS", width=8, over=a.Percentile("duration_us", 50)
+    )
+    p99_us = c.Duration(
+        "99 % were no longer", header="P99_MS", width=8, over=a.Percentile("duration_us", 99)
+    )
+
+
 TOOL = Tool(
     __doc__,
     memory=Memory(3_520_000, cpu=50_000, entry=224),
     cost=Cost(4.7, 42.5),
     event=Session,
+    aggregation=a.Aggregation(SessionsRow, ("pid", "comm"), order="sessions"),
     probes=(
         state_probe(),
         *RESET_PROBES,

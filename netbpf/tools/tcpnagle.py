@@ -144,7 +144,7 @@ TOOL = Tool(
               limit="top", complete=stalls.with_advice, per_cpu=False, option="top", forget=True),
     ),
     probes=(
-        p.Probe("send", *p.traced("sock:sock_send_length", ("sk", "ret"), ("sk", "ret")),
+        p.Probe("send", *p.tracepoints("sock:sock_send_length", ("sk", "ret"), ("sk", "ret")),
                 p.Fexit("tcp_sendmsg", args=("sk", "return")),
                 p.Kretprobe("tcp_sendmsg", args=("return",), call="on_send_return")),
         p.Probe("enter_send", p.Kprobe("tcp_sendmsg", args=("sk", "0", "0"), call="begin_call"),

@@ -2,9 +2,9 @@
 
 DESCRIPTION
   Shows each segment that TCP retransmits, with the session, the process that owns it, and the cause
-  (KIND): SYN and SYNACK (the handshake), RTO (the retransmission timer, until everything that was
-  lost then is retransmitted), FAST (acknowledgements of the peer), TLP (a tail loss probe) and
-  FAILED (nothing was sent, with the error; since 6.17).
+  (KIND): SYN and SYNACK (the handshake), RTO (the retransmission timer; also what follows until
+  everything that was lost then is retransmitted), FAST (acknowledgements of the peer), TLP (a tail
+  loss probe) and FAILED (nothing was sent, with the error; since 6.17).
 
   One line can be for several segments: FASTx7 in text, SEGS with -w. They add up to the kernel's
   own counter, Tcp.RetransSegs; the summary has both numbers. The letter in text is R, L for tail
@@ -47,13 +47,13 @@ LIMITS
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Table, Tool
+from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare import retransmissions as r
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import Endpoint, IpVersion, SendError, Share
-from netbpf.declare.record import copied, key, sums
 from netbpf.declare.states import state_probe
 
 
@@ -85,6 +85,16 @@ class Retransmission(Event):
     cgroup = c.Cgroup()
 
 
+class SegmentsRow(Row):
+    """The retransmissions of a key in an interval."""
+
+    pid = c.Pid("process that owns the socket")
+    comm = c.Comm("its name")
+    retransmits = c.Count("retransmitted segments", width=11, over=a.Sum("segs", r.was_sent))
+    failed = c.Count("segments that could not be sent", width=6, over=a.Sum("segs", r.was_not_sent))
+    bytes = c.Bytes("data in them", header="KB", over=a.Sum("len", r.was_sent))
+
+
 class FlowRow(Row):
     """A session's retransmissions in an interval."""
 
@@ -102,18 +112,6 @@ class FlowRow(Row):
     netns = c.Netns()
 
 
-Flow = key(
-    "connection", object=c.Count("address of the socket, or of the request"),
-    first_seq=c.Count("its first sequence number", ctype="u32"),
-)  # fmt: skip
-# segs, failed: segments retransmitted or not, as seen here. retrans, sent: as the socket counts
-# them, all_*: since the connection began. over: the connection has ended.
-FlowSums = sums(
-    "flow_sums", "segs failed retrans sent", "all_retrans all_sent over",
-    **copied(Retransmission, "pid netns lport rport comm family laddr raddr"),
-)  # fmt: skip
-
-
 class Totals(Record):
     """Segments, for comparing with the kernel's counters."""
 
@@ -123,21 +121,23 @@ class Totals(Record):
     failed_there = c.Count("segments that could not be sent in that namespace")
 
 
+_RETRANSMIT = "tcp:tcp_retransmit_skb"
+
 TOOL = Tool(
     __doc__,
     memory=Memory(1_600_000, cpu=27_000, entry=616),
     cost=Cost(2.4, 3.0),
     event=Retransmission,
-    table=Table("flows", Flow, FlowSums, FlowRow, r.flow_rows, per_cpu=False, option="flows",
+    aggregation=a.Aggregation(SegmentsRow, ("pid", "comm"), order="retransmits"),
+    table=Table("flows", r.Flow, r.FlowSums, FlowRow, r.flow_rows, per_cpu=False, option="flows",
                 forget="over"),
     events_unless="flows",
     totals=Totals,
     probes=(
         p.Probe(
             "retransmit",
-            *p.traced("tcp:tcp_retransmit_skb", ("sk", "skb", "err"), ("skaddr", "skbaddr", "err")),
-            *p.traced("tcp:tcp_retransmit_skb", ("sk", "skb"), ("skaddr", "skbaddr"),
-                      loses=("err",)),
+            *p.tracepoints(_RETRANSMIT, ("sk", "skb", "err"), ("skaddr", "skbaddr", "err")),
+            *p.tracepoints(_RETRANSMIT, ("sk", "skb"), ("skaddr", "skbaddr"), loses=("err",)),
         ),
         p.tracepoint_probe("synack", "tcp:tcp_retransmit_synack", ("sk", "req"), ("skaddr", "req")),
         state_probe("state"),

@@ -36,7 +36,7 @@ class Case(NamedTuple):
     options, by name, that probes depend on.
     """
 
-    words: Callable[[Stage], Sequence[object]]
+    args: Callable[[Stage], Sequence[object]]
     act: Callable[[Stage, Run], None]
     facts: Callable[[Run, set[str]], Any]
     settings: dict[str, object] = {}

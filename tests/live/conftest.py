@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+import calls
 import crowd as crowds
 import harness
 import hidden
 import pytest
 import topology
+import traffic
 from _pytest.runner import runtestprotocol
+from alternatives import Stage
 from peer_tools import Record, Tool
 from topology import Host
 
@@ -114,10 +117,10 @@ def netbpf(tmp_path: Path, request: pytest.FixtureRequest) -> Netbpf:
     runs = request.node.stash.setdefault(RUNS, [])
 
     @contextlib.contextmanager
-    def run(tool: str, *words: object, **options: Any) -> Iterator[harness.Run]:
+    def run(tool: str, *args: object, **options: Any) -> Iterator[harness.Run]:
         directory = tmp_path / f"run-{next(numbers)}"
         directory.mkdir()
-        with harness.running(directory, tool, *words, **options) as running:
+        with harness.running(directory, tool, *args, **options) as running:
             runs.append(running)
             yield running
 
@@ -153,3 +156,13 @@ def record(request: Any, record_testsuite_property: Callable[[str, object], None
         record_testsuite_property(f"{request.node.name}: {tool} {tool.version()}", str(output))
 
     return note
+
+
+@pytest.fixture(scope="module")
+def stage(two_hosts: tuple[Host, Host], one_host: Host) -> Iterator[Stage]:
+    left, right = two_hosts
+    with traffic.peers() as new, calls.callers() as start_caller:
+        client, server = new("nb-client", left), new("nb-server", right)
+        for family in traffic.FAMILIES[:3]:
+            server.listen(family)
+        yield Stage(one_host, left, right, client, server, start_caller())

@@ -65,16 +65,16 @@ def seconds(stamp: str) -> float:
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 
-def command(*words: object) -> list[str]:
+def command(*args: object) -> list[str]:
     """Return the command line that runs netbpf from the source tree."""
-    return [sys.executable, "-m", "netbpf", *map(str, words)]
+    return [sys.executable, "-m", "netbpf", *map(str, args)]
 
 
-def netbpf_once(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def netbpf_once(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a netbpf command that ends by itself."""
     options = {"cwd": SOURCE_TREE, "text": True, "timeout": START_TIMEOUT, **options}
     return subprocess.run(
-        command(*words), capture_output=True, stdin=subprocess.DEVNULL, check=False, **options
+        command(*args), capture_output=True, stdin=subprocess.DEVNULL, check=False, **options
     )
 
 
@@ -236,13 +236,13 @@ def kill(process: subprocess.Popen[Any]) -> None:
 def running(
     directory: Path,
     tool: str,
-    *words: object,
+    *args: object,
     json_lines: bool = True,
     returncode: int = 0,
     **options: Any,
 ) -> Iterator[Run]:
     """Run a tool within the block; see the module's docstring and `attended`."""
-    run = start(directory, tool, *words, json_lines=json_lines, **options)
+    run = start(directory, tool, *args, json_lines=json_lines, **options)
     with attended(run, json_lines, returncode):
         yield run
 
@@ -267,14 +267,14 @@ def attended(run: Run, json_lines: bool = True, returncode: int = 0) -> Iterator
 
 
 def start(
-    directory: Path, tool: str, *words: object, json_lines: bool = True, **options: Any
+    directory: Path, tool: str, *args: object, json_lines: bool = True, **options: Any
 ) -> Run:
     """Start a tool with its output in files of `directory`, as a pipe would have to be read.
 
     `options` go to Popen.
     """
     output = ["--json"] if json_lines else []
-    line = command(tool, *output, "--ready-file", directory / "ready", *words)
+    line = command(tool, *output, "--ready-file", directory / "ready", *args)
     with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
         process = subprocess.Popen(line, cwd=SOURCE_TREE, **{**streams, **options})

@@ -333,7 +333,7 @@ def test_places_and_times_are_those_of_the_kernels_trace(
     for row in rows:
         assert (row["location"], row["reason"]) in {place[1:] for place in trace}
         # What the manual promises: a sentence about that reason.
-        words = {"NO_SOCKET": "nobody listens on that port", "NETFILTER_DROP": "firewall"}
+        words = {"NO_SOCKET": "no socket is bound to that port", "NETFILTER_DROP": "firewall"}
         assert words[row["reason"]] in row["meaning"]
         assert not row["meaning"].endswith("?")
 
@@ -483,7 +483,7 @@ def test_text_fits_80_columns_and_explains(netbpf: Any, two_hosts: tuple[Host, H
     assert lines[5].split()[:1] + lines[5].split()[2:] == [
         "NO_SOCKET", "udp", right.device, "3", f"{3 * (10 + IPV4_UDP) / 1024:.2f}",
     ]  # fmt: skip
-    assert "NO_SOCKET: nobody listens on that port" in run.stderr
+    assert "NO_SOCKET: no socket is bound to that port" in run.stderr
 
 
 def test_syns_that_the_listen_queue_turns_away_are_named_as_not_seen(

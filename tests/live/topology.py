@@ -28,13 +28,11 @@ def _unique(prefix: str) -> str:
     return f"{prefix}{os.getpid():x}x{next(_numbers):x}"
 
 
-def must(*words: object, **options: Any) -> str:
+def must(*args: object, **options: Any) -> str:
     """Run a command, which must succeed, and return its output."""
     options = {"text": True, "timeout": 30 * SLOW, **options}
-    done = subprocess.run(
-        [str(word) for word in words], capture_output=True, check=False, **options
-    )
-    assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.stderr}"
+    done = subprocess.run([str(word) for word in args], capture_output=True, check=False, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, args))}: {done.stderr}"
     return str(done.stdout)
 
 
@@ -52,18 +50,18 @@ class Host:
         """The inode number of the namespace."""
         return os.stat(f"/run/netns/{self.namespace}").st_ino
 
-    def inside(self, *words: object) -> list[str]:
+    def inside(self, *args: object) -> list[str]:
         """Return the command line that runs a program in the namespace, under its own pid."""
-        return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, words)]
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, args)]
 
-    def run(self, *words: object, **options: Any) -> str:
+    def run(self, *args: object, **options: Any) -> str:
         """Run a program in the namespace, which must succeed, and return its output."""
-        return must(*self.inside(*words), **options)
+        return must(*self.inside(*args), **options)
 
     def sysctl(self, **values: object) -> None:
         """Set kernel parameters of the namespace; `__` in a name stands for a dot."""
-        words = [f"{name.replace('__', '.')}={value}" for name, value in values.items()]
-        self.run("sysctl", "-qw", *words)
+        args = [f"{name.replace('__', '.')}={value}" for name, value in values.items()]
+        self.run("sysctl", "-qw", *args)
 
     def snmp(self) -> dict[str, int]:
         """Return the namespace's protocol counters, such as {"TcpActiveOpens": 23}."""
@@ -184,8 +182,8 @@ def _introduce(host: Host, other: Host) -> None:
     # So that no neighbour discovery is needed.
     (link,) = json.loads(must("ip", "-n", other.namespace, "-j", "link", "show", other.device))
     for address in (other.ipv4, other.ipv6):
-        words = ["lladdr", link["address"], "dev", host.device, "nud", "permanent"]
-        must("ip", "-n", host.namespace, "neighbour", "replace", address, *words)
+        args = ["lladdr", link["address"], "dev", host.device, "nud", "permanent"]
+        must("ip", "-n", host.namespace, "neighbour", "replace", address, *args)
 
 
 def cgroup2_mount() -> Path:

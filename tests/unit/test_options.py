@@ -10,7 +10,8 @@ import pytest
 from netbpf.declare import options
 from netbpf.declare.connects import proto_constants
 from netbpf.declare.constants import one_of_names
-from netbpf.declare.network import protocol_name, protocol_numbers, protocols
+from netbpf.declare.drops import protocols
+from netbpf.declare.network import protocol_name, protocol_numbers
 from netbpf.declare.options import (
     EVENT_LIMITS,
     FILTERS,

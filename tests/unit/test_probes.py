@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from netbpf.declare import probes
-from netbpf.declare.probes import Alternative, Kprobe, Probe, RawTracepoint
+from netbpf.declare.probes import Alternative, Kprobe, Probe, RawTracepoint, tracepoint_probe
 
 KINDS = [
     c
@@ -26,3 +26,10 @@ def test_representation_names_kind_and_targets():
 def test_lists_become_tuples_that_cannot_be_changed():
     alternative = Kprobe("f", args=["sk"], loses=["pid"])
     assert (alternative.args, alternative.loses) == (("sk",), ("pid",))
+
+
+def test_a_tracepoint_is_two_alternatives():
+    probe = tracepoint_probe("drop", "skb:kfree_skb", ("skb",), ("skbaddr",), optional=True)
+    assert repr(probe) == "Probe(drop: rawtp:kfree_skb, tp:skb:kfree_skb)"
+    assert [one.args for one in probe.alternatives] == [("skb",), ("skbaddr",)]
+    assert probe.optional

@@ -61,7 +61,7 @@ def test_summary_without_results_names_the_filters(monkeypatch):
     fakes = Fakes(monkeypatch)
     fakes.run.active_filters = ["--pid 41", "--ipv4"]
     fakes.end()
-    assert fakes.summary["notes"] == ["nothing was seen that passes --pid 41 and --ipv4"]
+    assert fakes.summary["notes"] == ["nothing matched --pid 41 and --ipv4"]
     fakes.run.result.empty, fakes.run.result.notes = False, []
     fakes.end()
     assert fakes.summary["notes"] == []

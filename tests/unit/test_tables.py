@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from netbpf.declare.columns import Count, Gauge
-from netbpf.declare.record import Record
+from netbpf.declare.record import Record, Row
 from netbpf.declare.table import Table
 from netbpf.run.results import tables
 from netbpf.run.results.tables import TableReader
@@ -147,3 +147,22 @@ def test_samples_are_from_the_cpu_that_counted_most(monkeypatch):
     one = TableReader(Table("m", Key, Sampled, Key, lambda groups, settings: []), 5)
     one._map = type("Rows", (), {"items": lambda self: [(struct.pack("=Q", 80), rows)]})()
     assert one.since_last() == [({"port": 80}, {"calls": 7, "last": 9})]
+
+
+def test_rows_are_ordered_limited_and_then_completed():
+    class Shown(Row):
+        """A row."""
+
+        port = Count("port")
+        calls = Count("calls")
+        per_deepest = Count("calls per longest queue")
+
+    def complete(row, settings):
+        return {"per_deepest": row["calls"] // row["deepest"]}
+
+    table = Table("m", Key, Sums, Shown, order="calls", limit="top", complete=complete)
+    entries = [({"port": n}, {"calls": n * 10, "deepest": n}) for n in (1, 3, 2)]
+    rows = table.build(entries, {"top": 2})
+    assert rows == [
+        {"port": 3, "calls": 30, "per_deepest": 10}, {"port": 2, "calls": 20, "per_deepest": 10},
+    ]  # fmt: skip

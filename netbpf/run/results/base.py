@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from netbpf.declare.columns import Column, Count
+from netbpf.declare.keys import Key
+from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.output.writers import Writer
 from netbpf.run.stop import Stop
 
@@ -105,3 +108,10 @@ def bucket_columns() -> tuple[Column, ...]:
     for name, column in zip(("low", "high", "count"), columns):
         column.name = name
     return columns
+
+
+def with_container(values: dict[str, Any], by: Sequence[Key]) -> dict[str, Any]:
+    """Add the container of an event's cgroup, if it is a key."""
+    if any(key.name == "container" for key in by) and "container" not in values:
+        values["container"] = container_of(path_of(values["cgroup"])) or None
+    return values

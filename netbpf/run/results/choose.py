@@ -134,10 +134,14 @@ def make_result(
     counted = tool.histogram if tool.histogram and tool.histogram.of else None
     if tool.event and tool.has_events(settings):
         context = (tool, tool.event, settings, attached, clock)
+        measured, rows = settings.get("histogram"), tool.aggregation
         if counted and settings.get(counted.option):
             parts.append(DistributionResult(counted, *context))
-        elif tool.aggregation and settings.get(tool.aggregation.option):
-            parts.append(AggregateResult(tool.aggregation, *context))
+        elif measured and rows:
+            distribution = rows.distribution(measured, settings.get("by") or ())
+            parts.append(DistributionResult(distribution, *context))
+        elif rows and settings.get(rows.option):
+            parts.append(AggregateResult(rows, *context))
         else:
             parts.append(EventResult(*context))
     histogram = tool.histogram_of(settings)

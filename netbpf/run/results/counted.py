@@ -6,10 +6,10 @@ from typing import Any
 
 from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.histogram import Histogram
-from netbpf.kernel.cgroups import container_of, path_of
+from netbpf.declare.keys import key_columns
 from netbpf.kernel.clock import kernel_ns
 from netbpf.run.results.aggregates import Aggregator
-from netbpf.run.results.base import bucket_columns
+from netbpf.run.results.base import bucket_columns, with_container
 from netbpf.run.results.events import EventResult
 from netbpf.run.results.histograms import HistogramCounter
 
@@ -23,11 +23,13 @@ class DistributionResult(EventResult):
     def __init__(self, declared: Histogram, *context: Any) -> None:
         super().__init__(*context)
         self.declared = declared
-        self.columns = (*declared.key.columns, *bucket_columns())
-        self.counter = HistogramCounter(declared, self.settings["map_entries"])
+        by = self.settings.get("by")
+        keys = key_columns(by, self.event.columns) if by else declared.key.columns
+        self.columns = (*keys, *bucket_columns())
+        self.counter = HistogramCounter(declared, self.settings["map_entries"], by)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.counter.add(values)
+        self.counter.add(with_container(values, self.settings.get("by") or ()))
 
     def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
         pass
@@ -45,7 +47,7 @@ class DistributionResult(EventResult):
         super().drain()
         self._write_histograms()
         if self.fields.get("pending"):
-            self.note(f"{self.fields['pending']} had not ended and are not counted")
+            self.note(f"{self.fields['pending']} were pending at the end and are not counted")
         if self.fields.get("abandoned"):
             number = self.fields["abandoned"]
             self.note(
@@ -67,20 +69,18 @@ class AggregateResult(EventResult):
         super().__init__(*context)
         by = self.settings.get("by") or ()
         self.columns = tuple(declared.columns(by))
-        self._with_container = any(key.name == "container" for key in by)
+        self._by = by
         self._intervals = 0
         self.reader = Aggregator(declared, self.settings)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(self._keyed(values), True)
+        self.reader.add(with_container(values, self._by), True)
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(self._keyed(values), False)
+        self.reader.add(with_container(values, self._by), False)
 
-    def _keyed(self, values: dict[str, Any]) -> dict[str, Any]:
-        if self._with_container and "container" not in values:
-            values["container"] = container_of(path_of(values["cgroup"])) or None
-        return values
+    def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
+        self._show_open(ns, values)
 
     def close_interval(self, final: bool) -> None:
         """Write the rows of the interval; drain() writes those of the last one."""

@@ -126,7 +126,7 @@ class EventResult(Result):
         self._unowned, now = False, time.monotonic()
         if now - self._refreshed > _REFRESH_SECONDS:
             self._refreshed = now
-            run_iterators(self.attached.with_role(Role.STALE))  # which may fill the map
+            run_iterators(self.attached.with_role(Role.STALE))  # stale entries may fill the map
             run_iterators(self.attached.with_role(Role.SNAPSHOT))
 
     def _read_to(self, position: int) -> None:

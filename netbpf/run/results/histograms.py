@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 from netbpf.bpf.maps import Map, possible_cpus
 from netbpf.declare.histogram import SLOTS, Histogram, bucket_bounds
+from netbpf.declare.keys import Key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,10 +86,13 @@ class HistogramCounter:
     nulls, and `crowded` is set.
     """
 
-    def __init__(self, declared: Histogram, max_keys: int) -> None:
-        """Count the column `declared.of`."""
+    def __init__(
+        self, declared: Histogram, max_keys: int, keys: Optional[Sequence[Key]] = None
+    ) -> None:
+        """Count the column `declared.of` by `keys`, or by the columns of the declared key."""
         self._declared = declared
-        self._names = [column.name for column in declared.key.columns]
+        columns = declared.key.columns
+        self._keys = tuple(Key(column.name) for column in columns) if keys is None else tuple(keys)
         self._max_keys = max_keys
         self._counts: dict[tuple[Any, ...], list[int]] = {}
         self.crowded = False
@@ -97,7 +101,7 @@ class HistogramCounter:
         """Count one event, unless it has no value."""
         if values[self._declared.of] is None:
             return
-        key = tuple(values[name] for name in self._names)
+        key = tuple(one.value(values) for one in self._keys)
         if key not in self._counts and len(self._counts) >= self._max_keys:
             self.crowded = True
             key = (None,) * len(key)
@@ -113,7 +117,7 @@ class HistogramCounter:
         taken, self._counts = self._counts, {}
         histograms = []
         for key, slots in taken.items():
-            named = dict(zip(self._names, key))
+            named = dict(zip((one.name for one in self._keys), key))
             histograms.append(_fields(self._declared, named, np.array(slots, np.uint64), {}))
         return sorted(histograms, key=_order)
 

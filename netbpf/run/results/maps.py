@@ -17,7 +17,7 @@ from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.filters import netns_of
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Result, bucket_columns
+from netbpf.run.results.base import Result, bucket_columns, with_container
 from netbpf.run.results.histograms import HistogramReader
 from netbpf.run.results.tables import TableReader
 from netbpf.run.snapshot import run_in_namespaces, run_iterators
@@ -119,7 +119,7 @@ class TableResult(Result):
         self.not_in_csv = ("the kernel's counters of each interval",) if counters else ()
         self.requested, self.main = bool(table.option), table.main
         self.tool, self.table, self.settings, self.attached = tool, table, settings, attached
-        self.columns = table.row.columns
+        self.columns = tuple(table.columns(settings))
         self.reader = TableReader(table, attached.loaded.maps[table.map])
         self._warnings: dict[str, str] = {}
         missing = {
@@ -152,6 +152,8 @@ class TableResult(Result):
         """Write the rows, and the increase of the counters."""
         now, entries = self._taken
         self.writer.new_table()
+        by = self.settings.get("by") or ()
+        entries = [(with_container(key, by), sums) for key, sums in entries]
         rows = [{**row, **self._missing} for row in self.table.build(entries, self.settings)]
         for row in rows:
             self.namespaces.add(row.get("netns") or 0)
