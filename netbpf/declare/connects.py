@@ -48,7 +48,12 @@ def proto_constants(settings: Values) -> dict[str, object]:
     return found if "tcp" in wanted else {**found, "WITHOUT_TCP": 1}
 
 
-def result_constants(settings: Values) -> dict[str, object]:
+def constants(settings: Values) -> dict[str, object]:
+    """Return the constants of the results and of the options."""
+    return {**_result_constants(settings), **proto_constants(settings)}
+
+
+def _result_constants(settings: Values) -> dict[str, object]:
     """Return the numbers of results, and the filters; a summary is of all attempts."""
     numbers: dict[str, object] = {f"RESULT_{name}": number for name, number in _NUMBERS.items()}
     least = None if settings["summary"] else settings["min_ms"]

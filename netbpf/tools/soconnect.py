@@ -156,9 +156,7 @@ TOOL = Tool(
                help="only attempts of at least this time; with --summary rows with such a p99"),
         Option("--summary", help="show a row per destination instead of a line per attempt"),
     ),
-    constants=lambda settings: {
-        **connects.result_constants(settings), **connects.proto_constants(settings)
-    },
+    constants=connects.constants,
     counters=("Tcp.ActiveOpens", "Tcp.AttemptFails", "TcpExt.TCPSynRetrans"),
     totals=Totals,
     aggregation=a.Aggregation(
