@@ -94,7 +94,7 @@ def alias_command(alias: Alias) -> click.Command:
     options = [option for option in tool.options if alias.spellings(option)]
     parameters: list[click.Parameter] = [_parameter(option, alias) for option in options]
     parameters += [_unsupported(tool, option) for option in tool.unsupported_options]
-    parameters += [_switch(flag.flags, flag.name) for flag in alias.shows()]
+    parameters += [_switch(flag.flags, flag.name) for flag in alias.switches()]
     parameters += [_rejected(alias, refused) for refused in alias.refused() if alias.alone(refused)]
     for name in alias.arguments:
         parameters.append(click.Argument([name], required=False))

@@ -1,6 +1,6 @@
 """Tools of bcc (tools/, and libbpf-tools/ with the same names) that a tool of netbpf replaces."""
 
-from netbpf.declare.aliases import Alias, Mapped, Refused, Shown, Shows
+from netbpf.declare.aliases import Alias, Mapped, Refused, Sets, Shown, Shows
 from netbpf.declare.columns import Duration
 from netbpf.declare.network import IpVersion
 
@@ -45,7 +45,9 @@ ALIASES = (
                  Shown("raddr", "DADDR"), Shown("rport", "DPORT")),
         flags=(
             Mapped("-P", "--port", option="rport"),
-            Mapped("-c", "--count", option="summary"),
+            Sets("-c", "--count", option="by", value="laddr,raddr,rport",
+                 columns=(Shown("laddr", "LADDR", 25), Shown("raddr", "RADDR", 25),
+                          Shown("rport", "RPORT"), Shown("attempts", "CONNECTS"))),
             Shows("-U", "--print-uid", column="uid"),
             Refused("-L", "--lport", what="is a switch that shows the local port",
                     hint="-w shows the local port, -L LIST shows only these local ports"),
@@ -53,13 +55,12 @@ ALIASES = (
                     hint="-d SECONDS ends the run; 'netbpf gethostlatency' shows name lookups"),
             *_maps("-C", "-M"),
             Refused("-s", "--source-port", what="also counts by local port",
-                    hint="--json has the local port of each connection"),
+                    hint="--by laddr,lport,raddr,rport counts by local port"),
             _program("soconnect"),
         ),
         notes=(
             "A line appears when the attempt has ended, not when it begins. Attempts that end "
             "before a SYN is sent (no route, no free port) are shown as well; -w shows the result.",
-            "-c counts per destination, for each network namespace.",
         ),
     ),
     Alias(

@@ -8,6 +8,8 @@ SUITE = "BPF Performance Tools"
 _COMM = Shown("comm", "COMM", 16)
 _IP = Shown("family", "IP", like=IpVersion)
 
+_CALLS = "Calls that fail are counted as well; -w shows how many."
+
 ALIASES = (
     Alias(
         "udpconnect",
@@ -17,6 +19,30 @@ ALIASES = (
         columns=("pid", _COMM, _IP, Shown("raddr", "RADDR", 16), Shown("rport", "RPORT")),
         time="seconds",
         notes=("Calls that fail are shown as well; -w shows the result.",),
+    ),
+    Alias(
+        "sofamily",
+        "sockstat",
+        "address families of sockets that programs connect and accept",
+        "--op connect,accept --by comm,family,op",
+        columns=("comm", Shown("family", "FAM"), "op", "calls"),
+        notes=(_CALLS,),
+    ),
+    Alias(
+        "soprotocol",
+        "sockstat",
+        "protocols of sockets that programs connect and accept",
+        "--op connect,accept --by comm,proto,op",
+        columns=("comm", Shown("proto", "PROTO"), "op", "calls"),
+        notes=(_CALLS, "Connects and accepts are rows of their own."),
+    ),
+    Alias(
+        "socketio",
+        "sockstat",
+        "messages that programs send and receive, by process, protocol and remote port",
+        "--op send,recv --by comm,pid,op,proto,rport",
+        columns=("comm", "pid", "op", "proto", Shown("rport", "RPORT"), "calls", "bytes"),
+        notes=("Operations are recv and send where the book has read and write. KB is added.",),
     ),
     Alias(
         "tcpconnect-tp",

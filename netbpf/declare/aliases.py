@@ -15,43 +15,6 @@ from netbpf.declare.options import Option
 from netbpf.declare.tool import Tool, find_tool
 
 
-class Mapped:
-    """Flags of the original that are other spellings of the tool's option `option`."""
-
-    def __init__(self, *flags: str, option: str) -> None:
-        self.flags = flags
-        self.option = option
-
-
-class Shows:
-    """Flags of the original, switches that add the text column `column`."""
-
-    def __init__(self, *flags: str, column: str) -> None:
-        self.flags = flags
-        self.column = column
-        self.name = "shows_" + column
-
-
-class Refused:
-    """Flags of the original that netbpf does not have, or that mean something else here.
-
-    `what` says what they do in the original, `hint` what to use instead. If the tool has an option
-    with one of these flags, only the flag without an argument is the original's and is refused;
-    with `always`, the flag is refused in any case.
-    """
-
-    def __init__(self, *flags: str, what: str, hint: str, always: bool = False) -> None:
-        self.flags = flags
-        self.what = what
-        self.hint = hint
-        self.always = always
-        self.name = "refused_" + max(flags, key=len).lstrip("-").replace("-", "_").lower()
-
-
-POSITIONAL = "positional"  # name of the original's argument on the command line
-Flag = Union[Mapped, Shows, Refused]
-
-
 class Shown:
     """The text column `name` under the heading `header`, formatted as a column of class `like`."""
 
@@ -71,6 +34,63 @@ class Shown:
         column.width = self.width or column.width
         column.width = max(column.width, len(column.title))
         return column
+
+
+def _all_shown(columns: Sequence[Union[str, Shown]]) -> tuple[Shown, ...]:
+    return tuple(Shown(column) if isinstance(column, str) else column for column in columns)
+
+
+class Mapped:
+    """Flags of the original that are other spellings of the tool's option `option`."""
+
+    def __init__(self, *flags: str, option: str) -> None:
+        self.flags = flags
+        self.option = option
+
+
+class Shows:
+    """Flags of the original, switches that add the text column `column`."""
+
+    def __init__(self, *flags: str, column: str) -> None:
+        self.flags = flags
+        self.column = column
+        self.name = "shows_" + column
+
+
+class Sets:
+    """Flags of the original, switches that set the tool's `option` to `value`.
+
+    Text output has then `columns`, unless the option is given with another value.
+    """
+
+    def __init__(
+        self, *flags: str, option: str, value: str, columns: Sequence[Union[str, Shown]] = ()
+    ) -> None:
+        self.flags = flags
+        self.option = option
+        self.value = value
+        self.columns = _all_shown(columns)
+        self.name = f"sets_{option}_{max(flags, key=len).lstrip('-')}"
+
+
+class Refused:
+    """Flags of the original that netbpf does not have, or that mean something else here.
+
+    `what` says what they do in the original, `hint` what to use instead. If the tool has an option
+    with one of these flags, only the flag without an argument is the original's and is refused;
+    with `always`, the flag is refused in any case.
+    """
+
+    def __init__(self, *flags: str, what: str, hint: str, always: bool = False) -> None:
+        self.flags = flags
+        self.what = what
+        self.hint = hint
+        self.always = always
+        self.name = "refused_" + max(flags, key=len).lstrip("-").replace("-", "_").lower()
+
+
+POSITIONAL = "positional"  # name of the original's argument on the command line
+Flag = Union[Mapped, Shows, Sets, Refused]
 
 
 class Alias:
@@ -103,7 +123,7 @@ class Alias:
         self.tool_name = tool
         self.summary = summary
         self.args = tuple(shlex.split(args))
-        self.columns = tuple(Shown(c) if isinstance(c, str) else c for c in columns)
+        self.columns = _all_shown(columns)
         self.time = time
         self.flags = tuple(flags)
         self.argument = argument
@@ -137,6 +157,14 @@ class Alias:
         """Return the switches that add a text column."""
         return [flag for flag in self.flags if isinstance(flag, Shows)]
 
+    def switches(self) -> list[Union[Shows, Sets]]:
+        """Return the flags that only the original has and that take no argument."""
+        return [*self.shows(), *self.sets()]
+
+    def sets(self) -> list[Sets]:
+        """Return the switches that set an option."""
+        return [flag for flag in self.flags if isinstance(flag, Sets)]
+
     def alone(self, refused: Refused) -> tuple[str, ...]:
         """Return those of the refused flags that are a usage error with an argument as well."""
         options = {flag for option in self.tool.options for flag in self.spellings(option)}
@@ -158,10 +186,13 @@ class Alias:
         return ("interval", "count") if self.tool.interval else ()
 
     def named(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `arguments` with the original's positional one under its option's name."""
+        """Return `arguments` with those of the original under the names of the tool's options."""
         given = dict(arguments)
         if (value := given.pop(POSITIONAL, None)) is not None:
             given[self.argument[1]] = value
+        for flag in self.sets():
+            if given.get(flag.name) and given.get(flag.option) is None:
+                given[flag.option] = flag.value
         return given
 
     def refused_without_argument(self, option: Option) -> Optional[Refused]:
@@ -174,6 +205,10 @@ class Alias:
     def complete(self, settings: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return `settings` with those of the alias: its text columns and its time."""
         added = [Shown(flag.column) for flag in self.shows() if arguments.get(flag.name)]
+        for flag in self.sets():
+            if arguments.get(flag.name) and arguments.get(flag.option) == flag.value:
+                settings["shown"] = flag.columns
+                return settings
         if self.columns and ("--by" in self.args or not settings.get("by")):
             own = [shown for shown in added if shown.name not in {c.name for c in self.columns}]
             settings["shown"] = (*own, *self.columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from netbpf import __version__
 from netbpf.declare.aliases import Alias, chosen_columns
@@ -54,9 +54,16 @@ def alias_sections(alias: Alias, man: bool = False) -> list[Section]:
 
 def alias_columns(alias: Alias) -> list[Column]:
     """Return the text columns of an alias."""
+    return chosen_columns(shown_record(alias), alias.columns, (), wide=False)
+
+
+def shown_record(alias: Alias) -> Sequence[Column]:
+    """Return the columns of the first record of the tool that has the columns of an alias."""
     tool = alias.tool
-    columns = tool.event.columns if tool.event else tool.tables[0].row.columns
-    return chosen_columns(columns, alias.columns, (), wide=False)
+    wanted = {one.name for one in alias.columns}
+    records = [*([tool.event] if tool.event else []), *(table.row for table in tool.tables)]
+    found = (r.columns for r in records if wanted <= {column.name for column in r.columns})
+    return next(found, ())
 
 
 def _columns(alias: Alias) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from netbpf.declare.aliases import Alias, Mapped, Refused
+from netbpf.declare.aliases import Alias, Mapped, Refused, Sets
 from netbpf.declare.options import Option
 from netbpf.declare.probes import Alternative, Probe
 from netbpf.errors import EXIT_FAILURE, EXIT_LOST, EXIT_PRIVILEGE, EXIT_UNSUPPORTED, EXIT_USAGE
@@ -40,6 +40,8 @@ def describe_flags(alias: Alias) -> Iterator[tuple[str, str]]:
             usage = f"{flags} {option.metavar}".rstrip()
             same = "" if option.help.startswith("same as") else f"same as {option.flags[-1]}: "
             yield usage, same + option.help
+        elif isinstance(flag, Sets):
+            yield flags, f"same as {options[flag.option].flags[-1]} {flag.value}"
         elif isinstance(flag, Refused):
             bare = len(alias.alone(flag)) < len(flag.flags)
             yield flags, f"not supported{' without an argument' if bare else ''}: {flag.hint}"

@@ -17,15 +17,17 @@ from netbpf.cli import cli, settings_of
 from netbpf.declare.aliases import (
     Alias,
     Mapped,
+    Sets,
     Shows,
     all_aliases,
     chosen_columns,
     extension_of,
     find_alias,
 )
+from netbpf.declare.keys import parse_keys
 from netbpf.declare.record import text_columns
-from netbpf.declare.tool import all_tools, tool_names
-from netbpf.docs.alias_manual import alias_columns, alias_page, alias_text
+from netbpf.declare.tool import all_tools, find_tool, tool_names
+from netbpf.docs.alias_manual import alias_columns, alias_page, alias_text, shown_record
 from netbpf.errors import UsageError
 
 COLUMNS = 80
@@ -40,6 +42,7 @@ by_declaration = pytest.mark.parametrize(
 # select by a BPF map apart, which are below), and what netbpf makes of each: settings, or the
 # beginning of the usage error and a part of the hint.
 Settings = dict[str, Any]
+_CONNECTIONS = find_tool("soconnect").event.columns
 ACCEPTED: dict[str, Settings] = {
     "tcpconnect": {"proto": None, "summary": False},
     "tcpconnect -t": {"timestamp": True},
@@ -53,8 +56,9 @@ ACCEPTED: dict[str, Settings] = {
     "tcpconnect --print-uid": {"uid": None},
     "tcpconnect -u 1000": {"uid": "1000"},
     "tcpconnect -Uu 1000": {"uid": "1000"},
-    "tcpconnect -c": {"summary": True},
-    "tcpconnect --count": {"summary": True},
+    "tcpconnect -c": {"by": parse_keys("laddr,raddr,rport", _CONNECTIONS)},
+    "tcpconnect --count": {"by": parse_keys("laddr,raddr,rport", _CONNECTIONS)},
+    "tcpconnect -c --by comm": {"by": parse_keys("comm", _CONNECTIONS)},
     "tcpconnect -v": {"verbose": True},
     "tcpaccept": {"proto": ["tcp"]},
     "tcpaccept -t": {"timestamp": True},
@@ -126,6 +130,9 @@ ACCEPTED: dict[str, Settings] = {
     "tcpsynbl -6": {"ipv6": True},
     "udpconnect": {"proto": ["udp"], "time": "seconds"},
     "tcpconnect-tp": {"proto": None, "time": "seconds"},
+    "sofamily": {"op": ["connect", "accept"]},
+    "soprotocol": {"op": ["connect", "accept"]},
+    "socketio": {"op": ["send", "recv"]},
     "tcpaccept-tp": {"proto": ["tcp"], "time": "seconds"},
 }
 REFUSED: dict[str, tuple[str, str]] = {
@@ -140,7 +147,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "tcpconnect --mntnsmap /sys/fs/bpf/mnt_ns_set": ("tcpconnect has no -M", "--container ID"),
     "tcpconnect -C mappath": ("tcpconnect has no -C, --cgroupmap", "--cgroup PATH"),
     "tcpconnect -M mappath": ("tcpconnect has no -M, --mntnsmap", "--container ID"),
-    "tcpconnect -cs": ("tcpconnect has no -s, --source-port", "--json"),
+    "tcpconnect -cs": ("tcpconnect has no -s, --source-port", "--by laddr,lport"),
     "tcpconnect --ebpf": ("tcpconnect has no --ebpf", "'netbpf schema --c soconnect'"),
     "tcpaccept --cgroupmap mappath": ("tcpaccept has no --cgroupmap", "--cgroup PATH"),
     "tcpaccept --mntnsmap mappath": ("tcpaccept has no --mntnsmap", "--container ID"),
@@ -219,7 +226,7 @@ def test_names_and_flags_are_unambiguous(alias: Alias) -> None:
     assert alias.suite
     options = {option.name: option for option in alias.tool.options}
     flags = [flag for option in options.values() for flag in alias.spellings(option)]
-    flags += [flag for shows in alias.shows() for flag in shows.flags]
+    flags += [flag for switch in alias.switches() for flag in switch.flags]
     flags += [flag for refused in alias.refused() for flag in alias.alone(refused)]
     assert len(set(flags)) == len(flags), "one flag with two meanings: refuse it"
     for flag in alias.flags:
@@ -227,7 +234,9 @@ def test_names_and_flags_are_unambiguous(alias: Alias) -> None:
             assert flag.option in options
             assert not set(flag.flags) & set(options[flag.option].flags), "it has that flag"
         elif isinstance(flag, Shows):
-            assert alias.columns and flag.column in {c.name for c in alias.tool.event.columns}
+            assert alias.columns and flag.column in {c.name for c in shown_record(alias)}
+        elif isinstance(flag, Sets):
+            assert options[flag.option].value(flag.value) and flag.columns
     for refused in alias.refused():
         colliding = set(refused.flags) - set(alias.alone(refused))
         for option in options.values():
@@ -251,9 +260,9 @@ def test_columns_are_those_of_the_tool_and_fit(alias: Alias) -> None:
 
 @by_alias
 def test_wide_output_has_every_column_of_the_tool_once(alias: Alias) -> None:
-    event = alias.tool.event
-    usual = list(text_columns(event.columns, wide=True))
-    names = [c.name for c in chosen_columns(event.columns, alias.columns, usual, wide=True)]
+    columns = shown_record(alias)
+    usual = list(text_columns(columns, wide=True))
+    names = [c.name for c in chosen_columns(columns, alias.columns, usual, wide=True)]
     assert names[: len(alias.columns)] == [one.name for one in alias.columns]
     assert len(set(names)) == len(names) and set(names) >= {column.name for column in usual}
 

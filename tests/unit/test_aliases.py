@@ -11,6 +11,7 @@ from netbpf.declare.aliases import (
     Alias,
     Mapped,
     Refused,
+    Sets,
     Shown,
     Shows,
     chosen_columns,
@@ -35,6 +36,7 @@ EXAMPLE = Alias(
     flags=(
         Mapped("--to", option="rport"),
         Shows("-U", column="uid"),
+        Sets("-c", "--count", option="by", value="raddr", columns=("raddr", "sessions")),
         Refused("-L", what="shows the port", hint="-w"),
         Refused("-x", "--extra", what="does more", hint="nothing"),
         Refused("-D", what="is a switch", hint="--to", always=True),
@@ -127,6 +129,22 @@ def test_arguments_before_those_of_the_user_are_the_aliases_own():
     context = cli.alias_command(EXAMPLE).make_context("sessions", ["--to", "443", "-L", "80"])
     found = cli.settings_of(EXAMPLE.tool, context.params, EXAMPLE)
     assert (found["open"], found["rport"], found["lport"]) == (True, [(443, 443)], [(80, 80)])
+
+
+@pytest.mark.parametrize(
+    ("words", "keys", "shown"),
+    [
+        (["-c"], ["raddr"], ["raddr", "sessions"]),
+        (["--count", "--by", "comm"], ["comm"], None),
+        ([], None, ["pid", "raddr", "duration_us"]),
+    ],
+    ids=str,
+)
+def test_a_switch_of_the_original_can_set_an_option(words, keys, shown):
+    context = cli.alias_command(EXAMPLE).make_context("sessions", words)
+    found = cli.settings_of(EXAMPLE.tool, context.params, EXAMPLE)
+    assert (found["by"] and [key.name for key in found["by"]]) == keys
+    assert ("shown" in found and [one.name for one in found["shown"]]) == (shown or False)
 
 
 def test_the_tool_runs_under_its_own_name(monkeypatch):
