@@ -60,7 +60,7 @@ ALIASES = (
         ),
         notes=(
             "A line appears when the attempt has ended, not when it begins. Attempts that end "
-            "before a SYN is sent (no route, no free port) are shown as well; -w shows the result.",
+            "before a SYN is sent (no route, no free port) are also shown; -w shows the result.",
         ),
     ),
     Alias(
@@ -77,7 +77,7 @@ ALIASES = (
             _program("soconnect"),
         ),
         notes=(
-            "Attempts that time out or are given up have a line as well; -w shows the result.",
+            "Attempts that time out or are given up also have a line; -w shows the result.",
             "The number is the least time in milliseconds, not an interval.",
         ),
     ),
@@ -89,7 +89,7 @@ ALIASES = (
         columns=("pid", Shown("comm", "COMM", 12), _IP, Shown("raddr", "RADDR", 15),
                  Shown("rport", "RPORT"), Shown("laddr", width=15), "lport", "result"),
         flags=(Mapped("-P", "--port", option="lport"), *_maps(), _program("soaccept")),
-        notes=("An accept that fails is a line as well: RESULT, which bcc does not have.",),
+        notes=("Accepts that fail are also shown: RESULT, which bcc does not have, is the error.",),
     ),
     Alias(
         "tcpdrop",

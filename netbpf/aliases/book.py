@@ -8,7 +8,7 @@ SUITE = "BPF Performance Tools"
 _COMM = Shown("comm", "COMM", 16)
 _IP = Shown("family", "IP", like=IpVersion)
 
-_CALLS = "Calls that fail are counted as well; -w shows how many."
+_CALLS = "Calls that fail are also counted; -w shows how many."
 
 ALIASES = (
     Alias(
@@ -18,7 +18,7 @@ ALIASES = (
         "--proto udp",
         columns=("pid", _COMM, _IP, Shown("raddr", "RADDR", 16), Shown("rport", "RPORT")),
         time="seconds",
-        notes=("Calls that fail are shown as well; -w shows the result.",),
+        notes=("Calls that fail are also shown; -w shows the result.",),
     ),
     Alias(
         "sofamily",
