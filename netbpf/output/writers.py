@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, TextIO, Union
 
+from netbpf.declare.aliases import Shown, chosen_columns
 from netbpf.declare.columns import Column
 from netbpf.declare.record import text_columns
 from netbpf.declare.values import escape
@@ -27,7 +28,8 @@ _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 class Style:
     """Output settings: `wide`, `time` (wall clock), `timestamp` (seconds since start).
 
-    With `interval`, CSV has a column for losses per interval.
+    With `interval`, CSV has a column for losses per interval. `shown` are the text columns of an
+    alias.
     """
 
     def __init__(self, settings: Mapping[str, Any], terminal: bool) -> None:
@@ -35,6 +37,7 @@ class Style:
         self.wide = bool(settings.get("wide"))
         self.time = bool(settings.get("time"))
         self.seconds = settings.get("time") == "seconds"
+        self.shown: Sequence[Shown] = settings.get("shown") or ()
         self.given = {name for name, value in settings.items() if value}
         self.timestamp = bool(settings.get("timestamp"))
         self.interval = bool(settings.get("interval"))
@@ -191,7 +194,8 @@ class TextWriter(Writer):
 
     def begin(self) -> None:
         """Prepare the columns; the heading is written before the first row."""
-        self._shown = list(text_columns(self.columns, self.style.wide, self.style.given))
+        usual = list(text_columns(self.columns, self.style.wide, self.style.given))
+        self._shown = chosen_columns(self.columns, self.style.shown, usual, self.style.wide)
         self._headed = False
         self._separate = False
 
