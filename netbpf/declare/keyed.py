@@ -9,9 +9,10 @@ from typing import Any, Callable, Optional
 from netbpf.declare.column import Column
 from netbpf.declare.columns import Addr
 from netbpf.declare.constants import load_constant
-from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
+from netbpf.declare.keys import Key, key_record, keys_of, parse_keys, row_columns, with_end
 from netbpf.declare.options import Option, count
 from netbpf.declare.record import Record
+from netbpf.declare.stacks import StackEnd, UserStack
 from netbpf.declare.table import Entry, Table
 
 # Adds up entries: returns a row for each combination of values of the named columns.
@@ -46,6 +47,8 @@ class KeyedTable(Table):
         self.keys = keys_of(self.parts)
         self.counts = tuple(counts)
         copies = {column.name: copy(column) for column in counts}
+        if any(isinstance(column, UserStack) for column in self.parts):
+            copies["stack_end"] = StackEnd()
         row = key_record([Key(name) for name in self.keys], self.parts, copies)
         super().__init__(
             map, key, sums, row, self._by_keys, option="by", forget=True, order=order, **more
@@ -55,7 +58,7 @@ class KeyedTable(Table):
 
     def columns(self, settings: Mapping[str, Any]) -> Sequence[Column]:
         """Return the columns of rows by the keys of --by."""
-        return (*key_columns(settings["by"], self.parts), *self.counts)
+        return row_columns(settings["by"], self.parts, self.counts)
 
     def options(self) -> tuple[Option, ...]:
         """Return the options that select and sort the rows."""
@@ -77,6 +80,8 @@ class KeyedTable(Table):
         addresses = {c.name for c in self.parts if isinstance(c, Addr)} & prefixes.keys()
         names = {"cgroup" if name == "container" else name for name in prefixes}
         names |= {"family"} if addresses else set()  # says whether there is an address
+        if "stack" in names and any(column.name == "location" for column in self.parts):
+            names.add("location")  # where the stack begins
         parts = {name: load_constant(prefixes[name]) if name in addresses else 1 for name in names}
         return {"BY_KEY": 1, **{f"BY_{name.upper()}": parts[name] for name in sorted(parts)}}
 
@@ -104,7 +109,8 @@ class KeyedTable(Table):
         rows = self.fold(groups, [one.name for one in by])
         rows.sort(key=lambda row: -(row[settings["sort"] or self.most] or 0))
         unused = dict.fromkeys(self.keys)
-        return [{**unused, **row} for row in rows[: settings["top"] or None]]
+        shown = rows[: settings["top"] or None]
+        return [with_end({**unused, **row}, self.parts) for row in shown]
 
     def _without_addresses(self, entry: Entry) -> Entry:
         key, sums = entry

@@ -26,6 +26,8 @@ EXAMPLES
   netbpf sockstat --by comm,raddr/24 -d 10  by program and network
   netbpf sockstat --op connect --by container,proto,op 1
                                      who connects, per container
+  netbpf sockstat --op connect --by comm,stack -d 10
+                                     by which code programs connect
   netbpf sockstat --json 1 | jq 'select(.errors > 0)'
 
   A web server under load, one second (netbpf sockstat --comm nginx 1):
@@ -65,6 +67,7 @@ from netbpf.declare.memory import Memory
 from netbpf.declare.options import count, one_or_more
 from netbpf.declare.record import key, sums
 from netbpf.declare.sockets import AnyFamily
+from netbpf.declare.stacks import UserStack
 from netbpf.errors import UsageError
 
 COUNTERS = (
@@ -115,6 +118,7 @@ ByKey = key(
     proto=c.Enum("protocol", PROTOS), op=c.Enum("operation", OPS, width=10),
     laddr=c.Addr("local address"), lport=c.Port("local port", null=0),
     raddr=c.Addr("remote address"), rport=c.Port("remote port", null=0), error=c.Errno("error"),
+    stack=UserStack("functions that led to the call, innermost first", header=" "),
 )  # fmt: skip
 
 

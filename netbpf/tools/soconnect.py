@@ -24,6 +24,7 @@ EXAMPLES
   netbpf soconnect -p 1234 --udp --unix    all connections of one process
   netbpf soconnect --proto udp             only UDP
   netbpf soconnect --summary -d 60         a minute, one row per destination
+  netbpf soconnect --comm nginx --stack    by which code nginx connects
   netbpf soconnect --json | jq 'select(.errno == "ETIMEDOUT")'
 
   A successful and a refused attempt (netbpf soconnect):
@@ -57,6 +58,7 @@ from netbpf.declare.memory import Memory
 from netbpf.declare.options import milliseconds, one_or_more
 from netbpf.declare.owners import SNAPSHOT
 from netbpf.declare.sockets import AnyAddr, CallResult, Elapsed, Flag, LocalAddr, SockProto
+from netbpf.declare.stacks import StackEnd, UserStack
 from netbpf.declare.states import GONE, state_probe
 
 
@@ -85,6 +87,9 @@ class Connection(Event):
     uid = c.Uid("user id of the process", wide=True)
     netns = c.Netns()
     cgroup = c.Cgroup()
+    stack = UserStack("functions that led to the call, innermost first", header=" ",
+                      option="stack")  # fmt: skip
+    stack_end = StackEnd()
 
 
 class DestinationRow(Row):
@@ -153,6 +158,7 @@ TOOL = Tool(
         Option("--failed", help="only attempts that failed; with --summary rows with failures"),
         Option("--min-ms", metavar="MS", parse=milliseconds,
                help="only attempts of at least this time; with --summary rows with such a p99"),
+        Option("--stack", help="show the functions that led to each call"),
         Option("--summary", help="show a row per destination instead of a line per attempt"),
     ),
     constants=connects.constants,

@@ -13,6 +13,7 @@ from netbpf.declare.columns import Container
 from netbpf.declare.memory import ring_size
 from netbpf.declare.probes import Role
 from netbpf.declare.record import AmendedEvent, Event
+from netbpf.declare.stacks import decoder_with, shown_with
 from netbpf.declare.tool import Tool
 from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.kernel.clock import kernel_ns
@@ -49,9 +50,9 @@ class EventResult(Result):
         super().__init__()
         self.title, self.requested = "the events", bool(tool.event_option)
         self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
-        self.columns = event.columns
+        self.columns = shown_with(event.columns, settings)
         self.event = event
-        self._decode = event.decoder()
+        self._decode = decoder_with(event, settings)
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
         self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())

@@ -1,0 +1,386 @@
+"""How to find the caller of a function: the tables of .eh_frame, for x86-64.
+
+Formats: DWARF 4 section 6.4, and "Exception Frames" of the Linux Standard Base. The tables belong
+to untrusted files: every read is checked, all loops count against the file's budget, and whatever
+is not understood has no rule.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple, Optional
+
+from netbpf.system.untrusted import Budget
+
+SP, BP, DEREF, END, NONE = 1, 2, 3, 4, 5  # RULE_* in include/user_stacks.bpf.h
+_RBP, _RSP, _RETURN = 6, 7, 16  # DWARF numbers of registers, System V ABI for x86-64
+_BREG_RBP, _DEREF = 0x76, 0x06  # DW_OP_breg6, DW_OP_deref
+_MAX_STATES = 64  # that are remembered
+_INDIRECT, _PCREL, _OMIT = 0x80, 0x10, 0xFF  # DW_EH_PE_*
+_NUMBERS = {0: "<Q", 2: "<H", 3: "<I", 4: "<Q", 10: "<h", 11: "<i", 12: "<q"}
+_SORTED = 0x3B  # DW_EH_PE_datarel | DW_EH_PE_sdata4, of the table in .eh_frame_hdr
+
+
+class Rule(NamedTuple):
+    """How to find the caller, as struct unwind_rule: `cfa` is added to the register of `kind`.
+
+    `bp` is where the caller's rbp is saved, from the CFA, 0 if it is unchanged.
+    """
+
+    kind: int
+    cfa: int = 0
+    bp: int = 0
+
+
+BY_POINTER = Rule(BP, 16, -16)
+OUTERMOST = Rule(END)
+NO_RULE = Rule(NONE)
+
+
+class _Invalid(Exception):
+    """The table is damaged, or of a form that compilers do not produce."""
+
+
+class _Common(NamedTuple):
+    """A common information entry (CIE)."""
+
+    code: int
+    data: int
+    encoding: int
+    has_length: bool
+    instructions: bytes
+
+
+class _Reader:
+    """Reads numbers of a table; `address` is that of its first byte."""
+
+    def __init__(self, data: bytes, at: int = 0, end: Optional[int] = None, address: int = 0):
+        self.data, self.at, self.address = data, at, address
+        self.end = len(data) if end is None else min(end, len(data))
+
+    def take(self, size: int) -> bytes:
+        if size < 0 or self.at + size > self.end:
+            raise _Invalid
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, form: str) -> int:
+        return int(struct.unpack(form, self.take(struct.calcsize(form)))[0])
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def leb(self, signed: bool = False) -> int:
+        value = shift = 0
+        while shift < 70:
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if not byte & 0x80:
+                return value - (1 << shift) if signed and byte & 0x40 else value
+        raise _Invalid
+
+    def pointer(self, encoding: int) -> int:
+        form = _NUMBERS.get(encoding & 0x0F)
+        if form is None or encoding & 0x70 not in (0, _PCREL) or encoding & _INDIRECT:
+            raise _Invalid
+        base = self.address + self.at if encoding & 0x70 == _PCREL else 0
+        return (base + self.number(form)) & (1 << 64) - 1
+
+    def text(self) -> bytes:
+        end = self.data.find(b"\0", self.at, min(self.at + 32, self.end))
+        if end < 0:
+            raise _Invalid
+        return self.take(end + 1 - self.at)[:-1]
+
+
+class UnwindTable:
+    """The .eh_frame section `data` at `address`; `header` is .eh_frame_hdr at `header_address`.
+
+    A search counts against `budget` and raises LimitExceeded.
+    """
+
+    def __init__(
+        self, data: bytes, address: int, header: bytes, header_address: int, budget: Budget
+    ) -> None:
+        self._data, self._address = data, address
+        self._header, self._base = header, header_address
+        self.budget = budget
+        self._count = self._sorted_entries()
+        self._common: dict[int, _Common] = {}
+        self._listed: Optional[tuple[list[int], list[int]]] = None
+        self._rules: dict[int, Optional[Rule]] = {}
+
+    def rule(self, address: int) -> Optional[Rule]:
+        """Return the rule at a virtual address, None if no function with a table is there."""
+        if address not in self._rules:
+            try:
+                self._rules[address] = self._find(address)
+            except (_Invalid, struct.error):
+                self._rules[address] = NO_RULE
+        return self._rules[address]
+
+    def _find(self, address: int) -> Optional[Rule]:
+        at = self._entry_before(address)
+        if at is None:
+            return None
+        reader, common = self._open(at)
+        if common is None:
+            raise _Invalid
+        begin = reader.pointer(common.encoding)
+        size = _Reader(reader.data, reader.at, reader.end).pointer(common.encoding & 0x0F)
+        reader.take(struct.calcsize(_NUMBERS[common.encoding & 0x0F]))
+        if not begin <= address < begin + size:
+            return None
+        if common.has_length:
+            reader.take(reader.leb())
+        return _Machine(common, self.budget).run(reader, begin, address)
+
+    def _sorted_entries(self) -> int:
+        """Return the length of the table of .eh_frame_hdr, 0 if it has none."""
+        try:
+            reader = _Reader(self._header, address=self._base)
+            version, pointer, count, table = (reader.byte() for _ in range(4))
+            if version != 1 or table != _SORTED or count == _OMIT:
+                return 0
+            reader.pointer(pointer)
+            number = reader.pointer(count)
+            self._table = reader.at
+            return min(number, (len(self._header) - reader.at) // 8)
+        except (_Invalid, struct.error):
+            return 0
+
+    def _entry_before(self, address: int) -> Optional[int]:
+        """Return the offset in .eh_frame of the last entry that begins at or before `address`."""
+        if not self._count:
+            return self._listed_before(address)
+        low, high = 0, self._count
+        while low < high:
+            middle = (low + high) // 2
+            (begin,) = struct.unpack_from("<i", self._header, self._table + 8 * middle)
+            low, high = (middle + 1, high) if begin + self._base <= address else (low, middle)
+        if not low:
+            return None
+        (where,) = struct.unpack_from("<i", self._header, self._table + 8 * low - 4)
+        return where + self._base - self._address
+
+    def _listed_before(self, address: int) -> Optional[int]:
+        """Search the entries one by one: .eh_frame of a program without .eh_frame_hdr."""
+        if self._listed is None:
+            found = sorted(self._entries())
+            self._listed = ([begin for begin, _ in found], [at for _, at in found])
+        begins, places = self._listed
+        index = bisect_right(begins, address)
+        return places[index - 1] if index else None
+
+    def _entries(self) -> Iterator[tuple[int, int]]:
+        at = 0
+        while at + 4 <= len(self._data):
+            self.budget.step()
+            (length,) = struct.unpack_from("<I", self._data, at)
+            if length in (0, 0xFFFFFFFF):
+                return
+            try:
+                reader, common = self._open(at)
+                if common:
+                    yield reader.pointer(common.encoding), at
+            except (_Invalid, struct.error):
+                pass
+            at += 4 + length
+
+    def _open(self, at: int) -> tuple[_Reader, Optional[_Common]]:
+        """Return a reader of an entry after its head, and its CIE; None if it is one itself."""
+        if not 0 <= at <= len(self._data) - 8:
+            raise _Invalid
+        length, back = struct.unpack_from("<II", self._data, at)
+        if not 4 <= length < 1 << 24:
+            raise _Invalid
+        reader = _Reader(self._data, at + 8, at + 4 + length, self._address)
+        if not back:
+            return reader, None
+        where = at + 4 - back
+        if where not in self._common:
+            self._common[where] = self._read_common(where)
+        return reader, self._common[where]
+
+    def _read_common(self, at: int) -> _Common:
+        reader, other = self._open(at)
+        if other is not None:
+            raise _Invalid
+        version, augmentation = reader.byte(), reader.text()
+        if version not in (1, 3):
+            raise _Invalid
+        code, data = reader.leb(), reader.leb(signed=True)
+        register = reader.byte() if version == 1 else reader.leb()
+        encoding = 0
+        if augmentation[:1] == b"z":
+            length = reader.leb()
+            rest = reader.at + length
+            for letter in augmentation[1:]:
+                if letter == ord("R"):
+                    encoding = reader.byte()
+                elif letter == ord("L"):
+                    reader.byte()
+                elif letter == ord("P"):
+                    reader.take(struct.calcsize(_NUMBERS.get(reader.byte() & 0x0F, "<Q")))
+                elif letter not in b"SB":
+                    raise _Invalid
+            reader.at = rest
+        elif augmentation:
+            raise _Invalid
+        if register != _RETURN:
+            raise _Invalid
+        instructions = reader.take(reader.end - reader.at)
+        return _Common(code, data, encoding, augmentation[:1] == b"z", instructions)
+
+
+class _Row(NamedTuple):
+    """The rules that hold at an address: register and offset of the CFA, or an expression.
+
+    `saved` are offsets from the CFA by register, or an expression; None is undefined.
+    """
+
+    register: int = -1
+    offset: int = 0
+    expression: bytes = b""
+    saved: tuple[tuple[int, object], ...] = ()
+
+    def with_saved(self, register: int, rule: object) -> _Row:
+        if register not in (_RBP, _RETURN):
+            return self
+        return self._replace(saved=(*((r, s) for r, s in self.saved if r != register),
+                                    (register, rule)))  # fmt: skip
+
+    def without(self, register: int, initial: _Row) -> _Row:
+        kept = tuple((r, s) for r, s in self.saved if r != register)
+        return self._replace(saved=kept + tuple(one for one in initial.saved if one[0] == register))
+
+
+class _Machine:
+    """Runs the call frame instructions of one function up to an address."""
+
+    def __init__(self, common: _Common, budget: Budget) -> None:
+        self._common, self._budget = common, budget
+        self._row, self._initial = _Row(), _Row()
+        self._states: list[_Row] = []
+
+    def run(self, reader: _Reader, begin: int, address: int) -> Rule:
+        """Return the rule at `address` of the function that begins at `begin`."""
+        self._location, self._wanted = begin, address
+        first = _Reader(self._common.instructions)
+        while first.at < first.end:
+            self._step(first)
+        self._initial = self._row
+        while reader.at < reader.end:
+            before = self._row
+            self._step(reader)
+            if self._location > address:
+                return _rule_of(before)
+        return _rule_of(self._row)
+
+    def _step(self, reader: _Reader) -> None:
+        self._budget.step()
+        byte = reader.byte()
+        kind, low = byte & 0xC0, byte & 0x3F
+        if kind == 0x40:
+            self._location += low * self._common.code
+        elif kind == 0x80:
+            self._save(low, reader.leb())
+        elif kind == 0xC0:
+            self._row = self._row.without(low, self._initial)
+        elif low in (0x00, 0x2D):
+            pass
+        elif low <= 0x04:
+            self._advance(low, reader)
+        elif low <= 0x0B or low in (0x10, 0x11, 0x14, 0x15, 0x16):
+            self._set_register(low, reader)
+        else:
+            self._set_cfa(low, reader)
+
+    def _advance(self, low: int, reader: _Reader) -> None:
+        if low == 0x01:
+            self._location = reader.pointer(self._common.encoding)
+        else:
+            form = {0x02: "<B", 0x03: "<H", 0x04: "<I"}[low]
+            self._location += reader.number(form) * self._common.code
+
+    def _save(self, register: int, factored: int) -> None:
+        self._row = self._row.with_saved(register, factored * self._common.data)
+
+    def _set_register(self, low: int, reader: _Reader) -> None:
+        if low == 0x0A:
+            if len(self._states) >= _MAX_STATES:
+                raise _Invalid
+            self._states.append(self._row)
+            return
+        if low == 0x0B:
+            if not self._states:
+                raise _Invalid
+            self._row = self._states.pop()
+            return
+        register = reader.leb()
+        if low == 0x05:
+            self._save(register, reader.leb())
+        elif low == 0x11:
+            self._save(register, reader.leb(signed=True))
+        elif low == 0x06:
+            self._row = self._row.without(register, self._initial)
+        elif low == 0x07:
+            self._row = self._row.with_saved(register, None)
+        elif low == 0x08:
+            self._row = self._row.without(register, _Row())
+        elif low in (0x10, 0x16):
+            rule = reader.take(reader.leb())
+            self._row = self._row.with_saved(register, rule if low == 0x10 else b"?")
+        else:  # in another register, or a value instead of a place
+            reader.leb()
+            self._row = self._row.with_saved(register, b"?")
+
+    def _set_cfa(self, low: int, reader: _Reader) -> None:
+        row = self._row
+        if low == 0x0C:
+            row = row._replace(register=reader.leb(), offset=reader.leb(), expression=b"")
+        elif low == 0x12:
+            row = row._replace(register=reader.leb(), expression=b"",
+                               offset=reader.leb(signed=True) * self._common.data)  # fmt: skip
+        elif low == 0x0D:
+            row = row._replace(register=reader.leb(), expression=b"")
+        elif low == 0x0E:
+            row = row._replace(offset=reader.leb())
+        elif low == 0x13:
+            row = row._replace(offset=reader.leb(signed=True) * self._common.data)
+        elif low == 0x0F:
+            row = row._replace(expression=reader.take(reader.leb()))
+        elif low == 0x2E:  # DW_CFA_GNU_args_size
+            reader.leb()
+        else:
+            raise _Invalid
+        self._row = row
+
+
+def _rule_of(row: _Row) -> Rule:
+    saved = dict(row.saved)
+    if _RETURN in saved and saved[_RETURN] is None:
+        return OUTERMOST
+    if saved.get(_RETURN) != -8:
+        return NO_RULE
+    bp = saved.get(_RBP, 0)
+    if row.expression:
+        # A function that aligns its stack: the CFA is saved below the frame, rbp where it points.
+        reader = _Reader(row.expression)
+        aligned = reader.byte() == _BREG_RBP
+        offset = reader.leb(signed=True)
+        if aligned and row.expression[reader.at :] == bytes([_DEREF]) and bp == b"\x76\0":
+            return _bounded(Rule(DEREF, offset))
+        return NO_RULE
+    if not isinstance(bp, int) or row.register not in (_RSP, _RBP):
+        return NO_RULE
+    return _bounded(Rule(SP if row.register == _RSP else BP, row.offset, bp))
+
+
+def _bounded(rule: Rule) -> Rule:
+    """Return the rule if its numbers fit into struct unwind_rule."""
+    fits = abs(rule.cfa) < 1 << 31 and abs(rule.bp) < 1 << 15
+    return rule if fits else NO_RULE

@@ -1,0 +1,262 @@
+"""Unwind and name user stacks, in a separate process: see system/worker.py.
+
+Programs report a copy of each new stack with the registers (include/user_stacks.bpf.h). This
+process unwinds it by the tables of the mapped files, gives the rules that it used to the programs,
+which then recognise the stack by themselves, and sends the named functions to the process that
+writes the results. Of a process that has ended, the build ids of the frames lead to files that are
+known already, and to the program, whose path was noted.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+from bisect import bisect_right
+from contextlib import suppress
+from typing import Any, NamedTuple, Optional
+
+from netbpf.binaries.cfi import BY_POINTER, DEREF, END, NO_RULE, SP, Rule
+from netbpf.binaries.code import Code, Mapping, executable_mappings, path_of
+from netbpf.binaries.mappings import known_libcs
+from netbpf.bpf.maps import Map
+from netbpf.bpf.ringbuf import RingBuffer
+from netbpf.declare.stacks import COMPLETE, CUT, NO_UNWIND
+from netbpf.kernel.processes import proc_pid
+from netbpf.system.untrusted import UnreadableBinary
+from netbpf.system.worker import WorkerEnd
+
+RING_BYTES = 512 * 4096  # STACK_RING_PAGES in include/user_stacks.bpf.h
+RECORD = struct.Struct("=QQQQQII512s320s8192s")  # struct stack_record
+_FRAME = struct.Struct("=i20sQ")  # struct build_frame
+_PART = 40  # bytes of a part of a path
+_VALID, _ADDRESS = 1, 2  # BPF_STACK_BUILD_ID_VALID and _IP, linux/bpf.h
+_CODE_ADDRESS, _RULE = struct.Struct("=QQ"), struct.Struct("=ihH")
+_POINTER_KEY = 1 << 62
+_DEPTH = 48  # STACK_DEPTH in include/user_stacks.bpf.h
+_WORD = struct.Struct("<Q")
+_MAX_SPACES, _MAX_FILES, _BATCH = 512, 128, 16
+
+
+class Record(NamedTuple):
+    """A stack that a program has seen."""
+
+    key: int
+    space: int
+    ip: int
+    sp: int
+    bp: int
+    pid: int
+    size: int
+    frames: bytes
+    program: bytes
+    copy: bytes
+
+
+class Space:
+    """The executable memory of a process until it executes another program."""
+
+    def __init__(self, number: int, pid: int) -> None:
+        self.number, self.pid = number, pid
+        self.rules: dict[int, Rule] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Read the mappings; there are none if the process has ended."""
+        self._mappings: list[Mapping] = []
+        if self.pid:
+            with suppress(OSError):
+                self._mappings = executable_mappings(self.pid)
+        self._starts = [one.start for one in self._mappings]
+
+    def find(self, address: int) -> Optional[Mapping]:
+        """Return the mapping of an address."""
+        index = bisect_right(self._starts, address) - 1
+        found = self._mappings[index] if index >= 0 else None
+        return found if found and address < found.end else None
+
+
+class Unwinder:
+    """The work of the separate process; `records` and `rules` are descriptors of BPF maps."""
+
+    def __init__(self, worker: WorkerEnd, records: int, rules: int) -> None:
+        self._worker = worker
+        self._ring = RingBuffer(records, RING_BYTES, RECORD)
+        self._rules = Map.from_fd(rules)
+        self._spaces: dict[int, Space] = {}
+        self._files: dict[object, Optional[Code]] = {}
+        self._by_build_id: dict[str, tuple[str, Code]] = {}
+
+    def run(self) -> None:
+        """Work until the other end is closed."""
+        if not self._worker.skipped:
+            with self._worker.item("libraries"):
+                for path in known_libcs():
+                    self._open(path, path, path)
+        poll = select.poll()
+        poll.register(self._worker.channel, select.POLLIN)
+        poll.register(self._ring.fd, select.POLLIN)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while self._worker.channel.fileno() not in [fd for fd, _ in poll.poll()]:
+                for row in self._ring.take(_BATCH):
+                    self._handle(Record(*row[1:]))
+
+    def _handle(self, record: Record) -> None:
+        pid = proc_pid(record.pid) or 0
+        if str(pid) in self._worker.skipped:
+            frames, end = [], NO_UNWIND
+        else:
+            with self._worker.item(str(pid)):
+                frames, end = self._resolved(record, self._space(record.space, pid))
+        self._worker.send({"key": record.key, "frames": frames, "end": end})
+
+    def _space(self, number: int, pid: int) -> Space:
+        space = self._spaces.get(number)
+        if space is None or space.pid != pid:
+            if len(self._spaces) >= _MAX_SPACES:
+                del self._spaces[next(iter(self._spaces))]
+            space = self._spaces[number] = Space(number, pid)
+        return space
+
+    def _resolved(self, record: Record, space: Space) -> tuple[list[Any], str]:
+        if not space.find(record.ip):
+            space.read()
+        by_pointer = record.key & _POINTER_KEY and not record.key >> 63
+        if not by_pointer and space.find(record.ip):
+            addresses, end = self._unwind(record, space)
+            return [self._named(space, address) for address in addresses], end
+        return self._by_frame_pointers(record, space), NO_UNWIND
+
+    # --- unwinding --------------------------------------------------------------------------------
+
+    def _unwind(self, record: Record, space: Space) -> tuple[list[int], str]:
+        """Return the addresses of a copied stack, and how it ends; store the rules used."""
+        ip, sp, bp = record.ip, record.sp, record.bp
+        addresses, end = [ip], COMPLETE
+        copy = record.copy[: record.size]
+
+        def word(address: int) -> int:
+            at = address - record.sp
+            return int(_WORD.unpack_from(copy, at)[0]) if 0 <= at <= len(copy) - 8 else -1
+
+        while len(addresses) <= _DEPTH:
+            rule = self._rule(space, ip)
+            if rule is BY_POINTER:
+                end = NO_UNWIND
+            if rule.kind >= END:
+                return addresses, end if rule.kind == END else NO_UNWIND
+            cfa = (sp if rule.kind == SP else bp) + rule.cfa
+            if rule.kind == DEREF:
+                cfa, bp = word(cfa), word(bp)
+            elif rule.bp:
+                bp = word(cfa + rule.bp)
+            caller = word(cfa - 8)
+            if caller < 0 and sp < cfa < record.sp + (1 << 20):
+                return addresses, CUT if record.size == len(record.copy) else NO_UNWIND
+            if not caller:
+                return addresses, end
+            if cfa <= sp or not self._is_code(space, caller):
+                self._store(space, ip, NO_RULE)  # the rule leads nowhere: there is none
+                return addresses, NO_UNWIND
+            ip, sp = caller, cfa
+            addresses.append(ip)
+        return addresses[:_DEPTH], CUT
+
+    def _is_code(self, space: Space, address: int) -> bool:
+        if not space.find(address):
+            space.read()
+        return space.find(address) is not None
+
+    def _rule(self, space: Space, ip: int) -> Rule:
+        """Return the rule at an address, from the table of the file that is mapped there."""
+        if ip not in space.rules:
+            code, address = self._place(space, ip - 1)
+            rule = code.rule(address) if code and address is not None else None
+            self._store(space, ip, rule or BY_POINTER)
+        return space.rules[ip]
+
+    def _store(self, space: Space, ip: int, rule: Rule) -> None:
+        space.rules[ip] = rule
+        address = _CODE_ADDRESS.pack(ip, space.number)
+        with suppress(OSError):
+            self._rules.set(address, _RULE.pack(rule.cfa, rule.bp, rule.kind))
+
+    def _place(self, space: Space, address: int) -> tuple[Optional[Code], Optional[int]]:
+        """Return the file that is mapped at an address, and the address in that file."""
+        mapping = space.find(address)
+        if not mapping or not mapping.path:
+            return None, None
+        code = self._code(space, mapping)
+        return code, code.address(address - mapping.start + mapping.offset) if code else None
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def _code(self, space: Space, mapping: Mapping) -> Optional[Code]:
+        key = (mapping.device, mapping.inode, mapping.path)
+        if key not in self._files:
+            path = path_of(space.pid, mapping)
+            if not path:
+                return None
+            self._open(key, path, mapping.path)
+        return self._files[key]
+
+    def _open(self, key: object, path: str, name: str) -> None:
+        if len(self._files) >= _MAX_FILES:
+            del self._files[next(iter(self._files))]
+        try:
+            code: Optional[Code] = Code(path)
+        except UnreadableBinary:
+            code = None
+        self._files[key] = code
+        if code and code.build_id:
+            self._by_build_id.setdefault(code.build_id, (name, code))
+
+    # --- names ------------------------------------------------------------------------------------
+
+    def _named(self, space: Space, ip: int) -> dict[str, Any]:
+        mapping = space.find(ip - 1)
+        code, address = self._place(space, ip - 1)
+        path = mapping.path if mapping else ""
+        if code and mapping and address is not None:
+            return _frame(code, address + 1, path, ip - mapping.start + mapping.offset)
+        offset = ip - mapping.start + mapping.offset if mapping and path else ip
+        return {"function": None, "offset": offset, "file": path or None, "build_id": None}
+
+    def _by_frame_pointers(self, record: Record, space: Space) -> list[dict[str, Any]]:
+        """Return the frames that the kernel has found, of a process that may have ended."""
+        frames = []
+        for status, raw, offset in _FRAME.iter_unpack(record.frames):
+            if status == _VALID:
+                frames.append(self._of_build_id(record, raw.hex(), offset))
+            elif status == _ADDRESS and offset:
+                frames.append(self._named(space, offset))
+        return frames or [self._named(space, record.ip)]
+
+    def _of_build_id(self, record: Record, build_id: str, offset: int) -> dict[str, Any]:
+        name, code = self._known(record, build_id)
+        address = code.address(offset) if code else None
+        if code and address is not None:
+            return _frame(code, address, name, offset)
+        return {"function": None, "offset": offset, "file": name or None, "build_id": build_id}
+
+    def _known(self, record: Record, build_id: str) -> tuple[str, Optional[Code]]:
+        for known, entry in self._by_build_id.items():
+            if build_id.startswith(known):  # the kernel fills up shorter ones with zeros
+                return entry
+        parts = [record.program[at : at + _PART] for at in range(0, len(record.program), _PART)]
+        names = [part.partition(b"\0")[0] for part in parts if part[0]]
+        path = "/" + os.fsdecode(b"/".join(reversed(names)))
+        if path not in self._files:
+            self._open(path, path, path)
+        code = self._files[path]
+        return (path, code) if code and code.build_id == build_id else ("", None)
+
+
+def _frame(code: Code, address: int, path: str, offset: int) -> dict[str, Any]:
+    function = code.function(address - 1)
+    return {
+        "function": function[0] if function else None,
+        "offset": function[1] + 1 if function else offset,
+        "file": path or None,
+        "build_id": code.build_id,
+    }
