@@ -27,7 +27,7 @@ KERNEL_OPTIONAL_ENUM(bpf_func_id, BPF_FUNC_get_task_stack)
 #define FRAMES_BY_POINTER 16
 #define PATH_PARTS 8
 #define STACK_RING_PAGES 512
-#define COPIES_PER_SECOND 32 /* per process */
+#define COPIES_PER_SECOND 100 /* per process */
 #define COPY_KEY (1ULL << 63) /* the key of one call, whose stack could not be followed */
 #define POINTER_KEY (1ULL << 62) /* the key of a stack that was followed by frame pointers */
 
@@ -136,8 +136,7 @@ static inline bool step_by_pointer(struct walk *at)
 static inline bool may_copy(u64 space)
 {
 	struct copy_rate *rate = copy_rates.lookup(&space), first = {};
-	u64 now = bpf_ktime_get_ns(), *limited;
-	int zero = 0;
+	u64 now = bpf_ktime_get_ns();
 
 	if (!rate) {
 		first.since_ns = now;
@@ -149,12 +148,7 @@ static inline bool may_copy(u64 space)
 		rate->since_ns = now;
 		rate->used = 0;
 	}
-	if (rate->used++ < COPIES_PER_SECOND)
-		return true;
-	limited = stacks_limited.lookup(&zero);
-	if (limited)
-		*limited += 1;
-	return false;
+	return rate->used++ < COPIES_PER_SECOND;
 }
 
 /* Note the path of the program, from its end, for a process that ends before the reader sees it. */
@@ -209,10 +203,8 @@ static inline bool report_stack(u64 key, u64 space, struct walk *from)
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct stack_record *record = stack_records.ringbuf_reserve(sizeof(struct stack_record));
 
-	if (!record) {
-		count_loss(LOSS_RING_FULL);
+	if (!record)
 		return false;
-	}
 	record->key = key;
 	record->space = space;
 	record->ip = from->ip;
@@ -242,7 +234,8 @@ static inline u64 user_stack(void)
 	u64 space = (u64)mm, key;
 	struct walk first = {}, at;
 	enum walked done = WALKS;
-	int i;
+	u64 *limited;
+	int i, zero = 0;
 
 #ifdef SEES_REGISTERS
 	struct pt_regs *regs = (struct pt_regs *)registers_of_call();
@@ -268,10 +261,12 @@ static inline u64 user_stack(void)
 		report_once(key, space, &first);
 		return key;
 	}
-	if (may_copy(space)) {
-		key = COPY_KEY | (bpf_ktime_get_ns() << 10 | bpf_get_smp_processor_id()) >> 1;
-		return report_stack(key, space, &first) ? key : 0;
-	}
+	key = COPY_KEY | (bpf_ktime_get_ns() << 10 | bpf_get_smp_processor_id()) >> 1;
+	if (may_copy(space) && report_stack(key, space, &first))
+		return key;
+	limited = stacks_limited.lookup(&zero);
+	if (limited)
+		*limited += 1;
 	at = first;
 	for (i = 0; i < FRAMES_BY_POINTER && step_by_pointer(&at); i++)
 		;

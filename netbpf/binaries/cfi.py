@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
-from netbpf.system.untrusted import Budget
+from netbpf.system.untrusted import Budget, LimitExceeded
 
 SP, BP, DEREF, END, NONE = 1, 2, 3, 4, 5  # RULE_* in include/user_stacks.bpf.h
 _RBP, _RSP, _RETURN = 6, 7, 16  # DWARF numbers of registers, System V ABI for x86-64
@@ -99,26 +99,24 @@ class _Reader:
 class UnwindTable:
     """The .eh_frame section `data` at `address`; `header` is .eh_frame_hdr at `header_address`.
 
-    A search counts against `budget` and raises LimitExceeded.
+    A search counts against the budget that is passed to it.
     """
 
-    def __init__(
-        self, data: bytes, address: int, header: bytes, header_address: int, budget: Budget
-    ) -> None:
+    def __init__(self, data: bytes, address: int, header: bytes, header_address: int) -> None:
         self._data, self._address = data, address
         self._header, self._base = header, header_address
-        self.budget = budget
         self._count = self._sorted_entries()
         self._common: dict[int, _Common] = {}
         self._listed: Optional[tuple[list[int], list[int]]] = None
         self._rules: dict[int, Optional[Rule]] = {}
 
-    def rule(self, address: int) -> Optional[Rule]:
+    def rule(self, address: int, budget: Budget) -> Optional[Rule]:
         """Return the rule at a virtual address, None if no function with a table is there."""
         if address not in self._rules:
+            self._budget = budget
             try:
                 self._rules[address] = self._find(address)
-            except (_Invalid, struct.error):
+            except (_Invalid, struct.error, LimitExceeded):
                 self._rules[address] = NO_RULE
         return self._rules[address]
 
@@ -136,7 +134,7 @@ class UnwindTable:
             return None
         if common.has_length:
             reader.take(reader.leb())
-        return _Machine(common, self.budget).run(reader, begin, address)
+        return _Machine(common, self._budget).run(reader, begin, address)
 
     def _sorted_entries(self) -> int:
         """Return the length of the table of .eh_frame_hdr, 0 if it has none."""
@@ -164,7 +162,7 @@ class UnwindTable:
         if not low:
             return None
         (where,) = struct.unpack_from("<i", self._header, self._table + 8 * low - 4)
-        return where + self._base - self._address
+        return int(where) + self._base - self._address
 
     def _listed_before(self, address: int) -> Optional[int]:
         """Search the entries one by one: .eh_frame of a program without .eh_frame_hdr."""
@@ -178,7 +176,7 @@ class UnwindTable:
     def _entries(self) -> Iterator[tuple[int, int]]:
         at = 0
         while at + 4 <= len(self._data):
-            self.budget.step()
+            self._budget.step()
             (length,) = struct.unpack_from("<I", self._data, at)
             if length in (0, 0xFFFFFFFF):
                 return
@@ -214,26 +212,30 @@ class UnwindTable:
             raise _Invalid
         code, data = reader.leb(), reader.leb(signed=True)
         register = reader.byte() if version == 1 else reader.leb()
-        encoding = 0
-        if augmentation[:1] == b"z":
-            length = reader.leb()
-            rest = reader.at + length
-            for letter in augmentation[1:]:
-                if letter == ord("R"):
-                    encoding = reader.byte()
-                elif letter == ord("L"):
-                    reader.byte()
-                elif letter == ord("P"):
-                    reader.take(struct.calcsize(_NUMBERS.get(reader.byte() & 0x0F, "<Q")))
-                elif letter not in b"SB":
-                    raise _Invalid
-            reader.at = rest
-        elif augmentation:
-            raise _Invalid
         if register != _RETURN:
             raise _Invalid
+        encoding = _encoding(reader, augmentation) if augmentation else 0
         instructions = reader.take(reader.end - reader.at)
         return _Common(code, data, encoding, augmentation[:1] == b"z", instructions)
+
+
+def _encoding(reader: _Reader, augmentation: bytes) -> int:
+    """Return how pointers are encoded, from the augmentation of a CIE."""
+    if augmentation[:1] != b"z":
+        raise _Invalid
+    length = reader.leb()
+    rest, encoding = reader.at + length, 0
+    for letter in augmentation[1:]:
+        if letter == ord("R"):
+            encoding = reader.byte()
+        elif letter == ord("L"):
+            reader.byte()
+        elif letter == ord("P"):
+            reader.take(struct.calcsize(_NUMBERS.get(reader.byte() & 0x0F, "<Q")))
+        elif letter not in b"SB":
+            raise _Invalid
+    reader.at = rest
+    return encoding
 
 
 class _Row(NamedTuple):
@@ -294,6 +296,8 @@ class _Machine:
             pass
         elif low <= 0x04:
             self._advance(low, reader)
+        elif low in (0x0A, 0x0B):
+            self._keep_row(low == 0x0A)
         elif low <= 0x0B or low in (0x10, 0x11, 0x14, 0x15, 0x16):
             self._set_register(low, reader)
         else:
@@ -309,17 +313,15 @@ class _Machine:
     def _save(self, register: int, factored: int) -> None:
         self._row = self._row.with_saved(register, factored * self._common.data)
 
-    def _set_register(self, low: int, reader: _Reader) -> None:
-        if low == 0x0A:
-            if len(self._states) >= _MAX_STATES:
-                raise _Invalid
+    def _keep_row(self, remember: bool) -> None:
+        if remember and len(self._states) < _MAX_STATES:
             self._states.append(self._row)
-            return
-        if low == 0x0B:
-            if not self._states:
-                raise _Invalid
+        elif not remember and self._states:
             self._row = self._states.pop()
-            return
+        else:
+            raise _Invalid
+
+    def _set_register(self, low: int, reader: _Reader) -> None:
         register = reader.leb()
         if low == 0x05:
             self._save(register, reader.leb())

@@ -20,6 +20,7 @@ from netbpf.binaries.elf import ElfFile
 from netbpf.system.untrusted import Budget, Limits, UnreadableBinary
 
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, section index, value, size
+_SYMBOL_SIZE = 300  # bytes that one takes in memory
 _FUNCTIONS = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
 _MAX_SYMBOLS = 500_000
 _MAX_STRINGS = 48 << 20
@@ -28,7 +29,6 @@ _MAX_NAME = 1024
 _MAX_MAPPINGS = 4096
 _MAX_LINES = 200_000
 _LIMITS = Limits(256 << 20, 2.0)
-_WORK = Limits(0, 1.0)  # for the rules and names of one stack
 _LINE = re.compile(
     rb"([0-9a-f]+)-([0-9a-f]+) ..x. ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)", re.DOTALL
 )
@@ -62,10 +62,14 @@ def executable_mappings(pid: int, proc: str = "/proc") -> list[Mapping]:
 
 
 def path_of(pid: int, mapping: Mapping, proc: str = "/proc") -> Optional[str]:
-    """Return a path that opens the mapped file, in the root of its process; None if there is none.
+    """Return a path that opens the mapped file, None if there is none.
 
+    If the file is also in this process's root, that path is returned, as the other process may end.
     A file of that name with another inode number is not the mapped one.
     """
+    here = identity_of(mapping.path)
+    if here and (here.device, here.inode) == (mapping.device, mapping.inode):
+        return mapping.path
     mapped = f"{proc}/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
     for path in (f"{proc}/{pid}/root{mapping.path}", mapped):
         identity = identity_of(path)
@@ -77,11 +81,12 @@ def path_of(pid: int, mapping: Mapping, proc: str = "/proc") -> Optional[str]:
 class Code:
     """The functions of one file: names, and rules to find their callers. Raises UnreadableBinary.
 
-    `build_id` is in hexadecimal digits, None without one.
+    `build_id` is in hexadecimal digits, None without one. `size` is about what it takes in memory.
     """
 
     def __init__(self, path: str) -> None:
         self.build_id: Optional[str] = None
+        self.size = 4096
         self._addresses: list[int] = []
         self._symbols: list[tuple[int, int, int]] = []  # size, string table, offset in it
         self._strings: list[bytes] = []
@@ -103,9 +108,9 @@ class Code:
                 return offset - part.offset + part.address
         return None
 
-    def rule(self, address: int) -> Optional[Rule]:
+    def rule(self, address: int, budget: Budget) -> Optional[Rule]:
         """Return how to find the caller at a virtual address, None if there is no table for it."""
-        return self._table.rule(address) if self._table else None
+        return self._table.rule(address, budget) if self._table else None
 
     def function(self, address: int) -> Optional[tuple[str, int]]:
         """Return (function, offset) of a virtual address, None if no symbol covers it."""
@@ -129,12 +134,8 @@ class Code:
             head = elf.read(header.offset, header.size)
         data = elf.read(frames.offset, frames.size)
         address = header.address if header else 0
-        self._table = UnwindTable(data, frames.address, head, address, elf.budget)
-
-    def renew(self, path: str) -> None:
-        """Give the search for rules a new budget, for one stack."""
-        if self._table:
-            self._table.budget = Budget(path, _WORK)
+        self._table = UnwindTable(data, frames.address, head, address)
+        self.size += len(data) + len(head)
 
     def _read_symbols(self, elf: ElfFile) -> None:
         found: dict[int, tuple[int, int, int]] = {}
@@ -145,11 +146,13 @@ class Code:
             if strings.size > _MAX_STRINGS or table.size > _MAX_SYMBOLS * _SYMBOL.size:
                 continue
             self._strings.append(elf.read(strings.offset, strings.size))
+            self.size += strings.size
             for address, symbol in self._functions(elf, table.offset, table.size):
                 if symbol[0] >= found.get(address, (-1,))[0]:
                     found[address] = symbol
         self._addresses = sorted(found)
         self._symbols = [found[address] for address in self._addresses]
+        self.size += _SYMBOL_SIZE * len(found)
 
     def _functions(
         self, elf: ElfFile, offset: int, size: int

@@ -87,7 +87,7 @@ class UserStack(Column):
     ctype = "u64"
     width = 1
     json_type = "array"
-    _resolve: Callable[[int], Optional[Stack]] = staticmethod(lambda raw: None)
+    _resolve: Optional[Callable[[int], Optional[Stack]]] = None
 
     def bind(self, resolve: Callable[[int], Optional[Stack]]) -> None:
         """Set the function from the number to the stack."""
@@ -95,7 +95,7 @@ class UserStack(Column):
 
     def converter(self) -> Optional[Converter]:
         """Return the conversion."""
-        return lambda raw: self._resolve(raw) if raw else None
+        return lambda raw: self._resolve(raw) if raw and self._resolve else None
 
     def text(self, value: Any) -> str:
         """Format as one indented line per function."""

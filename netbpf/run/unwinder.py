@@ -12,8 +12,12 @@ from __future__ import annotations
 import os
 import select
 import struct
+import sys
+import time
 from bisect import bisect_right
+from collections import deque
 from contextlib import suppress
+from threading import Thread
 from typing import Any, NamedTuple, Optional
 
 from netbpf.binaries.cfi import BY_POINTER, DEREF, END, NO_RULE, SP, Rule
@@ -23,8 +27,9 @@ from netbpf.bpf.maps import Map
 from netbpf.bpf.ringbuf import RingBuffer
 from netbpf.declare.stacks import COMPLETE, CUT, NO_UNWIND
 from netbpf.kernel.processes import proc_pid
-from netbpf.system.untrusted import UnreadableBinary
-from netbpf.system.worker import WorkerEnd
+from netbpf.system.realtime import realtime_priority
+from netbpf.system.untrusted import Budget, Limits, UnreadableBinary
+from netbpf.system.worker import ITEM_SECONDS, WorkerEnd
 
 RING_BYTES = 512 * 4096  # STACK_RING_PAGES in include/user_stacks.bpf.h
 RECORD = struct.Struct("=QQQQQII512s320s8192s")  # struct stack_record
@@ -35,7 +40,11 @@ _CODE_ADDRESS, _RULE = struct.Struct("=QQ"), struct.Struct("=ihH")
 _POINTER_KEY = 1 << 62
 _DEPTH = 48  # STACK_DEPTH in include/user_stacks.bpf.h
 _WORD = struct.Struct("<Q")
-_MAX_SPACES, _MAX_FILES, _BATCH = 512, 128, 16
+_MAX_QUEUE = 128
+_SWITCH, _PAUSE = 0.0005, 0.01  # seconds
+_WORK = Limits(0, 1.0)  # for the rules of one stack
+_MAX_SPACES, _MAX_MEMORY, _BATCH = 512, 96 << 20, 16
+_LOWEST, _HIGHEST = 4096, 1 << 47  # of addresses in user space
 
 
 class Record(NamedTuple):
@@ -56,23 +65,22 @@ class Record(NamedTuple):
 class Space:
     """The executable memory of a process until it executes another program."""
 
-    def __init__(self, number: int, pid: int) -> None:
-        self.number, self.pid = number, pid
+    def __init__(self, record: Record, pid: int) -> None:
+        self.number, self.kernel_pid, self.pid = record.space, record.pid, pid
         self.rules: dict[int, Rule] = {}
-        self.read()
+        self._mappings: list[Mapping] = []
 
     def read(self) -> None:
-        """Read the mappings; there are none if the process has ended."""
-        self._mappings: list[Mapping] = []
+        """Read the mappings; those of a process that has ended stay as they were."""
         if self.pid:
             with suppress(OSError):
-                self._mappings = executable_mappings(self.pid)
-        self._starts = [one.start for one in self._mappings]
+                self._mappings = executable_mappings(self.pid) or self._mappings
 
     def find(self, address: int) -> Optional[Mapping]:
         """Return the mapping of an address."""
-        index = bisect_right(self._starts, address) - 1
-        found = self._mappings[index] if index >= 0 else None
+        mappings = self._mappings
+        index = bisect_right(mappings, (address, _HIGHEST << 1)) - 1
+        found = mappings[index] if index >= 0 else None
         return found if found and address < found.end else None
 
 
@@ -86,6 +94,12 @@ class Unwinder:
         self._spaces: dict[int, Space] = {}
         self._files: dict[object, Optional[Code]] = {}
         self._by_build_id: dict[str, tuple[str, Code]] = {}
+        self._queue: deque[tuple[Record, Space]] = deque()
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._wake, False)
+        self._reading = (0, 0.0)  # the process whose mappings are read, since when
+        self._size = 0  # of the files in memory, in bytes
 
     def run(self) -> None:
         """Work until the other end is closed."""
@@ -93,34 +107,62 @@ class Unwinder:
             with self._worker.item("libraries"):
                 for path in known_libcs():
                     self._open(path, path, path)
+        sys.setswitchinterval(_SWITCH)
+        Thread(target=self._take, daemon=True).start()
         poll = select.poll()
         poll.register(self._worker.channel, select.POLLIN)
-        poll.register(self._ring.fd, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
         with suppress(BrokenPipeError, ConnectionResetError):
-            while self._worker.channel.fileno() not in [fd for fd, _ in poll.poll()]:
+            while self._worker.channel.fileno() not in [fd for fd, _ in poll.poll(1000)]:
+                if 0 < self._reading[1] < time.monotonic() - ITEM_SECONDS:
+                    with self._worker.item(str(self._reading[0])):
+                        os._exit(1)  # the next worker skips this process
+                with suppress(BlockingIOError):
+                    os.read(self._woken, _MAX_QUEUE)
+                while self._queue:
+                    self._handle(*self._queue.popleft())
+
+    # --- in a thread: read the mappings of a process before it ends -------------------------------
+
+    def _take(self) -> None:
+        poll = select.poll()
+        poll.register(self._ring.fd, select.POLLIN)
+        with realtime_priority():
+            while True:
+                poll.poll()
                 for row in self._ring.take(_BATCH):
-                    self._handle(Record(*row[1:]))
+                    record = Record(*row[1:])
+                    self._queue.append((record, self._space(record)))
+                    with suppress(BlockingIOError):
+                        os.write(self._wake, b"+")
+                while len(self._queue) > _MAX_QUEUE:
+                    time.sleep(_PAUSE)  # programs follow frame pointers meanwhile
 
-    def _handle(self, record: Record) -> None:
-        pid = proc_pid(record.pid) or 0
-        if str(pid) in self._worker.skipped:
-            frames, end = [], NO_UNWIND
-        else:
-            with self._worker.item(str(pid)):
-                frames, end = self._resolved(record, self._space(record.space, pid))
-        self._worker.send({"key": record.key, "frames": frames, "end": end})
-
-    def _space(self, number: int, pid: int) -> Space:
-        space = self._spaces.get(number)
-        if space is None or space.pid != pid:
+    def _space(self, record: Record) -> Space:
+        space = self._spaces.get(record.space)
+        if space is None or space.kernel_pid != record.pid:
             if len(self._spaces) >= _MAX_SPACES:
                 del self._spaces[next(iter(self._spaces))]
-            space = self._spaces[number] = Space(number, pid)
+            space = self._spaces[record.space] = Space(record, proc_pid(record.pid) or 0)
+        if not space.find(record.ip) and str(space.pid) not in self._worker.skipped:
+            self._reading = (space.pid, time.monotonic())
+            space.read()
+            self._reading = (0, 0.0)
         return space
 
+    # --- in the main thread -----------------------------------------------------------------------
+
+    def _handle(self, record: Record, space: Space) -> None:
+        if str(space.pid) in self._worker.skipped:
+            frames: list[Any] = []
+            end = NO_UNWIND
+        else:
+            with self._worker.item(str(space.pid)):
+                self._budget = Budget(f"/proc/{space.pid}", _WORK)
+                frames, end = self._resolved(record, space)
+        self._worker.send({"key": record.key, "frames": frames, "end": end})
+
     def _resolved(self, record: Record, space: Space) -> tuple[list[Any], str]:
-        if not space.find(record.ip):
-            space.read()
         by_pointer = record.key & _POINTER_KEY and not record.key >> 63
         if not by_pointer and space.find(record.ip):
             addresses, end = self._unwind(record, space)
@@ -171,7 +213,7 @@ class Unwinder:
         """Return the rule at an address, from the table of the file that is mapped there."""
         if ip not in space.rules:
             code, address = self._place(space, ip - 1)
-            rule = code.rule(address) if code and address is not None else None
+            rule = code.rule(address, self._budget) if code and address is not None else None
             self._store(space, ip, rule or BY_POINTER)
         return space.rules[ip]
 
@@ -201,15 +243,19 @@ class Unwinder:
         return self._files[key]
 
     def _open(self, key: object, path: str, name: str) -> None:
-        if len(self._files) >= _MAX_FILES:
-            del self._files[next(iter(self._files))]
         try:
             code: Optional[Code] = Code(path)
         except UnreadableBinary:
             code = None
         self._files[key] = code
+        self._size += code.size if code else _LOWEST
+        while self._size > _MAX_MEMORY and len(self._files) > 1:
+            oldest = self._files.pop(next(iter(self._files)))
+            self._size -= oldest.size if oldest else _LOWEST
+            if oldest and oldest.build_id:
+                self._by_build_id.pop(oldest.build_id, None)
         if code and code.build_id:
-            self._by_build_id.setdefault(code.build_id, (name, code))
+            self._by_build_id[code.build_id] = (name, code)
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -228,7 +274,7 @@ class Unwinder:
         for status, raw, offset in _FRAME.iter_unpack(record.frames):
             if status == _VALID:
                 frames.append(self._of_build_id(record, raw.hex(), offset))
-            elif status == _ADDRESS and offset:
+            elif status == _ADDRESS and _LOWEST <= offset < _HIGHEST:
                 frames.append(self._named(space, offset))
         return frames or [self._named(space, record.ip)]
 
