@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Optional
 from netbpf.binaries.cfi import BY_POINTER, DEREF, END, NO_RULE, SP, Rule
 from netbpf.binaries.code import Code, Mapping, executable_mappings, path_of
 from netbpf.binaries.mappings import known_libcs
+from netbpf.binaries.perf_map import PerfMap
 from netbpf.bpf.maps import Map
 from netbpf.bpf.ringbuf import RingBuffer
 from netbpf.declare.stacks import COMPLETE, CUT, NO_UNWIND
@@ -69,6 +70,7 @@ class Space:
         self.number, self.kernel_pid, self.pid = record.space, record.pid, pid
         self.rules: dict[int, Rule] = {}
         self._mappings: list[Mapping] = []
+        self.perf_map: Optional[PerfMap] = None
 
     def read(self) -> None:
         """Read the mappings; those of a process that has ended stay as they were."""
@@ -265,8 +267,22 @@ class Unwinder:
         path = mapping.path if mapping else ""
         if code and mapping and address is not None:
             return _frame(code, address + 1, path, ip - mapping.start + mapping.offset)
-        offset = ip - mapping.start + mapping.offset if mapping and path else ip
+        if mapping and not path:
+            return self._compiled(space, ip)
+        offset = ip - mapping.start + mapping.offset if mapping else ip
         return {"function": None, "offset": offset, "file": path or None, "build_id": None}
+
+    def _compiled(self, space: Space, ip: int) -> dict[str, Any]:
+        """Return a frame of code that the program itself has compiled."""
+        if space.perf_map is None:
+            space.perf_map = PerfMap(space.pid)
+        function = space.perf_map.function(ip - 1)
+        return {
+            "function": function[0] if function else None,
+            "offset": function[1] + 1 if function else ip,
+            "file": None,
+            "build_id": None,
+        }
 
     def _by_frame_pointers(self, record: Record, space: Space) -> list[dict[str, Any]]:
         """Return the frames that the kernel has found, of a process that may have ended."""
