@@ -33,7 +33,7 @@ KERNEL_OPTIONAL_ENUM(bpf_func_id, BPF_FUNC_get_task_stack)
 
 /*
  * How to find the caller of a function that is at an address: the CFA is the caller's stack pointer.
- * RULE_DEREF: the CFA is saved at bp + cfa, and the caller's bp at bp. Numbers: binaries/cfi.py
+ * RULE_DEREF: the CFA is saved at bp + cfa, and the caller's bp at bp. Numbers: binaries/frame_rules.py
  */
 enum { RULE_SP = 1, RULE_BP, RULE_DEREF, RULE_END, RULE_NONE };
 struct unwind_rule {

@@ -15,8 +15,9 @@ from contextlib import suppress
 from typing import NamedTuple, Optional
 
 from netbpf.binaries.binary import identity_of
-from netbpf.binaries.cfi import Rule, UnwindTable
+from netbpf.binaries.eh_frame import UnwindTable
 from netbpf.binaries.elf import ElfFile
+from netbpf.binaries.frame_rules import Rule
 from netbpf.system.untrusted import Budget, Limits, UnreadableBinary
 
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, section index, value, size

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import Any, Callable, Optional
 
 from netbpf.declare.column import Column, Converter
+from netbpf.declare.options import Option
+from netbpf.declare.record import Event, Record, named
 from netbpf.declare.values import escape
-
-if TYPE_CHECKING:
-    from netbpf.declare.record import Record
 
 # BPF maps that the reader needs: include/user_stacks.bpf.h.
 RECORDS_OF_STACKS = ("stack_records", "unwind_rules", "stacks_limited")
@@ -87,7 +86,10 @@ class UserStack(Column):
     ctype = "u64"
     width = 1
     json_type = "array"
-    _resolve: Optional[Callable[[int], Optional[Stack]]] = None
+
+    def __init__(self) -> None:
+        help = "functions that led to the call, innermost first"
+        super().__init__(help, header=" ", option="stack")
 
     def bind(self, resolve: Callable[[int], Optional[Stack]]) -> None:
         """Set the function from the number to the stack."""
@@ -134,6 +136,15 @@ class StackEnd(Column):
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema, with the words."""
         return {**super().schema(), "enum": [COMPLETE, CUT, NO_UNWIND, None]}
+
+
+class StackEvent(Event):
+    """An event with the user stack of the call that it is about, if STACK is given."""
+
+    shared = ((), named(stack=UserStack(), stack_end=StackEnd()))
+
+
+STACK = Option("--stack", help="show the functions that led to each call")
 
 
 def wants_stacks(settings: Mapping[str, Any]) -> bool:

@@ -20,16 +20,16 @@ from contextlib import suppress
 from threading import Thread
 from typing import Any, NamedTuple, Optional
 
-from netbpf.binaries.cfi import BY_POINTER, DEREF, END, NO_RULE, SP, Rule
-from netbpf.binaries.code import Code, Mapping, executable_mappings, path_of
-from netbpf.binaries.mappings import known_libcs
+from netbpf.binaries.code import Code, Mapping, executable_mappings
+from netbpf.binaries.code_files import CodeFiles
+from netbpf.binaries.frame_rules import BY_POINTER, DEREF, END, NO_RULE, SP, Rule
 from netbpf.binaries.perf_map import PerfMap
 from netbpf.bpf.maps import Map
 from netbpf.bpf.ringbuf import RingBuffer
 from netbpf.declare.stacks import COMPLETE, CUT, NO_UNWIND
 from netbpf.kernel.processes import proc_pid
 from netbpf.system.realtime import realtime_priority
-from netbpf.system.untrusted import Budget, Limits, UnreadableBinary
+from netbpf.system.untrusted import Budget, Limits
 from netbpf.system.worker import ITEM_SECONDS, WorkerEnd
 
 RING_BYTES = 512 * 4096  # STACK_RING_PAGES in include/user_stacks.bpf.h
@@ -44,7 +44,7 @@ _WORD = struct.Struct("<Q")
 _MAX_QUEUE = 128
 _SWITCH, _PAUSE = 0.0005, 0.01  # seconds
 _WORK = Limits(0, 1.0)  # for the rules of one stack
-_MAX_SPACES, _MAX_MEMORY, _BATCH = 512, 96 << 20, 16
+_MAX_SPACES, _BATCH = 512, 16
 _LOWEST, _HIGHEST = 4096, 1 << 47  # of addresses in user space
 
 
@@ -94,21 +94,18 @@ class Unwinder:
         self._ring = RingBuffer(records, RING_BYTES, RECORD)
         self._rules = Map.from_fd(rules)
         self._spaces: dict[int, Space] = {}
-        self._files: dict[object, Optional[Code]] = {}
-        self._by_build_id: dict[str, tuple[str, Code]] = {}
+        self._files = CodeFiles()
         self._queue: deque[tuple[Record, Space]] = deque()
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake, False)
         self._reading = (0, 0.0)  # the process whose mappings are read, since when
-        self._size = 0  # of the files in memory, in bytes
 
     def run(self) -> None:
         """Work until the other end is closed."""
         if not self._worker.skipped:
             with self._worker.item("libraries"):
-                for path in known_libcs():
-                    self._open(path, path, path)
+                self._files.read_libcs()
         sys.setswitchinterval(_SWITCH)
         Thread(target=self._take, daemon=True).start()
         poll = select.poll()
@@ -230,34 +227,8 @@ class Unwinder:
         mapping = space.find(address)
         if not mapping or not mapping.path:
             return None, None
-        code = self._code(space, mapping)
+        code = self._files.mapped(space.pid, mapping)
         return code, code.address(address - mapping.start + mapping.offset) if code else None
-
-    # --- files ------------------------------------------------------------------------------------
-
-    def _code(self, space: Space, mapping: Mapping) -> Optional[Code]:
-        key = (mapping.device, mapping.inode, mapping.path)
-        if key not in self._files:
-            path = path_of(space.pid, mapping)
-            if not path:
-                return None
-            self._open(key, path, mapping.path)
-        return self._files[key]
-
-    def _open(self, key: object, path: str, name: str) -> None:
-        try:
-            code: Optional[Code] = Code(path)
-        except UnreadableBinary:
-            code = None
-        self._files[key] = code
-        self._size += code.size if code else _LOWEST
-        while self._size > _MAX_MEMORY and len(self._files) > 1:
-            oldest = self._files.pop(next(iter(self._files)))
-            self._size -= oldest.size if oldest else _LOWEST
-            if oldest and oldest.build_id:
-                self._by_build_id.pop(oldest.build_id, None)
-        if code and code.build_id:
-            self._by_build_id[code.build_id] = (name, code)
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -295,23 +266,18 @@ class Unwinder:
         return frames or [self._named(space, record.ip)]
 
     def _of_build_id(self, record: Record, build_id: str, offset: int) -> dict[str, Any]:
-        name, code = self._known(record, build_id)
+        name, code = self._files.with_build_id(build_id, _program(record))
         address = code.address(offset) if code else None
         if code and address is not None:
             return _frame(code, address, name, offset)
         return {"function": None, "offset": offset, "file": name or None, "build_id": build_id}
 
-    def _known(self, record: Record, build_id: str) -> tuple[str, Optional[Code]]:
-        for known, entry in self._by_build_id.items():
-            if build_id.startswith(known):  # the kernel fills up shorter ones with zeros
-                return entry
-        parts = [record.program[at : at + _PART] for at in range(0, len(record.program), _PART)]
-        names = [part.partition(b"\0")[0] for part in parts if part[0]]
-        path = "/" + os.fsdecode(b"/".join(reversed(names)))
-        if path not in self._files:
-            self._open(path, path, path)
-        code = self._files[path]
-        return (path, code) if code and code.build_id == build_id else ("", None)
+
+def _program(record: Record) -> str:
+    """Return the path of the program that the process ran, as its file system has it."""
+    parts = [record.program[at : at + _PART] for at in range(0, len(record.program), _PART)]
+    names = [part.partition(b"\0")[0] for part in parts if part[0]]
+    return "/" + os.fsdecode(b"/".join(reversed(names)))
 
 
 def _frame(code: Code, address: int, path: str, offset: int) -> dict[str, Any]:

@@ -118,7 +118,7 @@ ByKey = key(
     proto=c.Enum("protocol", PROTOS), op=c.Enum("operation", OPS, width=10),
     laddr=c.Addr("local address"), lport=c.Port("local port", null=0),
     raddr=c.Addr("remote address"), rport=c.Port("remote port", null=0), error=c.Errno("error"),
-    stack=UserStack("functions that led to the call, innermost first", header=" "),
+    stack=UserStack(),
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ LIMITS
   datagram makes a later call fail, never connect(2).
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Tool, connects
+from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Record, Row, Tool, connects
 from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
@@ -58,11 +58,11 @@ from netbpf.declare.memory import Memory
 from netbpf.declare.options import milliseconds, one_or_more
 from netbpf.declare.owners import SNAPSHOT
 from netbpf.declare.sockets import AnyAddr, CallResult, Elapsed, Flag, LocalAddr, SockProto
-from netbpf.declare.stacks import StackEnd, UserStack
+from netbpf.declare.stacks import STACK, StackEvent
 from netbpf.declare.states import GONE, state_probe
 
 
-class Connection(Event):
+class Connection(StackEvent):
     """An attempt to connect that has ended, or is pending."""
 
     cstruct = "connection"
@@ -87,9 +87,6 @@ class Connection(Event):
     uid = c.Uid("user id of the process", wide=True)
     netns = c.Netns()
     cgroup = c.Cgroup()
-    stack = UserStack("functions that led to the call, innermost first", header=" ",
-                      option="stack")  # fmt: skip
-    stack_end = StackEnd()
 
 
 class DestinationRow(Row):
@@ -122,8 +119,7 @@ class Totals(Record):
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(2_100_000, cpu=60_000, entry=976),
-    cost=Cost(3.4, 27.5),
+    memory=Memory(2_100_000, cpu=60_000, entry=976), cost=Cost(3.4, 27.5),
     event=Connection,
     probes=(
         # In this order: a call that begins before its return is probed would never end.
@@ -158,12 +154,11 @@ TOOL = Tool(
         Option("--failed", help="only attempts that failed; with --summary rows with failures"),
         Option("--min-ms", metavar="MS", parse=milliseconds,
                help="only attempts of at least this time; with --summary rows with such a p99"),
-        Option("--stack", help="show the functions that led to each call"),
+        STACK,
         Option("--summary", help="show a row per destination instead of a line per attempt"),
     ),
     constants=connects.constants,
-    counters=("Tcp.ActiveOpens", "Tcp.AttemptFails", "TcpExt.TCPSynRetrans"),
-    totals=Totals,
+    counters=("Tcp.ActiveOpens", "Tcp.AttemptFails", "TcpExt.TCPSynRetrans"), totals=Totals,
     aggregation=a.Aggregation(
         DestinationRow, ("netns", "raddr", "rport", "proto"), order="attempts",
         having=connects.is_shown,
