@@ -28,10 +28,10 @@ _MAX_STRINGS = 48 << 20
 _MAX_UNWIND = 24 << 20
 _MAX_NAME = 1024
 _MAX_MAPPINGS = 4096
-_MAX_LINES = 200_000
+_MAX_MAPS = 16 << 20  # bytes of text
 _LIMITS = Limits(256 << 20, 2.0)
 _LINE = re.compile(
-    rb"([0-9a-f]+)-([0-9a-f]+) ..x. ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)", re.DOTALL
+    rb"^([0-9a-f]+)-([0-9a-f]+) ..x. ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)$", re.MULTILINE
 )
 
 
@@ -46,19 +46,29 @@ class Mapping(NamedTuple):
     path: str
 
 
-def executable_mappings(pid: int, proc: str = "/proc") -> list[Mapping]:
-    """Return the executable mappings of a process by address; raises OSError if it has ended."""
+def read_maps(pid: int, proc: str = "/proc") -> bytes:
+    """Return the maps file of a process, b"" if it has ended: quickly, as it may be about to."""
+    data = b""
+    with suppress(OSError):
+        file = os.open(f"{proc}/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while len(data) < _MAX_MAPS and (part := os.read(file, 1 << 16)):
+                data += part
+        finally:
+            os.close(file)
+    return data
+
+
+def executable_mappings(maps: bytes) -> list[Mapping]:
+    """Return the executable mappings in the text of a maps file, by address."""
     found = []
-    with open(f"{proc}/{pid}/maps", "rb") as maps:
-        for number, line in enumerate(maps):
-            match = _LINE.match(line.rstrip(b"\n"))
-            if match:
-                start, end, offset, major, minor = (int(match[n], 16) for n in range(1, 6))
-                path = os.fsdecode(match[7]) if match[7].startswith(b"/") else ""
-                device = os.makedev(major, minor)
-                found.append(Mapping(start, end, offset, device, int(match[6]), path))
-            if number > _MAX_LINES or len(found) >= _MAX_MAPPINGS:
-                break
+    for match in _LINE.finditer(maps):
+        start, end, offset, major, minor = (int(match[n], 16) for n in range(1, 6))
+        path = os.fsdecode(match[7]) if match[7].startswith(b"/") else ""
+        device = os.makedev(major, minor)
+        found.append(Mapping(start, end, offset, device, int(match[6]), path))
+        if len(found) >= _MAX_MAPPINGS:
+            break
     return found
 
 

@@ -90,14 +90,18 @@ class UserStack(Column):
     def __init__(self) -> None:
         help = "functions that led to the call, innermost first"
         super().__init__(help, header=" ", option="stack")
+        self._resolver: Optional[Callable[[int], Optional[Stack]]] = None
 
     def bind(self, resolve: Callable[[int], Optional[Stack]]) -> None:
         """Set the function from the number to the stack."""
-        self._resolve = resolve
+        self._resolver = resolve
 
     def converter(self) -> Optional[Converter]:
         """Return the conversion."""
-        return lambda raw: self._resolve(raw) if raw and self._resolve else None
+        return self._stack
+
+    def _stack(self, raw: int) -> Optional[Stack]:
+        return self._resolver(raw) if raw and self._resolver else None
 
     def text(self, value: Any) -> str:
         """Format as one indented line per function."""

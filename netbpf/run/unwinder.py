@@ -20,7 +20,7 @@ from contextlib import suppress
 from threading import Thread
 from typing import Any, NamedTuple, Optional
 
-from netbpf.binaries.code import Code, Mapping, executable_mappings
+from netbpf.binaries.code import Code, Mapping, executable_mappings, read_maps
 from netbpf.binaries.code_files import CodeFiles
 from netbpf.binaries.frame_rules import BY_POINTER, DEREF, END, NO_RULE, SP, Rule
 from netbpf.binaries.perf_map import PerfMap
@@ -69,18 +69,21 @@ class Space:
     def __init__(self, record: Record, pid: int) -> None:
         self.number, self.kernel_pid, self.pid = record.space, record.pid, pid
         self.rules: dict[int, Rule] = {}
-        self._mappings: list[Mapping] = []
+        self._maps = b""
+        self._mappings: Optional[list[Mapping]] = []
         self.perf_map: Optional[PerfMap] = None
 
     def read(self) -> None:
         """Read the mappings; those of a process that has ended stay as they were."""
-        if self.pid:
-            with suppress(OSError):
-                self._mappings = executable_mappings(self.pid) or self._mappings
+        maps = read_maps(self.pid) if self.pid else b""
+        if maps:
+            self._maps, self._mappings = maps, None
 
     def find(self, address: int) -> Optional[Mapping]:
         """Return the mapping of an address."""
         mappings = self._mappings
+        if mappings is None:
+            mappings = self._mappings = executable_mappings(self._maps)
         index = bisect_right(mappings, (address, _HIGHEST << 1)) - 1
         found = mappings[index] if index >= 0 else None
         return found if found and address < found.end else None
@@ -139,11 +142,12 @@ class Unwinder:
 
     def _space(self, record: Record) -> Space:
         space = self._spaces.get(record.space)
-        if space is None or space.kernel_pid != record.pid:
+        is_new = space is None or space.kernel_pid != record.pid
+        if space is None or is_new:
             if len(self._spaces) >= _MAX_SPACES:
                 del self._spaces[next(iter(self._spaces))]
             space = self._spaces[record.space] = Space(record, proc_pid(record.pid) or 0)
-        if not space.find(record.ip) and str(space.pid) not in self._worker.skipped:
+        if (is_new or not space.find(record.ip)) and str(space.pid) not in self._worker.skipped:
             self._reading = (space.pid, time.monotonic())
             space.read()
             self._reading = (0, 0.0)
