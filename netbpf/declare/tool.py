@@ -14,7 +14,7 @@ from netbpf.declare.columns import Cgroup, Comm, Container, Owner, Pid, Uid
 from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.keyed import KeyedTable
+from netbpf.declare.keyed import Keyed, KeyedTable
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, Option
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
@@ -159,7 +159,10 @@ class Tool:
         """All supported options; the tool's own replace shared ones of the same name."""
         own = {option.name for option in self.own_options}
         rows = self.aggregation.options() if self.aggregation else ()
-        rows = self.keyed.options() if self.keyed else rows
+        if self.by_table:
+            rows = self.by_table.options()
+        elif self.keyed:
+            rows = (self.keyed.option(),)
         shared = (*OUTPUT, *LIMITS, *(EVENT_LIMITS if self.event else ()), *rows)
         return (*(option for option in shared if option.name not in own), *self.own_options)
 
@@ -191,19 +194,29 @@ class Tool:
         declared = self.histogram
         if not declared or (declared.option and not settings.get(declared.option)):
             return None
+        if self.by_table and settings.get("by"):
+            return None
         return declared
 
     def tables_of(self, settings: Mapping[str, Any]) -> list[Table]:
         """Return the tables that the tool shows with these settings."""
-        if self.keyed and settings.get("by"):
-            return [self.keyed]
+        by = self.by_table
+        if by and settings.get("by"):
+            return [by]
         return [table for table in self.tables if not table.option or settings.get(table.option)]
 
     @property
-    def keyed(self) -> Optional[KeyedTable]:
+    def by_table(self) -> Optional[KeyedTable]:
         """The table that --by shows instead of all others."""
         found = [table for table in self.tables if isinstance(table, KeyedTable)]
         return found[0] if found else None
+
+    @property
+    def keyed(self) -> Optional[Keyed]:
+        """The keys of --by that the program fills."""
+        if self.by_table:
+            return self.by_table.keyed
+        return self.histogram.keyed if self.histogram else None
 
     def own_constants(self, settings: Mapping[str, Any]) -> dict[str, object]:
         """Return the C constants of the tool's own options."""

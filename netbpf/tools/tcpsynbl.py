@@ -50,8 +50,17 @@ LIMITS
 from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Record, Row, Table, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
-from netbpf.declare.backlog import LOST_PROBES, checksum_reason, unattributed, warn
+from netbpf.declare.backlog import (
+    COUNTS,
+    KEYS,
+    LOST_PROBES,
+    checksum_reason,
+    together,
+    unattributed,
+    warn,
+)
 from netbpf.declare.costs import Cost
+from netbpf.declare.keyed import RowsByKey
 from netbpf.declare.memory import Memory
 from netbpf.declare.record import copied, key, sums
 from netbpf.declare.states import state_probe
@@ -118,15 +127,17 @@ def order(row):
     return (-row["dropped"], -row["accept_max"] / (row["accept_limit"] + 1))
 
 
+LISTENERS = Table(
+    "listeners", Listener, ListenerSums, ListenerRow, order=order, per_cpu=False,
+    first="unheld", refresh=("holders", "listeners"), warn=warn, main=True,
+)  # fmt: skip
+
 TOOL = Tool(
     __doc__,
     memory=Memory(2_000_000, cpu=520_000, entry=472, entry_cpu=21),
     cost=Cost(0.9, 11.5),
     histogram=Histogram("queues", QueueKey, "connections"),
-    table=Table(
-        "listeners", Listener, ListenerSums, ListenerRow, order=order, per_cpu=False,
-        first="unheld", refresh=("holders", "listeners"), warn=warn, main=True,
-    ),
+    table=(LISTENERS, RowsByKey(LISTENERS, KEYS, COUNTS, "handshakes", together)),
     probes=(
         state_probe(),
         p.Probe("unheld", p.Iterator("tcp"), optional=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from netbpf.bpf.maps import Map
@@ -44,10 +45,11 @@ class HistogramResult(Result):
         super().__init__()
         self.title = f"the distributions ({declared.unit})"
         self.tool, self.clock, self.attached, self.settings = tool, clock, attached, settings
-        self.columns = (*declared.key.columns, *bucket_columns())
+        by = settings.get("by") or ()
+        self.columns = (*declared.columns(by), *bucket_columns())
         join = settings["output"] == "text" and not settings.get("wide")
         self._fd = attached.loaded.maps[declared.map]
-        self.reader = HistogramReader(declared, self._fd, join)
+        self.reader = HistogramReader(declared, self._fd, join, by)
         self._devices = Devices(netns_of(settings)) if tool.compare_devices else None
         self._counted: dict[tuple[int, str], tuple[int, int]] = {}
 
@@ -59,7 +61,8 @@ class HistogramResult(Result):
     def _compare(self, devices: Devices) -> None:
         # The devices first: packets that they count later are not reported as missing.
         now, declared = devices.read(), self.reader.declared
-        plain = Histogram(declared.map, declared.key, declared.unit, extra=declared.extra)
+        plain = copy(declared)
+        plain.describe = None
         whole = HistogramReader(plain, self._fd).since_last()
         devices.close()
         increases = {
