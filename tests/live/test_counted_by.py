@@ -70,6 +70,7 @@ def test_packets_by_the_queue_that_the_discipline_of_each_queue_counted(
                   "numrxqueues", 2, "type", "veth", "peer", "name", "nbq1",
                   "numtxqueues", 2, "numrxqueues", 2)  # fmt: skip
     for device, address in (("nbq0", "10.92.0.1/24"), ("nbq1", "10.93.0.1/24")):
+        one_host.run("sysctl", "-qw", f"net.ipv6.conf.{device}.disable_ipv6=1")  # sends by itself
         topology.must("ip", "-n", one_host.namespace, "addr", "add", address, "dev", device)
         topology.must("ip", "-n", one_host.namespace, "link", "set", device, "up")
     one_host.run("tc", "qdisc", "replace", "dev", "nbq0", "root", "handle", "1:", "mq")
