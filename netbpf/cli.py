@@ -19,7 +19,7 @@ from netbpf import __version__
 from netbpf.declare.options import Option
 from netbpf.declare.tool import Tool, all_tools, find_tool, tool_names
 from netbpf.declare.values import escape
-from netbpf.errors import NetbpfError, UsageError
+from netbpf.errors import NetbpfError, UsageError, did_you_mean
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -32,7 +32,11 @@ class _Tools(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
         command = super().get_command(ctx, cmd_name)
-        return command or _tool_command(find_tool(cmd_name))
+        if command or cmd_name in tool_names():
+            return command or _tool_command(find_tool(cmd_name))
+        nearest = did_you_mean(cmd_name, self.list_commands(ctx))
+        names = ", ".join(tool_names())
+        raise UsageError(f"no tool named '{cmd_name}'", f"{nearest}tools: {names}")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Tools"):
@@ -105,6 +109,7 @@ def _unsupported(tool: Tool, option: Option) -> click.Option:
 def settings_of(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return {option name: parsed value}; raise UsageError for an invalid argument."""
     from netbpf.declare.options import count, seconds
+    from netbpf.declare.shown import check_columns
 
     settings: dict[str, Any] = {}
     for option in tool.options:
@@ -118,6 +123,7 @@ def settings_of(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
                 settings[name] = parse(arguments[name])
             except ValueError as error:
                 raise UsageError(f"{name.upper()}: {error}", _try_help(tool.name)) from None
+    check_columns(tool, settings)
     return settings
 
 
@@ -203,15 +209,25 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     except click.ClickException as error:
         command = getattr(getattr(error, "ctx", None), "info_name", "") or ""
         name = "" if command == "netbpf" else command
+        if isinstance(error, click.NoSuchOption):
+            _fail(_no_such_option(error, name), verbose)
         message = error.format_message().rstrip(".")
         _fail(UsageError(message[:1].lower() + message[1:], _try_help(name)), verbose)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort):  # click has begun a new line after ^C
         sys.exit(0)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
         _fail(_unexpected(error), verbose)
+
+
+def _no_such_option(error: click.NoSuchOption, name: str) -> UsageError:
+    command = error.ctx.command if error.ctx else None
+    visible = [o for o in getattr(command, "params", []) if not getattr(o, "hidden", False)]
+    flags = [flag for option in visible for flag in option.opts if flag.startswith("-")]
+    nearest = did_you_mean(error.option_name, [*flags, "--help"])
+    return UsageError(f"no such option: {error.option_name}", nearest + _try_help(name))
 
 
 def _occupy_streams() -> None:

@@ -14,29 +14,21 @@ CA_STATES = {0: "open", 1: "disorder", 2: "cwr", 3: "recovery", 4: "loss"}
 
 
 class Local(Endpoint):
-    """An end in a column that grows with what it shows: cut off, a port names no socket."""
+    """An end in a column that begins narrow and grows with what it shows."""
 
     width = 15
-
-    def cell(self, values: Mapping[str, Any]) -> str:
-        """Return "1.2.3.4:80"."""
-        return self.grown(super().cell(values))
-
-    def grown(self, text: str) -> str:
-        """Return `text`, for which there is room from now on."""
-        self.width = max(self.width, len(text))
-        return text
+    priority = 28
 
 
 class Remote(Local):
     """The other end, behind the letter of the kind."""
 
     width = 18
-    full = 50
+    priority = 60
 
     def cell(self, values: Mapping[str, Any]) -> str:
         """Return "R> 1.2.3.4:80"."""
-        return self.grown(f"{LETTERS.get(values['kind'], 'R')}> {super().cell(values)}")
+        return f"{LETTERS.get(values['kind'], 'R')}> {super().cell(values)}"
 
 
 class State(TcpState):

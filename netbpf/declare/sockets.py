@@ -36,6 +36,8 @@ class AnyAddr(Addr):
 class LocalAddr(Addr):
     """A local IP address; one that is not chosen yet (0.0.0.0, ::) is not known."""
 
+    priority = 28
+
     def converter(self) -> Optional[Converter]:
         """Return the conversion from 16 bytes to text."""
         return lambda raw: address(raw) if any(raw[12:]) or any(raw[:10]) else None
@@ -75,6 +77,8 @@ class CallResult(Column):
 
     ctype = "s32"
     width = 20
+    full = 24
+    priority = 80
     json_type = "string"
 
     def __init__(
@@ -93,6 +97,10 @@ class CallResult(Column):
         """Return the conversion from number to words."""
         words = self.words
         return lambda raw: words[raw] if raw in words else os.strerror(raw)
+
+    def is_alert(self, value: Any) -> bool:
+        """Return whether the attempt failed."""
+        return value not in (None, "OK")
 
     def text(self, value: Any) -> str:
         """Return the words, those of success as in the book."""

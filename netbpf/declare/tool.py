@@ -15,12 +15,12 @@ from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.memory import Memory
-from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, Option
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, SORT, Option
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
 from netbpf.declare.probes import Probe
 from netbpf.declare.record import Event, Record
 from netbpf.declare.table import Table
-from netbpf.errors import UsageError
+from netbpf.errors import UsageError, did_you_mean
 
 Settings = Mapping[str, Any]  # by option name, as parsed from the command line
 Values = dict[str, Any]  # of one event, by column
@@ -155,7 +155,8 @@ class Tool:
     def options(self) -> tuple[Option, ...]:
         """All options that the tool honours; its own stand in for shared ones of that name."""
         own = {option.name for option in self.own_options}
-        shared = (*OUTPUT, *LIMITS, *(EVENT_LIMITS if self.event else ()))
+        output = (*OUTPUT, *(SORT if self.tables or self.aggregation else ()))
+        shared = (*output, *LIMITS, *(EVENT_LIMITS if self.event else ()))
         return (*(option for option in shared if option.name not in own), *self.own_options)
 
     @property
@@ -217,7 +218,8 @@ def tool_names() -> list[str]:
 def find_tool(name: str) -> Tool:
     """Return the tool `name`; an unknown name is a UsageError that lists what there is."""
     if name not in tool_names():
-        raise UsageError(f"no tool named '{name}'", f"tools: {', '.join(tool_names())}")
+        nearest = did_you_mean(name, tool_names())
+        raise UsageError(f"no tool named '{name}'", f"{nearest}tools: {', '.join(tool_names())}")
     tool = import_module(f"netbpf.tools.{name}").TOOL
     assert isinstance(tool, Tool)
     return tool

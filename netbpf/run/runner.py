@@ -17,6 +17,7 @@ from netbpf.kernel.clock import StepAlarm, kernel_ns
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
+from netbpf.output.screen import Resizes, end_echoed_line, report
 from netbpf.output.writers import TextWriter, make_writer
 from netbpf.run.confinement import Confinement
 from netbpf.run.filters import checked, filter_defines, narrowing, netns_of
@@ -29,7 +30,7 @@ from netbpf.run.results.choose import left_out_of_csv, make_result
 from netbpf.run.results.tables import read_totals
 from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
-from netbpf.run.summary import add_notes, progress_of, summary_of
+from netbpf.run.summary import add_notes, intent_of, progress_of, summary_of
 from netbpf.run.tally import Tally
 from netbpf.system.file_limit import allow_many_files
 
@@ -57,6 +58,8 @@ class Run:
         self.sign = ReadyFile(path) if path else None
         self.out = Outlet(out.fileno(), out.encoding)
         self._longer = 0  # intervals that nobody read
+        self.resizes: Optional[Resizes] = None
+        self._interrupted = False  # by Ctrl-C, which is dealt with
         self.defines = self._defines()
         allow_many_files()
         self.confinement = Confinement(tool, self.settings, confined)
@@ -86,6 +89,9 @@ class Run:
         self.clock = Clock(kernel_ns)
         self.stop = Stop(self.settings, self.out)
         keep(self.stop.close)
+        if self.out.isatty():
+            self.resizes = Resizes()
+            keep(self.resizes.close)
         self.steps = StepAlarm()
         keep(self.steps.close)
         self.tally = Tally(self.tool, self.settings, self.confinement.helper)
@@ -98,16 +104,18 @@ class Run:
             self.out, self.settings,
         )  # fmt: skip
 
+    def _begin_line(self) -> None:
+        if self.stop.reason == "SIGINT" and not self._interrupted:
+            self._interrupted = True
+            end_echoed_line()
+
     def _announce(self) -> None:
+        self._begin_line()
         rest = left_out_of_csv(self.shape) if self.settings["output"] == "csv" else ""
         if rest:
-            print(f"{self.tool.name}: {rest}", file=sys.stderr)
+            report(f"{self.tool.name}: {rest}")
         if isinstance(self.writer, TextWriter) and not self.shape.heading:
-            interval, duration = self.settings.get("interval"), self.settings.get("duration")
-            until = f"for {duration:g} s" if duration else "until Ctrl-C"
-            when = f"every {interval:g} s" if interval else "at the end"
-            what = f"tracing {until}, results {when}"
-            print(f"{self.tool.name}: {what}: {self.tool.summary}", file=sys.stderr, flush=True)
+            report(f"{self.tool.name}: {intent_of(self.settings)}: {self.tool.summary}")
 
     def _trace(self) -> int:
         self._counted = self._totals()  # before the kernel's, at the end after them: never fewer
@@ -138,6 +146,8 @@ class Run:
         while not self.stop.reason:
             self.stop.wait(min(due, self.reports.due, self.shape.next_due(), self.tally.due))
             self._look_at_clock()
+            if self.resizes and self.resizes.seen():
+                self.writer.style.screen.refresh()
             self.out.flush()
             self.shape.read()
             self.out.flush()
@@ -187,6 +197,7 @@ class Run:
 
     def _finish(self) -> int:
         """Write what belongs to the time before the stop, detach, and write the summary."""
+        self._begin_line()
         self._look_at_clock()
         self.shape.collect(final=True)
         end = kernel_ns()

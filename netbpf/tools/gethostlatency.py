@@ -25,10 +25,10 @@ EXAMPLES
 
   Three programs, one of them with a name that there is not (netbpf gethostlatency):
 
-    TIME     PID     COMM          LATms HOST
-    10:24:38 17887   getent         0.02 localhost
-    10:24:38 17888   curl           0.48 no-such-host.invalid         no such name
-    10:24:38 17890   python3        0.12 localhost
+    TIME         PID COMM          LATms HOST
+    10:24:38   17887 getent         0.02 localhost
+    10:24:38   17888 curl           0.48 no-such-host.invalid         no such name
+    10:24:38   17890 python3        0.12 localhost
 
 OVERHEAD
   Breakpoints and programs together take some 17 us per lookup of C in a virtual machine, and less

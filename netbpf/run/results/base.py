@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from netbpf.declare.columns import Column, Count
+from netbpf.declare.columns import Column
 from netbpf.output.writers import Writer
 from netbpf.run.stop import Stop
 
@@ -97,11 +97,3 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Return fields to add to the summary."""
         return self.more
-
-
-def bucket_columns() -> tuple[Column, ...]:
-    """Return the CSV columns of a bucket."""
-    columns = (Count("lowest value of the bucket"), Count("highest value"), Count("how many"))
-    for name, column in zip(("low", "high", "count"), columns):
-        column.name = name
-    return columns

@@ -6,9 +6,9 @@ from typing import Any
 
 from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.histogram import Histogram
+from netbpf.declare.shown import bucket_columns, sorted_rows
 from netbpf.kernel.clock import kernel_ns
 from netbpf.run.results.aggregates import Aggregator
-from netbpf.run.results.base import bucket_columns
 from netbpf.run.results.events import EventResult
 from netbpf.run.results.histograms import HistogramCounter
 
@@ -60,6 +60,8 @@ class DistributionResult(EventResult):
 class AggregateResult(EventResult):
     """Rows made of the events while they are read."""
 
+    heading = False
+
     def __init__(self, declared: Aggregation, *more: Any) -> None:
         super().__init__(*more)
         self.columns = declared.row.columns
@@ -90,5 +92,4 @@ class AggregateResult(EventResult):
         if self._intervals:
             self.writer.new_table()
         self._intervals += 1
-        for row in rows:
-            self.writer.event(now, row, "interval")
+        self.writer.rows(now, sorted_rows(rows, self.settings.get("sort") or ""))

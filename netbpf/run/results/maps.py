@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netbpf.bpf.maps import Map
 from netbpf.declare.histogram import Histogram
+from netbpf.declare.shown import bucket_columns, sorted_rows
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
 from netbpf.kernel.clock import kernel_ns
 from netbpf.kernel.counters import increase
 from netbpf.kernel.device_counters import Devices
 from netbpf.output.clock import Clock
-from netbpf.output.writers import Writer
+from netbpf.output.screen import report
+from netbpf.output.writer import Writer
 from netbpf.run.filters import netns_of
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Result, bucket_columns
+from netbpf.run.results.base import Result
 from netbpf.run.results.histograms import HistogramReader
 from netbpf.run.results.tables import TableReader
 from netbpf.run.snapshot import run_in_namespaces, run_iterators
@@ -153,9 +154,9 @@ class TableResult(Result):
         now, found = self._taken
         self.writer.new_table()
         rows = [{**row, **self._lost} for row in self.table.build(found, self.settings)]
-        for row in rows:
-            self.namespaces.add(row.get("netns") or 0)
-            self.writer.event(now, row, "interval")
+        rows = sorted_rows(rows, self.settings.get("sort") or "")
+        self.namespaces.update(row.get("netns") or 0 for row in rows)
+        self.writer.rows(now, rows)
         self.seen += len(rows)
         if self._names:
             self.writer.counters(now, self._grown)
@@ -165,7 +166,7 @@ class TableResult(Result):
         for subject, sentence in self.table.warn(rows) if self.table.warn else ():
             self._warnings[subject] = sentence
             if not final:  # the summary, which follows at once, has it
-                print(f"netbpf: {sentence}", file=sys.stderr, flush=True)
+                report(f"netbpf: {sentence}")
 
     def summary(self) -> dict[str, Any]:
         """Repeat what must not be overlooked."""

@@ -1,0 +1,89 @@
+"""Which columns a run of a tool shows with its options, and the checks of --columns and --sort."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netbpf.declare.columns import Column, Count
+from netbpf.declare.record import named
+from netbpf.declare.tool import Tool
+from netbpf.errors import UsageError, did_you_mean
+
+Row = Mapping[str, Any]
+
+
+def bucket_columns() -> tuple[Column, ...]:
+    """Return the CSV columns of a bucket of a histogram."""
+    return named(
+        low=Count("lowest value of the bucket"),
+        high=Count("highest value"),
+        count=Count("how many"),
+    )
+
+
+def check_columns(tool: Tool, settings: Mapping[str, Any]) -> None:
+    """Raise UsageError for names of --columns and --sort that the run does not show."""
+    rows = _row_columns(tool, settings)
+    if settings.get("columns"):
+        parts = [*_event_columns(tool, settings), *rows]
+        if settings.get("output") != "text":
+            parts += _histogram_columns(tool, settings)
+        for name in settings["columns"]:
+            _check("--columns", name, parts, tool)
+    if settings.get("sort"):
+        if not rows:
+            option = f"--{tool.aggregation.option}" if tool.aggregation else "an option for them"
+            raise UsageError("--sort: there are no rows to sort", f"give {option} as well")
+        _check("--sort", settings["sort"], rows, tool)
+
+
+def sorted_rows(rows: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    """Return `rows` sorted by the column `by`: numbers falling, text rising, unknown last.
+
+    Rows without this column keep their order.
+    """
+    if not by or not rows or by not in rows[0]:
+        return list(rows)
+    known = [row for row in rows if row[by] is not None]
+    falling = bool(known) and isinstance(known[0][by], (int, float))
+    known.sort(key=lambda row: -row[by] if falling else str(row[by]))
+    return [*known, *(row for row in rows if row[by] is None)]
+
+
+def _event_columns(tool: Tool, settings: Mapping[str, Any]) -> list[Sequence[Column]]:
+    if not tool.event or not tool.has_events(settings):
+        return []
+    counted = tool.histogram_of(settings)
+    instead = (counted and counted.of) or _aggregated(tool, settings)
+    return [] if instead else [tool.event.columns]
+
+
+def _row_columns(tool: Tool, settings: Mapping[str, Any]) -> list[Sequence[Column]]:
+    rows: list[Sequence[Column]] = [table.row.columns for table in tool.tables_of(settings)]
+    if tool.aggregation and _aggregated(tool, settings):
+        rows.append(tool.aggregation.row.columns)
+    return rows
+
+
+def _histogram_columns(tool: Tool, settings: Mapping[str, Any]) -> list[Sequence[Column]]:
+    histogram = tool.histogram_of(settings)
+    return [(*histogram.key.columns, *bucket_columns())] if histogram else []
+
+
+def _aggregated(tool: Tool, settings: Mapping[str, Any]) -> bool:
+    return bool(tool.aggregation and settings.get(tool.aggregation.option))
+
+
+def _check(option: str, name: str, parts: Sequence[Sequence[Column]], tool: Tool) -> None:
+    names = list(dict.fromkeys(column.name for columns in parts for column in columns))
+    if not names:
+        raise UsageError(
+            f"{option}: {tool.name} shows distributions, which have no columns in text",
+            "use -o csv or --json",
+        )
+    if name not in names:
+        nearest = did_you_mean(name, names)
+        raise UsageError(
+            f"{option}: there is no column '{name}'", f"{nearest}columns: {', '.join(names)}"
+        )
