@@ -8,13 +8,12 @@
 #include "owners.bpf.h"
 #include "stale_owners.bpf.h"
 
-#if defined(FILTER_PROCESS) || defined(RING_PAGES)
+#if defined(FILTER_PROCESS) || defined(RING_PAGES) || defined(BY_COMM) || defined(BY_PID) ||       \
+	defined(BY_UID) || defined(BY_CGROUP) || defined(BY_OWNER)
 #define NEEDS_OWNER 1
 #endif
 
-/* There are fewer places than sockets, and each takes room on every CPU. */
-#define DROP_ENTRIES (MAP_ENTRIES / 8 + 1)
-BPF_F_TABLE("percpu_hash", struct drop_key, struct drop_sums, drops, DROP_ENTRIES, 0);
+#include "drop_counts.bpf.h"
 
 #ifdef USE_STACKS
 BPF_STACK_TRACE(stacks, 4096);
@@ -30,19 +29,6 @@ static inline int read_stack(void *ctx)
 		count_loss(LOSS_MAP_FULL); /* no room, or another stack is in its place */
 #endif
 	return id;
-}
-
-static inline void count_drop(struct drop_key *key, struct packet *packet)
-{
-	struct drop_sums none = {}, *sums = drops.lookup_or_try_init(key, &none);
-
-	if (!sums) {
-		count_loss(LOSS_MAP_FULL);
-		return;
-	}
-	sums->count++;
-	sums->bytes += packet->len;
-	SET_FLOW(sums, packet); /* the last one of this CPU, as an example */
 }
 
 #ifdef RING_PAGES
@@ -103,6 +89,10 @@ static inline int on_drop(void *ctx, struct sk_buff *skb, u64 location, u32 reas
 		return 0;
 #endif
 	read_packet(&packet, skb, sk);
+#ifdef FILTER_PROTO
+	if (!FILTER_PROTO(packet.proto))
+		return 0;
+#endif
 #ifdef NEEDS_OWNER
 	merge_ways(&packet, sizeof(packet));
 #endif
@@ -129,7 +119,7 @@ static inline int on_drop(void *ctx, struct sk_buff *skb, u64 location, u32 reas
 	key.netns = packet.netns;
 	__builtin_memcpy(key.dev, packet.dev, sizeof(key.dev));
 	key.stack = read_stack(ctx);
-	count_drop(&key, &packet);
+	count_drop(&key, &packet, &owner);
 #ifdef RING_PAGES
 	submit_drop(&key, &packet, &owner);
 #endif

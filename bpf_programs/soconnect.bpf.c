@@ -73,7 +73,7 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 {
 	u64 key = (u64)sk;
 
-	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (!is_wanted(PROTO_TCP) || READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	if (newstate == TCP_SYN_SENT)
 		start_attempt(sk, key);
@@ -103,7 +103,7 @@ static inline int on_open(struct task_file_context *ctx, struct task_struct *tas
 	struct connection ev = {};
 	u64 key = (u64)sk;
 
-	if (READ(sk, __sk_common.skc_state) != TCP_SYN_SENT)
+	if (!is_wanted(PROTO_TCP) || READ(sk, __sk_common.skc_state) != TCP_SYN_SENT)
 		return 0;
 	attempt = attempts.lookup(&key);
 	if (attempt)

@@ -1,3 +1,3 @@
-"""Network tracing tools that run on the kernel at hand and say what their result is worth."""
+"""Network tracing tools that use what the running kernel supports and report what they lost."""
 
 __version__ = "0.1.0"

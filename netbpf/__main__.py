@@ -2,12 +2,12 @@
 
 import sys
 
-from netbpf.run.ready import remove_stale_sign
+from netbpf.run.ready import remove_stale_file
 
 
 def main() -> None:
     """Run the command line of this process."""
-    remove_stale_sign(sys.argv[1:])
+    remove_stale_file(sys.argv[1:])
     from netbpf.cli import main as run
 
     run()

@@ -83,8 +83,8 @@ static inline int on_accepted(struct sock *listener, struct sock *sk, s32 ret)
 		if (is_inet(ends.family))
 			any_ip(&ev.raddr, ends.raddr);
 	}
-#ifdef ONLY_TCP
-	if (ev.proto != IPPROTO_TCP && ev.proto != IPPROTO_MPTCP)
+#ifdef FILTER_PROTO
+	if (!FILTER_PROTO(ev.proto))
 		return 0;
 #endif
 	if (!pass_endpoints(&ends) || is_only_counted(ret))

@@ -55,23 +55,30 @@ static inline int proto_of_sock(struct sock *sk, u16 family)
 	return proto_of(family, READ(sk, sk_type), READ(sk, sk_protocol));
 }
 
-/* Does the socket pass the filters? One that could not be made (NULL) has only a family. */
-static inline bool pass_socket(struct sock *sk, u16 family)
+/* Read what is known of a socket's ends. One that could not be made (NULL) has only a family. */
+static inline void read_ends_of_call(struct sock *sk, u16 family, struct endpoints *ends)
 {
-#ifdef FILTER_SOCKET
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct endpoints ends = {};
 	struct nsproxy *nsproxy;
 	struct net *net;
 
 	if (sk && (family == AF_INET || family == AF_INET6)) {
-		read_endpoints(sk, &ends);
-	} else {
-		nsproxy = READ(task, nsproxy);
-		net = sk ? READ(sk, __sk_common.skc_net.net) : READ(nsproxy, net_ns);
-		ends.netns = READ(net, ns.inum);
-		ends.family = family;
+		read_endpoints(sk, ends);
+		return;
 	}
+	nsproxy = READ(task, nsproxy);
+	net = sk ? READ(sk, __sk_common.skc_net.net) : READ(nsproxy, net_ns);
+	ends->netns = READ(net, ns.inum);
+	ends->family = family;
+}
+
+/* Does the socket pass the filters? */
+static inline bool pass_socket(struct sock *sk, u16 family)
+{
+#ifdef FILTER_SOCKET
+	struct endpoints ends = {};
+
+	read_ends_of_call(sk, family, &ends);
 	return pass_endpoints(&ends);
 #else
 	return true;

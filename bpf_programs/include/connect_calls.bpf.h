@@ -84,7 +84,8 @@ static inline bool is_wanted_family(u16 family)
 	if (family == AF_UNIX)
 		return true;
 #endif
-	return is_inet(family);
+	/* The protocol of a call on no socket is not known: --proto udp has no such calls. */
+	return is_wanted(PROTO_TCP) && is_inet(family);
 }
 
 /* Fill in the call that the current thread makes; return false if the call is not wanted. */

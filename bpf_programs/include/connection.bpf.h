@@ -27,7 +27,11 @@ static inline bool is_wanted(u16 proto)
 	if (proto == PROTO_STREAM || proto == PROTO_DGRAM || proto == PROTO_SEQPACKET)
 		return true;
 #endif
+#ifdef WITHOUT_TCP
+	return false;
+#else
 	return is_tcp(proto);
+#endif
 }
 
 /* Fill in the columns that all protocols have; return false if the event is not wanted. */

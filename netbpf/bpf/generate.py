@@ -97,10 +97,11 @@ def _enum(prefix: str, words: object) -> Iterator[str]:
 
 
 def structs(tool: Tool) -> str:
-    """Return the C structs of the records in the tool's maps and ring buffer."""
+    """Return the C structs of the records in the tool's maps and ring buffer, and key setters."""
     found = {record.cstruct: record for record in tool.records if record.cstruct}
     histogram = tool.histogram and tool.histogram.extra
-    return "\n".join(_struct(record, record is histogram) for record in found.values())
+    parts = [_struct(record, record is histogram) for record in found.values()]
+    return "\n".join([*parts, *(tool.keyed.setters() if tool.keyed else ()), ""])
 
 
 def _struct(record: type[Record], after_buckets: bool) -> str:

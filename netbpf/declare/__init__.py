@@ -1,4 +1,4 @@
-"""What a tool's declaration is made of: everything that a module in netbpf.tools imports."""
+"""The parts of a tool's declaration: everything that a module of netbpf.tools imports."""
 
 from netbpf.declare.columns import (
     U64_MAX,

@@ -1,7 +1,7 @@
-"""A declared aggregation: rows per interval made of a tool's events, and shown instead of them.
+"""A declared aggregation: rows per interval, computed from a tool's events and shown instead.
 
-The columns of the row that are not part of the key have `over=`, which says how their value follows
-from the events: `p99_us = Elapsed("...", over=Percentile("latency_us", 99))`.
+The columns of the row that are not part of the key have `over=`, the aggregate that computes their
+value: `p99_us = Elapsed("...", over=Percentile("latency_us", 99))`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,58 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
+from netbpf.declare.column import Column
+from netbpf.declare.columns import Bytes, Duration, Micros
+from netbpf.declare.histogram import Histogram
+from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
+from netbpf.declare.options import Option, count
 from netbpf.declare.record import Row
 
 Values = Mapping[str, Any]
-# Which events count: a function of their values, and of whether what they show has ended.
+# Selects the events that count: a function of the values, and of whether the event has ended.
 When = Callable[[Values, bool], Any]
 
 
 def ended(values: Values, has_ended: bool) -> bool:
-    """Count events that have ended, not what was still going on when the interval ended."""
+    """Select events that have ended, not those that were open when the interval ended."""
     return has_ended
 
 
-class Number:
-    """How many events there were; the base of the other aggregates.
+def pending(values: Values, has_ended: bool) -> bool:
+    """Count events that had not ended when the interval ended."""
+    return not has_ended
 
-    `start` returns the state for an interval, `add` takes an event's value into it, and `result`
-    returns the column's value. Aggregates with the same `key` share a state.
+
+def succeeded(values: Values, has_ended: bool) -> bool:
+    """Count events that ended with the result OK."""
+    return has_ended and values["result"] == "OK"
+
+
+def failed(values: Values, has_ended: bool) -> bool:
+    """Count events that ended with another result than OK."""
+    return has_ended and values["result"] != "OK"
+
+
+def with_error(values: Values, has_ended: bool) -> bool:
+    """Count events with a value in the column `errno`."""
+    return values["errno"] is not None
+
+
+def without_error(values: Values, has_ended: bool) -> bool:
+    """Count events without a value in the column `errno`."""
+    return values["errno"] is None
+
+
+def always(values: Values, has_ended: bool) -> bool:
+    """Count all events."""
+    return True
+
+
+class Number:
+    """The number of events; the base of the other aggregates.
+
+    `start` returns the state for an interval, `add` updates it with an event, and `result` returns
+    the column's value. Aggregates with the same `key` share a state.
     """
 
     def __init__(self, column: str = "", when: When = ended) -> None:
@@ -61,7 +96,7 @@ class Sum(Number):
 
 
 class Last(Number):
-    """The value of the last event that has one."""
+    """The last value that is not null."""
 
     def start(self) -> Any:
         """Return the state before the first event."""
@@ -117,17 +152,18 @@ class MostCommon(Number):
             state[values[self.column]] += 1
 
     def result(self, state: Any) -> Any:
-        """Return the value that was counted most often."""
+        """Return the most frequent value."""
         most = state.most_common(1)
         return most[0][0] if most else None
 
 
 class Aggregation:
-    """Rows per interval, made of the events if the tool's option `option` is given.
+    """Rows per interval, computed from the events if the tool's option `option` is given.
 
     Events with the same values of the columns `key` are one row. `row` declares the columns: those
-    of the key, and those with `over=`. Rows are shown in falling order of the column `order`,
-    except those for which `having` (of row and settings) is false.
+    of the key, and those with `over=`. Rows for which `having` (of row and settings) is true are
+    shown in falling order of the column `order`. With --by, other
+    columns of the events are the key.
     """
 
     def __init__(
@@ -144,8 +180,49 @@ class Aggregation:
         self.having = having
         self.option = option
         self.aggregates = {c.name: c.over for c in row.columns if c.over is not None}
+        self.keys: tuple[str, ...] = ()
+        self._event: Sequence[Column] = ()
+
+    def bind(self, event: Sequence[Column]) -> None:
+        """Take the columns of the events, which can be keys."""
+        self._event = tuple(event)
+        self.keys = keys_of(event)
+
+    def columns(self, by: Sequence[Key]) -> Sequence[Column]:
+        """Return the columns of rows by these keys, those of `row` if there are none."""
+        if not by:
+            return self.row.columns
+        sums = [c for c in self.row.columns if c.over is not None and c.name not in self.keys]
+        return (*key_columns(by, self._event), *sums)
+
+    def options(self) -> tuple[Option, ...]:
+        """Return the options that select and sort the rows."""
+        sortable = [name for name in self.aggregates if name not in self.keys]
+        return (
+            Option("--summary", help="a row per key instead of a line per event"),
+            Option(
+                "--by", metavar="LIST", parse=lambda text: parse_keys(text, self._event),
+                sets={"summary": True},
+                help=f"a row for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
+            ),
+            Option("--top", metavar="N", parse=count, help="only the first N rows"),
+            Option("--sort", metavar="COLUMN", choices=sortable,
+                   help=f"rows with the most of it first (default {self.order})"),
+            Option("--histogram", metavar="COLUMN", choices=self.measured,
+                   help="a distribution of this column instead of each event; with --by per key"),
+        )  # fmt: skip
+
+    @property
+    def measured(self) -> list[str]:
+        """The columns of events that are durations or sizes."""
+        return [c.name for c in self._event if isinstance(c, (Duration, Micros, Bytes))]
+
+    def distribution(self, column: str, by: Sequence[Key]) -> Histogram:
+        """Return the histogram of a column by keys."""
+        (measured,) = [one for one in self._event if one.name == column]
+        return Histogram("", key_record(by, self._event), measured.unit, of=column)
 
 
 def percentile(values: Sequence[int], percent: int) -> Optional[int]:
-    """Return the value of sorted `values` that `percent` of them do not exceed, None of none."""
+    """Return the value of sorted `values` that `percent` of them do not exceed, None if empty."""
     return values[-(-len(values) * percent // 100) - 1] if values else None

@@ -1,19 +1,18 @@
-"""Connections that a listener loses: the probes that count them, and advice."""
+"""Connections that a listener loses: the probes that count them, notes and advice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from netbpf.declare.probes import Fexit, Kprobe, Kretprobe, Probe, RawTracepoint, Tracepoint
+from netbpf.declare.probes import Fexit, Kprobe, Kretprobe, Probe, tracepoints
 from netbpf.declare.table import Rows
 
 # Their C functions are in include/lost.bpf.h.
 LOST_PROBES = (
     Probe(
-        "dropped",  # the socket that a packet was for is an argument since 6.11
-        RawTracepoint("kfree_skb", args=("skb", "reason", "rx_sk")),
-        Tracepoint("skb:kfree_skb", args=("skbaddr", "reason", "rx_sk")),
+        "dropped",  # rx_sk, the socket of the packet, is an argument since 6.11
+        *tracepoints("skb:kfree_skb", ("skb", "reason", "rx_sk"), ("skbaddr", "reason", "rx_sk")),
         Fexit("tcp_v4_syn_recv_sock", args=("sk", "return"), call="on_syn_recv"),
         Kretprobe("tcp_v4_syn_recv_sock", args=("return",), call="on_syn_recv_end"),
         optional=True,
@@ -48,57 +47,57 @@ LOST_PROBES = (
 )
 
 
-def reasons(settings: Mapping[str, Any], names: Any) -> dict[str, object]:
-    """Return the kernel's number of a drop reason; `names` is a netbpf.run.names.Names."""
+def checksum_reason(settings: Mapping[str, Any], names: Any) -> dict[str, object]:
+    """Return the kernel's number of TCP_CSUM, 0 if unknown; `names` is netbpf.run.names.Names."""
     return {"REASON_TCP_CSUM": names.reasons.get("TCP_CSUM", 0)}
 
 
-def review(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+def unattributed(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """Return a note for a run that cannot attribute losses to listeners."""
     kinds = {probe["name"]: probe["kind"] for probe in summary["probes"]}
     if kinds["dropped"]:
         return []
     grown = summary["counters"].get("TcpExt.ListenDrops", 0)
     return [
-        f"which listener dropped connections is not known here (ListenDrops +{grown}): that takes "
-        "a kernel since 6.11, or one with fentry or kprobes"
+        f"lost connections cannot be attributed to listeners (ListenDrops +{grown}): this needs "
+        "Linux 6.11, or a kernel with fentry or kprobes"
     ]
 
 
-def alarm(found: Rows) -> Iterator[tuple[str, str]]:
+def warn(rows: Rows, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each listener that lost connections, with advice if one of its queues was full."""
-    for row in found:
+    for row in rows:
         if not row["dropped"]:
             continue
         where = f"{row['laddr']} port {row['lport']}"
         who = f"{row['comm']}, pid {row['pid']}" if row["pid"] else "owner unknown"
-        hint = advice(row)
-        head = f"{'OVERFLOW' if hint else 'DROPS'}: the listener on {where} ({who})"
+        text = advice(row)
+        head = f"{'OVERFLOW' if text else 'DROPS'}: the listener on {where} ({who})"
         lost = f"dropped {row['dropped']} (since the start {row['dropped_total']})"
-        yield f"{where} {who} {row['netns']}", f"{head} {lost}: {hint or _NOT_FULL}"
+        yield f"{where} {who} {row['netns']}", f"{head} {lost}: {text or _NOT_FULL}"
 
 
 _NOT_FULL = (
-    "neither queue was seen full; if it goes on, see nstat's TcpExtListen*, routes and memory"
+    "neither queue was seen full; if it continues, check nstat's TcpExtListen*, routes and memory"
 )
 
 
 def advice(row: Mapping[str, Any]) -> str:
-    """Return which queue was full, and what limits it; "" if neither was."""
+    """Return which queue was full and how to raise its limit, "" if neither was."""
     limit, most = row["accept_limit"], row["somaxconn"]
     if row["accept_max"] > limit:
-        raise_it = (
+        remedy = (
             f"raise its backlog in listen() (net.core.somaxconn allows {most})"
             if limit < most
             else f"raise net.core.somaxconn (now {most}) and its backlog in listen()"
         )
-        return f"its accept queue of {limit} is full; let it accept faster, or {raise_it}"
-    # The last quarter of tcp_max_syn_backlog is for peers that are proven (tcp_conn_request).
+        return f"its accept queue of {limit} is full; make it accept faster, or {remedy}"
+    # The last quarter of tcp_max_syn_backlog is for peers known to be alive (tcp_conn_request).
     most = min(limit, row["syn_backlog"] * 3 // 4 or limit)
     if not row["syncookies"] and row["syn_max"] >= most:
         return (
-            f"its SYN queue is full ({row['syn_max']} handshakes under way); raise its backlog in "
+            f"its SYN queue is full ({row['syn_max']} incomplete handshakes); raise its backlog in "
             f"listen() (now {limit}) and net.ipv4.tcp_max_syn_backlog (now {row['syn_backlog']}), "
-            "and see that net.ipv4.tcp_syncookies is on"
+            "and enable net.ipv4.tcp_syncookies"
         )
     return ""

@@ -1,6 +1,6 @@
-"""What programs do with sockets: the shared probes of calls, messages and io_uring; and rows.
+"""The shared probes of socket calls, messages and io_uring requests, and rows of their results.
 
-Each group belongs to a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
+Each group is used by a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
 MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to request.bpf.h, SIGNAL to
 signals.bpf.h.
 """
@@ -8,9 +8,10 @@ signals.bpf.h.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from netbpf.declare.constants import one_of
 from netbpf.declare.probes import (
     Alternative,
     Fentry,
@@ -25,19 +26,21 @@ from netbpf.declare.table import Entry
 
 OPS = dict(enumerate("socket socketpair bind listen connect accept send recv close".split()))
 PROTOS = dict(enumerate("tcp4 tcp6 udp4 udp6 unix netlink other".split()))
+PROTO_WORDS = {  # of --proto: numbers in PROTOS
+    "tcp": (0, 1), "udp": (2, 3), **{name: (number,) for number, name in PROTOS.items()},
+}  # fmt: skip
 WAITS = ("EAGAIN", "EINPROGRESS")
-RESTARTED = "512"  # in place of an error: see RESTARTED in include/restarts.bpf.h
+RESTARTED = "512"  # instead of an error: see RESTARTED in include/restarts.bpf.h
 
-# The parameter of a system call's function. For calls that a configuration can leave out, BTF may
-# have the stub's name for it: COND_SYSCALL() in arch/x86/include/asm/syscall_wrapper.h.
+# The parameter of a system call's function. For calls that a configuration can omit, BTF may have
+# the parameter name of the stub: COND_SYSCALL() in arch/x86/include/asm/syscall_wrapper.h.
 _REGS = "regs|__unused"
 
 
 def _call(name: str, *args: str, op: str = "", waits: bool = False) -> tuple[Probe, ...]:
     # The function is in the kernel's table of system calls, so it is never inlined. A probe at its
     # return fires only for calls whose entry it saw. The trace event also fires for calls that were
-    # in flight at the start: for calls that may wait it is used first, or complements
-    # the kind that is used.
+    # in flight at the start: for calls that may wait it is preferred, or complements another kind.
     functions = (f"__x64_sys_{name}", f"__arm64_sys_{name}")
     constant = f"OP_{(op or name).upper()}"
     event = Tracepoint(f"syscalls:sys_exit_{name}", args=(constant, "ret"), call="on_exit")
@@ -57,9 +60,9 @@ def _call(name: str, *args: str, op: str = "", waits: bool = False) -> tuple[Pro
 
 
 def _messages(name: str, flags: str) -> tuple[Probe, ...]:
-    # The tracepoints are in the one place that all messages pass (since 6.3). Before, each family
-    # has functions of its own. unix_seqpacket_*msg() calls unix_dgram_*msg(), which some compilers
-    # inline: these sockets have probes of their own, and the other probes skip them.
+    # All messages pass these tracepoints (since 6.3). Before, each family has its own functions.
+    # unix_seqpacket_*msg() calls unix_dgram_*msg(), which some compilers inline: these sockets have
+    # separate probes, and the other probes skip them.
     families = ("inet", "inet6", "unix_stream", "unix_dgram", "netlink", "packet")
     functions = [f"{family}_{name}msg" for family in families]
     packets = [f"unix_seqpacket_{name}msg"]
@@ -111,8 +114,8 @@ CALL_PROBES = (
     ),
 )
 MESSAGE_PROBES = (*_messages("send", "0"), *_messages("recv", "flags"))
-# Until 6.12 the result is an argument of its own; before 502c87d65564 (5.18) the tracepoint has no
-# request.
+# Until 6.12 the result is a separate argument; before 502c87d65564 (5.18) the tracepoint does not
+# have the request.
 RING = Probe(
     "ring",
     RawTracepoint("io_uring_complete", args=("req", "cqe"), call="on_ring_cqe"),
@@ -127,29 +130,41 @@ RING_PROBES = (
         RawTracepoint("io_uring_submit_req", "io_uring_submit_sqe", args=("req",)),
         Tracepoint("io_uring:io_uring_submit_req", "io_uring:io_uring_submit_sqe", args=("req",)),
         optional=True,
-        with_probe="ring",  # where that one has no way, the request is not filled in yet
+        with_probe="ring",  # if that has no alternative, the request is not filled in yet
     ),
 )
-# A thread handles a signal: the kernel then decides whether it repeats the interrupted call.
+# A thread handles a signal: the kernel then decides whether to restart the interrupted call.
 SIGNAL = Probe(
     "signal",
     RawTracepoint("signal_deliver", args=("sig", "ka"), call="on_signal_action"),
     Tracepoint("signal:signal_deliver", args=("sig", "sa_handler", "sa_flags")),
     optional=True,
 )
+ALL_PROBES = (*CALL_PROBES, *MESSAGE_PROBES, *RING_PROBES, SIGNAL)
 
 
-def tally(groups: Iterable[Entry], *names: str) -> list[dict[str, Any]]:
-    """Return a row for each combination of the key's columns `names`: calls by their result.
+def call_filters(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the C constants of --op and --proto."""
+    found = {}
+    if settings["op"]:
+        found["FILTER_OP(x)"] = one_of("x", (n for n, op in OPS.items() if op in settings["op"]))
+    if settings["proto"]:
+        numbers = {number for word in settings["proto"] for number in PROTO_WORDS[word]}
+        found["FILTER_PROTO(x)"] = one_of("x", sorted(numbers))
+    return found
 
-    `groups` are keys with the column `error`, and the sums `calls` and `bytes`.
+
+def call_rows(groups: Iterable[Entry], *names: str) -> list[dict[str, Any]]:
+    """Return a row for each combination of the key columns `names`, with calls by result.
+
+    `groups` are (key, sums) with the key column `error` and the sums `calls` and `bytes`.
     """
-    found: dict[tuple[object, ...], dict[str, Any]] = {}
+    rows: dict[tuple[object, ...], dict[str, Any]] = {}
     errors: dict[tuple[object, ...], Counter[str]] = {}
     for key, sums in groups:
-        which = tuple(key[name] for name in names)
-        none = dict.fromkeys(("calls", "errors", "would_block", "restarted", "bytes"), 0)
-        row = found.setdefault(which, {**dict(zip(names, which)), **none, "top_error": None})
+        group = tuple(key[name] for name in names)
+        zeros = dict.fromkeys(("calls", "errors", "would_block", "restarted", "bytes"), 0)
+        row = rows.setdefault(group, {**dict(zip(names, group)), **zeros, "top_error": None})
         calls, error = sums["calls"], key["error"]
         if error == RESTARTED:
             row["restarted"] += calls
@@ -160,7 +175,7 @@ def tally(groups: Iterable[Entry], *names: str) -> list[dict[str, Any]]:
             row["would_block"] += calls
         elif error:
             row["errors"] += calls
-            most = errors.setdefault(which, Counter())
-            most[error] += calls
-            row["top_error"] = most.most_common(1)[0][0]
-    return list(found.values())
+            counts = errors.setdefault(group, Counter())
+            counts[error] += calls
+            row["top_error"] = counts.most_common(1)[0][0]
+    return list(rows.values())

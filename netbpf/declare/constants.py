@@ -1,13 +1,14 @@
-"""C expressions over numbers that a program is given when it is loaded, not when it is compiled.
+"""C expressions with constants that are set when a program is loaded, not when it is compiled.
 
-Compiling takes ten times as long as the rest of a start. A process, a port or a namespace is
-another one in each run, and must not make a program of its own.
+Compiling takes ten times as long as the rest of a start. Processes, ports and namespaces differ in
+each run, and must not require another compiled program.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from typing import Optional
 
 Range = tuple[int, int]  # first and last
 
@@ -21,12 +22,12 @@ def load_constant(number: int) -> str:
 
 
 def one_of(name: str, numbers: Iterable[int]) -> str:
-    """Return C that tells whether `name` is one of the numbers."""
+    """Return a C test for whether `name` is one of the numbers."""
     return _any(f"({name}) == {load_constant(number)}" for number in numbers)
 
 
 def in_ranges(name: str, ranges: Iterable[Range]) -> str:
-    """Return C that tells whether `name` is in one of the ranges."""
+    """Return a C test for whether `name` is in one of the ranges."""
     return _any(
         f"({name}) == {load_constant(low)}"
         if low == high
@@ -36,15 +37,20 @@ def in_ranges(name: str, ranges: Iterable[Range]) -> str:
 
 
 def one_of_names(low: str, high: str, names: Iterable[str]) -> str:
-    """Return C that tells whether two u64 are, as they lie in memory, one of the names.
+    """Return a C test for whether two u64 hold, in memory order, one of the names of devices.
 
-    These are those of devices: 16 bytes with the zero at the end (IFNAMSIZ).
+    A name has 16 bytes (IFNAMSIZ), including the terminating zero.
     """
     raw = (name.encode(errors="surrogateescape") for name in names)
     pairs = [struct.unpack("=QQ", name.ljust(16, b"\0")) for name in raw]
     return _any(
         f"(({low}) == {load_constant(a)} && ({high}) == {load_constant(b)})" for a, b in pairs
     )
+
+
+def device_filter(names: Optional[Iterable[str]]) -> dict[str, str]:
+    """Return the C constant of a filter of devices, which is not defined without `names`."""
+    return {"FILTER_DEV(a, b)": one_of_names("a", "b", names)} if names else {}
 
 
 def _any(tests: Iterable[str]) -> str:

@@ -1,8 +1,8 @@
-"""A declared histogram: what a BPF map of log2 buckets counts, and how its keys are named.
+"""A declared histogram: a BPF map of log2 buckets, and the columns of its key.
 
 The C map's value is `struct histogram` (include/histogram.bpf.h) followed by the members of
 `extra`, its key is the C struct of `key`. Bucket 0 counts the value 0, bucket k the values from
-2^(k-1) to 2^k - 1, so 0 and 1 are apart.
+2^(k-1) to 2^k - 1, so 0 and 1 have separate buckets.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ class Histogram:
 
     `map` is the C map's name, `key` the record of its key (columns whose values become the JSON
     key), `extra` a record of per-CPU sums after the buckets, `unit` of the values. `describe`
-    takes {key} and {count, sum, extra sums} and returns fields to add to the machine formats and,
-    as `headline`, the words above the text form.
+    takes the histogram's fields and the extra sums, and returns fields to add to the machine
+    formats and, as `headline`, the text above the text form.
 
-    With `of`, the name of a column of the tool's events, there is no map: that column is counted
-    while events are read, by the columns of `key` (which are columns of the event, too), and shown
-    instead of the events if the tool's option `option` is given.
+    With `of`, the name of a column of the tool's events, there is no map: that column is counted in
+    user space by the columns of `key` (also columns of the event), and shown instead of the events
+    if the tool's option `option` is given.
     """
 
     def __init__(
         self,
-        map: str,  # noqa: A002 - it is a BPF map
+        map: str,
         key: type[Record],
         unit: str,
         *,

@@ -1,7 +1,7 @@
-"""Functions that look up names, of libc and of Go, and the probes on them.
+"""The name lookup functions of libc and Go, and their probes.
 
-The functions that they call are in bpf_programs: gethostlatency.bpf.c and include/golang.bpf.h.
-`netbpf.run.lookups` attaches them to the binaries that it finds.
+The C side is in bpf_programs: gethostlatency.bpf.c and include/golang.bpf.h. `netbpf.run.lookups`
+attaches the probes to binaries.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _HOST = ("gethostbyname", "gethostbyname2", "gethostbyaddr")
 LIBC = ("getaddrinfo", *(name + end for name in _HOST for end in ("", "_r")))
 GO = {"go_ip": "lookupIPAddr", "go_host": "lookupHost", "go_addr": "LookupAddr"}
 FUNCTIONS = dict(enumerate((None, *LIBC, *(f"net.{name}" for name in GO.values()))))
-_FLAGS = (0, 48, 64)  # offset of the flags in net.DNSError: 48 before Go 1.23, 0 if not known
+_FLAGS = (0, 48, 64)  # offset of the flags in net.DNSError: 48 before Go 1.23, 0 if unknown
 
 
 def _go(end: str, at: str, call: str) -> tuple[Probe, ...]:
@@ -30,7 +30,7 @@ def _go(end: str, at: str, call: str) -> tuple[Probe, ...]:
 LIBC_PROBES = (
     *(Probe(n, Uprobe(n, args=("ctx", f"FUNC_{n.upper()}"), call="on_libc")) for n in LIBC),
     Probe("ret", Uprobe(*(f"{name} RET" for name in LIBC), args=("ctx",), every=True)),
-    Probe("returned", Uretprobe(*LIBC, args=("ctx",), every=True)),  # where no RET is found
+    Probe("returned", Uretprobe(*LIBC, args=("ctx",), every=True)),  # if no RET is known
 )
 GO_PROBES = (
     *_go("", "", "on_go"),

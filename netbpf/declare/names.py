@@ -1,4 +1,4 @@
-"""Columns about name lookups: names that may be truncated, and results."""
+"""Columns of name lookups: names that may be truncated, and results."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LookupResult(Enum):
     whole = False
     prefix = ""
 
-    def __init__(self, help: str, **more: Any) -> None:
-        words = {number: name for number, (name, _) in LOOKUP_RESULTS.items()}
-        super().__init__(help, {**words, 1: None}, **more)
+    def __init__(self, help: str, **options: Any) -> None:
+        names = {number: name for number, (name, _) in LOOKUP_RESULTS.items()}
+        super().__init__(help, {**names, 1: None}, **options)
 
     def is_alert(self, value: Any) -> bool:
         """Return whether the lookup failed."""
@@ -30,8 +30,8 @@ class LookupResult(Enum):
 
     def text(self, value: Any) -> str:
         """Describe the result; success is empty."""
-        words = dict(LOOKUP_RESULTS.values())
-        return "still waiting" if value is None else words.get(value, str(value))
+        descriptions = dict(LOOKUP_RESULTS.values())
+        return "still waiting" if value is None else descriptions.get(value, str(value))
 
 
 def is_cut(values: Mapping[str, Any], name: str = "host") -> bool:

@@ -109,6 +109,18 @@ def protocol_name(raw: int) -> Optional[str]:
     return _IP.get(number, f"protocol {number}")
 
 
+def protocol_numbers(name: str) -> list[int]:
+    """Return the numbers that `protocol_name` calls `name`; raise ValueError if there are none."""
+    known = dict(_IP)
+    known.update({ETHERTYPE | number: word for number, word in _ETHERTYPES.items()})
+    known.update({SOCKET | number: word for number, word in _FAMILIES.items()})
+    found = [number for number, word in known.items() if word == name]
+    if not found:
+        names = ", ".join(sorted(set(known.values())))
+        raise ValueError(f"'{name}' is not one of {names}")
+    return found
+
+
 class Resolved(Column):
     """A number that only the running kernel can name, see netbpf.run.names.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.constants import Range, load_constant
+from netbpf.declare.services import ports_of_service
 from netbpf.errors import UsageError
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
@@ -39,7 +39,7 @@ def ports(text: str) -> list[Range]:
     pairs = []
     for word in _list(text):
         if re.search(r"[^0-9-]", word):
-            pairs += [(port, port) for port in _ports_of_service(word)]
+            pairs += [(port, port) for port in ports_of_service(word)]
             continue
         low, dash, high = word.partition("-")
         pair = (_integer(low, 1, 65535), _integer(high if dash else low, 1, 65535))
@@ -83,9 +83,9 @@ def milliseconds(text: str) -> float:
     return _number(text, "milliseconds", 0, 10**9)
 
 
-def nanoseconds(span: Optional[float]) -> str:
-    """Return a C constant: `span`, in milliseconds, as nanoseconds; 0 if it is None."""
-    return load_constant(int((span or 0) * 1e6))
+def nanoseconds(span: Optional[float]) -> int:
+    """Return `span`, which is in milliseconds, in nanoseconds; 0 if it is None."""
+    return int((span or 0) * 1e6)
 
 
 def count(text: str) -> int:
@@ -112,6 +112,19 @@ def comm_glob(text: str) -> str:
     return text
 
 
+def one_or_more(*words: str) -> Callable[[str], list[str]]:
+    """Return a parser of a list of some of `words`."""
+
+    def parse(text: str) -> list[str]:
+        found = _list(text)
+        for word in found:
+            if word not in words:
+                raise ValueError(f"'{word}' is not one of {', '.join(words)}")
+        return found
+
+    return parse
+
+
 def devices(text: str) -> list[str]:
     """Parse "eth0,eth1" into names of network devices, which have no slash or space.
 
@@ -127,19 +140,6 @@ def devices(text: str) -> list[str]:
 def names(text: str) -> list[str]:
     """Parse "pid,raddr" into names in lower case, each once."""
     return list(dict.fromkeys(_list(text.lower())))
-
-
-def _ports_of_service(name: str) -> list[int]:
-    """Return the ports of a service, which differ by protocol for a few names."""
-    import socket  # takes 6 ms and is rarely needed
-
-    found = set()
-    for protocol in ("tcp", "udp"):
-        with suppress(OSError, UnicodeError):
-            found.add(socket.getservbyname(name, protocol))
-    if not found:
-        raise ValueError(f"'{name}' is neither a port nor a service of /etc/services")
-    return sorted(found)
 
 
 def _list(text: str) -> list[str]:

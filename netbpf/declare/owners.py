@@ -1,8 +1,8 @@
-"""The shared probes of include/owners.bpf.h: who owns a TCP socket, and how that is known.
+"""The shared probes of include/owners.bpf.h, which find the owner of a TCP socket.
 
-A tool with `owners=True` gets them: connects and closes (unless it follows states itself, with a
-probe `state`), accepts, the sockets that existed before the start, and on request sends: a probe
-for every send (since 6.3) is too dear for what it adds.
+A tool with `owners=True` gets them: connects and closes (unless it traces states itself, with a
+probe of the role STATE), accepts, the sockets that existed before the start, and on request sends:
+a probe for every send (since 6.3) costs too much for what it adds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ OWNER_PROBES = (
     _OWNER_STATE,
     Probe(
         "accept",
-        # Called by accept() after all waiting, so that it does not matter when the call began: with
-        # exits only those calls are seen whose entry was.
+        # Called by accept() after all waiting, so it also sees calls in flight at the start. Exits
+        # are seen only for calls whose entry was.
         Fentry("security_sock_graft", args=("sk",), call="on_graft"),
         Kprobe("security_sock_graft", args=("sk",), call="on_graft"),
         # For kernels without CONFIG_SECURITY_NETWORK.
@@ -67,13 +67,13 @@ OWNER_PROBES = (
 
 def owner_probes(own: Sequence[Probe]) -> tuple[Probe, ...]:
     """Return the probes that find owners for a tool that has the probes `own`."""
-    follows = any(probe.role is Role.STATE for probe in own)
-    return tuple(probe for probe in OWNER_PROBES if not (follows and probe is _OWNER_STATE))
+    traces_states = any(probe.role is Role.STATE for probe in own)
+    return tuple(probe for probe in OWNER_PROBES if not (traces_states and probe is _OWNER_STATE))
 
 
 OWNER_OPTIONS = (
     Option(
         "--learn-sends",
-        help="learn owners from sends, too (accepted by io_uring, UDP); costs 0.1 us per send",
+        help="also find owners from sends (accepted by io_uring, UDP); costs 0.1 us per send",
     ),
 )

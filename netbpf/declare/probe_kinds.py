@@ -1,15 +1,16 @@
-"""The kinds of probes: the one module that knows what a kind is.
+"""The kinds of probes.
 
-How its programs are loaded and attached, what its C entry is given, where its arguments are, and
-what it takes of the kernel. Every other module asks here, so that a new kind is an entry of KINDS.
+How the programs of each kind are loaded and attached, what its C entry gets, where the arguments
+are, and what it requires from the kernel. A new kind is an entry of KINDS: no other module depends
+on single kinds.
 """
 
 from __future__ import annotations
 
 from typing import Callable, NamedTuple
 
-RESULT = "return"  # stands for the result of a function: a keyword of C names no parameter
-CONTEXT = "ctx"  # stands for the entry's own context
+RESULT = "return"  # the result of a function: no parameter has the name of a C keyword
+CONTEXT = "ctx"  # the context of the entry
 
 # Values of enum bpf_prog_type and enum bpf_attach_type, include/uapi/linux/bpf.h
 _KPROBE, _TRACEPOINT, _RAW_TRACEPOINT, _TRACING = 2, 5, 17, 26
@@ -20,15 +21,14 @@ TRACE_KPROBE_MULTI, TRACE_UPROBE_MULTI = 42, 48
 class ProbeKind(NamedTuple):
     """One kind of probe.
 
-    `name` is the word in C entries, --probe and JSON, `label` the one in manuals. `context` is the
-    C type that the entry gets a pointer to, "" for one per probe. `argument` maps (name, index of
-    the parameter, number of parameters) to a C expression. `offers` names the method of
-    `netbpf.kernel.inspect.Kernel` that lists the arguments of a target, `needs` what
-    `Kernel.dynamic` must confirm. `attach` is how `netbpf.bpf.attach` attaches it. A `typed`
-    program knows its target's BTF id, of which `btf_prefix` is the beginning, from loading on, so
-    that each target has a program of its own. A `preemptible` one may be interrupted by other tasks
-    since 7.0, whose events the kernel then skips. `begins` are the kinds that can show the begin of
-    a call of which this one shows the end.
+    `name` is used in C entries, --probe and JSON, `label` in manuals. `context` is the C type that
+    the entry gets a pointer to, "" if each probe has its own. `argument` maps (name, index of the
+    parameter, number of parameters) to a C expression. `offers` names the method of
+    `netbpf.kernel.inspect.Kernel` that lists the arguments of a target, `needs` is what
+    `Kernel.dynamic` must confirm. `attach` selects the function of `netbpf.bpf.attach`. A `typed`
+    program is loaded for one target, by the BTF id of the target's name after `btf_prefix`. A
+    `preemptible` one may be interrupted by other tasks since 7.0, whose events the kernel then
+    skips. `begins` are the kinds that can trace the begin of a call whose end this one traces.
     """
 
     name: str
@@ -77,7 +77,7 @@ KINDS = {
             _TRACE_FEXIT, needs="fentry", typed=True, preemptible=True, at_return=True,
         ),
         ProbeKind(
-            # The attach type allows a kprobe_multi link (since 5.18), and forbids nothing else.
+            # The attach type allows a kprobe_multi link (since 5.18), and other links still work.
             "kprobe", "kprobe", _KPROBE, "struct pt_regs", _register, "function", "function",
             TRACE_KPROBE_MULTI, needs="kprobe",
         ),
@@ -90,7 +90,7 @@ KINDS = {
             "iterator", _TRACE_ITER, btf_prefix="bpf_iter_", typed=True,
         ),
         ProbeKind(
-            # A uprobe_multi link (since 6.6), or a perf event, which takes the program as well.
+            # A uprobe_multi link (since 6.6), or a perf event, which accepts the same program.
             "uprobe", "uprobe", _KPROBE, "struct pt_regs", _register, "", "user",
             TRACE_UPROBE_MULTI, needs="uprobe", user_space=True,
         ),
@@ -118,7 +118,7 @@ _MAP_ELEMENT = """\
 
 	return key ? {call}(ctx, key) : 0;
 """
-# The verifier allows no arithmetic with a pointer whose type it knows: take the number.
+# The verifier allows no arithmetic with a typed pointer: read it as a number.
 _TCP = """\
 	struct sock *typed = ctx->sk, *sk = NULL;
 

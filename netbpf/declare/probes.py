@@ -1,32 +1,33 @@
-"""How a program gets into the kernel: probes, each an ordered list of alternatives.
+"""Probes, each an ordered list of alternatives.
 
-A probe is a moment that a tool needs ("a socket changes state"). Its alternatives are the ways to
-see that moment, best first. Which one is used is chosen by `netbpf.kernel.select` from what the
-kernel offers, never from its version. `netbpf.bpf.generate` makes the C entry of the alternative
-that is used, `NAME_KIND`, which calls the program's own `on_NAME(arguments)`. `USE_NAME_KIND` is
-defined for it.
+A probe is an event that a tool needs to see ("a socket changes state"). Its alternatives are
+the kinds of probes that can trace it, best first. `netbpf.kernel.select` selects one of them by
+what the kernel supports, never by its version. `netbpf.bpf.generate` generates the C entry of the
+selected alternative, `NAME_KIND`, which calls the program's own `on_NAME(arguments)`, and defines
+`USE_NAME_KIND`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import Any
 
 from netbpf.declare.probe_kinds import CONTEXT, KINDS, RESULT, ProbeKind
 
 
 class Alternative:
-    """One way to see a moment.
+    """One way to trace an event: a kind of probe, and its targets.
 
-    `names` are targets that carry the same arguments: the first one that the kernel has is used
-    (functions get renamed), or with `every=True` all that it has (one function per family).
+    `names` are targets with the same arguments: the first one that the kernel has is used, as
+    functions get renamed, or with `every=True` all that it has (one function per family).
 
     `args` are passed to the C function `on_<probe>`, or the one that `call` names: parameter or
     field names of the target, "return" for a function's result, "ctx" for the context of the
     program. "a|b" is the first of these names that the target has. A name in capitals, or a number,
-    is passed to C as it is. If another alternative of the probe passes more to the same function,
-    the rest is 0. An alternative whose target lacks an argument is not usable. `loses` are columns
-    that this alternative cannot fill.
+    is passed to C unchanged. If another alternative of the probe passes more to the same function,
+    the rest is 0. An alternative is not usable if its target does not have an argument. `loses` are
+    columns that it cannot fill.
     """
 
     kind = ""
@@ -50,22 +51,17 @@ class Alternative:
 
     @property
     def how(self) -> ProbeKind:
-        """What the kind is."""
+        """The properties of the kind."""
         return KINDS[self.kind]
 
     @property
-    def words(self) -> str:
-        """The kind as manuals name it."""
-        return self.how.label
-
-    @property
     def needed(self) -> tuple[tuple[str, ...], ...]:
-        """What the target must have: for each argument the names that it may have."""
+        """The arguments that the target must have, each as a tuple of its possible names."""
         return tuple(tuple(arg.split("|")) for arg in self.args if is_of_target(arg))
 
 
 def is_of_target(arg: str) -> bool:
-    """Return whether an argument is the target's own, and no constant, context or result."""
+    """Return whether an argument belongs to the target: no constant, context or result."""
     return arg[:1].islower() and arg not in (RESULT, CONTEXT)
 
 
@@ -92,7 +88,7 @@ class Fentry(Alternative):
 
 
 class Fexit(Alternative):
-    """Return of a kernel function through the BPF trampoline, arguments and result at hand."""
+    """Return of a kernel function through the BPF trampoline, with arguments and result."""
 
     kind = "fexit"
 
@@ -104,13 +100,13 @@ class Kprobe(Alternative):
 
 
 class Kretprobe(Alternative):
-    """Return of a kernel function; only the result is at hand."""
+    """Return of a kernel function, with the result only."""
 
     kind = "kretprobe"
 
 
 class Iterator(Alternative):
-    """A BPF iterator over kernel objects (`task_file`): run by the reader, attached to nothing.
+    """A BPF iterator over kernel objects (`task_file`): run on demand, not attached.
 
     `over` names the program's own map, for the iterator over its elements (`bpf_map_elem`).
     """
@@ -123,36 +119,35 @@ class Iterator(Alternative):
 
 
 class Uprobe(Alternative):
-    """Entries of user-space functions; the tool's watcher finds the binaries while running."""
+    """Entry of user-space functions; the tool's UprobeManager finds the binaries while running."""
 
     kind = "uprobe"
 
 
 class Uretprobe(Alternative):
-    """Returns of user-space functions; the tool's watcher finds the binaries while running."""
+    """Return of user-space functions; the tool's UprobeManager finds the binaries while running."""
 
     kind = "uretprobe"
 
 
 class Role(Enum):
-    """What the framework does with a probe, apart from attaching it."""
+    """What the framework uses a probe for, in addition to attaching it."""
 
     NONE = "none"
-    STATE = "state"  # follows every TCP state, and so keeps owners itself
+    STATE = "state"  # traces every TCP state, and records owners itself
     SNAPSHOT = "snapshot"  # an iterator that records the owners of existing sockets
     STALE = "stale"  # an iterator that removes owners of sockets that no longer exist
-    OPEN = "open"  # an iterator that writes an event for each thing that is still open
+    OPEN = "open"  # an iterator that writes an event for each open object
 
 
 class Probe:
-    """A moment that a tool needs, by name, with the ways to see it, best first.
+    """An event that a tool needs to see, and the alternatives to trace it, best first.
 
-    `optional`: the tool runs without it, `loses` says which columns are then empty. `option`: the
-    probe is used only if this option of the tool is given. `with_probe`: it works only together
-    with the probe of that name (a kprobe with a kretprobe), uses the same kind as that one, and is
-    not used if it has no such alternative. `complements`: it adds what the probe of that name does
-    not see, unless that one uses the same kind. `role` is what the framework
-    uses it for.
+    `optional`: the tool runs without it; the columns `loses` are then empty. `option`: the probe is
+    used only if this option of the tool is given. `with_probe`: it works only together with the
+    probe of that name (a kprobe with a kretprobe), uses the same kind, and is not used if it has no
+    such alternative. `complements`: it traces what the probe of that name does not see, unless that
+    one uses the same kind. `role` is its use in the framework.
     """
 
     def __init__(
@@ -177,3 +172,27 @@ class Probe:
 
     def __repr__(self) -> str:
         return f"Probe({self.name}: {', '.join(map(repr, self.alternatives))})"
+
+
+def tracepoints(
+    event: str, raw: Sequence[str] = (), fields: Sequence[str] = (), **more: Any
+) -> tuple[Alternative, Alternative]:
+    """Return the alternatives of a kernel tracepoint: raw, then the trace event `event`.
+
+    `raw` are the `args` of the first, `fields` those of the second; `more` is for both.
+    """
+    name = event.partition(":")[2]
+    return RawTracepoint(name, args=raw, **more), Tracepoint(event, args=fields, **more)
+
+
+def tracepoint_probe(
+    name: str,
+    event: str,
+    raw: Sequence[str] = (),
+    fields: Sequence[str] = (),
+    *,
+    call: str = "",
+    **options: Any,
+) -> Probe:
+    """Return the probe `name` of a kernel tracepoint, see tracepoints(); `options` as for Probe."""
+    return Probe(name, *tracepoints(event, raw, fields, call=call), **options)

@@ -90,15 +90,26 @@ def named(**columns: Column) -> tuple[Column, ...]:
     return tuple(columns.values())
 
 
-def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **more: Any) -> type[Record]:
-    """Return a record of u64 members, given as space-separated names, and `more` columns.
+def sums(cstruct: str, names: str, gauges: str = "", shown: str = "", **extra: Any) -> type[Record]:
+    """Return a record of u64 members, given as space-separated names, and `extra` columns.
 
     `names` are sums, `gauges` and `shown` are gauges (see netbpf.declare.columns.Gauge).
     """
     members: dict[str, object] = {name: Count(name) for name in names.split()}
     members.update({name: Gauge(name) for name in gauges.split()})
     members.update({name: Gauge(name, shown=True) for name in shown.split()})
-    return type("Sums", (Record,), {"cstruct": cstruct, **members, **more})
+    return type("Sums", (Record,), {"cstruct": cstruct, **members, **extra})
+
+
+def key(cstruct: str, **columns: Column) -> type[Record]:
+    """Return a record of `columns`: the key of a map."""
+    return type("Key", (Record,), {"cstruct": cstruct, **columns})
+
+
+def copied(record: type[Record], names: str) -> dict[str, Any]:
+    """Return {name: copy} of the columns of `record` in `names`, which are space-separated."""
+    columns = {column.name: column for column in record.columns}
+    return {name: copy(columns[name]) for name in names.split()}
 
 
 class Event(Record):
@@ -120,7 +131,7 @@ class SocketEvent(Event):
         named(
             pid=Pid("process that owns the socket"),
             comm=Comm("its name"),
-            owner=Owner("how the owner is known: exact, snapshot or unknown", wide=True),
+            owner=Owner("how the owner was found: exact, snapshot or unknown", wide=True),
             family=Family("address family, IPv4-mapped counts as ipv4", wide=True),
             laddr=Addr("local address", priority=28),
             lport=Port("local port", priority=32),

@@ -1,19 +1,15 @@
-"""The probes of RSTs, which include/resets.bpf.h handles."""
+"""The shared probes of RSTs, for include/resets.bpf.h."""
 
 from __future__ import annotations
 
-from netbpf.declare.probes import Probe, RawTracepoint, Tracepoint
+from netbpf.declare.probes import tracepoint_probe
 
 RESET_PROBES = (
-    Probe(
+    tracepoint_probe(
         "send_reset",
-        # The packet that is answered is named skb__nullable since 6.11.
-        RawTracepoint("tcp_send_reset", args=("sk", "skb__nullable|skb")),
-        Tracepoint("tcp:tcp_send_reset", args=("skaddr", "skbaddr")),
+        "tcp:tcp_send_reset",
+        ("sk", "skb__nullable|skb"),  # the answered packet is named skb__nullable since 6.11
+        ("skaddr", "skbaddr"),
     ),
-    Probe(
-        "receive_reset",
-        RawTracepoint("tcp_receive_reset", args=("sk",)),
-        Tracepoint("tcp:tcp_receive_reset", args=("skaddr",)),
-    ),
+    tracepoint_probe("receive_reset", "tcp:tcp_receive_reset", ("sk",), ("skaddr",)),
 )

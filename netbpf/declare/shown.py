@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 from netbpf.declare.columns import Column, Count
+from netbpf.declare.histogram import Histogram
 from netbpf.declare.record import named
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError, did_you_mean
@@ -54,21 +55,32 @@ def sorted_rows(rows: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]
 def _event_columns(tool: Tool, settings: Mapping[str, Any]) -> list[Sequence[Column]]:
     if not tool.event or not tool.has_events(settings):
         return []
-    counted = tool.histogram_of(settings)
-    instead = (counted and counted.of) or _aggregated(tool, settings)
+    instead = _counted(tool, settings) or _aggregated(tool, settings)
     return [] if instead else [tool.event.columns]
 
 
 def _row_columns(tool: Tool, settings: Mapping[str, Any]) -> list[Sequence[Column]]:
-    rows: list[Sequence[Column]] = [table.row.columns for table in tool.tables_of(settings)]
-    if tool.aggregation and _aggregated(tool, settings):
-        rows.append(tool.aggregation.row.columns)
+    rows = [table.columns(settings) for table in tool.tables_of(settings)]
+    if tool.aggregation and _aggregated(tool, settings) and not _counted(tool, settings):
+        rows.append(tool.aggregation.columns(settings.get("by") or ()))
     return rows
 
 
 def _histogram_columns(tool: Tool, settings: Mapping[str, Any]) -> list[Sequence[Column]]:
-    histogram = tool.histogram_of(settings)
+    histogram = _counted(tool, settings)
+    if not histogram and tool.histogram and not tool.histogram.of:
+        histogram = tool.histogram_of(settings)
     return [(*histogram.key.columns, *bucket_columns())] if histogram else []
+
+
+def _counted(tool: Tool, settings: Mapping[str, Any]) -> Optional[Histogram]:
+    """Return the distribution that is shown instead of the events."""
+    if tool.histogram and tool.histogram.of and tool.histogram_of(settings):
+        return tool.histogram
+    if tool.aggregation and settings.get("histogram"):
+        by = settings.get("by") or ()
+        return tool.aggregation.distribution(settings["histogram"], by)
+    return None
 
 
 def _aggregated(tool: Tool, settings: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Columns about socket calls: addresses of any family, protocols, results and short times."""
+"""Columns of socket calls: addresses of any family, protocols, results and short times."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from netbpf.declare.columns import Addr, Column, Converter, Duration, Enum
+from netbpf.declare.columns import Addr, Column, Converter, Duration, Enum, Family
 from netbpf.declare.values import address, clean, escape
 
 _NONE, _IP, _UNIX = range(3)  # enum any_kind in include/address.bpf.h
 
 
 class AnyAddr(Addr):
-    """An IP address or the path of a unix socket (abstract ones with @): struct any_addr in C."""
+    """An IP address, or the path of a unix socket (@ if abstract): struct any_addr in C."""
 
     ctype = "u8[109]"
     cstruct = "struct any_addr"
 
     def converter(self) -> Optional[Converter]:
-        """Return the conversion by the kind that the first byte tells."""
+        """Return the conversion, which depends on the kind in the first byte."""
 
         def convert(raw: bytes) -> Optional[str]:
             if raw[0] == _IP:
@@ -29,12 +29,12 @@ class AnyAddr(Addr):
         return convert
 
     def text(self, value: Any) -> str:
-        """Return the address; a path is what a stranger chose."""
+        """Return the address; a path is untrusted, so it is escaped."""
         return "-" if value is None else escape(value)
 
 
 class LocalAddr(Addr):
-    """A local IP address; one that is not chosen yet (0.0.0.0, ::) is not known."""
+    """A local IP address, null while it is not chosen (0.0.0.0, ::)."""
 
     priority = 28
 
@@ -44,14 +44,14 @@ class LocalAddr(Addr):
 
 
 class BoundAddr(Addr):
-    """The IP address that a listener is bound to; all ones in C: not known."""
+    """The IP address that a listener is bound to; all ones in C if unknown."""
 
     def converter(self) -> Optional[Converter]:
         """Return the conversion from 16 bytes to text."""
         return lambda raw: None if raw == b"\xff" * 16 else address(raw)
 
 
-# include/uapi/linux/in.h; for other families than IP 1000 + enum sock_type.
+# include/uapi/linux/in.h; 1000 + enum sock_type for families other than IP.
 SOCK_PROTOS = {
     0: None, 6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite", 262: "mptcp",
     1001: "stream", 1002: "dgram", 1003: "raw", 1005: "seqpacket",
@@ -59,20 +59,28 @@ SOCK_PROTOS = {
 
 
 class SockProto(Enum):
-    """A socket's protocol; of a unix socket its type."""
+    """A socket's protocol, or the type of a unix socket."""
 
     ctype = "u16"
     width = 6
 
-    def __init__(self, help: str, **more: Any) -> None:  # noqa: A002
-        super().__init__(help, SOCK_PROTOS, **more)
+    def __init__(self, help: str, **options: Any) -> None:
+        super().__init__(help, SOCK_PROTOS, **options)
+
+
+class AnyFamily(Family):
+    """The address family of any socket, not only of those with IP addresses."""
+
+    def __init__(self, help: str, **more: Any) -> None:
+        super().__init__(help, **more)
+        self.words = {**self.words, 16: "netlink", 17: "packet", 40: "vsock"}
 
 
 class CallResult(Column):
-    """How an attempt ended: OK, or the error in words; None (-1 in C) as long as it goes on.
+    """The result of an attempt: OK, or the error as text; None (-1 in C) while it is pending.
 
-    `words` are better ones than the C library's for some numbers, which need not be error numbers;
-    `short` are shorter ones for text output, by the words that they stand for.
+    `words` replaces the C library's text for some numbers, which need not be error numbers; `short`
+    maps texts to shorter ones for text output.
     """
 
     ctype = "s32"
@@ -83,18 +91,18 @@ class CallResult(Column):
 
     def __init__(
         self,
-        help: str,  # noqa: A002
+        help: str,
         words: Mapping[int, str],
         short: Optional[Mapping[str, str]] = None,
-        **more: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(help, **more)
+        super().__init__(help, **options)
         self.words = {-1: None, 0: "OK", **words}
         self.texts: dict[Optional[str], str] = {None: "In progress", "OK": "Success"}
         self.texts.update(short or {})
 
     def converter(self) -> Optional[Converter]:
-        """Return the conversion from number to words."""
+        """Return the conversion from number to text."""
         words = self.words
         return lambda raw: words[raw] if raw in words else os.strerror(raw)
 
@@ -103,12 +111,12 @@ class CallResult(Column):
         return value not in (None, "OK")
 
     def text(self, value: Any) -> str:
-        """Return the words, those of success as in the book."""
+        """Return the text, "Success" for OK as in the book."""
         return self.texts.get(value, str(value))
 
 
 class Elapsed(Duration):
-    """A short time span: nanoseconds in C, whole microseconds as a value and in text."""
+    """A short duration: nanoseconds in C, whole microseconds as a value and in text."""
 
     text_unit = ""
 
@@ -118,21 +126,21 @@ class Elapsed(Duration):
 
 
 class Flag(Column):
-    """Yes or no; 2 in C means not known."""
+    """Yes or no; 2 in C means unknown."""
 
     ctype = "u8"
     width = 5
     json_type = "boolean"
 
     def converter(self) -> Optional[Converter]:
-        """Return the conversion from number to truth."""
+        """Return the conversion from number to bool."""
         return lambda raw: None if raw == 2 else bool(raw)
 
     def text(self, value: Any) -> str:
-        """Return a word."""
+        """Return "yes", "no" or "-"."""
         return "-" if value is None else "yes" if value else "no"
 
 
 def ends_of(values: Mapping[str, Any]) -> tuple[object, ...]:
-    """Return what two records of one IP socket have in common, for the hook `same`."""
+    """Return the key that two records of one IP socket share, for `Tool(identity=)`."""
     return tuple(values[name] for name in ("netns", "laddr", "lport", "raddr", "rport"))

@@ -1,48 +1,50 @@
-"""A declared table: what a BPF map counts by key, and how that becomes rows per interval."""
+"""A declared table: the key and values of a BPF map, and the rows computed from them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional, Union
 
+from netbpf.declare.column import Column
 from netbpf.declare.columns import Gauge
 from netbpf.declare.record import Record, Row
 
 # One entry of the map in this interval: (key values, sums and gauges).
 Entry = tuple[dict[str, Any], dict[str, Any]]
 Rows = Sequence[dict[str, Any]]
-Warn = Callable[[Rows], Iterable[tuple[str, str]]]
+Warn = Callable[[Rows, Mapping[str, Any]], Iterable[tuple[str, str]]]
 Build = Callable[[Sequence[Entry], Mapping[str, Any]], Sequence[dict[str, Any]]]
+Complete = Callable[[dict[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 Order = Union[str, Callable[[Mapping[str, Any]], Any]]
 
 
 class Table:
-    """Rows per interval, made from one BPF map.
+    """Rows per interval, computed from one BPF map.
 
     `map` is the C map's name, `key` the record of its key, `sums` the record of its value. Members
     of 64 bits are added over CPUs if `per_cpu`, and shown as the increase in the interval, except
-    `Gauge` columns. Other members are a sample, taken together from the CPU whose first sum is the
-    greatest.
+    `Gauge` columns. Other members are a sample, from the CPU whose first sum is the greatest.
 
     `row` declares the columns that are shown. By default a row has the columns of key and value, in
     falling order of the column `order`, or in the order of a function of the row; `limit` names an
-    option that is the number of rows. `build` makes the rows instead, in the order to be shown.
-    Columns that the selected probes cannot fill are null.
+    option that is the number of rows. `complete` takes such a row and the settings and returns the
+    columns to add or to replace. `build` returns the rows instead, in display order. Columns
+    that the selected probes cannot fill are null.
 
-    With `forget`, an entry that did not change in an interval is removed; if that is the name of a
-    gauge, only once the gauge is not 0.
+    With `forget`, an entry that did not change in an interval is removed; if it names a gauge, only
+    if the gauge is not 0.
 
-    `refresh` names probes (iterators) to run, in that order, at the start and before each reading;
-    `first` one over the sockets of a network namespace, to run in each of them at the start. With
-    `option`, the table is made only if that option is given. `warn` takes the rows of an interval
-    and yields (subject, sentence): printed on stderr at once, and repeated by the summary, once per
-    subject with the last sentence. CSV of a tool that also has a histogram holds the `main` table,
-    or the one whose `option` is given.
+    `refresh` names probes (iterators) to run, in that order, at the start and before each read;
+    `first` names one over the sockets of a network namespace, to run in each of them at the start.
+    With `option`, the table is shown only if that option is given. `warn` takes the rows of an
+    interval and yields (subject, sentence): printed on stderr immediately, and repeated in the
+    summary, with the last sentence per subject. CSV of a tool that also has a histogram has the
+    `main` table, or the one whose `option` is given.
     """
 
     def __init__(
         self,
-        map: str,  # noqa: A002 - it is a BPF map
+        map: str,
         key: type[Record],
         sums: type[Record],
         row: type[Row],
@@ -50,6 +52,7 @@ class Table:
         *,
         order: Order = "",
         limit: str = "",
+        complete: Optional[Complete] = None,
         per_cpu: bool = True,
         refresh: Sequence[str] = (),
         first: str = "",
@@ -65,6 +68,7 @@ class Table:
         self.build: Build = build or self._rows
         self.order = order
         self.limit = limit
+        self.complete = complete
         self.per_cpu = per_cpu
         self.refresh = tuple(refresh)
         self.first = first
@@ -76,6 +80,10 @@ class Table:
         self.gauges = tuple(gauge.name for gauge in gauges)
         self.shown = tuple(gauge.name for gauge in gauges if gauge.shown)
 
+    def columns(self, settings: Mapping[str, Any]) -> Sequence[Column]:
+        """Return the columns of the rows that the table has with these settings."""
+        return self.row.columns
+
     def _rows(
         self, entries: Sequence[Entry], settings: Mapping[str, Any]
     ) -> Sequence[dict[str, Any]]:
@@ -85,4 +93,6 @@ class Table:
             rows.sort(key=order if callable(order) else lambda row: -row[order])
         if self.limit and settings.get(self.limit):
             rows = rows[: settings[self.limit]]
+        if self.complete:
+            rows = [{**row, **self.complete(row, settings)} for row in rows]
         return [{column.name: row[column.name] for column in self.row.columns} for row in rows]

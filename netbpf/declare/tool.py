@@ -1,4 +1,4 @@
-"""A tool is a declaration: this is what it is made of."""
+"""The declaration of a tool."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pkgutil import iter_modules
 from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.aggregation import Aggregation
-from netbpf.declare.columns import Pid
+from netbpf.declare.columns import Cgroup, Comm, Container, Owner, Pid, Uid
 from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
+from netbpf.declare.keyed import KeyedTable
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, SORT, Option
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
@@ -25,6 +26,7 @@ from netbpf.errors import UsageError, did_you_mean
 Settings = Mapping[str, Any]  # by option name, as parsed from the command line
 Values = dict[str, Any]  # of one event, by column
 Notes = Sequence[str]
+_OF_OWNERS = (Pid, Comm, Uid, Cgroup, Container, Owner)
 
 
 class Tool:
@@ -33,38 +35,37 @@ class Tool:
     `doc` is the module's docstring: `name - summary`, then sections whose titles are in capitals.
 
     Results. `event` declares the events. They are shown only if the option `event_option` is given,
-    and not if `events_unless` is. `aggregation` makes rows of them, `histogram` a distribution;
-    `table` is one or several tables of BPF maps. With `show_time`, text shows the time of day even
-    without -T; with "seconds" without a fraction. `pending` is (BPF map, column): the map's values
-    begin with an event that has begun, its time being the start, and the column shows its age; what
-    has not ended is shown at each interval and at the end. `uprobes` names the module of
-    `netbpf.run` whose class `UprobeManager` finds the targets of user-space probes.
+    and not if `events_unless` is. `aggregation` computes rows from them, `histogram` a
+    distribution; `table` is one or several tables of BPF maps. With `show_time`, text shows the
+    time of day even without -T; "seconds" omits the fraction. `pending` is (BPF map, column): each
+    value of the map begins with an event that has not ended, whose time is the start, and the
+    column shows its age; these are shown at each interval and at the end. `uprobes` names the
+    module of `netbpf.run` whose class `UprobeManager` finds the targets of user-space probes.
 
-    Beside the results. `totals` is a record of sums (u64) that C counts by TOTAL_<COLUMN>, for the
-    summary. `counters` are the kernel's own counters of the same thing ("Tcp.RetransSegs"),
-    `interval_counters` those to show with each interval. `memory` bounds the maps, `cost` was
-    measured. `summary_fields` maps fields that the
-    tool's functions add to the summary to their JSON Schema.
+    Summary. `totals` is a record of sums (u64) that C counts by TOTAL_<COLUMN>. `counters` are the
+    kernel's own counters of the same events ("Tcp.RetransSegs"), `interval_counters` those shown
+    with each interval. `summary_fields` maps fields that the functions below add to their JSON
+    Schema. `memory` is a bound for the maps, `cost` the measured overhead.
 
-    Input. `options` are the tool's own and the shared filters that it honours; `no_filter` says why
-    the others make no sense. `constants` maps settings to further C constants (see
+    Input. `options` are the tool's own and the shared filters that it supports; `no_filter` is the
+    reason why it does not support the others. `constants` maps settings to further C constants (see
     `Option.define`). `owners` adds the probes that find a socket's owner. `refresh_owners` names a
     column of events that is "yes" if there is a socket: if its owner is unknown, the snapshot of
-    owners is taken again.
+    owners is repeated.
 
     Functions, each optional:
-    - `enrich(values, settings)` returns an event's values completed, or None to leave it out;
-    - `identity(values)` returns what two open events of one object have in common;
-    - `notes(summary, settings)` returns remarks on a run;
-    - `histogram_notes(histograms)` returns remarks on the histograms of an interval;
-    - `kernel_constants(settings, names)` returns C constants that only the running kernel knows;
+    - `enrich(values, settings)` returns the completed values of an event, or None to omit it;
+    - `identity(values)` returns the key that two open events of one object share;
+    - `notes(summary, settings)` returns notes on a run;
+    - `histogram_notes(histograms)` returns notes on the histograms of an interval;
+    - `kernel_constants(settings, names)` returns C constants that depend on the running kernel;
       `names` is a `netbpf.run.names.Names`;
-    - `count_unseen(totals, counters, missing)` returns how many events the kernel counted that no
-      program could see; `missing` are columns that the probes in use cannot fill;
-    - `pending_state(ns, maps)` returns (fields, notes) about entries of `maps` that are left at the
-      end, each a list of raw values;
-    - `compare_devices(histograms, devices, settings)` returns (fields, notes): `devices` are
-      {(netns, name): (packets received, packets sent)} by the devices' own count.
+    - `count_unseen(totals, counters, missing)` returns the number of events that the kernel counted
+      and no program could see; `missing` are columns that the probes in use cannot fill;
+    - `pending_state(ns, maps)` returns (fields, notes) about the entries left in `maps` at the end,
+      each a list of raw values;
+    - `compare_devices(histograms, devices, settings)` returns (fields, notes); `devices` has the
+      devices' own counts, {(netns, name): (packets received, packets sent)}.
     """
 
     def __init__(
@@ -112,6 +113,8 @@ class Tool:
         self.histogram = histogram
         self.tables = (table,) if isinstance(table, Table) else tuple(table or ())
         self.aggregation = aggregation
+        if aggregation and event:
+            aggregation.bind(event.columns)
         self.totals = totals
         self.pending = pending
         self.uprobes = uprobes
@@ -139,32 +142,34 @@ class Tool:
 
     @property
     def all_probes(self) -> tuple[Probe, ...]:
-        """The tool's own probes and the shared ones, those of options that are off included."""
+        """The tool's own and shared probes, including those of options that are not given."""
         return (*self.probes, *(owner_probes(self.probes) if self.owners else ()))
 
     @property
     def records(self) -> list[type[Record]]:
-        """The records that C fills: of events, and of the keys and values of maps."""
-        found: list[Optional[type[Record]]] = [self.event]
+        """The records that C fills: events, and keys and values of maps."""
+        records: list[Optional[type[Record]]] = [self.event]
         if self.histogram and self.histogram.map:
-            found += [self.histogram.key, self.histogram.extra]
-        found += [record for table in self.tables for record in (table.key, table.sums)]
-        return [record for record in found if record]
+            records += [self.histogram.key, self.histogram.extra]
+        records += [record for table in self.tables for record in (table.key, table.sums)]
+        return [record for record in records if record]
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """All options that the tool honours; its own stand in for shared ones of that name."""
+        """All supported options; the tool's own replace shared ones of the same name."""
         own = {option.name for option in self.own_options}
-        output = (*OUTPUT, *(SORT if self.tables or self.aggregation else ()))
-        shared = (*output, *LIMITS, *(EVENT_LIMITS if self.event else ()))
+        rows = self.aggregation.options() if self.aggregation else ()
+        rows = self.keyed.options() if self.keyed else rows
+        rows = SORT if self.tables and not rows else rows
+        shared = (*OUTPUT, *LIMITS, *(EVENT_LIMITS if self.event else ()), *rows)
         return (*(option for option in shared if option.name not in own), *self.own_options)
 
     @property
     def unsupported_options(self) -> tuple[Option, ...]:
-        """Common options that make no sense for this tool: a usage error, never ignored."""
-        honoured = {option.name for option in self.options}
-        everything = (*EVENT_LIMITS, *FILTERS)
-        return tuple(option for option in everything if option.name not in honoured)
+        """Common options that this tool does not support: a usage error, never ignored."""
+        supported = {option.name for option in self.options}
+        common = (*EVENT_LIMITS, *FILTERS)
+        return tuple(option for option in common if option.name not in supported)
 
     def has_events(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the tool emits events with these settings."""
@@ -173,25 +178,44 @@ class Tool:
         return self.event is not None and bool(on and not off)
 
     def shows_owners(self, settings: Mapping[str, Any]) -> bool:
-        """Return whether filters or columns in use depend on who owns a socket."""
-        records: list[type[Record]] = [table.row for table in self.tables_of(settings)]
+        """Return whether filters or columns in use depend on the owners of sockets."""
+        shown = [table.columns(settings) for table in self.tables_of(settings)]
         if self.event and self.has_events(settings):
-            records.append(self.event)
-        columns = [column for record in records for column in record.columns]
-        return any(isinstance(column, Pid) for column in columns) or any(
+            shown.append(self.event.columns)
+        columns = [column for columns in shown for column in columns]
+        return any(isinstance(column, _OF_OWNERS) for column in columns) or any(
             settings.get(option.name) for option in PROCESS
         )
 
     def histogram_of(self, settings: Mapping[str, Any]) -> Optional[Histogram]:
-        """Return the histogram that the tool makes with these settings."""
+        """Return the histogram that the tool computes with these settings, or None."""
         declared = self.histogram
         if not declared or (declared.option and not settings.get(declared.option)):
             return None
         return declared
 
     def tables_of(self, settings: Mapping[str, Any]) -> list[Table]:
-        """Return the tables that the tool makes with these settings."""
+        """Return the tables that the tool shows with these settings."""
+        if self.keyed and settings.get("by"):
+            return [self.keyed]
         return [table for table in self.tables if not table.option or settings.get(table.option)]
+
+    @property
+    def keyed(self) -> Optional[KeyedTable]:
+        """The table that --by shows instead of all others."""
+        found = [table for table in self.tables if isinstance(table, KeyedTable)]
+        return found[0] if found else None
+
+    def own_constants(self, settings: Mapping[str, Any]) -> dict[str, object]:
+        """Return the C constants of the tool's own options."""
+        found: dict[str, object] = {}
+        if self.keyed:
+            found.update(self.keyed.constants(settings.get("by") or ()))
+        if self.constants:
+            found.update(self.constants(settings))
+        for option in self.own_options:
+            found.update(option.constant(settings.get(option.name)))
+        return found
 
     def sections(self) -> dict[str, str]:
         """Return {section title: text} of the manual."""
@@ -216,7 +240,7 @@ def tool_names() -> list[str]:
 
 
 def find_tool(name: str) -> Tool:
-    """Return the tool `name`; an unknown name is a UsageError that lists what there is."""
+    """Return the tool `name`; UsageError, with the list of tools, if there is none."""
     if name not in tool_names():
         nearest = did_you_mean(name, tool_names())
         raise UsageError(f"no tool named '{name}'", f"{nearest}tools: {', '.join(tool_names())}")

@@ -60,7 +60,7 @@ def _kind(selection: Selection) -> str:
     if not selection.alternative:
         return "-"
     missing = ", ".join(selection.lost_columns)
-    return selection.alternative.words + (f", without {missing}" if missing else "")
+    return selection.alternative.how.label + (f", without {missing}" if missing else "")
 
 
 def results() -> dict[str, Any]:

@@ -64,7 +64,7 @@ def tool_sections(tool: Tool, man: bool = False) -> list[Section]:
 def own_options(tool: Tool) -> list[Option]:
     """Return the options that only this tool has, or that replace a common one."""
     shared = (*OUTPUT, *SORT, *LIMITS, *EVENT_LIMITS, *FILTERS)
-    return [option for option in tool.own_options if option not in shared]
+    return [option for option in tool.options if option not in shared]
 
 
 def _options(tool: Tool) -> Iterator[Block]:

@@ -76,7 +76,7 @@ def probes_table(tools: Sequence[Tool]) -> str:
 def _probe_rows(tool: Tool) -> Iterator[Sequence[str]]:
     groups: dict[tuple[object, ...], list[Probe]] = {}
     for probe in tool.all_probes:
-        kinds = tuple((a.words, a.loses) for a in probe.alternatives)
+        kinds = tuple((a.how.label, a.loses) for a in probe.alternatives)
         partners = (bool(probe.with_probe), bool(probe.complements))
         key = (kinds, probe.optional, probe.loses, probe.option, partners)
         groups.setdefault(key, []).append(probe)
@@ -90,7 +90,7 @@ def _alternatives(probes: Sequence[Probe]) -> str:
     if not others:
         lines = [describe_alternative(a, quote="`") for a in one.alternatives]
     else:
-        lines = [a.words + describe_missing(a) for a in one.alternatives]
+        lines = [a.how.label + describe_missing(a) for a in one.alternatives]
     return "<br>".join(dict.fromkeys(lines))  # alternatives may differ in their arguments only
 
 

@@ -28,7 +28,7 @@ def describe_alternative(alternative: Alternative, quote: str = "") -> str:
     """Return kind, targets and missing columns of an alternative; `quote` encloses each target."""
     targets = [f"{quote}{name}{quote}" for name in alternative.names]
     joint = ", " if alternative.every or alternative.how.user_space else " or "
-    text = f"{alternative.words} {joint.join(targets)}".rstrip()
+    text = f"{alternative.how.label} {joint.join(targets)}".rstrip()
     return text + describe_missing(alternative)
 
 

@@ -25,7 +25,7 @@ from netbpf.errors import EXIT_PRIVILEGE, EXIT_UNSUPPORTED, NetbpfError, Unsuppo
 from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.select import Selection, select
 from netbpf.output.text import fill
-from netbpf.run.confinement import lacking as lacking_of
+from netbpf.run.confinement import missing_needs
 from netbpf.system.file_limit import allow_many_files
 from netbpf.system.privileges import Denied, missing_privileges
 
@@ -113,13 +113,13 @@ def _with_privileges(tool: Tool, report: dict[str, Any]) -> dict[str, Any]:
 
     If "without" is null, the tool cannot run.
     """
-    found = [{"it_takes": n.words, "without": n.without or None} for n in lacking_of(tool, {})]
+    found = [{"it_takes": n.words, "without": n.without or None} for n in missing_needs(tool, {})]
     for probe in report["probes"]:
         denied = [one["why"] for one in probe["rejected"] if isinstance(one["why"], Denied)]
         if denied and (not probe["kind"] or probe["lost_columns"]):
             required = not probe["kind"] and not probe["optional"] and not probe["option"]
             without = None if required else f"probe {probe['name']} is not used"
-            found.append({"it_takes": denied[0].partition("it takes ")[2], "without": without})
+            found.append({"it_takes": denied[0].requires, "without": without})
     fatal = [one for one in found if one["without"] is None]
     usable = False if fatal and report["usable"] is not None else report["usable"]
     return {**report, "usable": usable, "privileges": found}

@@ -10,7 +10,6 @@ from netbpf.errors import PrivilegeError, Unsupported, UsageError
 from netbpf.kernel.inspect import Kernel
 from netbpf.system.privileges import Denied
 
-_COVERED = "covered by"
 _PREEMPTIBLE = "preemptible on this kernel, so events can be missed"
 Excluded = Mapping[tuple[str, str], str]  # (probe, kind) -> why the kernel refused it at run time
 
@@ -19,13 +18,15 @@ class Selection(NamedTuple):
     """The alternative selected for a probe, and its targets.
 
     `alternative` is None if an optional probe has none; `rejected` holds (description, reason) of
-    every better alternative.
+    every better alternative. `redundant`: the probe is not needed, as its companion already sees
+    every event.
     """
 
     probe: Probe
     alternative: Optional[Alternative]
     targets: tuple[str, ...]
     rejected: tuple[tuple[str, str], ...]
+    redundant: bool = False
 
     @property
     def kind(self) -> str:
@@ -46,12 +47,6 @@ class Selection(NamedTuple):
             return ((self.entry, self.targets),)
         more = ((f"{self.entry}:{target}", (target,)) for target in self.targets[1:])
         return ((self.entry, self.targets[:1]), *more)
-
-    @property
-    def redundant(self) -> bool:
-        """Whether the probe is not needed, as its companion already sees every event."""
-        reasons = (why for _, why in self.rejected)
-        return not self.alternative and any(why.startswith(_COVERED) for why in reasons)
 
     @property
     def denied(self) -> str:
@@ -87,7 +82,8 @@ def select(
         if usable:
             selections[probe.name] = _choose(probe, usable, kernel, excluded or {}, forced or {})
         else:
-            selections[probe.name] = Selection(probe, None, (), ((probe.name, _why_not(partner)),))
+            assert partner
+            selections[probe.name] = _unused(probe, partner)
     return list(selections.values())
 
 
@@ -111,11 +107,12 @@ def _compatible(probe: Probe, partner: Selection) -> list[Alternative]:
     return [one for one in probe.alternatives if one.kind in (partner.kind, *begins)]
 
 
-def _why_not(partner: Optional[Selection]) -> str:
-    assert partner
+def _unused(probe: Probe, partner: Selection) -> Selection:
+    """Return the selection of a probe that has no alternative compatible with its companion."""
     if partner.alternative:
-        return f"{_COVERED} {partner.entry}"
-    return partner.rejected[-1][1]  # the companion has no alternative either
+        return Selection(probe, None, (), ((probe.name, f"covered by {partner.entry}"),), True)
+    reason = partner.rejected[-1][1]  # the companion has no alternative either
+    return Selection(probe, None, (), ((probe.name, reason),), partner.redundant)
 
 
 def _choose(
@@ -181,7 +178,7 @@ def _demoted(
 
 
 def _description(alternative: Alternative) -> str:
-    return " ".join((alternative.words, *alternative.names[:1]))
+    return " ".join((alternative.how.label, *alternative.names[:1]))
 
 
 def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:
@@ -194,7 +191,7 @@ def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:
     try:
         offered = getattr(kernel, kind.offers)(name)
     except PermissionError as error:
-        return Denied(f"it takes {error.strerror}")
+        return Denied("", str(error.strerror))
     if offered is None or offered is False:
         what = {"raw_tracepoint": "tracepoint"}.get(kind.offers, kind.offers)
         return f"this kernel has no such {what}"

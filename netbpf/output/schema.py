@@ -7,6 +7,7 @@ from typing import Any
 
 from netbpf.declare.columns import Column
 from netbpf.declare.histogram import Histogram
+from netbpf.declare.keys import Key
 from netbpf.declare.tool import Tool
 
 _TIME = {"type": "string", "format": "date-time", "description": "RFC 3339, UTC, microseconds"}
@@ -38,7 +39,13 @@ def schema_of(tool: Tool) -> dict[str, Any]:
     for table in tool.tables:
         lines.append(_line(tool, "interval", _columns(table.row.columns)))
     if tool.aggregation:
-        lines.append(_line(tool, "interval", _columns(tool.aggregation.row.columns)))
+        rows = tool.aggregation
+        lines.append(_line(tool, "interval", _columns(rows.row.columns)))
+        keys = [Key(name) for name in rows.keys]
+        lines.append(_line(tool, "interval", _columns(rows.columns(keys))))
+        shown = _histogram(tool.histogram or rows.distribution(rows.measured[0], keys))
+        shown["key"]["required"] = []
+        lines.append(_line(tool, "histogram", {**shown, "unit": {"type": "string"}}))
     if tool.interval_counters:
         numbers = {"type": "object", "additionalProperties": {"type": "integer"}}
         lines.append(_line(tool, "counters", {"counters": numbers}))

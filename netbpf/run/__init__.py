@@ -1,1 +1,1 @@
-"""The one sequence in which every tool runs, from the command line to the summary."""
+"""Run a tool: from its options to the summary."""

@@ -1,4 +1,4 @@
-"""What a run may still do once its probes are attached: as little as its tool needs."""
+"""Restrict a run, once probes are attached, to the capabilities and system calls that it needs."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ from netbpf.run.program import Attached
 from netbpf.run.results.base import Result
 from netbpf.system import privileges, syscall_filter
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def lacking(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
-    """Return the privileges that `tool` needs and this process lacks."""
+def missing_needs(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
+    """Return the privileges that `tool` needs and this process does not have."""
     return [
         need for need in needs_of(tool, settings) if privileges.lacks(need) and not _granted(need)
     ]
 
 
 def _granted(need: Need) -> bool:
-    """Ask the kernel whether it takes less than the capability."""
+    """Return whether this kernel grants what `need` is for without the capability."""
     if need == UPROBES:
         return not probing_denied()
     return need in (SYMBOLS, PLACES) and addresses_visible()
 
 
 class Confinement:
-    """Gives up the capabilities that a run needs no more, and system calls that it never makes.
+    """Drops the capabilities that a run no longer needs, and denies unused system calls.
 
-    Not `wanted`, it gives up nothing: a program that runs a tool in its own process stays as it is.
-    `helper` are the capabilities that go to a process of its own (see system/helper.py).
+    Unless `wanted`, it does neither: a program that runs a tool in its own process is not changed.
+    `helper` lists the capabilities that a separate process keeps (see system/helper.py).
     """
 
     def __init__(
@@ -62,75 +62,72 @@ class Confinement:
         settings: Optional[Mapping[str, Any]] = None,
         wanted: bool = False,
     ) -> None:
-        """Raise PrivilegeError if the tool cannot do its work without a privilege that is missing.
-
-        Without a tool there is nothing to do.
-        """
+        """Check the privileges of `tool`, if any; PrivilegeError if a required one is missing."""
         self._tool, self._settings, self._wanted = tool, settings or {}, wanted
         self._needs = needs_of(tool, self._settings) if tool else []
-        self._lacking = self._checked(tool) if tool else []
+        self._missing = self._checked(tool) if tool else []
         self._filtered = False
         self._kept: dict[str, str] = {}
         self._helped = kept_for(need for need in self._needs if need.helper) if wanted else {}
         self.helper = sorted(self._helped)
 
     def _checked(self, tool: Tool) -> list[Need]:
-        found = lacking(tool, self._settings)
-        if any(not need.without for need in found):
+        missing = missing_needs(tool, self._settings)
+        if any(not need.without for need in missing):
             every = [need for need in self._needs if not need.without]
             raise privileges.privilege_error(
-                [need for need in found if not need.without], tool.name, every
+                [need for need in missing if not need.without], tool.name, every
             )
-        return found
+        return missing
 
-    def not_covered(self, attached: Attached, shape: Result) -> int:
-        """Return in how many respects, or of how many processes, events were not seen."""
-        hidden = {need.without for need in self._lacking if need.hides}
-        return len(hidden) + attached.not_covered + shape.lost.get("not_covered", 0)
+    def not_covered(self, attached: Attached, result: Result) -> int:
+        """Return the number of probes, privileges or processes whose events could not be seen."""
+        hidden = {need.without for need in self._missing if need.hides}
+        return len(hidden) + attached.not_covered + result.lost.get("not_covered", 0)
 
     def notes(self, attached: Attached) -> list[str]:
-        """Return in words what the result lacks without a privilege."""
+        """Return a note for each part of the result that is missing for lack of a privilege."""
         denied = [selection for selection in attached.selections if selection.denied]
-        found: dict[str, list[str]] = {}
-        for need in self._lacking:
-            found.setdefault(need.without, []).append(need.name)
+        missing: dict[str, list[str]] = {}
+        for need in self._missing:
+            missing.setdefault(need.without, []).append(need.name)
         return [
             *(
                 f"probe {selection.probe.name} is not used: {selection.denied}"
                 for selection in denied
             ),
-            *(f"{words}: it takes {', '.join(names)}" for words, names in found.items()),
+            *(f"{without}: needs {', '.join(names)}" for without, names in missing.items()),
         ]
 
-    def enter(self, maps: Mapping[str, int], say: Say) -> None:
-        """Do it: everything is attached. `maps` are descriptors, one of them "losses"."""
+    def enter(self, maps: Mapping[str, int], log: Log) -> None:
+        """Drop and deny, after attaching. `maps` are descriptors by name, including "losses"."""
         if not self._wanted:
             return
-        ids_differ()  # which may take programs that cannot be loaded any more
+        ids_differ()  # cached from here on: it may load a program, which is denied later
         needs = [need for need in self._needs if need.running and not need.helper]
         self._keep(needs, maps)
-        put_in_force = self._filter(say)
+        put_in_force = self._filter(log)
         privileges.drop_capabilities(self._kept)
         if put_in_force:
             try:
                 put_in_force()
                 self._filtered = True
             except OSError as error:
-                say(f"system calls are not filtered: {error.strerror}")
+                log(f"system calls are not filtered: {error.strerror}")
         for name, purpose in self._kept.items():
-            say(f"keeps {name} to {purpose}")
+            log(f"keeps {name} to {purpose}")
         for name, purpose in self._helped.items():
-            say(f"a helper process keeps {name} to {purpose}")
+            log(f"a helper process keeps {name} to {purpose}")
         if not self._kept:
-            say("keeps no capability")
+            log("keeps no capability")
 
     def seal(self) -> None:
-        """Allow no new file any more, not even the ready file, which is there."""
+        """Deny creating files; the ready file exists by now."""
         if self._filtered and self._settings.get("ready_file"):
             syscall_filter.deny_new_files()
 
     def described(self) -> dict[str, Any]:
-        """Return the summary's field: what the threads of this process may do, as it is."""
+        """Return the summary's field: the actual privileges of this process's threads."""
         return {
             "kept": sorted(privileges.capabilities_of_all_threads()),
             "helper": self.helper,
@@ -145,26 +142,31 @@ class Confinement:
         with privileges.limited_to(self._kept):
             unreadable = _is_denied(maps["losses"])
         path = self._settings.get("ready_file")
-        shut = path and not _may_write(os.path.dirname(os.path.abspath(path)))
-        self._kept = kept_for([*needs, *[MAPS] * unreadable, *[READY_FILE] * bool(shut)])
+        protected = path and not _may_write(os.path.dirname(os.path.abspath(path)))
+        self._kept = kept_for([*needs, *[MAPS] * unreadable, *[READY_FILE] * bool(protected)])
 
-    def _filter(self, say: Say) -> Optional[Callable[[], None]]:
+    def _filter(self, log: Log) -> Optional[Callable[[], None]]:
         if not syscall_filter.available():
-            say("system calls are not filtered: python3-seccomp is not there for this Python")
+            log(
+                "system calls are not filtered: this Python has no module seccomp (python3-seccomp)"
+            )
             return None
-        looks = any(need.helper for need in self._needs) and not self.helper
-        sign = bool(self._settings.get("ready_file"))
+        enters = any(need.helper for need in self._needs) and not self.helper
+        ready_file = bool(self._settings.get("ready_file"))
         return syscall_filter.prepare(
             syscall_filter.Allowed(
-                namespaces=looks, ready_file=sign, worker=bool(self._tool and self._tool.uprobes)
+                namespaces=enters,
+                ready_file=ready_file,
+                worker=bool(self._tool and self._tool.uprobes),
             )
         )
 
 
 def confine_finder() -> None:
-    """Give up, in the process that finds and probes programs, what that does not take."""
-    more = [PROGRAMS, ATTACH] if ids_differ() else []  # which takes programs to match them
-    kept = kept_for([*LOOKUPS, MAPS, *more])
+    """Drop, in the process that finds and probes programs, what it does not need."""
+    # Processes of another PID namespace are identified by a BPF program.
+    extra = [PROGRAMS, ATTACH] if ids_differ() else []
+    kept = kept_for([*LOOKUPS, MAPS, *extra])
     put_in_force = None
     if syscall_filter.available():
         put_in_force = syscall_filter.prepare(syscall_filter.Allowed(probes=True))
@@ -175,7 +177,7 @@ def confine_finder() -> None:
 
 
 def kept_for(needs: Iterable[Need]) -> dict[str, str]:
-    """Return the fewest capabilities of this process that give these, and what each is for."""
+    """Return the fewest capabilities of this process that satisfy `needs`, with their purpose."""
     held = privileges.capabilities()
     kept: dict[str, str] = {}
     for need in needs:
@@ -188,10 +190,10 @@ def kept_for(needs: Iterable[Need]) -> dict[str, str]:
 
 
 def _may_write(directory: str) -> bool:
-    """Return whether a directory is ours to write to by its mode, without any capability."""
-    found = os.stat(directory)
-    shift = 6 if found.st_uid == os.geteuid() else 3 if found.st_gid == os.getegid() else 0
-    return bool(found.st_mode >> shift & 2)
+    """Return whether the mode of a directory lets this user write to it."""
+    status = os.stat(directory)
+    shift = 6 if status.st_uid == os.geteuid() else 3 if status.st_gid == os.getegid() else 0
+    return bool(status.st_mode >> shift & 2)
 
 
 def _is_denied(losses: int) -> bool:
@@ -203,7 +205,7 @@ def _is_denied(losses: int) -> bool:
 
 
 def _may_preempt() -> bool:
-    """Let this process have the lowest real-time priority without a capability, if it may."""
+    """Allow the lowest real-time priority without a capability; return whether that worked."""
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_RTPRIO, (1, 1))
     return resource.getrlimit(resource.RLIMIT_RTPRIO)[0] >= 1

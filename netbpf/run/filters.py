@@ -1,7 +1,7 @@
-"""Options -> C: which events the BPF program lets through.
+"""Translate filter options into C definitions.
 
-Only validated numbers are written into C. A name (of a process, a user, a container) never is: it
-is looked up here, or becomes an automaton of character codes.
+Only validated numbers are written into C. A name (of a process, user or container) is resolved
+here, or becomes an automaton of character codes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from netbpf.system.privileges import lacks, missing_privileges, privilege_error
 from netbpf.system.untrusted import read_text
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses of IPv6 sockets
-# Options of single tools that leave something out.
-_OWN_FILTERS = {"dev", "interface", "reason", "host", "failed", "errors", "min_ms", "port"}
-_MOST_THREADS = 100  # whose names are looked at
-_MOST_NAMES = 20  # of devices, in a hint
+# Options of single tools that filter.
+_OWN_FILTERS = {"dev", "interface", "reason", "host", "failed", "errors", "min_ms", "port",
+                "proto"}  # fmt: skip
+_MAX_THREADS = 100  # whose names are compared
+_MAX_NAMES = 20  # of devices, in a hint
 _FIRST_NAMESPACE = 0xEFFFFFF8  # inode numbers of namespaces start above: PROC_UTS_INIT_INO etc.
 
 
 def filter_defines(settings: Mapping[str, Any], proc: str = "/proc") -> list[str]:
-    """Return the C lines for the filters in `settings`; raise UsageError for what is not there."""
+    """Return the C lines for the filters in `settings`; UsageError if an object does not exist."""
     lines = []
     if settings.get("pid"):
         pids = [kernel_pid(pid, proc) for pid in settings["pid"]]
@@ -66,7 +67,7 @@ def _socket_defines(settings: Mapping[str, Any]) -> Iterator[str]:
     _check_families(settings)
     for side in ("laddr", "raddr"):
         if settings.get(side):
-            yield f"#define FILTER_{side.upper()} {block_words(settings[side])}"
+            yield f"#define FILTER_{side.upper()} {block_constants(settings[side])}"
 
 
 def _check_families(settings: Mapping[str, Any]) -> None:
@@ -92,8 +93,8 @@ def _families(block: Network) -> set[int]:
     )
 
 
-def block_words(block: Network) -> str:
-    """Return an address block as four words for in_block(): network and mask, as in memory."""
+def block_constants(block: Network) -> str:
+    """Return an address block as four u64 for in_block(): network and mask, as in memory."""
     mapped = b"\0" * 10 + b"\xff\xff" if isinstance(block, ipaddress.IPv4Network) else b""
     network = mapped + block.network_address.packed
     mask = (b"\xff" * 12 if mapped else b"") + block.netmask.packed
@@ -104,7 +105,7 @@ def comm_automaton(glob: str) -> list[str]:
     """Return the constants of the bit-parallel automaton in filter.bpf.h for a glob.
 
     The pattern is `fnmatch`'s: *, ?, [abc], [a-z], [!abc]. Bit k of TOKENS(c) is set if the k-th
-    token matches the character c, bit k of STARS if a star stands before the k-th token.
+    token matches the character c, bit k of STARS if a star precedes the k-th token.
     """
     tokens: list[str] = []
     stars = 0
@@ -136,7 +137,7 @@ def _token(part: str) -> str:
 
 
 def _user(word: str) -> int:
-    if re.fullmatch(r"[0-9]{1,10}", word) and int(word) < 2**32 - 1:  # -1 is no user's
+    if re.fullmatch(r"[0-9]{1,10}", word) and int(word) < 2**32 - 1:  # -1 is not a user id
         return int(word)
     try:
         return pwd.getpwnam(word).pw_uid
@@ -172,8 +173,12 @@ def netns_of(settings: Mapping[str, Any]) -> int:
 
 
 def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings as with_devices() does; UsageError also for a namespace that is gone."""
+    """Return with_devices(); UsageError also if the network namespace does not exist."""
     netns = netns_of(settings)
+    if settings.get("by") and tool.aggregation and not tool.has_events(settings):
+        raise UsageError(
+            f"--by counts events, and --{tool.events_unless} emits none", "leave one out"
+        )
     if netns and not missing_privileges() and not is_namespace(netns):
         if lacks(OF_PROCESS):
             raise privilege_error([OF_PROCESS])
@@ -181,36 +186,35 @@ def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
     return with_devices(tool, settings)
 
 
-def narrowing(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
-    """Return the options that leave something out of the result, as they were given."""
+def active_filters(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
+    """Return the filter options that were given, as on the command line."""
     names = {option.name for option in FILTERS} | _OWN_FILTERS
-    found = []
+    given = []
     for option in tool.options:
         value = settings.get(option.name)
         if option.name in names and value:
-            found.append(
-                option.flags[-1] if value is True else f"{option.flags[-1]} {_said(value)}"
+            given.append(
+                option.flags[-1] if value is True else f"{option.flags[-1]} {_as_given(value)}"
             )
-    return found
+    return given
 
 
-def _said(value: Any) -> str:
+def _as_given(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(map(_said, value))
+        return ",".join(map(_as_given, value))
     return "-".join(map(str, dict.fromkeys(value))) if isinstance(value, tuple) else str(value)
 
 
 def with_devices(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with the names that network devices have now instead of those given.
+    """Return the settings with network devices by their current names.
 
-    A device can be given by an alternative name. UsageError for one that is in no namespace that
-    the run shows.
+    A device can be given by an alternative name. UsageError if no traced namespace has it.
     """
-    found = dict(settings)
+    resolved = dict(settings)
     for option in tool.options if not missing_privileges() else ():
         if option.parse is devices and settings.get(option.name):
-            found[option.name] = _devices(option, settings)
-    return found
+            resolved[option.name] = _devices(option, settings)
+    return resolved
 
 
 def _devices(option: Option, settings: Mapping[str, Any]) -> list[str]:
@@ -220,18 +224,18 @@ def _devices(option: Option, settings: Mapping[str, Any]) -> list[str]:
         if not known:
             if any(map(lacks, (OF_DEVICES, OF_PROCESS))):
                 raise privilege_error([need for need in (OF_DEVICES, OF_PROCESS) if lacks(need)])
-            there = ", ".join(all_devices(netns_of(settings))[:_MOST_NAMES])
+            existing = ", ".join(all_devices(netns_of(settings))[:_MAX_NAMES])
             raise UsageError(
-                f"{option.flags[-1]}: there is no network device '{word}'", f"devices: {there}"
+                f"{option.flags[-1]}: there is no network device '{word}'", f"devices: {existing}"
             )
         names |= known
     return sorted(names)
 
 
 def may_pass(pid: int, name: str, settings: Mapping[str, Any]) -> bool:
-    """Return whether lookups of a process could pass the filters -p and --comm.
+    """Return whether a lookup of the process could pass -p and --comm.
 
-    A thread has a name of its own.
+    Each thread has its own name.
     """
     if settings.get("pid") and pid not in settings["pid"]:
         return False
@@ -240,7 +244,7 @@ def may_pass(pid: int, name: str, settings: Mapping[str, Any]) -> bool:
         return True
     with suppress(OSError):
         threads = os.listdir(f"/proc/{pid}/task")
-        if len(threads) > _MOST_THREADS:
+        if len(threads) > _MAX_THREADS:
             return True
         names = (read_text(f"/proc/{pid}/task/{thread}/comm", 64).strip() for thread in threads)
         return any(fnmatch.fnmatchcase(one, pattern) for one in names)
@@ -250,7 +254,7 @@ def may_pass(pid: int, name: str, settings: Mapping[str, Any]) -> bool:
 def network_namespace(word: str, proc: str = "/proc") -> int:
     """Return the inode number of a network namespace given by pid, name, path or inode number.
 
-    UsageError if there is none, or if a number is the name of one and a process in another one.
+    UsageError if there is none, or if a number is both the name of one and a process in another.
     """
     if "\0" in word or word in (".", ".."):
         raise _no_namespace(word)
@@ -263,7 +267,7 @@ def network_namespace(word: str, proc: str = "/proc") -> int:
     if named and of_process and named != of_process:
         raise UsageError(
             f"--netns: {word} is the name of a namespace and the id of a process in another one",
-            f"give {NAMED}/{word} or {of_process}, the inode number of the process's",
+            f"give {NAMED}/{word}, or {of_process}, the inode number of the process's namespace",
         )
     number = int(word)
     if named or of_process:
@@ -276,7 +280,7 @@ def network_namespace(word: str, proc: str = "/proc") -> int:
 
 
 def _namespace_file(path: str, proc: str) -> int:
-    # What `ip netns` leaves behind when it fails is a plain file.
+    # `ip netns` leaves a plain file behind if it fails.
     with suppress(OSError):
         status = os.stat(path)
         kind = os.stat(f"{proc}/self/ns/net").st_dev

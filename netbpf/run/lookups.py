@@ -1,7 +1,7 @@
-"""Keep probes on the name lookups of every libc and Go program in use, and keep account of it.
+"""Attach uprobes to the name lookup functions of every libc and Go program, and track coverage.
 
-A process apart finds and attaches them (run/finder.py): here its descriptors are held, and what it
-reports is received, never waiting for it longer than a moment.
+A separate process finds the files and attaches (run/finder.py). This module holds the descriptors
+and receives the reports; it never waits for that process longer than a moment.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from netbpf.system.forks import note_cpu
 from netbpf.system.untrusted import read_text
 from netbpf.system.worker import Worker
 
-_FIRST_LOOK = 60.0  # seconds that the start waits for it, at most
-_SILENCE = 5.0  # and how long for a sign that it goes on
-_OTHERS = 1.2  # and for what is not root's
-_LAST_LOOK = 0.3
+_FIRST_SCAN = 60.0  # seconds that the start waits for it, at most
+_SILENCE = 5.0  # and at most between two messages
+_OTHERS = 1.2  # and for the processes of users other than root
+_LAST_SCAN = 0.3
 _ANSWER = 0.1
 _PAUSE = 0.05  # seconds until a signal is noticed
-_AT_ONCE = 64  # messages
+_BATCH = 64  # messages
 
 
 class UprobeManager(Result):
-    """Holds the tool's uprobes; a shape that writes nothing but what is covered."""
+    """Holds the tool's uprobes; as a result, it adds the coverage to reports."""
 
     def __init__(self, tool: Tool, settings: Mapping[str, Any], attached: Attached) -> None:
         super().__init__()
@@ -46,118 +46,118 @@ class UprobeManager(Result):
         self._refused: dict[str, str] = {}
         nothing = {"libcs": 0, "programs": 0, "processes": 0, "uncovered": []}
         self._state: dict[str, Any] = {"state": nothing}
-        self._over = False
-        self._heard = self._end = 0.0
+        self._ended = False
+        self._received = self._end = 0.0
         self._left: Optional[list[Stack]] = None
         self._cpu_before = self._cpu = 0.0
 
     def begin(self, stop: Stop, writer: Writer) -> None:
-        """Attach to everything that is in use now, and report what that covers."""
+        """Attach to the programs in use, and report the coverage."""
         super().begin(stop, writer)
         maps = self.attached.loaded.maps
         targets = dict(self._programs())
         task = Task(targets, maps["execs"], maps["programs_seen"], self.settings)
         programs = {program for program, _ in targets.values()}
         keep = {task.execs, task.seen, *programs}
-        self._apart = Worker(lambda desk: Finder(desk, task).run(), keep, confine_finder)
-        self.attached.closers.append(self._apart.close)
-        self.attached.left = self.left
-        self._wait_for_first_look(stop)
+        self._worker = Worker(lambda worker: Finder(worker, task).run(), keep, confine_finder)
+        self.attached.closers.append(self._worker.close)
+        self.attached.left_calls = self.left_calls
+        self._wait_for_first_scan(stop)
         if isinstance(writer, TextWriter) or self.settings.get("verbose"):
-            words = self._state.get("words") or "not all processes have been looked at yet"
-            print(f"{self.tool.name}: {escape(words)}", file=sys.stderr)
-        if not self._apart.ended:
-            stop.watch(self._apart.channel.fileno())
+            text = self._state.get("text") or "not all processes have been scanned yet"
+            print(f"{self.tool.name}: {escape(text)}", file=sys.stderr)
+        if not self._worker.ended:
+            stop.watch(self._worker.channel.fileno())
 
-    def _wait_for_first_look(self, stop: Stop) -> None:
-        """Wait for it as long as it goes on; hardly for what users other than root have made."""
-        now = self._heard = time.monotonic()
-        self._end = now + _FIRST_LOOK
-        while now < min(self._end, self._heard + _SILENCE) and "first" not in self._state:
-            if stop.reason or self._apart.ended:
+    def _wait_for_first_scan(self, stop: Stop) -> None:
+        """Wait while the scan makes progress, but briefly for users other than root."""
+        now = self._received = time.monotonic()
+        self._end = now + _FIRST_SCAN
+        while now < min(self._end, self._received + _SILENCE) and "first" not in self._state:
+            if stop.reason or self._worker.ended:
                 break
-            self._apart.wait(now + _PAUSE)
+            self._worker.wait(now + _PAUSE)
             self.read()
             now = time.monotonic()
 
     def read(self) -> bool:
-        """Receive what was attached and found; writes nothing."""
-        for number, (message, descriptors) in enumerate(self._apart.receive(), 1):
+        """Receive descriptors and messages; writes nothing."""
+        for number, (message, descriptors) in enumerate(self._worker.receive(), 1):
             self._take(message, descriptors)
-            if number == _AT_ONCE:
+            if number == _BATCH:
                 break
         return False
 
     def close_interval(self, final: bool) -> None:
-        """At the end, let it report once more: nothing is attached after that."""
+        """At the end, request the last report: nothing is attached after it."""
         if final:
-            with self.stop.apart():
+            with self.stop.extended():
                 self._finish()
 
-    def left(self, stacks: Sequence[Stack]) -> Collection[Stack]:
-        """Return which threads have left their calls, as far as the process apart answers at once.
+    def left_calls(self, stacks: Sequence[Stack]) -> Collection[Stack]:
+        """Return which threads have left their calls, if the worker process answers at once.
 
-        Their stacks may be in memory that does not come when it is read.
+        Reading their stacks may block, so that process does it.
         """
         self._left = None
-        self._apart.send(json.dumps(list(stacks)).encode())
+        self._worker.send(json.dumps(list(stacks)).encode())
         end = time.monotonic() + _ANSWER
-        while self._left is None and not self._apart.ended and time.monotonic() < end:
-            self._apart.wait(end)
+        while self._left is None and not self._worker.ended and time.monotonic() < end:
+            self._worker.wait(end)
             self.read()
         return self._left or ()
 
     def progress(self) -> dict[str, Any]:
-        """Return what is covered by now, in numbers."""
-        found = self._state["state"]
-        return {"coverage": {**found, "uncovered": len(found["uncovered"])}}
+        """Return the current coverage, in numbers."""
+        state = self._state["state"]
+        return {"coverage": {**state, "uncovered": len(state["uncovered"])}}
 
     @property
     def lost(self) -> dict[str, int]:
-        """How many processes had lookups that may have gone unseen, limits and filters apart."""
+        """The number of processes that pass the filters and whose lookups may have been missed."""
         return {"not_covered": int(self._state.get("lost", 0))}
 
     def summary(self) -> dict[str, Any]:
-        """Return what is covered now, and note it in words."""
-        self.note(self._state.get("words") or "what is covered is not known")
+        """Return the coverage, and add it to the notes."""
+        self.note(self._state.get("text") or "the coverage is unknown")
         self.notes += [f"{path} {refused}" for path, refused in self._refused.items()]
         return {"coverage": self._state["state"]}
 
     def _finish(self) -> None:
-        if self._over:
+        if self._ended:
             return
-        self._over = True
-        self._apart.send(b"end")
-        end = time.monotonic() + _LAST_LOOK
-        while not ("last" in self._state or self._apart.ended) and time.monotonic() < end:
-            self._apart.wait(end)
+        self._ended = True
+        self._worker.send(b"end")
+        end = time.monotonic() + _LAST_SCAN
+        while not ("last" in self._state or self._worker.ended) and time.monotonic() < end:
+            self._worker.wait(end)
             self.read()
         if "last" not in self._state:
-            self._note_unknown(self._apart.stuck(_LAST_LOOK))
-        self._apart.close()
+            self._note_unknown(self._worker.stuck(_LAST_SCAN))
+        self._worker.close()
 
     def _note_unknown(self, at: str) -> None:
-        hides = bool(at) or self._apart.ended
+        hides = bool(at) or self._worker.ended
         if at.isdecimal():
             name = read_text(f"/proc/{at}/comm", 64).strip()
             hides = may_pass(int(at), name, self.settings)
             at = f"process {at} ({name})"
         self._state["lost"] = self._state.get("lost", 0) + hides
-        doing = f": it was still at {at}" if at else ""
-        self.note(f"who is covered was not looked at any more in the end{doing}")
+        current = f": the last scan was still at {at}" if at else ""
+        self.note(f"the coverage at the end is unknown{current}")
 
     def _take(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        self._heard = time.monotonic()
+        self._received = time.monotonic()
         if descriptors:
             self._hold(tuple(message["links"]), descriptors)
         if "verbose" in message:
-            self._say(message["verbose"])
+            self._log(message["verbose"])
         if "state" in message:
             self._state = {**self._state, **message}
             self._cpu = self._cpu_before + message["cpu"]
             note_cpu(self, self._cpu)
             if "own" in message:
-                self._end = min(self._end, self._heard + _OTHERS)
+                self._end = min(self._end, self._received + _OTHERS)
         if "left" in message:
             self._left = [(pid, thread, sp, back) for pid, thread, sp, back in message["left"]]
         if "refused" in message:
@@ -167,13 +167,13 @@ class UprobeManager(Result):
         if "gone" in message:
             self._detach(tuple(message["gone"]))
         if "again" in message:
-            self._say(f"given up, it takes too long: {escape(message['again'])}")
-            self._end = min(self._end, self._heard + _OTHERS)  # the start waits no longer for this
+            self._log(f"given up, as it takes too long: {escape(message['again'])}")
+            self._end = min(self._end, self._received + _OTHERS)  # the start waits no longer for it
             self._cpu_before = self._cpu
-            self._apart.send(json.dumps(list(self._links)).encode())
+            self._worker.send(json.dumps(list(self._links)).encode())
 
     def _hold(self, file: Any, links: list[int]) -> None:
-        if self._over:
+        if self._ended:
             release(links)
             return
         self.attached.user_links += links
@@ -184,7 +184,7 @@ class UprobeManager(Result):
         self.attached.user_links = [n for n in self.attached.user_links if n not in gone]
         release(list(gone))
 
-    def _say(self, message: str) -> None:
+    def _log(self, message: str) -> None:
         if self.settings.get("verbose"):
             print(f"netbpf: {message}", file=sys.stderr)
 

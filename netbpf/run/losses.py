@@ -1,4 +1,4 @@
-"""What was lost, by cause, and what the probes cost."""
+"""Losses by cause, and the CPU time of probes and reader."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from netbpf.system.links import enable_statistics
 
 
 def read_losses(losses: Map) -> dict[str, int]:
-    """Return {cause: number} from the per-CPU array that every program has."""
+    """Return {cause: number} from the per-CPU array `losses` that every program has."""
     return {cause: _sum(losses, index) for index, cause in enumerate(IN_PROGRAMS)}
 
 
 def read_duplicate_misses(losses: Map) -> int:
-    """Return how many runs were missed of calls that another probe had reported already."""
+    """Return the number of missed runs for calls that another probe had reported already."""
     return _sum(losses, DUPLICATE_MISSES)
 
 
@@ -35,10 +35,10 @@ def _sum(losses: Map, index: int) -> int:
 
 
 class Cost:
-    """What the loaded programs cost the machine: the kernel counts while this is open (5.8)."""
+    """CPU time of the loaded programs: the kernel measures it while this is open (since 5.8)."""
 
     def __init__(self, programs: Mapping[str, int]) -> None:
-        """Watch {entry: descriptor}."""
+        """Begin to measure the programs {entry: descriptor}."""
         self._programs = dict(programs)
         self._start = time.monotonic()
         self._cpu = cpu_seconds()
@@ -47,9 +47,9 @@ class Cost:
             self._statistics = enable_statistics()
 
     def read(self) -> dict[str, object]:
-        """Return runs, run time in ns, share of one CPU in percent, and each program's part.
+        """Return runs, run time in ns and percent of one CPU, in total and by program.
 
-        `reader_cpu_seconds` is what netbpf itself used since then, compiling not included.
+        `reader_cpu_seconds` is the CPU time of netbpf itself since the start, without compiling.
         """
         elapsed = max(time.monotonic() - self._start, 1e-9)
         each = {name: _program(fd) for name, fd in self._programs.items()}
@@ -63,27 +63,27 @@ class Cost:
             "cpu_percent": round(spent / elapsed / 1e7, 4),
             "reader_cpu_seconds": round(self._reader(), 4),
             "programs": {
-                name: {key: one.get(theirs, 0) for key, theirs in _TOLD.items()}
-                for name, one in each.items()
+                entry: {name: one.get(key, 0) for name, key in _FDINFO.items()}
+                for entry, one in each.items()
             },
         }
 
     def spent(self) -> int:
-        """Return what programs and reader have used together, in ns of CPU time."""
+        """Return the CPU time of programs and reader together, in ns."""
         programs = sum(_program(fd).get("run_time_ns", 0) for fd in self._programs.values())
         return programs + int(self._reader() * 1e9)
 
     def _reader(self) -> float:
         return cpu_seconds() - self._cpu
 
-    def missed(self, besides: Collection[str] = (), covered: int = 0) -> int:
-        """Return how often a program was skipped as another one ran on that CPU (since 5.12).
+    def missed(self, complements: Collection[str] = (), covered: int = 0) -> int:
+        """Return how often the kernel skipped a program that was active on that CPU (since 5.12).
 
-        Of those of the programs `besides` others, so many had nothing to add (see
-        read_duplicate_misses).
+        `complements` are programs that complement others: `covered` of their skipped runs had
+        nothing to add (see read_duplicate_misses).
         """
         each = {n: _program(fd).get("recursion_misses", 0) for n, fd in self._programs.items()}
-        return sum(each.values()) - min(covered, sum(each[name] for name in besides))
+        return sum(each.values()) - min(covered, sum(each[name] for name in complements))
 
     def close(self) -> None:
         """Stop counting."""
@@ -92,8 +92,8 @@ class Cost:
             self._statistics = -1
 
 
-# Of a program: our name, and that in its fdinfo. Missed are runs that the kernel skipped (5.12).
-_TOLD = {"runs": "run_cnt", "run_ns": "run_time_ns", "missed": "recursion_misses"}
+# {field: key in the program's fdinfo}. Missed are runs that the kernel skipped (since 5.12).
+_FDINFO = {"runs": "run_cnt", "run_ns": "run_time_ns", "missed": "recursion_misses"}
 
 
 def _program(fd: int) -> dict[str, int]:
@@ -103,17 +103,17 @@ def _program(fd: int) -> dict[str, int]:
 
 
 class Budget:
-    """What probes and reader may cost together, as a share of one CPU over the last seconds."""
+    """Limits the CPU time of probes and reader: percent of one CPU over the last `SPAN` seconds."""
 
     SPAN = 3.0  # seconds
 
     def __init__(self, cost: Cost, percent: float) -> None:
-        """Allow `percent` of one CPU to what `cost` measures, from now on."""
+        """Allow `percent` of one CPU for what `cost` measures, from now on."""
         self._cost, self._percent = cost, percent
         self._samples = deque([(time.monotonic(), cost.spent())])
 
     def overrun(self) -> Optional[str]:
-        """Return in words what was spent since the last looks, if it is more than allowed."""
+        """Return a description of the recent CPU time if it exceeds the limit, else None."""
         now, spent = time.monotonic(), self._cost.spent()
         while len(self._samples) > 1 and self._samples[1][0] <= now - self.SPAN:
             self._samples.popleft()
@@ -125,35 +125,35 @@ class Budget:
         return f"{percent:.2g} % of one CPU over the last {now - then:.0f} s"
 
 
-class Ledger:
-    """What a run has lost so far, by cause: events that happened and will not be shown."""
+class LossLedger:
+    """The losses of a run so far, by cause: events that happened and will not be shown."""
 
-    def __init__(self, attached: Attached, cost: Cost, shape: Result) -> None:
-        """Read the losses of what is `attached` and shown by `shape`."""
+    def __init__(self, attached: Attached, cost: Cost, result: Result) -> None:
+        """Read the losses of the `attached` programs and of their `result`."""
         maps = attached.loaded.maps
         self._losses = Map(maps["losses"], 4, 8, per_cpu=True)
         self._ring = "events" in maps
-        self._besides = [
-            c.entry for c in attached.selections if c.alternative and c.probe.complements
+        self._complements = [
+            s.entry for s in attached.selections if s.alternative and s.probe.complements
         ]
-        self._cost, self._shape = cost, shape
+        self._cost, self._result = cost, result
         self.total: dict[str, int] = {}  # as last read
 
     def read(self) -> dict[str, int]:
         """Return {cause: number} since the start."""
-        missed = self._cost.missed(self._besides, read_duplicate_misses(self._losses))
+        missed = self._cost.missed(self._complements, read_duplicate_misses(self._losses))
         lost = {
             **read_losses(self._losses),
             "probe_missed": missed,
-            "reader": self._shape.strange,
-            **self._shape.lost,
+            "reader": self._result.invalid_records,
+            **self._result.lost,
         }
         if not self._ring:
             del lost["ring_full"]
         return lost
 
     def since_last(self) -> dict[str, int]:
-        """Return {cause: number} of what was lost since this was asked last, without zeros."""
+        """Return {cause: number} of the losses since the last call, without zeros."""
         now, last = self.read(), self.total
         self.total = now
         return {c: n - last.get(c, 0) for c, n in now.items() if n > last.get(c, 0)}

@@ -1,4 +1,4 @@
-"""What only the running kernel can name: reasons, places in its text, stacks."""
+"""Resolve numbers of the running kernel: drop reasons, code addresses, stacks."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from netbpf.kernel.drop_reasons import DropReasons
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.kernel.kallsyms import KernelSymbols
 
-_HIDDEN = "places are shown as addresses: the kernel hides its symbols (kernel.kptr_restrict)"
+_HIDDEN = "locations are shown as addresses: the kernel hides its symbols (kernel.kptr_restrict)"
 
 
 class Names:
-    """Puts numbers of the kernel into words; everything is read when it is first needed."""
+    """Resolves numbers of the kernel to names; everything is read when first needed."""
 
     def __init__(self, kernel: LiveKernel) -> None:
-        """Speak for `kernel`."""
+        """Resolve names of `kernel`."""
         self._kernel = kernel
         self._symbols = KernelSymbols()
-        self._looked = False
+        self._used = False
         self._stacks: dict[int, list[str]] = {}
         self._map: Map | None = None
 
     def bind(self, tool: Tool, maps: dict[str, int]) -> None:
-        """Let the tool's columns speak; `maps` are descriptors of its BPF maps."""
+        """Bind the tool's columns to their resolvers; `maps` are descriptors of its BPF maps."""
         records: list[type[Record]] = [tool.event] if tool.event else []
         for table in tool.tables:
             records += [table.key, table.sums, table.row]
@@ -41,7 +41,7 @@ class Names:
                 if isinstance(column, Resolved):
                     column.bind(getattr(self, column.source))
                     if column.source in ("symbol", "stack"):
-                        self._symbols.open()  # that may be forbidden later
+                        self._symbols.open()  # which may be denied later
         if KernelStack.map in maps:
             self._map = Map.from_fd(maps[KernelStack.map])
 
@@ -54,32 +54,32 @@ class Names:
         """Return {name: number} of the kernel's drop reasons, empty if it has none."""
         return self._reasons.known
 
-    def numbers(self, words: Sequence[str]) -> list[int]:
+    def numbers(self, names: Sequence[str]) -> list[int]:
         """Return the numbers of drop reasons given by name or number; UsageError if unknown."""
         if not self.reasons:
             raise UsageError(
                 "--reason: this kernel drops packets without giving reasons",
-                "reasons are there since 5.17",
+                "drop reasons exist since Linux 5.17",
             )
-        return [self._number(word.upper()) for word in words]
+        return [self._number(name.upper()) for name in names]
 
-    def _number(self, word: str) -> int:
-        found = self.reasons.get(word.removeprefix("SKB_DROP_REASON_"))
-        if found is None and re.fullmatch(r"[0-9]{1,9}", word):
-            return int(word)
-        if found is None:
-            close = get_close_matches(word, self.reasons, 3) or sorted(self.reasons)[:5]
+    def _number(self, name: str) -> int:
+        number = self.reasons.get(name.removeprefix("SKB_DROP_REASON_"))
+        if number is None and re.fullmatch(r"[0-9]{1,9}", name):
+            return int(name)
+        if number is None:
+            close = get_close_matches(name, self.reasons, 3) or sorted(self.reasons)[:5]
             raise UsageError(
-                f"--reason: this kernel knows no reason '{word}'", f"such as {', '.join(close)}"
+                f"--reason: this kernel has no reason '{name}'", f"for example {', '.join(close)}"
             )
-        return found
+        return number
 
     def offers(self, tracepoint: str, argument: str) -> bool:
-        """Tell whether a raw tracepoint has that argument."""
+        """Return whether a raw tracepoint has that argument."""
         return argument in (self._kernel.raw_tracepoint(tracepoint) or ())
 
     def span(self, function: str) -> tuple[int, int]:
-        """Return first and following address of a function, (0, 0) if that is not known."""
+        """Return a function's address and the one after its end, (0, 0) if unknown."""
         return self._symbols.span(function)
 
     def reason(self, number: int) -> str:
@@ -88,19 +88,19 @@ class Names:
 
     def symbol(self, address: int) -> str:
         """Return symbol+offset."""
-        self._looked = True
+        self._used = True
         return self._symbols.name(address)
 
     def stack(self, ident: int) -> list[str] | None:
-        """Return the functions of a stack, the innermost first; None if there is none."""
+        """Return the functions of a stack, innermost first; None if it was not recorded."""
         if ident < 0 or not self._map:
             return None
         if ident not in self._stacks:
             raw = self._map.get(struct.pack("=I", ident)) or b""
-            places = struct.unpack(f"={len(raw) // 8}Q", raw)
-            self._stacks[ident] = [self.symbol(place) for place in places if place]
+            addresses = struct.unpack(f"={len(raw) // 8}Q", raw)
+            self._stacks[ident] = [self.symbol(address) for address in addresses if address]
         return self._stacks[ident]
 
     def notes(self) -> list[str]:
-        """Return remarks for the summary."""
-        return [_HIDDEN] if self._looked and self._symbols.hidden else []
+        """Return notes for the summary."""
+        return [_HIDDEN] if self._used and self._symbols.hidden else []

@@ -1,4 +1,4 @@
-"""From a declaration to attached probes: select, lay out, compile, attach, and fall back."""
+"""From a declaration to attached probes: select, generate, compile, attach, and fall back."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.select import Selection, select
 from netbpf.system.privileges import refusal_reason
 
-Say = Callable[[str], None]
-_MOST_MAPS = 4  # that are named
+Log = Callable[[str], None]
+_MAX_MAPS = 4  # named in messages
 
 
 class Attached:
-    """Programs in the kernel, with what was chosen for them and the descriptors that hold them.
+    """Programs in the kernel, their selections, and the descriptors that hold them.
 
-    `counters` are the kernel's own, of the namespaces that the programs watch. `left` returns which
-    threads have left their calls (kernel/thread_stacks.py).
+    `counters` reads the kernel's own counters, of the namespaces that the programs trace.
+    `left_calls` returns which threads have left their calls (kernel/thread_stacks.py).
     """
 
     counters: Source
 
     def __init__(self, selections: Sequence[Selection], loaded: Loaded) -> None:
-        """Take what was loaded; attach_targets() does the rest."""
+        """Take the loaded programs; attach_targets() attaches them."""
         self.selections = tuple(selections)
         self.loaded = loaded
         self.links: dict[str, list[int]] = {}
         self.user_links: list[int] = []
-        # Optional probes that this process must not attach: what they would see is lost.
+        # Optional probes that this process may not attach: their events are lost.
         self.not_covered = sum(bool(selection.denied) for selection in selections)
-        self.left = thread_stacks.left_calls
+        self.left_calls = thread_stacks.left_calls
         self.closers: list[Callable[[], None]] = []
 
     def with_role(self, role: Role) -> list[int]:
@@ -58,7 +58,7 @@ class Attached:
     @property
     def missing(self) -> set[str]:
         """The columns that the probes in use cannot fill."""
-        return {name for c in self.selections if c.alternative for name in c.alternative.loses}
+        return {name for s in self.selections if s.alternative for name in s.alternative.loses}
 
     def attach_targets(self) -> None:
         """Attach every program that has a target in the kernel; raise AttachRefused."""
@@ -80,20 +80,20 @@ class Attached:
     def detach(self) -> None:
         """Detach everything; maps stay readable.
 
-        User-space probes follow in a moment, and so do trace events, 80 ms each and more on a busy
-        machine: results were read before this, and events that come now are after the end.
+        User-space probes and trace events are detached in the background, as each trace event takes
+        80 ms, and more on a busy machine: results were read before, and later events are ignored.
         """
-        later, self.user_links = self.user_links, []
+        slow, self.user_links = self.user_links, []
         used = [(s.probe.name, s.alternative.how) for s in self.selections if s.alternative]
         names = [name for name, kind in used if kind.attach == "trace_event"]
-        release([*later, *(link for name in names for link in self.links.pop(name, ()))])
+        release([*slow, *(link for name in names for link in self.links.pop(name, ()))])
         for links in self.links.values():
             for link in links:
                 os.close(link)
         self.links = {}
 
     def close(self) -> None:
-        """Detach, and let go of programs, maps and what else belongs to them."""
+        """Detach, and close programs, maps and everything in `closers`."""
         for close in self.closers:
             close()
         self.detach()
@@ -103,13 +103,13 @@ class Attached:
         self.loaded.maps.clear()
 
     def described(self) -> list[dict[str, Any]]:
-        """Return the summary's list of probes, without those that others make superfluous."""
+        """Return the summary's list of probes, without redundant ones."""
         return [
             {
                 "name": selection.probe.name,
                 "kind": selection.kind or None,
                 "targets": list(selection.targets),
-                "rejected": [f"{words}: {why}" for words, why in selection.rejected],
+                "rejected": [f"{text}: {why}" for text, why in selection.rejected],
             }
             for selection in self.selections
             if not selection.redundant
@@ -119,27 +119,27 @@ class Attached:
 def probes_of(tool: Tool, settings: Mapping[str, Any]) -> list[Probe]:
     """Return the probes that a tool needs with these settings.
 
-    Those that find owners fill a map, which costs and can be full: only if an owner is asked for.
+    Those that find owners fill a map, which costs time and can be full: only if owners are shown.
     """
-    spare = () if tool.shows_owners(settings) else OWNER_PROBES
+    unused = () if tool.shows_owners(settings) else OWNER_PROBES
     return [
         probe
         for probe in tool.all_probes
-        if probe not in spare and (not probe.option or settings.get(probe.option))
+        if probe not in unused and (not probe.option or settings.get(probe.option))
     ]
 
 
 def start(
-    tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], say: Say
+    tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], log: Log
 ) -> Attached:
-    """Return `tool`'s programs, attached; alternatives that the kernel refuses are passed over."""
+    """Return `tool`'s programs, attached; an alternative that the kernel refuses is skipped."""
     with types_from(settings.get("btf")):
-        return _start(tool, settings, kernel, defines, say)
+        return _start(tool, settings, kernel, defines, log)
 
 
 @contextmanager
 def types_from(path: Any) -> Generator[None, None, None]:
-    """Name the file `path`, if there is one, in errors that its types may be the cause of."""
+    """Name the type file `path`, if given, in errors that its types may have caused."""
     try:
         yield
     except UsageError:
@@ -147,12 +147,12 @@ def types_from(path: Any) -> Generator[None, None, None]:
     except NetbpfError as error:
         if path:
             error.message = f"with the types of '{path}': {error.message}"
-            error.hint = "--btf is for a file that was made from this very kernel: is this one?"
+            error.hint = "--btf needs a file that was generated from the running kernel"
         raise
 
 
 def _start(
-    tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], say: Say
+    tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], log: Log
 ) -> Attached:
     probes = probes_of(tool, settings)
     forced = parse_forced(settings.get("probe"))
@@ -160,7 +160,7 @@ def _start(
     refused: dict[tuple[str, str], str] = {}
 
     def find_target(function: str) -> int:
-        # The kernel goes by the ids of its own types, those of a file may be others.
+        # The kernel expects its own type ids, which may differ from those of a file.
         return (Btf() if settings.get("btf") else kernel.btf).find(function, FUNC)
 
     while True:
@@ -169,8 +169,8 @@ def _start(
         program = text + entries
         try:
             maps = maps_of(tool, settings)
-            loaded = compile_and_load(program, headers, selections, maps, find_target, say)
-            say(memory_words(loaded.memory))
+            loaded = compile_and_load(program, headers, selections, maps, find_target, log)
+            log(memory_text(loaded.memory))
             attached = Attached(selections, loaded)
             try:
                 attached.attach_targets()
@@ -182,7 +182,7 @@ def _start(
             kind = next(
                 selection.kind for selection in selections if selection.probe.name == error.probe
             )
-            say(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
+            log(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
             refused[error.probe, kind] = error.message
 
 
@@ -193,7 +193,7 @@ def generated(
     selections: Sequence[Selection],
     defines: Sequence[str] = (),
 ) -> tuple[dict[str, str], str]:
-    """Return the headers <netbpf/NAME> by name, and the entries that follow a program's `text`."""
+    """Return the generated headers <netbpf/NAME> by name, and the entries to append to `text`."""
     cpus = f"#define CPUS {possible_cpus()}"  # see LRU_ENTRIES
     header = layout.header(kernel, layout.manifests(text), selections)
     headers = {
@@ -204,16 +204,16 @@ def generated(
 
 
 def generated_text(tool: Tool, kernel: Kernel) -> str:
-    """Return the C text that is generated for `tool` on `kernel`, with all of its probes."""
+    """Return the C text generated for `tool` on `kernel`, with all of its probes."""
     text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")
     headers, entries = generated(tool, text, kernel, select(tool.all_probes, kernel))
     parts = {**{f"<netbpf/{name}>": part for name, part in headers.items()}, "entries": entries}
     return "\n".join(f"/* {name} */\n{part}" for name, part in parts.items())
 
 
-def memory_words(sizes: Mapping[str, int]) -> str:
-    """Return what all maps and buffers take in the kernel, and which take most of it."""
-    largest = sorted(sizes.items(), key=lambda pair: -pair[1])[:_MOST_MAPS]
+def memory_text(sizes: Mapping[str, int]) -> str:
+    """Return a description of the memory that maps and buffers take, with the largest ones."""
+    largest = sorted(sizes.items(), key=lambda pair: -pair[1])[:_MAX_MAPS]
     named = ", ".join(f"{name} {format_size(size)}" for name, size in largest)
     rest = f", and {len(sizes) - len(largest)} more" if len(sizes) > len(largest) else ""
     total = format_size(sum(sizes.values()))
@@ -222,9 +222,9 @@ def memory_words(sizes: Mapping[str, int]) -> str:
 
 def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
     """Return the names of the maps that the reader needs."""
-    ways = [way for probe in probes_of(tool, settings) for way in probe.alternatives]
+    alternatives = [a for probe in probes_of(tool, settings) for a in probe.alternatives]
     names = ["losses", *tool.maps]
-    names += [way.over for way in ways if isinstance(way, Iterator) and way.over]
+    names += [a.over for a in alternatives if isinstance(a, Iterator) and a.over]
     if tool.event and tool.has_events(settings):
         names += ["events", *(["late"] if issubclass(tool.event, AmendedEvent) else [])]
     if tool.pending:
@@ -245,5 +245,5 @@ def parse_forced(text: Any) -> dict[str, str]:
     """Parse --probe's "state=tp,accept=kretprobe"."""
     pairs = [word.partition("=") for word in (text or "").split(",") if word]
     if any(not equals or not kind for _, equals, kind in pairs):
-        raise UsageError(f"--probe: '{text}' is not NAME=KIND,...", "for instance --probe state=tp")
+        raise UsageError(f"--probe: '{text}' is not NAME=KIND,...", "for example --probe state=tp")
     return {name: kind for name, _, kind in pairs}

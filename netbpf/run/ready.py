@@ -1,4 +1,4 @@
-"""The sign that a tool is ready: a file that is there only while its probes are attached."""
+"""The ready file: it exists only while a tool's probes are attached."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import suppress
 
 from netbpf.errors import NetbpfError, UsageError
 
-_LONGEST = 32  # bytes: what is longer is somebody's file and no sign of an earlier run
+_MAX_SIZE = 32  # bytes: a larger file is not a ready file of an earlier run
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove_stale_sign(arguments: Sequence[str]) -> None:
-    """Remove what an earlier run left where the command line `arguments` asks for a sign.
+def remove_stale_file(arguments: Sequence[str]) -> None:
+    """Remove the ready file of an earlier run that the command line `arguments` names.
 
-    Called before anything else is imported, which takes 0.1 s: who waits for the sign may look in
-    that time.
+    Called before anything else is imported: imports take 0.1 s, in which a process that waits for
+    the file could find the stale one.
     """
     words = iter(arguments)
     for word in words:
@@ -31,15 +31,15 @@ def remove_stale_sign(arguments: Sequence[str]) -> None:
 class ReadyFile:
     """The file of --ready-file.
 
-    A sign that an earlier run left is removed at once. The new one, which holds the process id,
-    follows no link and takes no other file's place.
+    A file left by an earlier run is removed immediately. The new one contains the process id; it
+    follows no link and replaces no other file.
     """
 
     def __init__(self, path: str) -> None:
-        """Check that the file can be created; remove a stale sign. Raises UsageError."""
+        """Check that the file can be created; remove a stale one. Raises UsageError."""
         directory, self._name = os.path.split(os.path.abspath(path))
         self._path = path
-        self._made = (0, 0)
+        self._created = (0, 0)
         try:
             self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -52,37 +52,37 @@ class ReadyFile:
 
     def _remove_stale(self) -> None:
         try:
-            found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+            status = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
         except FileNotFoundError:
             return
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _LONGEST:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_SIZE:
             raise UsageError(
-                f"--ready-file: '{self._path}' exists and is no ready file",
+                f"--ready-file: '{self._path}' exists and is not a ready file",
                 "name a file that does not exist",
             )
         os.unlink(self._name, dir_fd=self._directory)
 
     def create(self) -> None:
-        """Create the file; raises NetbpfError if something is in its place meanwhile."""
+        """Create the file. Raises NetbpfError, for example if the name exists again."""
         try:
-            made = os.open(self._name, _CREATE, 0o644, dir_fd=self._directory)
+            file = os.open(self._name, _CREATE, 0o644, dir_fd=self._directory)
             try:
-                found = os.fstat(made)
-                self._made = (found.st_dev, found.st_ino)
-                os.write(made, f"{os.getpid()}\n".encode())
+                status = os.fstat(file)
+                self._created = (status.st_dev, status.st_ino)
+                os.write(file, f"{os.getpid()}\n".encode())
             finally:
-                os.close(made)
+                os.close(file)
         except OSError as error:
-            why = error.strerror or str(error)
-            raise NetbpfError(f"--ready-file: cannot create '{self._path}': {why}") from error
+            reason = error.strerror or str(error)
+            raise NetbpfError(f"--ready-file: cannot create '{self._path}': {reason}") from error
 
     def close(self) -> None:
         """Remove the file if it is still the one that was created."""
         if self._directory < 0:
             return
         with suppress(OSError):
-            found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
-            if (found.st_dev, found.st_ino) == self._made:
+            status = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+            if (status.st_dev, status.st_ino) == self._created:
                 os.unlink(self._name, dir_fd=self._directory)
         os.close(self._directory)
         self._directory = -1

@@ -1,4 +1,4 @@
-"""Reports while a tool runs: losses as soon as they are seen, and every ten seconds how it goes."""
+"""Reports while a tool runs: losses as soon as they are seen, and progress every ten seconds."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from collections.abc import Mapping
 from typing import Callable
 
 from netbpf.output.outlet import Outlet
-from netbpf.run.losses import Ledger
+from netbpf.run.losses import LossLedger
 
-_LOOK_SECONDS = 1.0  # how often losses are looked at
+_READ_SECONDS = 1.0  # between two reads of the losses
 _REPORT_SECONDS = 10.0  # between two reports
-_SOON = 0.3  # the first of these while nobody reads the output
+_BLOCKED_SECONDS = 0.3  # between two reads while the output is blocked
 
 Lost = Mapping[str, int]
 
 
 class Reports:
-    """Counts losses for the next report and for the interval that is open.
+    """Counts losses for the next report and for the current interval.
 
-    `due` is the monotonic time in seconds of the next look. `write` writes a report, with what was
-    lost since the last one; a report that goes to `out` is left out while nobody reads that.
+    `due` is the monotonic time in seconds of the next update. `write` writes a report, with the
+    losses since the last one. If reports go to `out`, they are skipped while it is blocked.
     """
 
     def __init__(
-        self, ledger: Ledger, out: Outlet, write: Callable[[Lost], None], to_out: bool
+        self, ledger: LossLedger, out: Outlet, write: Callable[[Lost], None], to_out: bool
     ) -> None:
-        """Begin now."""
+        """Begin to count now."""
         self._ledger, self._out, self._write, self._to_out = ledger, out, write, to_out
         now = time.monotonic()
-        self.due = now + _LOOK_SECONDS
+        self.due = now + _READ_SECONDS
         self._next, self._loss_reported = now + _REPORT_SECONDS, False
         self._unreported: Counter[str] = Counter()
         self._of_interval: Counter[str] = Counter()
 
-    def of_interval(self) -> Lost:
-        """Return {cause: number} of what was lost since this was asked last."""
+    def take_interval(self) -> Lost:
+        """Return {cause: number} of the losses since the last call."""
         self._count()
         taken, self._of_interval = self._of_interval, Counter()
         return taken
 
-    def look(self) -> None:
-        """Report if it is time, or if something is lost for the first time since a report."""
+    def update(self) -> None:
+        """Report if it is due, or if these are the first losses since the last report."""
         now = time.monotonic()
-        self.due = now + (_SOON if self._out.blocked else _LOOK_SECONDS)
+        self.due = now + (_BLOCKED_SECONDS if self._out.blocked else _READ_SECONDS)
         self._count()
         if now < self._next and (self._loss_reported or not self._unreported):
             return
@@ -54,6 +54,6 @@ class Reports:
             self._unreported = Counter()
 
     def _count(self) -> None:
-        fresh = self._ledger.since_last()
-        self._unreported.update(fresh)
-        self._of_interval.update(fresh)
+        losses = self._ledger.since_last()
+        self._unreported.update(losses)
+        self._of_interval.update(losses)

@@ -1,4 +1,4 @@
-"""The one sequence of every tool: check, select, compile, attach, ready, stream, write, summary."""
+"""The sequence of every tool: check, select, compile, attach, ready, stream, write, summary."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from netbpf.kernel.clock import StepAlarm, kernel_ns
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
-from netbpf.output.screen import Resizes, end_echoed_line, report
+from netbpf.output.screen import Resizes, report
 from netbpf.output.writers import TextWriter, make_writer
 from netbpf.run.confinement import Confinement
-from netbpf.run.filters import checked, filter_defines, narrowing, netns_of
-from netbpf.run.losses import Budget, Cost, Ledger
+from netbpf.run.filters import active_filters, checked, filter_defines, netns_of
+from netbpf.run.kernel_counters import KernelCounters
+from netbpf.run.losses import Budget, Cost, LossLedger
 from netbpf.run.names import Names
 from netbpf.run.program import start
 from netbpf.run.ready import ReadyFile
@@ -31,41 +32,39 @@ from netbpf.run.results.tables import read_totals
 from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
 from netbpf.run.summary import add_notes, intent_of, progress_of, summary_of
-from netbpf.run.tally import Tally
 from netbpf.system.file_limit import allow_many_files
 
-_LAST_SECONDS = 0.1  # for the summary, when the time to write results is up
+_LAST_SECONDS = 0.1  # to write the summary after the time for results is over
 
 
 def run(tool: Tool, settings: Mapping[str, Any], out: Optional[TextIO] = None) -> int:
-    """Run `tool` until it is told to stop, giving up what it needs no more; return its status."""
+    """Run `tool` until it is stopped, with the least privileges; return the exit status."""
     return Run(tool, settings, out or sys.stdout, confined=True).execute()
 
 
 class Run:
-    """One run of one tool; only if it is `confined` does it change what this process may do."""
+    """One run of one tool; if `confined`, this process drops privileges that it no longer needs."""
 
     def __init__(
         self, tool: Tool, settings: Mapping[str, Any], out: TextIO, confined: bool = False
     ) -> None:
-        """Check the options and privileges; nothing touches the kernel yet."""
+        """Check the options and privileges; nothing is loaded into the kernel yet."""
         self.tool = tool
         show_time = settings.get("time") or tool.show_time
-        stamps = {"time": show_time} if show_time else {}
-        self.settings = checked(tool, {**settings, **stamps})
-        self.narrowed = narrowing(tool, settings)
+        time_option = {"time": show_time} if show_time else {}
+        self.settings = checked(tool, {**settings, **time_option})
+        self.active_filters = active_filters(tool, settings)
         path = self.settings.get("ready_file")
-        self.sign = ReadyFile(path) if path else None
+        self.ready_file = ReadyFile(path) if path else None
         self.out = Outlet(out.fileno(), out.encoding)
-        self._longer = 0  # intervals that nobody read
+        self._merged = 0  # intervals that were merged into the next one
         self.resizes: Optional[Resizes] = None
-        self._interrupted = False  # by Ctrl-C, which is dealt with
         self.defines = self._defines()
         allow_many_files()
         self.confinement = Confinement(tool, self.settings, confined)
 
     def execute(self) -> int:
-        """Do the whole sequence."""
+        """Do the whole sequence; return the exit status."""
         kernel = LiveKernel(self.settings.get("btf") or "")
         self.names = Names(kernel)
         self.defines += self._named_constants()
@@ -75,13 +74,13 @@ class Run:
             return self._trace()
 
     def _open(self, kernel: LiveKernel) -> None:
-        # What was opened last is closed first.
+        # Closed in reverse order.
         keep = self.opened.callback
         keep(self.out.close)
-        if self.sign:
-            keep(self.sign.close)
-            keep(self.sign.close)  # a file outlives us: if the first try fails, there is another
-        self.attached = start(self.tool, self.settings, kernel, self.defines, self._say)
+        if self.ready_file:
+            keep(self.ready_file.close)
+            keep(self.ready_file.close)  # a second try, as the file outlives this process
+        self.attached = start(self.tool, self.settings, kernel, self.defines, self._log)
         keep(self.attached.close)
         self.names.bind(self.tool, self.attached.loaded.maps)
         self.cost = Cost(self.attached.loaded.programs)
@@ -94,39 +93,35 @@ class Run:
             keep(self.resizes.close)
         self.steps = StepAlarm()
         keep(self.steps.close)
-        self.tally = Tally(self.tool, self.settings, self.confinement.helper)
-        keep(self.tally.close)
-        self.attached.counters = self.tally.source
-        self.shape = make_result(self.tool, self.settings, self.attached, self.clock)
-        self.ledger = Ledger(self.attached, self.cost, self.shape)
+        self.counters = KernelCounters(self.tool, self.settings, self.confinement.helper)
+        keep(self.counters.close)
+        self.attached.counters = self.counters.source
+        self.result = make_result(self.tool, self.settings, self.attached, self.clock)
+        self.ledger = LossLedger(self.attached, self.cost, self.result)
         self.writer = make_writer(
-            self.settings["output"], self.tool.name, self.shape.columns, self.clock,
+            self.settings["output"], self.tool.name, self.result.columns, self.clock,
             self.out, self.settings,
         )  # fmt: skip
 
-    def _begin_line(self) -> None:
-        if self.stop.reason == "SIGINT" and not self._interrupted:
-            self._interrupted = True
-            end_echoed_line()
-
     def _announce(self) -> None:
-        self._begin_line()
-        rest = left_out_of_csv(self.shape) if self.settings["output"] == "csv" else ""
-        if rest:
-            report(f"{self.tool.name}: {rest}")
-        if isinstance(self.writer, TextWriter) and not self.shape.heading:
+        self.stop.begin_line()
+        omitted = left_out_of_csv(self.result) if self.settings["output"] == "csv" else ""
+        if omitted:
+            report(f"{self.tool.name}: {omitted}")
+        if isinstance(self.writer, TextWriter) and not self.result.heading:
             report(f"{self.tool.name}: {intent_of(self.settings)}: {self.tool.summary}")
 
     def _trace(self) -> int:
-        self._counted = self._totals()  # before the kernel's, at the end after them: never fewer
-        self.tally.begin()
+        # Read before the kernel's counters, and at the end after them: never smaller than these.
+        self._counted = self._totals()
+        self.counters.begin()
         take_snapshot(self.attached)
-        self.shape.begin(self.stop, self.writer)
-        self.confinement.enter(self.attached.loaded.maps, self._say)
+        self.result.begin(self.stop, self.writer)
+        self.confinement.enter(self.attached.loaded.maps, self._log)
         self._ready()
         self.confinement.seal()
         self.writer.begin()
-        if isinstance(self.writer, TextWriter) and self.shape.heading:
+        if isinstance(self.writer, TextWriter) and self.result.heading:
             self.writer.heading_now()
         self.out.flush()
         self._loop()
@@ -144,91 +139,91 @@ class Run:
         due = time.monotonic() + interval if interval else float("inf")
         left = self.settings.get("count") or 0
         while not self.stop.reason:
-            self.stop.wait(min(due, self.reports.due, self.shape.next_due(), self.tally.due))
-            self._look_at_clock()
+            self.stop.wait(min(due, self.reports.due, self.result.next_due(), self.counters.due))
+            self._check_clock()
             if self.resizes and self.resizes.seen():
                 self.writer.style.screen.refresh()
             self.out.flush()
-            self.shape.read()
+            self.result.read()
             self.out.flush()
-            self.tally.look(self.shape.namespaces)
+            self.counters.update(self.result.namespaces)
             if time.monotonic() >= due and not self.stop.reason:
                 due += interval
                 left -= 1
-                if left == 0:  # what closes now is the last interval: there is none after it
+                if left == 0:  # the interval that ends now is the last one
                     self.stop.now("count")
                     break
                 self._close_interval()
             if time.monotonic() >= self.reports.due:
-                self.reports.look()
-                self._look_at_budget(budget)
-                if self.out.blocked:  # -n counts what happened, also if nobody reads it
+                self.reports.update()
+                self._check_budget(budget)
+                if self.out.blocked:  # -n counts events that happened, even if unread
                     missed = self.ledger.total.get("ring_full", 0)
-                    self.stop.room(self.shape.seen + self.shape.waiting + missed)
+                    self.stop.remaining(self.result.seen + self.result.waiting + missed)
             if self.out.error:
                 closed = isinstance(self.out.error, BrokenPipeError)
                 self.stop.now("closed pipe" if closed else "output error")
 
     def _close_interval(self) -> None:
-        if self.out.blocked:  # nothing is lost: the next one covers its time as well
-            self._longer += 1
+        if self.out.blocked:  # nothing is lost: the next interval covers this time
+            self._merged += 1
             return
-        self.shape.collect(final=False)
-        self.writer.interval.lost = self.reports.of_interval()
-        self.shape.close_interval(final=False)
+        self.result.collect(final=False)
+        self.writer.interval.lost = self.reports.take_interval()
+        self.result.close_interval(final=False)
         self.writer.end_interval()
         self.out.flush()
 
-    def _look_at_budget(self, budget: Optional[Budget]) -> None:
+    def _check_budget(self, budget: Optional[Budget]) -> None:
         over = budget.overrun() if budget else None
         if over:
-            self.shape.note(f"stopped: probes and reader cost {over} (--max-overhead)")
+            self.result.note(f"stopped: probes and reader cost {over} (--max-overhead)")
             self.stop.now("max-overhead")
 
     def _write_progress(self, fresh: Mapping[str, int]) -> None:
         ns = kernel_ns()
         lost = {**self.ledger.total, "unwritten": 0, **self._not_covered()}
-        report = progress_of(self.shape, self.clock, ns, lost, self.cost.read())
+        report = progress_of(self.result, self.clock, ns, lost, self.cost.read())
         self.writer.progress(ns, report, fresh)
         self.out.flush()
 
     def _not_covered(self) -> dict[str, int]:
-        return {"not_covered": self.confinement.not_covered(self.attached, self.shape)}
+        return {"not_covered": self.confinement.not_covered(self.attached, self.result)}
 
     def _finish(self) -> int:
-        """Write what belongs to the time before the stop, detach, and write the summary."""
-        self._begin_line()
-        self._look_at_clock()
-        self.shape.collect(final=True)
+        """Write the events before the stop, detach, and write the summary."""
+        self.stop.begin_line()
+        self._check_clock()
+        self.result.collect(final=True)
         end = kernel_ns()
-        self.writer.interval.lost = self.reports.of_interval()
+        self.writer.interval.lost = self.reports.take_interval()
         lost = self.ledger.total
-        self.shape.close_interval(final=True)
+        self.result.close_interval(final=True)
         self.out.flush()  # detaching can take a while
         cost = self.cost.read()
-        self.tally.end()
+        self.counters.end()
         totals = self._totals()
-        with self.stop.apart():
+        with self.stop.extended():
             self.attached.detach()
-        self.shape.drain()
+        self.result.drain()
         self.writer.end_interval()
         self.stop.finish()
         if totals:
             totals = {name: n - self._counted[name] for name, n in totals.items()}
-            self.shape.more["totals"] = totals
+            self.result.fields["totals"] = totals
         lost = {
             **lost,
-            "reader": self.shape.strange,
-            "unwritten": self.shape.unread + self.out.drop(),
+            "reader": self.result.invalid_records,
+            "unwritten": self.result.unread + self.out.drop(),
             **self._not_covered(),
             **self._unseen(totals),
         }
         return self._summarise(end, cost, lost)
 
-    def _look_at_clock(self) -> None:
+    def _check_clock(self) -> None:
         self.steps.clear()
         if self.clock.resync():
-            self.shape.note("the wall clock was set meanwhile: times before and after differ")
+            self.result.note("the wall clock was set meanwhile: times before and after differ")
 
     def _defines(self) -> list[str]:
         lines = [f"#define MAP_ENTRIES {self.settings['map_entries']}"]
@@ -236,17 +231,15 @@ class Run:
             lines.append(f"#define RING_PAGES {ring_size(self.settings['buffer']) // 4096}")
         lines += filter_defines(self.settings)
         netns = netns_of(self.settings) or os.stat("/proc/self/ns/net").st_ino
-        lines.append(f"#define COUNTED_NETNS {load_constant(netns)}")  # of the summary's counters
-        own = dict(self.tool.constants(self.settings)) if self.tool.constants else {}
-        for option in self.tool.own_options:
-            own.update(option.constant(self.settings.get(option.name)))
+        lines.append(f"#define COUNTED_NETNS {load_constant(netns)}")  # for the summary's counters
+        own = self.tool.own_constants(self.settings)
         return [*lines, *(f"#define {name} {value}" for name, value in own.items())]
 
     def _named_constants(self) -> list[str]:
-        # What a tool must ask the kernel for before compiling: numbers of reasons, addresses.
-        ask = self.tool.kernel_constants
-        found = ask(self.settings, self.names) if ask else {}
-        return [f"#define {name} {value}" for name, value in found.items()]
+        # Constants of the running kernel: numbers of drop reasons, addresses.
+        constants_of = self.tool.kernel_constants
+        constants = constants_of(self.settings, self.names) if constants_of else {}
+        return [f"#define {name} {value}" for name, value in constants.items()]
 
     def _totals(self) -> dict[str, int]:
         if not self.tool.totals:
@@ -255,38 +248,42 @@ class Run:
 
     def _ready(self) -> None:
         for selection in self.attached.selections:
-            found = ", ".join(selection.targets) or (
-                "found while running" if selection.kind else ""
+            targets = ", ".join(selection.targets) or (
+                "resolved while running" if selection.kind else ""
             )
-            self._say(f"probe {selection.probe.name}: {selection.kind or 'none'} {found}".rstrip())
-            for words, why in selection.rejected:
-                self._say(f"  not {words}: {why}")
-        if self.sign:
-            self.sign.create()
-        self._say("ready")
+            self._log(
+                f"probe {selection.probe.name}: {selection.kind or 'none'} {targets}".rstrip()
+            )
+            for text, why in selection.rejected:
+                self._log(f"  not {text}: {why}")
+        if self.ready_file:
+            self.ready_file.create()
+        self._log("ready")
 
-    def _say(self, message: str) -> None:
+    def _log(self, message: str) -> None:
         if self.settings.get("verbose"):
             print(f"netbpf: {message}", file=sys.stderr)
 
     def _unseen(self, totals: dict[str, int]) -> dict[str, int]:
         count = self.tool.count_unseen
-        counters = self.tally.own
+        counters = self.counters.own
         return {"unseen": count(totals, counters, self.attached.missing)} if count else {}
 
     def _summarise(self, end: int, cost: dict[str, Any], lost: dict[str, int]) -> int:
         summary = summary_of(
-            self.tool, self.shape, self.tally, self.clock, end, lost,
+            self.tool, self.result, self.counters, self.clock, end, lost,
             stopped_by=self.stop.reason,
             probes=self.attached.described(),
             privileges=self.confinement.described(),
             overhead=cost,
         )  # fmt: skip
-        if self._longer:
-            what = f"{self._longer} intervals became part of the next one"
-            self.shape.note(f"{what}: nobody read the output when they ended")
-        summary["notes"] = self.shape.notes + self.confinement.notes(self.attached)
-        add_notes(summary, self.tool, self.settings, self.shape, self.tally, self.narrowed)
+        if self._merged:
+            what = f"{self._merged} intervals became part of the next one"
+            self.result.note(f"{what}: the output was not read when they ended")
+        summary["notes"] = self.result.notes + self.confinement.notes(self.attached)
+        add_notes(
+            summary, self.tool, self.settings, self.result, self.counters, self.active_filters
+        )
         summary["notes"] += self.names.notes()
         self.writer.summary(summary)
         self.stop.finish(_LAST_SECONDS)

@@ -1,4 +1,4 @@
-"""What exists already: BPF iterators, run on demand."""
+"""Run BPF iterators, which read or record kernel objects that exist already."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from netbpf.system.syscalls import enter_network
 
 
 def take_snapshot(attached: Attached) -> None:
-    """Record the owners of the sockets that exist now, if the tool has a probe for that."""
+    """Record the owners of existing sockets, if the tool has a probe with the role SNAPSHOT."""
     run_iterators(attached.with_role(Role.SNAPSHOT))
 
 
 def run_iterators(links: Iterable[int]) -> None:
-    """Run iterators for what they do to maps."""
+    """Run iterators for their effect on maps."""
     for link in links:
         run_iterator(link)
 
 
 def run_in_namespaces(links: Sequence[int], netns: int = 0) -> None:
-    """Run iterators over sockets in each network namespace or in `netns` (an inode).
+    """Run iterators over sockets in each network namespace, or only in `netns` (an inode).
 
-    An iterator shows the sockets of the namespace in which it is opened, listeners first, and ends
-    as soon as it writes something.
+    An iterator covers the namespace in which it is opened, listeners first, and ends when it writes
+    something.
     """
     for namespace in _namespaces(netns) if links else ():
-        thread = Thread(target=_run_inside, args=(namespace, links))  # only it changes namespace
+        thread = Thread(target=_run_inside, args=(namespace, links))  # only this thread moves
         thread.start()
         thread.join()
 
 
 def _namespaces(netns: int) -> list[str]:
-    found: dict[int, str] = {}
+    paths: dict[int, str] = {}
     for path in (*glob("/run/netns/*"), *glob("/proc/[0-9]*/ns/net")):
         with suppress(OSError):
-            found.setdefault(os.stat(path).st_ino, path)
-    return [path for inode, path in found.items() if not netns or inode == netns]
+            paths.setdefault(os.stat(path).st_ino, path)
+    return [path for inode, path in paths.items() if not netns or inode == netns]
 
 
 def _run_inside(path: str, links: Sequence[int]) -> None:
-    with suppress(OSError):  # the process has ended, or what is there is no namespace
+    with suppress(OSError):  # the process has ended, or the file is not a namespace
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             enter_network(namespace)
@@ -63,7 +63,7 @@ def _run_inside(path: str, links: Sequence[int]) -> None:
 
 
 def read_records(links: Iterable[int], layout: struct.Struct) -> Iterator[tuple[Any, ...]]:
-    """Run iterators and yield the records that they write."""
+    """Run iterators and yield the records that they write, unpacked."""
     for link in links:
         fd = open_iterator(link)
         try:

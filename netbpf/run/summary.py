@@ -1,4 +1,4 @@
-"""The last line of a run: what was seen, what was lost, what it cost, and what to think of it."""
+"""The summary of a run: events, losses, overhead, counters and notes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from netbpf.declare.tool import Tool
 from netbpf.kernel.processes import ids_differ
 from netbpf.output.clock import Clock
+from netbpf.run.kernel_counters import KernelCounters
 from netbpf.run.results.base import Result
-from netbpf.run.tally import Tally
 
 _SHOWN_WHILE_RUNNING = ("measured", "runs", "run_ns", "ns_per_run", "cpu_percent",
                         "reader_cpu_seconds")  # fmt: skip
@@ -29,46 +29,45 @@ def intent_of(settings: Mapping[str, Any]) -> str:
 
 
 def progress_of(
-    shape: Result, clock: Clock, now: int, lost: Mapping[str, int], cost: Mapping[str, Any]
+    result: Result, clock: Clock, now: int, lost: Mapping[str, int], cost: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a report at the time `now` (ns) has while the tool runs."""
-    more = shape.progress()
+    """Return the fields of a progress report at the time `now` (ns)."""
     overhead = {name: cost[name] for name in _SHOWN_WHILE_RUNNING}
-    return {**_seen_and_lost(shape, clock, now, lost), "overhead": overhead, **more}
+    return {**_seen_and_lost(result, clock, now, lost), "overhead": overhead, **result.progress()}
 
 
 def summary_of(
     tool: Tool,
-    shape: Result,
-    tally: Tally,
+    result: Result,
+    counters: KernelCounters,
     clock: Clock,
     end: int,
     lost: Mapping[str, int],
-    **more: Any,
+    **fields: Any,
 ) -> dict[str, Any]:
-    """Return the summary of a run that ended at `end` (ns); `more` are fields of the runner."""
-    added = shape.summary()
+    """Return the summary of a run that ended at `end` (ns); `fields` are the runner's."""
+    added = result.summary()
     return {
         "tool": tool.name,
         "start": clock.rfc3339(clock.start),
         "end": clock.rfc3339(end),
-        **_seen_and_lost(shape, clock, end, lost),
-        "after_end": shape.after_end,
-        "counters": tally.rise,
-        **tally.scope(),
-        **more,
+        **_seen_and_lost(result, clock, end, lost),
+        "after_end": result.after_end,
+        "counters": counters.rise,
+        **counters.scope(),
+        **fields,
         **added,
-        "notes": shape.notes,
+        "notes": result.notes,
     }
 
 
 def _seen_and_lost(
-    shape: Result, clock: Clock, now: int, lost: Mapping[str, int]
+    result: Result, clock: Clock, now: int, lost: Mapping[str, int]
 ) -> dict[str, Any]:
     return {
         "seconds": round((now - clock.start) / 1e9, 3),
-        "events": shape.seen,
-        "unit": shape.unit,
+        "events": result.seen,
+        "unit": result.unit,
         "lost": dict(lost),
         "complete": not any(lost.values()),
     }
@@ -78,15 +77,15 @@ def add_notes(
     summary: dict[str, Any],
     tool: Tool,
     settings: Mapping[str, Any],
-    shape: Result,
-    tally: Tally,
-    narrowed: Sequence[str],
+    result: Result,
+    counters: KernelCounters,
+    filters: Sequence[str],
 ) -> None:
-    """Add the remarks on a result that follow from what it is."""
+    """Add the notes that follow from the result and its counters."""
     notes = summary["notes"]
-    notes += tally.notes(shape.namespaces)
-    notes += tool.notes({**summary, "own": tally.own}, settings) if tool.notes else []
-    if shape.empty and narrowed:
-        notes.append(f"nothing was seen that passes {' and '.join(narrowed)}")
+    notes += counters.notes(result.namespaces)
+    notes += tool.notes({**summary, "own": counters.own}, settings) if tool.notes else []
+    if result.empty and filters:
+        notes.append(f"nothing matched {' and '.join(filters)}")
     if ids_differ():
         notes.append("process ids are those of the host, not of this PID namespace")

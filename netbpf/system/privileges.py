@@ -41,7 +41,18 @@ _BOUNDING_DROP, _NO_NEW_PRIVILEGES, _AMBIENT, _AMBIENT_CLEAR = 24, 38, 47, 4
 
 
 class Denied(str):
-    """A reason (text) that a missing privilege explains, not a missing kernel feature."""
+    """A reason (text) that a missing privilege explains, not a missing kernel feature.
+
+    `requires` is that privilege, "CAP_X" or "CAP_X to do this".
+    """
+
+    requires: str
+
+    def __new__(cls, what: str, requires: str) -> Denied:
+        """Return "`what`: needs `requires`", or only the latter if `what` is empty."""
+        reason = super().__new__(cls, f"{what}: needs {requires}" if what else f"needs {requires}")
+        reason.requires = requires
+        return reason
 
 
 def in_first_user_namespace() -> bool:
@@ -104,7 +115,7 @@ def refusal_reason(
     """Return `what` with the error as text; Denied if CAP_SYS_ADMIN is missing and may help."""
     text = f"{what} ({error.strerror})"
     if error.errno in codes and "CAP_SYS_ADMIN" not in capabilities():
-        return Denied(f"{text}: it takes CAP_SYS_ADMIN")
+        return Denied(text, "CAP_SYS_ADMIN")
     return text
 
 

@@ -1,26 +1,26 @@
-"""soaccept - incoming connections as programs accept them: from where, wait and errors
+"""soaccept - accepted connections: remote address, time in the queue, errors
 
 DESCRIPTION
-  Shows each connection that accept(2) or accept4(2) hands to a program, and each accept that fails:
-  no descriptors left, no memory, an aborted connection. Addresses come from the accepted socket, so
-  that programs which do not ask for them (accept(fd, NULL, NULL)) are there, too. A unix client has
-  no address of its own as a rule; -w shows the path that it connected to.
+  Shows each connection that accept(2) or accept4(2) returns to a program, and each accept that
+  fails: no free descriptor, no memory, an aborted connection. Addresses are read from the accepted
+  socket, so they are known even if the program does not ask for them (accept(fd, NULL, NULL)). A
+  unix client usually has no address; -w shows the path that it connected to.
 
-  wait_us is how long the connection had waited in the accept queue until the program came for it:
-  since the handshake, with Fast Open since the SYN. queue and queue_max say how many were left in
-  the queue then, and how many may be.
+  wait_us is how long the connection waited in the accept queue until the program accepted it: since
+  the handshake, with Fast Open since the SYN. queue is the number of connections left in the queue
+  after the accept, queue_max its limit.
 
-  EAGAIN, which is an empty queue, is counted in the summary (would_block), as are calls that a
-  signal ended (interrupted) or that the kernel began again after one (restarted).
+  EAGAIN, which means an empty queue, is counted in the summary (would_block), as are calls that a
+  signal ended (interrupted) or that the kernel restarted after a signal (restarted).
 
 EXAMPLES
-  netbpf soaccept                     all that this machine accepts
+  netbpf soaccept                     all accepts of this machine
   netbpf soaccept -L 443 -w           one port, with wait and queue
   netbpf soaccept --errors -T         only accepts that fail, with the time
   netbpf soaccept --summary 10        one row per listener, every 10 seconds
   netbpf soaccept --comm 'nginx*' --json | jq .wait_us
 
-  A server on two families (netbpf soaccept):
+  A server that listens on IPv4 and IPv6 (netbpf soaccept):
 
         PID PROCESS         FAM  ADDRESS                  PORT RESULT
        9328 demo-serve      ipv4 127.0.0.1               57908 Success
@@ -28,30 +28,35 @@ EXAMPLES
 
 OVERHEAD
   About six microseconds per accept, half of it for waking netbpf, and 0.1 per change of state and
-  per end of a TCP socket, per signal and per request of io_uring. The syscall tracepoints are used,
-  with which every system call of the machine costs some 20 ns more as long as this runs.
+  per end of a TCP socket, per signal and per request of io_uring. The syscall tracepoints are used:
+  every system call of the machine costs about 20 ns more during the run.
 
 LIMITS
-  Connections accepted by 32-bit programs are not seen where the syscall tracepoints are in use, nor
-  on kernels before 5.18 those accepted through io_uring. Of an accept of io_uring that goes on and
-  on (multishot), connections are seen that are TCP, were established after the start, and get a
-  descriptor of the process; their queue is not known. The wait is known of TCP connections that
-  were established after the start, the queue of calls that began after it. Connections that nobody
-  accepts are no lines: see the queue, or tcpsynbl.
+  Connections that 32-bit programs accept are not seen if the syscall tracepoints are used, nor are
+  connections accepted through io_uring before 5.18. Of a multishot accept of io_uring, only TCP
+  connections that were established after the start and that get a descriptor of the process are
+  seen; their queue is not known. The wait is known for TCP connections that were established after
+  the start, the queue for calls that began after it. Connections that no program accepts have no
+  line: see queue, or use tcpsynbl.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Tool
+from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
-from netbpf.declare.aggregation import Aggregation, Largest, Last, MostCommon, Number, Percentile
 from netbpf.declare.calls import RING, SIGNAL
+from netbpf.declare.constants import one_of
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
+from netbpf.declare.options import one_or_more
 from netbpf.declare.sockets import AnyAddr, BoundAddr, CallResult, Elapsed, SockProto
 from netbpf.declare.states import GONE, state_probe
 
-_NONE = 2**32 - 1  # NO_QUEUE in C: the queue is not known
+_PROTOS = {"tcp": (6, 262), "unix": (1001, 1005)}  # numbers of SockProto, for --proto
 _PROTO = "tcp or mptcp; for unix sockets stream or seqpacket"
+_NO_QUEUE = c.U32_MAX  # NO_QUEUE in C: the queue is not known
+_EXIT, _ENTER = "syscalls:sys_exit_accept", "syscalls:sys_enter_accept"
+_EXITS = p.Tracepoint(_EXIT, f"{_EXIT}4", args=("ret",), every=True)
 
 
 class Acceptance(Event):
@@ -65,15 +70,15 @@ class Acceptance(Event):
     family = c.Family("address family, IPv4-mapped counts as ipv4", width=4, header="FAM")
     raddr = AnyAddr("remote address", width=23, header="ADDRESS")
     rport = c.Port("remote port", header="PORT", null=0)
-    result = CallResult("OK or the error in words", {})
+    result = CallResult("OK or the error as text", {})
     proto = SockProto(_PROTO, wide=True)
     laddr = AnyAddr("local address, or path of a unix socket", wide=True, priority=28)
     lport = c.Port("local port", wide=True, null=0, priority=32)
-    wait_us = Elapsed("in the queue until accepted", header="WAIT(us)", wide=True)
+    wait_us = Elapsed("time in the queue until accepted", header="WAIT(us)", wide=True)
     queue = c.Count("connections left in the accept queue", ctype="u32", width=5, wide=True,
-                  null=_NONE)  # fmt: skip
-    queue_max = c.Count("how many may be in there", ctype="u32", header="MAX", width=5, wide=True,
-                      null=_NONE)  # fmt: skip
+                    null=_NO_QUEUE)  # fmt: skip
+    queue_max = c.Count("limit of the accept queue", ctype="u32", header="MAX", width=5, wide=True,
+                        null=_NO_QUEUE)  # fmt: skip
     errno = c.Errno("error by name", text=False)
     listener = BoundAddr("address that the listener is bound to, or its path", wide=True)
     uid = c.Uid("user id of the process", wide=True)
@@ -82,21 +87,11 @@ class Acceptance(Event):
 
 
 class Totals(Record):
-    """What is counted and not shown."""
+    """Calls that are counted and not shown."""
 
     would_block = c.Count("calls that found nothing to accept (EAGAIN)")
     interrupted = c.Count("calls that a signal ended with EINTR, or io_uring canceled")
-    restarted = c.Count("calls that a signal interrupted and the kernel began again")
-
-
-def accepted(values, ended):
-    """Return whether an accept returned a connection."""
-    return not values["errno"]
-
-
-def failed(values, ended):
-    """Return whether an accept failed."""
-    return values["errno"]
+    restarted = c.Count("calls that a signal interrupted and the kernel restarted")
 
 
 class ListenerRow(Row):
@@ -104,22 +99,22 @@ class ListenerRow(Row):
 
     listener = c.Addr("address that it is bound to, or its path", header="ADDRESS")
     lport = c.Port("its port", header="PORT")
-    comm = c.Comm("process that accepted last", width=15, header="PROCESS", over=Last("comm"))
-    accepts = c.Count("connections accepted", width=7, over=Number(when=accepted))
-    errors = c.Count("accepts that failed", width=6, over=Number(when=failed), alert=True)
-    p50_us = Elapsed("median wait", header="P50(us)", width=7, over=Percentile("wait_us", 50))
-    p99_us = Elapsed(
-        "99 % waited no longer", header="P99(us)", width=7, over=Percentile("wait_us", 99)
-    )
-    queue = c.Count("longest queue after an accept", width=5, over=Largest("queue"))
-    queue_max = c.Count("its limit", header="MAX", width=5, over=Last("queue_max"))
-    top_error = c.Errno("the most frequent error", width=24, wide=True, over=MostCommon("errno"))
-    pid = c.Pid("process that accepted last", wide=True, over=Last("pid"))
+    comm = c.Comm("process that accepted last", width=15, header="PROCESS", over=a.Last("comm"))
+    accepts = c.Count("connections accepted", width=7, over=a.Number(when=a.without_error))
+    errors = c.Count("accepts that failed", width=6, over=a.Number(when=a.with_error),
+                     alert=True)  # fmt: skip
+    p50_us = Elapsed("median wait", header="P50(us)", width=7, over=a.Percentile("wait_us", 50))
+    p99_us = Elapsed("99 % waited no longer", header="P99(us)", width=7,
+                     over=a.Percentile("wait_us", 99))  # fmt: skip
+    queue = c.Count("longest queue after an accept", width=5, over=a.Largest("queue"))
+    queue_max = c.Count("its limit", header="MAX", width=5, over=a.Last("queue_max"))
+    top_error = c.Errno("the most frequent error", width=24, wide=True, over=a.MostCommon("errno"))
+    pid = c.Pid("process that accepted last", wide=True, over=a.Last("pid"))
     proto = SockProto(_PROTO, wide=True)
     netns = c.Netns()
 
 
-def enrich(values, settings):
+def name_listener(values, settings):
     """Name a unix listener by its path."""
     if values["family"] == "unix":
         values["listener"] = values["laddr"]
@@ -127,14 +122,15 @@ def enrich(values, settings):
 
 
 def constants(settings):
-    """Return the C constants of --tcp and --errors; a summary counts all accepts."""
-    wanted = {"ONLY_TCP": settings["tcp"], "ONLY_ERRORS": settings["errors"]}
-    if settings["summary"]:
-        del wanted["ONLY_ERRORS"]
-    return {name: 1 for name, given in wanted.items() if given}
+    """Return the constants of --errors and --proto; a summary counts all accepts."""
+    found: dict[str, object] = {}
+    if settings["errors"] and not settings["summary"]:
+        found["ONLY_ERRORS"] = 1
+    if settings["proto"]:
+        wanted = {number for word in settings["proto"] for number in _PROTOS[word]}
+        found["FILTER_PROTO(x)"] = one_of("x", sorted(wanted))
+    return found
 
-
-_ENTER, _LEAVE = "syscalls:sys_enter_accept", "syscalls:sys_exit_accept"
 
 TOOL = Tool(
     __doc__,
@@ -142,24 +138,13 @@ TOOL = Tool(
     cost=Cost(2.8, 25.4),
     event=Acceptance,
     probes=(
-        p.Probe(
-            "leave",  # tracepoints first: they see calls that were waiting before the start
-            p.Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
-            p.Fexit("__sys_accept4", args=("return",), call="on_return"),
-            p.Kretprobe("__sys_accept4", args=("return",), call="on_return"),
-        ),
-        p.Probe(
-            "inflight",  # calls that only the tracepoints show
-            p.Tracepoint(_LEAVE, f"{_LEAVE}4", args=("ret",), every=True),
-            optional=True,
-            complements="leave",
-        ),
-        p.Probe(
-            "enter",
-            p.Tracepoint(_ENTER, f"{_ENTER}4", args=("fd",), every=True),
-            p.Fentry("__sys_accept4", args=("fd",)),
-            p.Kprobe("__sys_accept4", args=("fd",)),
-        ),
+        # Tracepoints first: they see calls that were waiting before the start.
+        p.Probe("leave", _EXITS, p.Fexit("__sys_accept4", args=("return",), call="on_return"),
+                p.Kretprobe("__sys_accept4", args=("return",), call="on_return")),
+        # Calls that only the tracepoints show.
+        p.Probe("inflight", _EXITS, optional=True, complements="leave"),
+        p.Probe("enter", p.Tracepoint(_ENTER, f"{_ENTER}4", args=("fd",), every=True),
+                p.Fentry("__sys_accept4", args=("fd",)), p.Kprobe("__sys_accept4", args=("fd",))),
         state_probe(optional=True, loses=("wait_us",)),
         GONE,
         SIGNAL,
@@ -170,16 +155,18 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("--tcp", help="only TCP, no unix sockets"),
-        Option("--errors", help="only accepts that failed; with --summary rows that have some"),
-        Option("--summary", help="a row per listener instead of a line per accept"),
+        Option("--proto", metavar="LIST", parse=one_or_more(*_PROTOS),
+               help="only these protocols, of tcp and unix; without this option, all"),
+        Option("--tcp", help="same as --proto tcp", sets={"proto": ["tcp"]}),
+        Option("--errors", help="only accepts that failed; with --summary rows with errors"),
+        Option("--summary", help="show a row per listener instead of a line per accept"),
     ),
     constants=constants,
     counters=("Tcp.PassiveOpens", "TcpExt.ListenOverflows", "TcpExt.ListenDrops"),
     totals=Totals,
-    aggregation=Aggregation(
+    aggregation=a.Aggregation(
         ListenerRow, ("netns", "proto", "listener", "lport"), order="accepts",
         having=lambda row, settings: row["errors"] or not settings["errors"],
     ),
-    enrich=enrich,
+    enrich=name_listener,
 )  # fmt: skip

@@ -1,19 +1,19 @@
-"""tcplife - finished TCP sessions: process, duration, bytes and reason of the end
+"""tcplife - finished TCP sessions: process, duration, bytes, how they ended
 
 DESCRIPTION
-  Shows each TCP session when it ends: both ends, the process that owned this machine's end, the
-  bytes that programs wrote and read (without SYN and FIN, which the kernel counts as well), how
-  long the handshake and the session took, and which end closed it how. An attempt to connect that
-  failed is shown as refused or timeout, and not as an empty session.
+  Shows each TCP session when it ends: both endpoints, the process that owned the local end, the
+  bytes that programs wrote and read (without SYN and FIN, which the kernel also counts), how long
+  the handshake and the session took, which end closed it, and how. A failed attempt to connect is
+  shown as refused or timeout, not as an empty session.
 
-  A session between two programs of this machine is two sockets, and so two lines.
+  A session between two programs of this machine has two sockets, and therefore two lines.
 
 EXAMPLES
   netbpf tcplife                          all sessions as they end
-  netbpf tcplife -L 80,443                those to this machine's web server
-  netbpf tcplife --raddr 10.1.0.0/16 -w   those with one network, all columns
-  netbpf tcplife -p 1234 --json           one process's, as JSON lines
-  netbpf tcplife --open -d 10             10 seconds, then those still open
+  netbpf tcplife -L 80,443                sessions with this machine's web server
+  netbpf tcplife --raddr 10.1.0.0/16 -w   sessions with one network, all columns
+  netbpf tcplife -p 1234 --json           sessions of one process, as JSON lines
+  netbpf tcplife --open -d 10             trace for 10 seconds, then list open sessions
 
   A client and a server of this machine, two lines per session (netbpf tcplife):
 
@@ -24,46 +24,47 @@ EXAMPLES
        9329 demo-ask   ::1             49936 ::1             43005  0.01  4.00  5.69
 
 HOW A SESSION ENDS
-  close is what ended the session, by what this end sent and received:
+  The column close shows what ended the session, derived from what the local end sent and received:
 
-    rst-local     a RST of this end: closed with data unread or with SO_LINGER 0, reset by ss -K,
-                  by its listener's end, or by data that came after the close
-    rst-remote    a RST of the other end
-    fin-local     no RST; the first FIN was this end's. Both ends show this if their FINs crossed
-    fin-remote    no RST; the first FIN was the other end's. ss -K sends none after both FINs
+    rst-local     this end sent a RST: the program closed it with unread data or with SO_LINGER 0,
+                  ss -K reset it, its listener was closed, or data arrived after the close
+    rst-remote    the other end sent a RST
+    fin-local     no RST; this end sent the first FIN. Both ends show this if their FINs crossed
+    fin-remote    no RST; the other end sent the first FIN. ss -K sends no RST after both FINs
     timeout       the kernel gave up waiting: retransmission, keepalive, TCP_USER_TIMEOUT. It may
                   have sent a RST then
-    unreachable   it gave up, and an ICMP error or its own routing had given a reason
-    refused       an attempt to connect that a RST, or ICMP's port unreachable, answered
-    aborted       an attempt to connect that this end gave up
-    silent        this end dropped the session without a FIN or a RST: closed in repair mode (as
-                  checkpoint tools do), its network namespace was gone, or memory ran out
+    unreachable   the kernel gave up after an ICMP error or a routing failure
+    refused       a RST, or an ICMP port unreachable, answered an attempt to connect
+    aborted       this end gave up an attempt to connect
+    silent        this end dropped the session without a FIN or a RST: closed in repair mode (by
+                  checkpoint tools), its network namespace was removed, or memory ran out
 
-  A socket that enters TIME_WAIT is closed for the program, and its line is written: a RST that is
-  received or sent later is not part of it.
+  The line of a session is written when its socket enters TIME_WAIT, as the program has closed it
+  then; a RST that is received or sent later is ignored.
 
 OVERHEAD
   A program of about a microsecond per change of a TCP state, four to seven times per session, and
-  one per RST and per bpf(2) call; never one per packet. The accept system calls are traced as well,
-  on kernels without kprobes through the syscall tracepoints. What filters exclude is left out at
-  the first change of state, except for sessions that a process may still accept.
+  one per RST and per bpf(2) call; none per packet. The accept system calls are also traced, on
+  kernels without kprobes through the syscall tracepoints. Sessions that filters exclude are ignored
+  from the first change of state on, unless a process may still accept them.
 
 LIMITS
-  Sessions that began before the start show no duration and no handshake, nor do sessions that were
-  restored in repair mode, which have no role either. The owner is the process that connected,
-  accepted, or last closed; for open sessions that a process passed on, it is the process that
-  opened them. Sessions accepted through io_uring get their owner when they are closed, unless
-  fentry or kprobes are used. tx_bytes counts what was written, tx_unacked the part that the peer
-  never acknowledged. handshake_us of an accepted session is null where the kernel keeps no time of
-  it: SYN-ACK sent again, TCP_DEFER_ACCEPT, SYN cookies. A connect() that sends no SYN (no free
-  port, Fast Open that waits for data) gets no line. Bytes of a socket in a sockmap are null, as
-  they bypass TCP; sockets that a BPF program put there are noticed when a session is set up,
-  accepted, or closed by the other end. A line may come 20 ms late, as a RST can follow it. --open
-  lists sockets that processes hold, not sockets that wait to be accepted. MPTCP shows its subflows,
-  of which only the first one has its owner at once.
+  duration_us and handshake_us are null for sessions that began before the start, and for sessions
+  that were restored in repair mode, whose role is also null. The owner is the process that
+  connected, accepted, or last closed; for an open session that was passed to another process, it is
+  the process that opened it. The owner of a session accepted through io_uring is determined when it
+  is closed, unless fentry or kprobes are used. tx_bytes counts the bytes written, tx_unacked those
+  that the peer never acknowledged. handshake_us of an accepted session is null where the kernel
+  does not store it: retransmitted SYN-ACK, TCP_DEFER_ACCEPT, SYN cookies. A connect() that sends no
+  SYN (no free port, Fast Open without data yet) has no line. Byte counts of a socket in a sockmap
+  are null, as its data bypasses TCP; if a BPF program added the socket, netbpf notices when a
+  session is set up, accepted, or closed by the other end. A line may be 20 ms late, as a RST can
+  follow it. --open lists sockets that processes hold open, not sockets that wait to be accepted.
+  MPTCP sessions are shown as subflows; only the first one has an owner immediately.
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, AmendedEvent, Option, Tool
+from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, AmendedEvent, Option, Row, Tool
+from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.costs import Cost
@@ -81,7 +82,7 @@ BROKEN = ("rst-remote", "timeout", "refused", "unreachable")  # ends that deserv
 
 
 class Session(AmendedEvent):
-    """A TCP session at its end, or still open."""
+    """A TCP session that has ended, or is open."""
 
     cstruct = "session"
     amended = "close"
@@ -89,7 +90,7 @@ class Session(AmendedEvent):
     pid = c.Pid("process that owns this end")
     comm = c.Comm("its name", width=10)
     owner = c.Owner(
-        "how the owner is known: exact, snapshot (existed at start) or unknown", wide=True
+        "how the owner was found: exact, snapshot (open at the start) or unknown", wide=True
     )
     family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
     laddr = c.Addr("local address", priority=28)
@@ -97,24 +98,45 @@ class Session(AmendedEvent):
     raddr = c.Addr("remote address")
     rport = c.Port("remote port")
     tx_bytes = c.Bytes("bytes that the owner wrote", header="TX_KB", width=5, null=U64_MAX)
-    rx_bytes = c.Bytes(
-        "bytes that were received from the peer", header="RX_KB", width=5, null=U64_MAX
-    )
+    rx_bytes = c.Bytes("bytes received from the peer", header="RX_KB", width=5, null=U64_MAX)
     handshake_us = c.Duration(
-        "active: from the SYN on; passive: SYN-ACK to ACK", header="HS_MS", wide=True
+        "active: SYN to established; passive: SYN-ACK to ACK", header="HS_MS", wide=True
     )
     duration_us = c.Duration("established to closed (or to now, if open)", header="MS", width=5)
-    retrans = c.Count("segments that were sent again", ctype="u32", width=7, wide=True)
+    retrans = c.Count("retransmitted segments", ctype="u32", width=7, wide=True)
     srtt_us = c.Micros("smoothed round trip time", header="SRTT_US", wide=True)
     role = c.Enum("active: connected, passive: accepted", ROLES, wide=True)
-    close = c.Enum("what ended it", CLOSES, width=11, wide=True, priority=75, alert=BROKEN)
-    state = c.TcpState("TCP state: CLOSE, or what an open session is in", wide=True)
+    close = c.Enum("how the session ended", CLOSES, width=11, wide=True, priority=75,
+                   alert=BROKEN)  # fmt: skip
+    state = c.TcpState("TCP state: CLOSE, or the state of an open session", wide=True)
     tx_unacked = c.Count(
-        "bytes written that the peer never acknowledged", wide=True, width=10, null=U64_MAX
+        "written bytes that the peer never acknowledged", wide=True, width=10, null=U64_MAX
     )
     uid = c.Uid("user id of the owner", wide=True)
     netns = c.Netns()
     cgroup = c.Cgroup()
+
+
+class SessionsRow(Row):
+    """The sessions of a key that ended in an interval."""
+
+    pid = c.Pid("process that owns this end")
+    comm = c.Comm("its name", width=10)
+    sessions = c.Count("sessions that ended", width=8, over=a.Number())
+    open = c.Count(
+        "sessions that were open at the end (--open)", width=5, over=a.Number(when=a.pending)
+    )
+    tx_bytes = c.Bytes(
+        "bytes that the owner wrote", header="TX_KB", width=8, over=a.Sum("tx_bytes")
+    )
+    rx_bytes = c.Bytes("bytes received", header="RX_KB", width=8, over=a.Sum("rx_bytes"))
+    retrans = c.Count("retransmitted segments", width=7, over=a.Sum("retrans"))
+    p50_us = c.Duration(
+        "median duration", header="P50_MS", width=8, over=a.Percentile("duration_us", 50)
+    )
+    p99_us = c.Duration(
+        "99 % were no longer", header="P99_MS", width=8, over=a.Percentile("duration_us", 99)
+    )
 
 
 TOOL = Tool(
@@ -122,6 +144,7 @@ TOOL = Tool(
     memory=Memory(3_520_000, cpu=50_000, entry=224),
     cost=Cost(4.7, 42.5),
     event=Session,
+    aggregation=a.Aggregation(SessionsRow, ("pid", "comm"), order="sessions"),
     probes=(
         state_probe(),
         *RESET_PROBES,
@@ -137,15 +160,11 @@ TOOL = Tool(
         *NETNS,
         *SOCKET,
         Option("--open", help="list sessions that are still open, at each INTERVAL and at exit"),
-        Option("-s", help="same as --output csv (as in bcc)", sets={"output": "csv"}),
+        Option("-s", help="same as --output csv, as in bcc's tcplife", sets={"output": "csv"}),
     ),
     counters=(
-        "Tcp.ActiveOpens",
-        "Tcp.PassiveOpens",
-        "Tcp.AttemptFails",
-        "Tcp.EstabResets",
-        "Tcp.OutRsts",
+        "Tcp.ActiveOpens", "Tcp.PassiveOpens", "Tcp.AttemptFails", "Tcp.EstabResets", "Tcp.OutRsts",
     ),
     identity=ends_of,
     summary_fields={"open": {"type": "integer", "description": "sessions open at the end"}},
-)
+)  # fmt: skip

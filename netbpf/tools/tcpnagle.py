@@ -1,11 +1,11 @@
-"""tcpnagle - how long written data waits in TCP before it leaves, and why
+"""tcpnagle - how long TCP holds written data before it is sent, and why
 
 DESCRIPTION
-  When a program writes to a TCP socket, the data need not leave at once. Nagle's algorithm holds a
-  small write back until earlier data is acknowledged, and if the other end delays its
+  When a program writes to a TCP socket, the data may not be sent immediately. Nagle's algorithm
+  holds back a small write until earlier data is acknowledged, and if the peer delays its
   acknowledgements, that takes 40 ms: the classic pattern is write, write, read. This tool measures
-  how long written data was held, from the end of the send to the moment when all of it has passed
-  to the network device's queue, and shows the distribution per reason:
+  how long written data was held, from the end of the send until all of it was passed to the network
+  device's queue, and shows the distribution per reason:
 
     nagle     small, and an earlier small segment is not acknowledged yet
     cork      small, and the program asked to wait: TCP_CORK, or MSG_MORE
@@ -13,19 +13,19 @@ DESCRIPTION
     cwnd      the congestion window is full
     rwnd      the receiver's window is full: the other program does not read
     pacing    TCP paces the socket (SO_MAX_PACING_RATE, BBR)
-    refused   TCP sent it, and the device's queue was full, a firewall's rule forbade it, or it had
-              no route: TCP tries again, and the data is held until a packet is not refused
-    other     the device has enough of this socket (TCP small queues), segmentation waits for more
-              data, or the connection is not established yet
+    refused   TCP sent it, but the device's queue was full, a firewall rule rejected it, or there
+              was no route: TCP tries again, and the data is held until a packet is accepted
+    other     the device's queue has enough data of this socket (TCP small queues), segmentation
+              waits for more data, or the connection is not established yet
 
-  Sends whose data left at once are not in the distribution. The table of sends has their number, by
-  the socket's own setting: default (Nagle's algorithm is on), TCP_NODELAY (it is off), TCP_CORK,
-  push (just set, the next data leaves at once), and their combinations. JSON and CSV call them ON,
+  Sends whose data was sent immediately are not in the distribution. The table of sends counts them
+  by the socket's setting: default (Nagle's algorithm is on), TCP_NODELAY (it is off), TCP_CORK,
+  push (just set: the next data is sent immediately), and their combinations. JSON and CSV use ON,
   OFF, CORK and PUSH.
 
 EXAMPLES
   netbpf tcpnagle                  all sockets, until Ctrl-C
-  netbpf tcpnagle --top 10 5       every 5 seconds, and the ten sockets that held most
+  netbpf tcpnagle --top 10 5       every 5 seconds, with the ten sockets that held data longest
   netbpf tcpnagle --comm redis-server -d 10
   netbpf tcpnagle -D 5432 --json
 
@@ -39,95 +39,58 @@ EXAMPLES
 
 OVERHEAD
   A program of about 0.3 us per send, and one of less than 0.2 us per packet of the whole machine
-  that looks whether its socket holds data, as well as per packet that is dropped. Data that is held
-  costs about a microsecond more.
+  that checks whether its socket holds data, and per packet that is dropped. Data that is held costs
+  about a microsecond more.
 
 LIMITS
-  The reason is that of the moment when the last send before the data left ended, or refused, if its
-  packet was refused since then. MSG_MORE counts as other, not cork, where what it wrote is half of
-  the largest window. Packets that the device's queue drops after it has taken them, as fq_codel
-  does, have left. P99 is the bound of a log2 bucket. A program that is blocked in send() as the
-  socket's buffer is full shows from its return on. Writes while data is held begin no measurement
-  of their own. Data that never left, as the socket was reset, is not counted; what is still held at
-  the end is in the summary. Sends of the kernel itself and of MPTCP are not seen, and below 6.5
-  neither is sendfile. Kernels before 6.3 need fentry or kprobes.
+  The reason is the one at the end of the last send before the data left, or refused if its packet
+  was refused after that. MSG_MORE counts as other, not cork, if the write is half of the largest
+  window. Packets that the device's queue drops after accepting them, as fq_codel does, count as
+  sent. P99 is the bound of a log2 bucket. A program that is blocked in send() because the socket's
+  buffer is full is measured from its return. Writes while data is held start no new measurement.
+  Data that was never sent because the socket was reset is not counted; data still held at the end
+  is in the summary. Sends of the kernel itself and of MPTCP are not seen, nor is sendfile before
+  6.5. Kernels before 6.3 need fentry or kprobes.
 """
 
-import struct
+from functools import partial
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Option, Record, Row, Table, Tool, sums
+from netbpf.declare import (
+    NETNS,
+    PROCESS,
+    SOCKET,
+    Histogram,
+    Option,
+    Record,
+    Row,
+    Table,
+    Tool,
+    stalls,
+)
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.costs import Cost
-from netbpf.declare.histogram import SLOTS, bucket_bounds
-from netbpf.declare.holds import Advice, Bound, Setting
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
+from netbpf.declare.record import key, sums
 from netbpf.declare.states import state_probe
-
-REASONS = dict(enumerate("nagle cork autocork cwnd rwnd pacing other refused".split()))
-# TCP_NAGLE_OFF 1, TCP_NAGLE_CORK 2, TCP_NAGLE_PUSH 4
-SETTINGS = dict(enumerate("ON OFF CORK OFF+CORK PUSH OFF+PUSH CORK+PUSH OFF+CORK+PUSH".split()))
-ADVICE = "TCP_NODELAY or one write"
 
 
 class StallKey(Record):
-    """Why data was held."""
+    """The key of the distribution."""
 
     cstruct = "stall_key"
 
-    reason = c.Enum("why the data did not leave at once", REASONS, ctype="u32")
-
-
-class SettingKey(Record):
-    """The setting of the socket that is sent on."""
-
-    cstruct = "setting_key"
-
-    setting = c.Enum("setting", SETTINGS, ctype="u32")
-
-
-class SettingSums(Record):
-    """Sends with one setting."""
-
-    cstruct = "setting_sums"
-
-    sends = c.Count("sends")
-    small = c.Count("smaller than a segment")
-    held = c.Count("sends after which data was held")
+    reason = c.Enum("why the data was not sent immediately", stalls.REASONS, ctype="u32")
 
 
 class SettingRow(Row):
     """Sends by the socket's setting."""
 
-    setting = Setting("the socket's own setting after the send; ON: Nagle's algorithm is on")
+    setting = stalls.Setting("the socket's setting after the send; ON: Nagle's algorithm is on")
     sends = c.Count("sends that sent something")
-    small = c.Count("of these, smaller than a segment")
-    held = c.Count("of these, after which data was held")
-
-
-class StalledSocket(Record):
-    """A socket that held data."""
-
-    cstruct = "stalled_socket"
-
-    sk = c.Count("address of the socket")
-    pid = c.Pid("process that sent")
-    netns = c.Netns()
-    lport = c.Port("local port")
-    rport = c.Port("remote port")
-    family = c.Family("address family")
-    comm = c.Comm("name of the process")
-    laddr = c.Addr("local address")
-    raddr = c.Addr("remote address")
-    reason = c.Enum("why it held data", REASONS)
-
-
-# As struct histogram: buckets, number and sum.
-_SLOTS = [f"slot{number}" for number in range(SLOTS)]
-StalledSums = sums(
-    "stalled_sums", " ".join((*_SLOTS, "holds held_us small_writes rounds")), gauges="copied_seq"
-)
+    small = c.Count("sends smaller than a segment")
+    held = c.Count("sends after which data was held")
 
 
 class StalledRow(Row):
@@ -140,58 +103,35 @@ class StalledRow(Row):
     raddr = c.Addr("remote address")
     rport = c.Port("remote port")
     holds = c.Count("how often it held data", width=5)
-    held_us = c.Count("time of all holds", width=9, wide=True)
-    p99_us = Bound(
-        "99 % of the holds were at most so long (bound of a log2 bucket)", width=8, header="P99"
-    )
-    small_writes = c.Count(
-        "writes below a segment whose data was held", width=5, header="SMALL", wide=True
-    )
-    reason = c.Text("why", width=8)
-    advice = Advice("what would help, where it is write-write-read", width=18)
+    held_us = c.Count("total time that data was held", width=9, wide=True)
+    p99_us = stalls.Bound("99 % of the holds took at most this (bound of a log2 bucket)", width=8,
+                          header="P99")  # fmt: skip
+    small_writes = c.Count("writes below a segment whose data was held", width=5, header="SMALL",
+                           wide=True)  # fmt: skip
+    reason = c.Text("why it held data", width=8)
+    advice = stalls.Advice("what would help, for the pattern write, write, read", width=18)
     netns = c.Netns()
 
 
-def stalled_rows(groups, settings):
-    """Make a row for each of the sockets that held data longest."""
-    found = sorted(groups, key=lambda group: -group[1]["held_us"])[: settings["top"]]
-    return [_stalled_row({**key, **sums}) for key, sums in found]
-
-
-def _stalled_row(row):
-    rank, seen, row["p99_us"] = -(-row["holds"] * 99 // 100), 0, None
-    for slot, name in enumerate(_SLOTS):
-        seen += row[name]
-        if seen >= rank:
-            row["p99_us"] = bucket_bounds(slot)[1]
-            break
-    # A write waits for the acknowledgement of the one before it, then an answer is read.
-    pattern = row["reason"] == "nagle" and row["holds"] > 1 and row["rounds"] * 2 >= row["holds"]
-    row["advice"] = ADVICE if pattern else None
-    return {column.name: row[column.name] for column in StalledRow.columns}
-
-
-def still_held(now, maps):
-    """Return how many sockets still hold data, and notes on the oldest: no distribution has it."""
-    decode, layout, start = StalledSocket.decoder(), StalledSocket.layout(), struct.Struct("=Q")
-    waiting = [
-        (now - start.unpack_from(raw, StalledSocket.size)[0], decode(layout.unpack_from(raw)))
-        for raw in maps["stalls"]
-    ]
-    waiting.sort(key=lambda one: -one[0])
-    notes = [
-        f"still held: {sk['comm']} (pid {sk['pid']}) to {sk['raddr']} port "
-        f"{sk['rport']}, for {age / 1e6:.1f} ms ({sk['reason']})"
-        for age, sk in waiting[:5]
-    ]
-    return {"still_held": len(waiting)}, notes
-
-
-def conclude(found):
-    """Return a note if the stalls are typical of delayed acknowledgements."""
-    slow = [h for h in found if h["key"]["reason"] == "nagle" and h["percentiles"]["p50"] > 32000]
-    return ["nagle holds of 32 ms and more: the other end delays its acknowledgements"] * len(slow)
-
+SettingKey = key("setting_key", setting=c.Enum("setting", stalls.SETTINGS, ctype="u32"))
+SettingSums = sums("setting_sums", "sends small held")
+StalledSocket = key(
+    "stalled_socket",
+    sk=c.Count("address of the socket"),
+    pid=c.Pid("process that sent"),
+    netns=c.Netns(),
+    lport=c.Port("local port"),
+    rport=c.Port("remote port"),
+    family=c.Family("address family"),
+    comm=c.Comm("name of the process"),
+    laddr=c.Addr("local address"),
+    raddr=c.Addr("remote address"),
+    reason=c.Enum("why it held data", stalls.REASONS),
+)
+StalledSums = sums(
+    "stalled_sums", " ".join((*stalls.BUCKETS, "holds held_us small_writes rounds")),
+    gauges="copied_seq",
+)  # fmt: skip
 
 TOOL = Tool(
     __doc__,
@@ -200,41 +140,29 @@ TOOL = Tool(
     histogram=Histogram("stall_times", StallKey, "us"),
     table=(
         Table("settings", SettingKey, SettingSums, SettingRow, order="sends"),
-        Table("stalled_sockets", StalledSocket, StalledSums, StalledRow, stalled_rows,
-              per_cpu=False, option="top", forget=True),
+        Table("stalled_sockets", StalledSocket, StalledSums, StalledRow, order="held_us",
+              limit="top", complete=stalls.with_advice, per_cpu=False, option="top", forget=True),
     ),
     probes=(
-        p.Probe(
-            "send",
-            p.RawTracepoint("sock_send_length", args=("sk", "ret")),
-            p.Tracepoint("sock:sock_send_length", args=("sk", "ret")),
-            p.Fexit("tcp_sendmsg", args=("sk", "return")),
-            p.Kretprobe("tcp_sendmsg", args=("return",), call="on_send_return"),
-        ),
+        p.Probe("send", *p.tracepoints("sock:sock_send_length", ("sk", "ret"), ("sk", "ret")),
+                p.Fexit("tcp_sendmsg", args=("sk", "return")),
+                p.Kretprobe("tcp_sendmsg", args=("return",), call="on_send_return")),
         p.Probe("enter_send", p.Kprobe("tcp_sendmsg", args=("sk", "0", "0"), call="begin_call"),
-              optional=True, with_probe="send"),
-        p.Probe(
-            "leave",
-            p.RawTracepoint("net_dev_queue", args=("skb",)),
-            p.Tracepoint("net:net_dev_queue", args=("skbaddr",)),
-        ),
-        p.Probe(
-            "free",
-            p.RawTracepoint("kfree_skb", args=("skb",)),
-            p.Tracepoint("skb:kfree_skb", args=("skbaddr",)),
-        ),
+                optional=True, with_probe="send"),
+        p.tracepoint_probe("leave", "net:net_dev_queue", ("skb",), ("skbaddr",)),
+        p.tracepoint_probe("free", "skb:kfree_skb", ("skb",), ("skbaddr",)),
         state_probe(),
     ),
     options=(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("--top", metavar="N", parse=count, help="show the N sockets that held data longest"),
+        Option("--top", metavar="N", parse=count, define="TOP",
+               help="show the N sockets that held data longest"),
     ),
-    constants=lambda settings: {"TOP": 1} if settings.get("top") else {},
     counters=("TcpExt.TCPAutoCorking", "TcpExt.TCPFromZeroWindowAdv", "TcpExt.DelayedACKs"),
-    histogram_notes=conclude,
-    pending_state=still_held,
+    histogram_notes=stalls.delayed_acks,
+    pending_state=partial(stalls.still_held, StalledSocket),
     maps=("stalls",),
     summary_fields={
         "still_held": {"type": "integer", "description": "sockets that held data at the end"}

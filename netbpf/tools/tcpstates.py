@@ -1,21 +1,22 @@
-"""tcpstates - changes of TCP states, with the time spent in the state before
+"""tcpstates - changes of TCP states, with the time in the old state
 
 DESCRIPTION
-  Shows each change of a TCP socket's state: the socket's owner, both ends, the old and the new
+  Shows each change of a TCP socket's state: the socket's owner, both endpoints, the old and the new
   state, and how long the socket was in the old one.
 
   The owner is the process that connected, listens or accepted, not the task that ran when a packet
-  arrived. A connection that no process has accepted yet has the owner of its listener: OWNER, with
-  -w, is 'listener' then.
+  arrived. A connection that no process has accepted yet has the owner of its listener; OWNER (with
+  -w) is 'listener' then.
 
-  --summary counts changes: how often each took place, and percentiles of the time before it.
+  --summary counts the changes from one state to another, with percentiles of the time in the old
+  state.
 
 EXAMPLES
   netbpf tcpstates                      all changes, as they happen
-  netbpf tcpstates -D 443 --comm curl   those of curl's connections to port 443
-  netbpf tcpstates --summary 10         which changes there are, every 10 seconds
+  netbpf tcpstates -D 443 --comm curl   changes of curl's connections to port 443
+  netbpf tcpstates --summary 10         number of changes, every 10 seconds
   netbpf tcpstates -L 80 --json | jq 'select(.newstate == "CLOSE_WAIT")'
-                                        a server's connections that the other end closed
+                                        connections of a server that the peer closed
 
   A connection over loopback, both ends (netbpf tcpstates):
 
@@ -27,22 +28,22 @@ EXAMPLES
       16284 python3  127.0.0.1:8080  127.0.0.1:46838 ESTAB      FIN_WAIT1      2.11
 
 OVERHEAD
-  A program of about one microsecond per change of state, some eight for a connection over loopback
-  with both of its ends, and the reader's time for each line.
+  A program of about one microsecond per change of state, of which a connection over loopback has
+  about eight, counting both ends, and the reader's time for each line.
 
 LIMITS
-  The first change that is seen of a socket has no time. A connection in NEW_SYN_RECV is no socket
-  yet and is not seen. TIME_WAIT is kept without the socket: FIN_WAIT2 to CLOSE of the end that
-  closed first is where it begins. With -L, the change to SYN_SENT is shown with the next one, as
-  the local port is chosen after it. MPTCP shows its subflows.
+  The first change seen of a socket has no time. A connection in NEW_SYN_RECV has no socket yet and
+  is not seen. TIME_WAIT has no full socket: it begins with the change from FIN_WAIT2 to CLOSE at
+  the end that closed first. With -L, the change to SYN_SENT is shown together with the next one, as
+  the local port is chosen after it. MPTCP connections are shown as subflows.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, Option, Row, SocketEvent, Tool
+from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
-from netbpf.declare.aggregation import Aggregation, Number, Percentile
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import SocketAddress
-from netbpf.declare.resends import Local, State
+from netbpf.declare.retransmissions import Local, State
 from netbpf.declare.states import state_probe
 
 
@@ -56,28 +57,28 @@ class StateChange(SocketEvent):
     lport = c.Port("local port, null until it is chosen", text=False, null=0)
     raddr = Local("remote address", "rport", header="RADDR:RPORT", priority=60)
     rport = c.Port("remote port", text=False, null=0)
-    oldstate = State("state before", width=10)
-    newstate = State("state after", width=10)
+    oldstate = State("old state", width=10)
+    newstate = State("new state", width=10)
     duration_us = c.Duration("time in the old state", header="MS", width=8, null=U64_MAX)
     sock = SocketAddress("address of the socket in the kernel", header="SKADDR", wide=True)
-    errno = c.Errno("error of the socket, if it was closed by one", header="ERROR", wide=True)
+    errno = c.Errno("error of the socket, if an error closed it", header="ERROR", wide=True)
 
 
 class ChangeRow(Row):
-    """A kind of change in an interval."""
+    """Changes between two states in an interval."""
 
-    oldstate = c.TcpState("state before")
-    newstate = c.TcpState("state after")
-    changes = c.Count("how often it took place", over=Number())
-    p50_us = c.Micros("median time in the old state", over=Percentile("duration_us", 50))
-    p99_us = c.Micros("99 % were in it no longer", over=Percentile("duration_us", 99))
+    oldstate = c.TcpState("old state")
+    newstate = c.TcpState("new state")
+    changes = c.Count("number of changes", over=a.Number())
+    p50_us = c.Micros("median time in the old state", over=a.Percentile("duration_us", 50))
+    p99_us = c.Micros("99 % were in it no longer than this", over=a.Percentile("duration_us", 99))
 
 
 TOOL = Tool(
     __doc__,
     memory=Memory(1_450_000, cpu=26_000, entry=224),
     event=StateChange,
-    aggregation=Aggregation(ChangeRow, ("oldstate", "newstate"), order="changes"),
+    aggregation=a.Aggregation(ChangeRow, ("oldstate", "newstate"), order="changes"),
     probes=(state_probe(),),
     owners=True,
     interval=True,
@@ -86,8 +87,8 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("--summary", help="a row per kind of change instead of a line per change"),
-        Option("-s", help="same as --output csv (as in bcc)", sets={"output": "csv"}),
+        Option("--summary", help="show a row per pair of states instead of a line per change"),
+        Option("-s", help="same as --output csv, as in bcc's tcpstates", sets={"output": "csv"}),
     ),
     counters=("Tcp.ActiveOpens", "Tcp.PassiveOpens", "Tcp.AttemptFails", "Tcp.EstabResets"),
 )

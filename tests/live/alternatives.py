@@ -1,6 +1,6 @@
-"""What a tool's own test file says for test_alternatives.py: traffic that every kind of probe sees.
+"""Cases for test_alternatives.py: traffic that must give the same result with every kind of probe.
 
-A test file of a tool has `ALTERNATIVES`, a Case; one whose probes are all in user space has none.
+The test file of a tool defines `ALTERNATIVES`, a Case, unless all its probes are in user space.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import traffic
 from harness import Json, Run
 from topology import Host
 
-# Columns that hold how long something took: no two probes look at the same instant.
+# Columns with durations, which differ as no two probes run at the same instant.
 MEASURED = ("_us", "_ns", "time")
 
 
 class Stage(NamedTuple):
-    """Where things happen, and who does them."""
+    """Hosts and processes for traffic."""
 
     alone: Host
     left: Host
@@ -30,20 +30,20 @@ class Stage(NamedTuple):
 
 
 class Case(NamedTuple):
-    """The tool's options, the traffic, and what must not depend on the kind of probe.
+    """The tool's options, the traffic, and the facts that must not depend on the kind of probe.
 
     `facts` takes a run and the columns that a kind of probe in use cannot fill. `settings` are the
     options, by name, that probes depend on.
     """
 
-    words: Callable[[Stage], Sequence[object]]
+    args: Callable[[Stage], Sequence[object]]
     act: Callable[[Stage, Run], None]
     facts: Callable[[Run, set[str]], Any]
     settings: dict[str, object] = {}
 
 
 def sessions(stage: Stage, run: Run) -> None:
-    """Make TCP sessions of each family that end in two ways, and one that is refused."""
+    """Create TCP sessions of each family with two kinds of ends, and a refused connection."""
     for family in traffic.FAMILIES[:3]:
         for end in ("client-fin", "server-reset"):
             session = traffic.connect(stage.client, stage.server, family)
@@ -54,11 +54,11 @@ def sessions(stage: Stage, run: Run) -> None:
     )
 
 
-def plain(found: Json, lost: set[str]) -> tuple[tuple[str, str], ...]:
-    """Return what of a line must not depend on the kind of probe."""
+def plain(line: Json, lost: set[str]) -> tuple[tuple[str, str], ...]:
+    """Return the columns of a line that must not depend on the kind of probe."""
     return tuple(
         (name, repr(value))
-        for name, value in sorted(found.items())
+        for name, value in sorted(line.items())
         if name not in lost and not name.endswith(MEASURED) and name != "type"
     )
 

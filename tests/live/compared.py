@@ -1,12 +1,12 @@
-"""Which columns of a tool's JSON a test compares with a value from elsewhere, and the proof of it.
+"""Marks for the columns of a tool's JSON that a test compares with an independent value.
 
-`@compares("tcplife", "tx_bytes", "rx_bytes")` on a test says that it fails when one of these
-columns is wrong: it holds them against what the test's own programs did, or what the kernel or
-another program says. `shape` names the kind of line: see `shapes_of`. Every column of every tool
-needs such a mark, says tests/contract/test_compared.py.
+`@compares("tcplife", "tx_bytes", "rx_bytes")` on a test claims that it fails if one of these
+columns is wrong: it compares them with the actions of the test's own programs, or with values of
+the kernel or another program. `shape` is the kind of line: see `shapes_of`. Every column of every
+tool needs such a mark (tests/contract/test_compared.py).
 
-Marks are proved by `tests/live/prove_compared.py`: it runs the test once for each column, with that
-column spoiled in all that the tool writes (`SPOIL`), and the test must fail.
+`tests/live/prove_compared.py` proves the marks: it runs the test once for each column, with that
+column wrong in the tool's output (`SPOIL`), and the test must fail.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def compares(tool: str, *columns: str, shape: str = "event") -> Callable[[Test],
 
 
 class Claim(NamedTuple):
-    """A mark's word that a test compares a column."""
+    """The claim of a mark that a test compares a column."""
 
     file: str
     test: str
@@ -45,9 +45,9 @@ class Claim(NamedTuple):
 def shapes_of(tool: Tool) -> dict[str, list[str]]:
     """Return {shape: columns} of the tool's JSON lines.
 
-    "event" is an event, with its time. "rows" is the table that needs no option, any other table
-    is named by its option, "--top". "histogram" has the columns of its key and what it adds,
-    "summary" what the tool itself adds to that. What all tools share, like `lost`, is no column.
+    "event" is an event, including its time. "rows" is the table that needs no option, other tables
+    have the name of their option, "--top". "histogram" has the columns of its key and the tool's
+    fields, "summary" the tool's own fields. Fields of all tools, like `lost`, are not included.
     """
     shapes: dict[str, list[str]] = {}
     if tool.event:
@@ -69,7 +69,7 @@ def _names(columns: tuple[Column, ...]) -> list[str]:
 
 
 def claims_of(path: Path) -> Iterator[Claim]:
-    """Yield what the marks of a file of tests say; they take nothing but literal words."""
+    """Yield the claims of the marks in a test file; their arguments must be literals."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             for mark in node.decorator_list:
@@ -82,7 +82,7 @@ def claims_of(path: Path) -> Iterator[Claim]:
 
 
 def all_claims() -> list[Claim]:
-    """Return what all marks of the live tests say."""
+    """Return the claims of all marks of the live tests."""
     return [claim for path in sorted(HERE.glob("test_*.py")) for claim in claims_of(path)]
 
 
@@ -90,7 +90,7 @@ def all_claims() -> list[Claim]:
 
 
 def spoiled(line: dict[str, Any]) -> dict[str, Any]:
-    """Return a line of JSON as it is, or with one column wrong if the environment asks for it."""
+    """Return a line of JSON unchanged, or with one column wrong if the environment sets SPOIL."""
     tool, _, rest = os.environ.get(SPOIL, "").partition(":")
     if not tool or line.get("tool") != tool:
         return line
@@ -108,7 +108,7 @@ def spoiled(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def spec_of(line: dict[str, Any]) -> str:
-    """Return which shape of its tool a line has."""
+    """Return the shape of a line."""
     if line["type"] != "interval":
         return str(line["type"])
     columns = set(line) - {"tool", "type", "time"}
@@ -119,9 +119,9 @@ def spec_of(line: dict[str, Any]) -> str:
 
 
 def wrong(value: Any) -> Any:
-    """Return another value of the same type, far off, so that bounds count. Null stays null.
+    """Return another value of the same type, far enough off to violate bounds. Null stays null.
 
-    A test that expects nothing but null in a column has not compared it with a value.
+    A test that expects only null in a column has not compared it with a value.
     """
     if isinstance(value, bool):
         return not value

@@ -1,4 +1,4 @@
-"""What all live tests share: they need root, and they run netbpf itself from the source tree."""
+"""Fixtures of all live tests: they need root, and run netbpf from the source tree."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+import calls
 import crowd as crowds
 import harness
 import hidden
 import pytest
 import topology
+import traffic
 from _pytest.runner import runtestprotocol
+from alternatives import Stage
 from peer_tools import Record, Tool
 from topology import Host
 
 HERE = Path(__file__).parent
 Netbpf = Callable[..., contextlib.AbstractContextManager[harness.Run]]
 RUNS = pytest.StashKey[list[harness.Run]]()
-ATTEMPTS = 3  # of a test that lacked what no BPF program can see here
+ATTEMPTS = 3  # of a test that missed events which this kernel hides from BPF programs
 
 
-class AtOnce:
-    """Prints each failure as it happens: under emulation the end is far, and may never come."""
+class ImmediateReport:
+    """Prints each failure immediately: under emulation a run is slow, and may be aborted."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -37,15 +40,15 @@ class AtOnce:
             writer.line(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}")
 
 
-class AgainIfHidden:
-    """Runs a failed test again if the kernel kept events of its time from BPF: see hidden.py."""
+class RepeatIfHidden:
+    """Repeats a failed test if the kernel hid events from BPF meanwhile: see hidden.py."""
 
     def __init__(self) -> None:
         self._witness = hidden.Witness()
         self._repeated: list[str] = []
 
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
-        """Do what pytest does, up to ATTEMPTS times; only the last reports count."""
+        """Run a test as pytest does, up to ATTEMPTS times; only the last reports count."""
         if not item.get_closest_marker("live"):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -65,19 +68,21 @@ class AgainIfHidden:
         return True
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say what was run again, and why."""
+        """List the repeated tests, and why."""
         if self._repeated:
-            terminalreporter.section("run again: this kernel hides process 1's time from BPF")
+            terminalreporter.section(
+                "repeated: this kernel hides events in the time of process 1 from BPF"
+            )
             terminalreporter.write("\n".join([*self._repeated, ""]))
 
     def pytest_unconfigure(self) -> None:
-        """Leave nothing behind."""
+        """Close the witness."""
         self._witness.close()
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """Add to the report of a failure what the tools said last: some failures come once a month."""
+    """Add the tools' last output to the report of a failure, as some failures are rare."""
     outcome = yield
     report = outcome.get_result()
     if report.failed:
@@ -87,16 +92,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ask for failures at once where everything is slow."""
+    """Register immediate reports on slow machines, and repetition on kernels that hide events."""
     if harness.SLOW > 1:
-        config.pluginmanager.register(AtOnce(config))
+        config.pluginmanager.register(ImmediateReport(config))
     if not config.option.collectonly and hidden.hides_init():
-        with contextlib.suppress(OSError):  # no ftrace, no witness: a failure is one
-            config.pluginmanager.register(AgainIfHidden())
+        with contextlib.suppress(OSError):  # without ftrace there is no witness, and no repetition
+            config.pluginmanager.register(RepeatIfHidden())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in this directory as live; without root say how to run it."""
+    """Mark all tests in this directory as live, and skip them without root."""
     no_root = pytest.mark.skip(reason="live tests need root: sudo make live")
     for item in items:
         if HERE in item.path.parents:
@@ -112,10 +117,10 @@ def netbpf(tmp_path: Path, request: pytest.FixtureRequest) -> Netbpf:
     runs = request.node.stash.setdefault(RUNS, [])
 
     @contextlib.contextmanager
-    def run(tool: str, *words: object, **options: Any) -> Iterator[harness.Run]:
+    def run(tool: str, *args: object, **options: Any) -> Iterator[harness.Run]:
         directory = tmp_path / f"run-{next(numbers)}"
         directory.mkdir()
-        with harness.running(directory, tool, *words, **options) as running:
+        with harness.running(directory, tool, *args, **options) as running:
             runs.append(running)
             yield running
 
@@ -124,14 +129,14 @@ def netbpf(tmp_path: Path, request: pytest.FixtureRequest) -> Netbpf:
 
 @pytest.fixture(scope="module")
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two namespaces joined by a veth pair, for all tests of a module."""
+    """Two namespaces connected by a veth pair, for all tests of a module."""
     with topology.two_hosts() as hosts:
         yield hosts
 
 
 @pytest.fixture(scope="module")
 def one_host() -> Iterator[Host]:
-    """A namespace with nothing but lo, for all tests of a module."""
+    """A namespace with only lo, for all tests of a module."""
     with topology.one_host() as host:
         yield host
 
@@ -145,9 +150,19 @@ def crowd(two_hosts: tuple[Host, Host]) -> Iterator[crowds.Crowd]:
 
 @pytest.fixture
 def record(request: Any, record_testsuite_property: Callable[[str, object], None]) -> Record:
-    """Return what notes a peer's words, under the test's name, in the report (--junitxml)."""
+    """Return a function that adds a peer's output to the report (--junitxml)."""
 
-    def note(tool: Tool, said: object) -> None:
-        record_testsuite_property(f"{request.node.name}: {tool} {tool.version()}", str(said))
+    def note(tool: Tool, output: object) -> None:
+        record_testsuite_property(f"{request.node.name}: {tool} {tool.version()}", str(output))
 
     return note
+
+
+@pytest.fixture(scope="module")
+def stage(two_hosts: tuple[Host, Host], one_host: Host) -> Iterator[Stage]:
+    left, right = two_hosts
+    with traffic.peers() as new, calls.callers() as start_caller:
+        client, server = new("nb-client", left), new("nb-server", right)
+        for family in traffic.FAMILIES[:3]:
+            server.listen(family)
+        yield Stage(one_host, left, right, client, server, start_caller())

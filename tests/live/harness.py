@@ -1,9 +1,9 @@
-"""Run a netbpf tool beside known traffic, and wait for conditions instead of sleeping.
+"""Run a netbpf tool during known traffic, and wait for conditions instead of sleeping.
 
 `with netbpf("tcplife", "--lport", "8080") as run:` starts the tool with JSON output and enters
 the block when all its probes are attached. Inside, `run.wait_for(23)` waits for that many events.
-On leaving, the tool gets a SIGINT, and `run.events`, `run.summary` and the others are there, each
-line checked against the tool's own schema.
+At the end of the block, the tool gets a SIGINT, `run.events`, `run.summary` and the others are
+complete, and each line has been checked against the tool's own schema.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ SOURCE_TREE = Path(__file__).resolve().parents[2]
 SLOW = float(os.environ.get("NETBPF_TEST_SLOW", "1"))
 START_TIMEOUT = 60 * SLOW
 TIMEOUT = 10 * SLOW
-# How often to try what fails when the kernel skips a run of a program, and says so. There a run
-# takes long enough for an interrupt to come in the midst of it.
+# Attempts for tests that fail if the kernel skips a run of a program, and reports it. Under
+# emulation a run takes long enough to be interrupted.
 ATTEMPTS = 3 if SLOW > 1 else 1
 
-# Where it is set, output that a tool forgets to flush comes all the same.
+# With it, output that a tool does not flush would be written nevertheless.
 os.environ.pop("PYTHONUNBUFFERED", None)
 
 Json = dict[str, Any]
 Condition = Callable[[list[Json]], Any]
 
 _BPF_PROG_GET_NEXT_ID = 11
-# Numbers of accept and accept4: of x86, and of the generic table that newer architectures have.
+# Numbers of accept and accept4: on x86, and in the generic table of newer architectures.
 _ACCEPTS = {"43", "288"} if platform.machine() == "x86_64" else {"202", "242"}
 _SYS_BPF = {"x86_64": 321, "ppc64le": 361, "s390x": 351}  # 280 everywhere else
 
@@ -53,34 +53,34 @@ def wait_until(condition: Callable[[], Any], timeout: float = TIMEOUT, what: str
     pause = 0.001
     while not (result := condition()):
         if time.monotonic() > end:
-            raise AssertionError(f"waited {timeout:g} s in vain for {what or condition}")
+            raise AssertionError(f"waited {timeout:g} s without success for {what or condition}")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.05)
     return result
 
 
 def seconds(stamp: str) -> float:
-    """Return a time of the tool's output (RFC 3339, UTC) in seconds since 1970."""
+    """Convert a time of the tool's output (RFC 3339, UTC) to seconds since 1970."""
     assert stamp.endswith("Z"), stamp
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 
-def command(*words: object) -> list[str]:
+def command(*args: object) -> list[str]:
     """Return the command line that runs netbpf from the source tree."""
-    return [sys.executable, "-m", "netbpf", *map(str, words)]
+    return [sys.executable, "-m", "netbpf", *map(str, args)]
 
 
-def netbpf_once(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def netbpf_once(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a netbpf command that ends by itself."""
     options = {"cwd": SOURCE_TREE, "text": True, "timeout": START_TIMEOUT, **options}
     return subprocess.run(
-        command(*words), capture_output=True, stdin=subprocess.DEVNULL, check=False, **options
+        command(*args), capture_output=True, stdin=subprocess.DEVNULL, check=False, **options
     )
 
 
 @functools.cache
 def validator(tool: str) -> jsonschema.Draft202012Validator:
-    """Return the check of one line of a tool's JSON output, by `netbpf schema TOOL`."""
+    """Return the validator for lines of a tool's JSON output, from `netbpf schema TOOL`."""
     done = netbpf_once("schema", tool)
     assert done.returncode == 0, done.stderr
     schema = json.loads(done.stdout)
@@ -89,7 +89,7 @@ def validator(tool: str) -> jsonschema.Draft202012Validator:
 
 
 class Run:
-    """A running tool, and what it said."""
+    """A running tool, and its output."""
 
     def __init__(self, tool: str, process: subprocess.Popen[bytes], directory: Path) -> None:
         self.tool = tool
@@ -102,7 +102,7 @@ class Run:
 
     @property
     def lines(self) -> list[Json]:
-        """All lines so far that are complete."""
+        """All complete lines so far."""
         with self._stdout.open("rb") as file:
             file.seek(self._offset)
             new = file.read()
@@ -128,7 +128,7 @@ class Run:
 
     @property
     def summary(self) -> Json:
-        """The last line of a run that ended in order."""
+        """The summary, which is the last line of a completed run."""
         assert self.lines, f"no output; stderr:\n{self.stderr}"
         last = self.lines[-1]
         assert last["type"] == "summary", f"the last line is no summary: {last}"
@@ -136,7 +136,7 @@ class Run:
 
     @property
     def stdout(self) -> str:
-        """Everything on stdout so far; for runs that do not speak JSON."""
+        """Everything on stdout so far, for runs without JSON output."""
         return self._stdout.read_text()
 
     @property
@@ -154,7 +154,7 @@ class Run:
         condition: Condition = wanted if callable(wanted) else lambda events: len(events) >= wanted
 
         def fulfilled() -> bool:
-            # Whether it still ran is asked first: a last line may come together with the end.
+            # Read before the events: the last line may be written just before the end.
             ended = self.returncode is not None
             if condition(self.events):
                 return True
@@ -169,10 +169,10 @@ class Run:
         return self.events
 
     def wait_ready(self) -> None:
-        """Wait until the tool says that its probes are attached."""
+        """Wait until the tool reports that its probes are attached."""
 
         def ready() -> bool:
-            # A tool that ended in order was ready, and took its sign away.
+            # A tool that ended normally was ready, and has removed the file.
             ended = self.returncode
             assert ended in (None, 0, 3), f"{self.tool} did not start ({ended}):\n{self.stderr}"
             return self.ready_file.exists() or ended is not None
@@ -187,7 +187,7 @@ class Run:
             raise AssertionError(f"{self.tool} still runs after {timeout:g} s") from None
 
     def stop(self, by: signal.Signals = signal.SIGINT) -> int:
-        """Ask the tool to end, wait until it has, and return its exit status."""
+        """Stop the tool by a signal, wait for its end, and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(by)
         return self.wait_end()
@@ -204,19 +204,19 @@ class Run:
 
 
 def accepting(pid: int) -> int:
-    """Return how many threads of a process are in accept."""
+    """Return the number of threads of a process that are in accept."""
     calls = Path(f"/proc/{pid}/task").glob("*/syscall")
     return sum(call.read_text().split()[0] in _ACCEPTS for call in calls)
 
 
 def process_state(pid: int) -> str:
-    """Return the state of a process, as /proc/PID/stat has it: R, S, T ..."""
+    """Return the state of a process from /proc/PID/stat: R, S, T ..."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @contextlib.contextmanager
 def stopped(run: Run) -> Iterator[None]:
-    """Keep a tool from reading for the time of the block."""
+    """Stop a tool from reading within the block."""
     run.process.send_signal(signal.SIGSTOP)
     wait_until(lambda: process_state(run.process.pid) == "T", what="the reader to stop")
     try:
@@ -226,7 +226,7 @@ def stopped(run: Run) -> Iterator[None]:
 
 
 def kill(process: subprocess.Popen[Any]) -> None:
-    """End one process of ours for certain, stopped or not."""
+    """Kill a child process, stopped or not."""
     if process.poll() is None:
         process.kill()
         process.wait()
@@ -236,22 +236,22 @@ def kill(process: subprocess.Popen[Any]) -> None:
 def running(
     directory: Path,
     tool: str,
-    *words: object,
+    *args: object,
     json_lines: bool = True,
     returncode: int = 0,
     **options: Any,
 ) -> Iterator[Run]:
-    """Run a tool for the time of the block; see the module's docstring and `attended`."""
-    run = start(directory, tool, *words, json_lines=json_lines, **options)
+    """Run a tool within the block; see the module's docstring and `attended`."""
+    run = start(directory, tool, *args, json_lines=json_lines, **options)
     with attended(run, json_lines, returncode):
         yield run
 
 
 @contextlib.contextmanager
 def attended(run: Run, json_lines: bool = True, returncode: int = 0) -> Iterator[Run]:
-    """Enter the block when a tool that was started is ready, and end it with the block.
+    """Enter the block when a started tool is ready, and stop the tool after the block.
 
-    It must end in order with `returncode`, and its JSON lines must match its schema.
+    It must end with `returncode`, and its JSON lines must match its schema.
     """
     try:
         run.wait_ready()
@@ -267,14 +267,14 @@ def attended(run: Run, json_lines: bool = True, returncode: int = 0) -> Iterator
 
 
 def start(
-    directory: Path, tool: str, *words: object, json_lines: bool = True, **options: Any
+    directory: Path, tool: str, *args: object, json_lines: bool = True, **options: Any
 ) -> Run:
-    """Start a tool with its output in files of `directory`: no pipe that somebody must read.
+    """Start a tool with its output in files of `directory`, as a pipe would have to be read.
 
     `options` go to Popen.
     """
     output = ["--json"] if json_lines else []
-    line = command(tool, *output, "--ready-file", directory / "ready", *words)
+    line = command(tool, *output, "--ready-file", directory / "ready", *args)
     with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
         process = subprocess.Popen(line, cwd=SOURCE_TREE, **{**streams, **options})
@@ -282,22 +282,22 @@ def start(
 
 
 def programs_of(pid: int) -> set[int]:
-    """Return the ids of the BPF programs that a process holds, itself or through a link."""
-    found = set()
+    """Return the ids of the BPF programs that a process holds, directly or through a link."""
+    ids: set[int] = set()
     for description in Path(f"/proc/{pid}/fdinfo").iterdir():
         with contextlib.suppress(FileNotFoundError):
             words = description.read_text().split()
-            found |= {int(words[i + 1]) for i, word in enumerate(words) if word == "prog_id:"}
-    return found
+            ids |= {int(words[i + 1]) for i, word in enumerate(words) if word == "prog_id:"}
+    return ids
 
 
 def bpf_programs() -> set[int]:
-    """Return the ids of all BPF programs in the kernel, as bpf(2) tells them."""
+    """Return the ids of all BPF programs in the kernel, from bpf(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
     number = _SYS_BPF.get(platform.machine(), 280)
     attributes = (ctypes.c_uint32 * 32)()
-    found: set[int] = set()
+    ids: set[int] = set()
     while libc.syscall(number, _BPF_PROG_GET_NEXT_ID, attributes, ctypes.sizeof(attributes)) == 0:
-        found.add(attributes[1])
+        ids.add(attributes[1])
         attributes[0] = attributes[1]
-    return found
+    return ids

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-import calls
 import pytest
-import traffic
 from alternatives import Case, Stage
 from harness import SLOW, Run, attended, start
-from topology import Host
 
 from netbpf.declare.probes import Probe
 from netbpf.declare.tool import all_tools
@@ -26,16 +23,6 @@ from netbpf.kernel.select import missing, select
 from netbpf.run.program import probes_of
 
 TOOLS = {tool.name: tool for tool in all_tools()}
-
-
-@pytest.fixture(scope="module")
-def stage(two_hosts: tuple[Host, Host], one_host: Host) -> Iterator[Stage]:
-    left, right = two_hosts
-    with traffic.peers() as new, calls.callers() as start_caller:
-        client, server = new("nb-client", left), new("nb-server", right)
-        for family in traffic.FAMILIES[:3]:
-            server.listen(family)
-        yield Stage(one_host, left, right, client, server, start_caller())
 
 
 def case_of(name: str) -> Case | None:
@@ -102,7 +89,7 @@ def test_all_kinds_that_this_kernel_offers_say_the_same(
             directory = tmp_path / str(turn)
             directory.mkdir()
             words = ",".join(f"{probe}={kind}" for probe, kind in forced.items())
-            runs.append(start(directory, name, "--probe", words, *case.words(stage)))
+            runs.append(start(directory, name, "--probe", words, *case.args(stage)))
         for run in runs:
             stack.enter_context(attended(run))
         case.act(stage, runs[0])

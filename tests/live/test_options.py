@@ -86,6 +86,7 @@ REFUSED = {
     "interface": ["netbpfnosuch0", "netbpfalternativenosuch0"],
     "dev": ["netbpfnosuch0", "netbpfalternativenosuch0"],
     "reason": ["NETBPF_NO_SUCH"],
+    "proto": ["tcp,netbpf-no-such"],
     "min_ms": ["-1"],
     "top": ["0"],
     "sort": ["comm", ""],
@@ -164,7 +165,7 @@ def test_what_did_not_match_is_named(tool: str, option: Option, value: object) -
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["events"] == 0
-    notes = [note for note in summary["notes"] if "nothing was seen that passes" in note]
+    notes = [note for note in summary["notes"] if "nothing matched" in note]
     assert len(notes) == 1, summary["notes"]
     assert option.flags[-1] in notes[0]
 
@@ -199,4 +200,4 @@ def test_a_second_table_with_rows_is_something_that_passes(netbpf: Any, one_host
             client.sendall(b"x")
             run.stop()
     assert sum(row.get("sends", 0) for row in run.rows) == 1
-    assert not [note for note in run.summary["notes"] if "nothing was seen" in note]
+    assert not [note for note in run.summary["notes"] if "nothing matched" in note]

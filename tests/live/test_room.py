@@ -208,16 +208,17 @@ def test_runs_that_are_skipped_inside_of_another_program_are_lost(
 
 # Maps of what goes on, by tool; the others hold results, or are LRU maps of fixed size.
 GOING_ON = {
-    "tcplife": {"lives", "owners", "late"},
+    "tcplife": {"sessions", "owners", "late"},
     "tcpretrans": {"attempts", "resends", "owners"},
-    "soconnect": {"attempts", "halves", "calls", "owners"},
+    "soconnect": {"attempts", "rendezvous", "calls", "owners"},
     "soaccept": {"calls", "established"},
-    "tcpnagle": {"holds", "refusals", "calls"},
-    "tcpsynbl": {"known"},
+    "tcpnagle": {"stalls", "refusals", "calls"},
+    "tcpsynbl": {"tracked"},
     "sockstat": {"calls", "interruptions"},
     "gethostlatency": {"calls"},
     "skbdrop": {"owners"},
     "netsize": set(),
+    "tcpstates": {"states", "owners"},
 }
 EVERYTHING = {
     "sockstat": ("--top", 5),
@@ -244,7 +245,7 @@ def test_maps_are_empty_when_all_is_over(netbpf: Any, host: Host, tool: str) -> 
         plain = {name for name, one in maps_of(run).items() if one.kind == 1}
     lost = run.summary["lost"]
     assert not lost["map_full"] and not lost.get("ring_full")
-    results = {"listeners", "holders", "flows"}
+    results = {"listeners", "stalled_sockets", "flows"}
     assert plain - results <= GOING_ON[tool], "a map that this test does not look at"
 
 

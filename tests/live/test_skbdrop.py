@@ -333,7 +333,7 @@ def test_places_and_times_are_those_of_the_kernels_trace(
     for row in rows:
         assert (row["location"], row["reason"]) in {place[1:] for place in trace}
         # What the manual promises: a sentence about that reason.
-        words = {"NO_SOCKET": "nobody listens on that port", "NETFILTER_DROP": "firewall"}
+        words = {"NO_SOCKET": "no socket is bound to that port", "NETFILTER_DROP": "firewall"}
         assert words[row["reason"]] in row["meaning"]
         assert not row["meaning"].endswith("?")
 
@@ -395,7 +395,7 @@ def test_a_reason_can_be_asked_for_by_the_kernels_number(
 def test_unknown_reason_is_a_usage_error_with_a_proposal() -> None:
     done = netbpf_once("skbdrop", "--reason", "NO_SOKET", "-d", "1")
     assert done.returncode == 2
-    assert "knows no reason 'NO_SOKET'" in done.stderr and "NO_SOCKET" in done.stderr
+    assert "has no reason 'NO_SOKET'" in done.stderr and "NO_SOCKET" in done.stderr
 
 
 @compares("skbdrop", "stack", shape="rows")
@@ -433,6 +433,8 @@ def test_each_filter_shows_what_it_should_and_nothing_else(
         (("--dev", right.device, "--port", f"1-{CLOSED}"), {no_socket}),
         (("--dev", right.device, "--port", CLOSED + 1), {firewall}),
         (("--dev", right.device, "-6", "--port", CLOSED), set()),
+        (("--dev", right.device, "--proto", "tcp,udp"), {no_socket, firewall}),
+        (("--dev", right.device, "--proto", "tcp"), set()),
         (("--dev", right.device, "-p", os.getpid()), set()),  # it has no part in these sockets
     ]
     runs = []
@@ -481,7 +483,7 @@ def test_text_fits_80_columns_and_explains(netbpf: Any, two_hosts: tuple[Host, H
     assert lines[5].split()[:1] + lines[5].split()[2:] == [
         "NO_SOCKET", "udp", right.device, "3", f"{3 * (10 + IPV4_UDP) / 1024:.2f}",
     ]  # fmt: skip
-    assert "NO_SOCKET: nobody listens on that port" in run.stderr
+    assert "NO_SOCKET: no socket is bound to that port" in run.stderr
 
 
 def test_syns_that_the_listen_queue_turns_away_are_named_as_not_seen(

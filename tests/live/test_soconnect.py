@@ -246,11 +246,18 @@ def test_udp_and_unix_only_when_asked_for(netbpf, hosts, client, server, port, t
     full = [e["result"] for e in run.events if e["errno"] == "EAGAIN"]
     assert full == ["Backlog is full"]
     assert all(e["handshake_us"] is None for e in run.events if e["proto"] != "tcp")
-    for option, proto in (("--udp", "udp"), ("--unix", "")):
-        with netbpf("soconnect", option, "-p", client.pid) as run:
+    for option, protos in {
+        ("--udp",): {"tcp", "udp"},
+        ("--unix",): {"tcp", "unix"},
+        ("--proto", "udp"): {"udp"},
+        ("--proto", "unix"): {"unix"},
+        ("--proto", "unix,tcp"): {"tcp", "unix"},
+        ("--proto", "udp", "--unix"): {"udp", "unix"},
+    }.items():
+        with netbpf("soconnect", *option, "-p", client.pid) as run:
             done = [
                 one for one in attempts()
-                if one.line.proto in ("tcp", proto) or (not proto and one.line.family == "unix")
+                if {one.line.proto, one.line.family} & protos
             ]  # fmt: skip
             run.wait_for(len(done))
         assert lines(run.events) == Counter(one.line for one in done)

@@ -209,7 +209,7 @@ def test_file_that_never_answers_is_given_up(netbpf: Netbpf, slow: SlowFiles) ->
             run.stop()
             assert time.monotonic() - began < 3 * SLOW  # not when the file answers: never
     gap = gap_of(run, pid)
-    assert gap["lost"] and "do not answer" in gap["reason"]
+    assert gap["lost"] and "reading its files blocks" in gap["reason"]
     assert run.summary["lost"]["not_covered"] >= 1
 
 
@@ -266,7 +266,7 @@ def test_run_without_it_goes_on_and_is_incomplete(netbpf: Netbpf) -> None:
         subprocess.run([sys.executable, "-c", ASK], check=True, timeout=30 * SLOW)
         run.wait_for(lambda events: any(e["host"] == "strangers.invalid" for e in events))
     assert run.summary["complete"] is False
-    assert any("not looked at any more" in note for note in run.summary["notes"])
+    assert any("coverage at the end is unknown" in note for note in run.summary["notes"])
 
 
 def test_signal_to_the_whole_group_ends_it_in_order(netbpf: Netbpf, directory: Path) -> None:
@@ -275,7 +275,7 @@ def test_signal_to_the_whole_group_ends_it_in_order(netbpf: Netbpf, directory: P
         run.wait_ready()
         os.killpg(run.process.pid, signal.SIGINT)
         assert run.wait_end() == 0
-        assert not any("not looked at any more" in note for note in run.summary["notes"])
+        assert not any("coverage at the end is unknown" in note for note in run.summary["notes"])
         assert run.summary["coverage"]["processes"] > 0
     finally:
         harness.kill(run.process)

@@ -95,7 +95,7 @@ def test_ci_takes_no_arguments() -> None:
         [str(SOURCE_TREE / ".ci/run"), "unit"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[0].startswith("ci: error: 'unit'")
+    assert done.stderr.splitlines()[0].startswith("ci: error: unexpected argument 'unit'")
     assert sys.executable
 
 

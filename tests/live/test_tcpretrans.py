@@ -913,7 +913,7 @@ def test_loss_probes_are_shown_or_it_is_said_why_not(netbpf: Any, pair: Pair) ->
         session.end()
     # With the probe or without: a retransmitting loss probe is one line.
     assert [event["kind"] for event in run.events] == ["TLP"]
-    said = any(note.startswith("-l: this kernel") for note in run.summary["notes"])
+    said = any(note.startswith("-l: loss probes") for note in run.summary["notes"])
     assert said is (probes_used(run)["loss_probe"] is None)
 
 

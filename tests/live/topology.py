@@ -1,4 +1,4 @@
-"""Network namespaces of our own: nothing outside of them changes, and none is left behind."""
+"""Network namespaces for tests: nothing outside of them changes, and all are removed."""
 
 from __future__ import annotations
 
@@ -23,24 +23,22 @@ _numbers = itertools.count()
 
 
 def _unique(prefix: str) -> str:
-    # A device's name has 15 bytes, and columns have room for ten as a rule: in hexadecimal digits
-    # the two that the prefix has, five of a pid below a million, and two of a number leave none.
+    # A device's name has at most 15 bytes, and most columns have a width of ten: with hexadecimal
+    # digits, two of the prefix, five of a pid below a million, an x and two of a number fit.
     return f"{prefix}{os.getpid():x}x{next(_numbers):x}"
 
 
-def must(*words: object, **options: Any) -> str:
-    """Run a command that must succeed and return what it printed."""
+def must(*args: object, **options: Any) -> str:
+    """Run a command, which must succeed, and return its output."""
     options = {"text": True, "timeout": 30 * SLOW, **options}
-    done = subprocess.run(
-        [str(word) for word in words], capture_output=True, check=False, **options
-    )
-    assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.stderr}"
+    done = subprocess.run([str(word) for word in args], capture_output=True, check=False, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, args))}: {done.stderr}"
     return str(done.stdout)
 
 
 @dataclass(frozen=True)
 class Host:
-    """A network namespace with one device to the outside; `device` is lo if it has no other."""
+    """A network namespace with one device to the outside; `device` is lo if there is none."""
 
     namespace: str
     device: str = "lo"
@@ -49,21 +47,21 @@ class Host:
 
     @property
     def inode(self) -> int:
-        """The number by which the kernel knows the namespace."""
+        """The inode number of the namespace."""
         return os.stat(f"/run/netns/{self.namespace}").st_ino
 
-    def inside(self, *words: object) -> list[str]:
-        """Return the command line that runs a program inside; its pid is the program's own."""
-        return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, words)]
+    def inside(self, *args: object) -> list[str]:
+        """Return the command line that runs a program in the namespace, under its own pid."""
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, args)]
 
-    def run(self, *words: object, **options: Any) -> str:
-        """Run a program inside that must succeed and return what it printed."""
-        return must(*self.inside(*words), **options)
+    def run(self, *args: object, **options: Any) -> str:
+        """Run a program in the namespace, which must succeed, and return its output."""
+        return must(*self.inside(*args), **options)
 
     def sysctl(self, **values: object) -> None:
         """Set kernel parameters of the namespace; `__` in a name stands for a dot."""
-        words = [f"{name.replace('__', '.')}={value}" for name, value in values.items()]
-        self.run("sysctl", "-qw", *words)
+        args = [f"{name.replace('__', '.')}={value}" for name, value in values.items()]
+        self.run("sysctl", "-qw", *args)
 
     def snmp(self) -> dict[str, int]:
         """Return the namespace's protocol counters, such as {"TcpActiveOpens": 23}."""
@@ -77,7 +75,7 @@ class Host:
         return counters
 
     def device_counters(self, device: str = "") -> dict[str, int]:
-        """Return {rx_bytes, rx_packets, tx_bytes, tx_packets} of a device: its own count."""
+        """Return the counters of a device: {rx_bytes, rx_packets, tx_bytes, tx_packets}."""
         for line in self.run("cat", "/proc/self/net/dev").splitlines():
             name, _, values = line.partition(":")
             if name.strip() == (device or self.device):
@@ -86,23 +84,23 @@ class Host:
         raise AssertionError(f"no device {device or self.device}")
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """Return a socket that lives in the namespace: a thread goes there, opens it, and ends."""
-        made: list[socket.socket] = []
+        """Return a socket of the namespace, which a thread opens there."""
+        sockets: list[socket.socket] = []
 
         def make() -> None:
             with open(f"/run/netns/{self.namespace}") as handle:
                 if ctypes.CDLL(None).setns(handle.fileno(), _CLONE_NEWNET) == 0:
-                    made.append(socket.socket(family, kind, protocol))
+                    sockets.append(socket.socket(family, kind, protocol))
 
         thread = threading.Thread(target=make)
         thread.start()
         thread.join()
-        assert made, f"cannot open a socket in {self.namespace}"
-        return made[0]
+        assert sockets, f"cannot open a socket in {self.namespace}"
+        return sockets[0]
 
     @contextlib.contextmanager
     def dropping(self, *rules: str) -> Iterator[Drops]:
-        """Drop arriving packets that match one of these nftables expressions, in the block."""
+        """Drop incoming packets that match one of these nftables expressions, within the block."""
         table = _unique("netbpf")
         body = ["type filter hook input priority 0", *(f"{rule} counter drop" for rule in rules)]
         chain = "\n".join(["chain incoming {", *body, "}"])
@@ -115,7 +113,7 @@ class Host:
 
 
 class Drops:
-    """Packets that are being dropped."""
+    """A rule that drops packets, with its counter."""
 
     def __init__(self, host: Host, table: str) -> None:
         self._host = host
@@ -123,12 +121,12 @@ class Drops:
         self._active = True
 
     def count(self) -> int:
-        """Return how many packets were dropped so far."""
+        """Return the number of packets dropped so far."""
         words = self._host.run("nft", "list", "table", "inet", self._table).split()
         return sum(int(words[i + 1]) for i, word in enumerate(words) if word == "packets")
 
     def end(self) -> None:
-        """Let packets through again."""
+        """Stop dropping packets."""
         if self._active:
             self._host.run("nft", "delete", "table", "inet", self._table)
             self._active = False
@@ -136,7 +134,7 @@ class Drops:
 
 @contextlib.contextmanager
 def namespace() -> Iterator[str]:
-    """Make a network namespace with lo up and return its name."""
+    """Create a network namespace with lo up; yield its name."""
     name = _unique("netbpf-")
     must("ip", "netns", "add", name)
     try:
@@ -148,14 +146,14 @@ def namespace() -> Iterator[str]:
 
 @contextlib.contextmanager
 def one_host() -> Iterator[Host]:
-    """Make a namespace with nothing but lo."""
+    """Create a namespace with only lo."""
     with namespace() as name:
         yield Host(name)
 
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Make two namespaces joined by a veth pair, each with an IPv4 and an IPv6 address."""
+    """Create two namespaces connected by a veth pair, each with an IPv4 and an IPv6 address."""
     with namespace() as first, namespace() as second:
         left = Host(first, _unique("nl"), "10.91.0.1", "fd00:91::1")
         right = Host(second, _unique("nr"), "10.91.0.2", "fd00:91::2")
@@ -169,8 +167,8 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def _configure(host: Host) -> None:
-    # Nothing but what tests send shall pass: neither router solicitations (type 133), nor the
-    # announcement of the multicast group that belongs to an IPv6 address (143).
+    # Only packets of tests may pass: no router solicitations (type 133), and no reports of the
+    # multicast group of an IPv6 address (143).
     silence = "chain outgoing {\ntype filter hook output priority 0\nicmpv6 type {133, 143} drop\n}"
     host.run("nft", "-f", "-", input=f"table inet netbpf-silence {{\n{silence}\n}}\n")
     ip = ["ip", "-n", host.namespace]
@@ -181,25 +179,25 @@ def _configure(host: Host) -> None:
 
 
 def _introduce(host: Host, other: Host) -> None:
-    # Nobody has to ask for a link address.
+    # So that no neighbour discovery is needed.
     (link,) = json.loads(must("ip", "-n", other.namespace, "-j", "link", "show", other.device))
     for address in (other.ipv4, other.ipv6):
-        words = ["lladdr", link["address"], "dev", host.device, "nud", "permanent"]
-        must("ip", "-n", host.namespace, "neighbour", "replace", address, *words)
+        args = ["lladdr", link["address"], "dev", host.device, "nud", "permanent"]
+        must("ip", "-n", host.namespace, "neighbour", "replace", address, *args)
 
 
 def cgroup2_mount() -> Path:
-    """Return where the version 2 cgroup hierarchy is mounted."""
+    """Return the mount point of the version 2 cgroup hierarchy."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, place, kind, *_ = line.split()
+        _, directory, kind, *_ = line.split()
         if kind == "cgroup2":
-            return Path(place)
+            return Path(directory)
     raise AssertionError("no cgroup2 mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 
 @contextlib.contextmanager
 def cgroup(*names: str) -> Iterator[Path]:
-    """Make a cgroup of ours, with cgroups `names` one in the other below it; yield the lowest."""
+    """Create a cgroup, and cgroups `names` nested below it; yield the lowest."""
     path = cgroup2_mount() / _unique("netbpf-")
     made = []
     try:

@@ -1,4 +1,4 @@
-"""Aggregations: what a row's columns are of its events."""
+"""Aggregations: rows computed from events by their columns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def going_on(values, ended):
 
 
 class Port(Row):
-    """What was done at a port."""
+    """The calls of a port."""
 
     port = c.Port("port")
     calls = c.Count("calls", over=Number())
@@ -46,7 +46,7 @@ def counted(events, having=lambda row, settings: True, most=10, **settings):
     return one, one.since_last()[1]
 
 
-def test_each_column_follows_from_the_events_of_its_row():
+def test_each_column_is_computed_from_the_events_of_its_row():
     events = [(80, 3, None, True), (80, 9, "EIO", True), (80, None, "EPERM", True)]
     events += [(80, 5, "EIO", True), (80, 1000, "ENOENT", False)]
     _, rows = counted(events)
@@ -56,26 +56,26 @@ def test_each_column_follows_from_the_events_of_its_row():
     ]  # fmt: skip
 
 
-def test_without_a_value_there_is_none():
+def test_aggregate_without_a_value_is_null():
     _, (row,) = counted([(80, None, None, True)])
     assert [row[name] for name in ("last", "largest", "p50", "error")] == [None] * 4
     assert (row["calls"], row["total"]) == (1, 0)
 
 
-def test_rows_are_in_falling_order_without_those_that_are_not_wanted():
+def test_rows_are_filtered_and_in_falling_order():
     events = [(1, 1, None, True)] * 2 + [(2, 1, None, True)] * 5 + [(3, 1, None, True)]
     _, rows = counted(events, lambda row, settings: row["calls"] >= settings["least"], least=2)
     assert [row["port"] for row in rows] == [2, 1]
 
 
-def test_an_interval_starts_with_nothing():
+def test_each_interval_starts_empty():
     one, _ = counted([(80, 1, None, True)])
     assert one.since_last()[1] == []
     one.add({"port": 80, "size": 7, "error": None}, True)
     assert one.since_last()[1][0]["total"] == 7
 
 
-def test_what_finds_no_room_is_in_a_row_without_a_key():
+def test_events_beyond_the_limit_of_keys_are_in_a_row_without_a_key():
     one, rows = counted([(port, 1, None, True) for port in (1, 2, 3, 4, 1)], most=2)
     assert {row["port"]: row["calls"] for row in rows} == {1: 2, 2: 1, None: 2}
     assert one.crowded
@@ -90,5 +90,5 @@ def test_percentiles_of_one_column_share_their_values():
     ("values", "percent", "expected"),
     [([], 50, None), ([7], 1, 7), ([1, 2, 3, 4], 50, 2), ([1, 2, 3, 4], 51, 3), ([1, 2], 100, 2)],
 )
-def test_percentile_is_the_value_that_so_many_do_not_exceed(values, percent, expected):
+def test_percentile_is_the_value_that_this_share_does_not_exceed(values, percent, expected):
     assert percentile(values, percent) == expected

@@ -1,4 +1,4 @@
-"""What is said about listeners that lose connections, without a kernel."""
+"""Warnings and notes about listeners that lose connections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from netbpf.declare.backlog import alarm, review
+from netbpf.declare.backlog import unattributed, warn
 
 ROW = {
     "laddr": "10.0.0.1", "lport": 80, "pid": 23, "comm": "web", "netns": 1, "dropped": 3,
@@ -16,7 +16,7 @@ ROW = {
 
 
 def said(**changes: Any) -> str:
-    ((_, sentence),) = alarm([{**ROW, **changes}])
+    ((_, sentence),) = warn([{**ROW, **changes}], {})
     return sentence
 
 
@@ -50,12 +50,12 @@ def test_limit_of_the_namespace_is_named_where_it_is_in_the_way() -> None:
 
 @pytest.mark.parametrize("dropped", [0, None])
 def test_nothing_lost_or_not_known_is_no_alarm(dropped: int | None) -> None:
-    assert list(alarm([{**ROW, "dropped": dropped}])) == []
+    assert list(warn([{**ROW, "dropped": dropped}], {})) == []
 
 
 def test_losses_that_cannot_be_attributed_are_a_note() -> None:
     summary = {"counters": {"TcpExt.ListenDrops": 4}, "probes": [{"name": "dropped", "kind": None}]}
-    (note,) = review(summary, {})
+    (note,) = unattributed(summary, {})
     assert "ListenDrops +4" in note
     summary["probes"] = [{"name": "dropped", "kind": "rawtp"}]
-    assert review(summary, {}) == []
+    assert unattributed(summary, {}) == []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from netbpf.declare.sizes import compare_devices
 from netbpf.kernel.device_counters import Devices
-from netbpf.tools.netsize import devices_own
 
 ALL = {"interface": None}
 
@@ -51,7 +51,7 @@ def test_every_device_name_that_the_kernel_allows_is_read(name, shown):
 
 def test_packets_that_no_point_saw_are_reported():
     seen = [histogram("v0", "nic_recv", 1), histogram("v0", "nic_send", 10)]
-    more, (behind, around) = devices_own(seen, {(7, "v0"): (41, 12)}, ALL)
+    more, (behind, around) = compare_devices(seen, {(7, "v0"): (41, 12)}, ALL)
     (row,) = more["devices"]
     assert row == {
         "dev": "v0", "netns": 7, "received": 41, "received_unseen": 40,
@@ -62,19 +62,19 @@ def test_packets_that_no_point_saw_are_reported():
 
 def test_device_that_counts_less_or_nothing_is_not_reported():
     seen = [histogram("v0", "nic_recv", 3)]
-    assert devices_own(seen, {(7, "v0"): (2, 0), (7, "idle"): (0, 0)}, ALL)[1] == []
+    assert compare_devices(seen, {(7, "v0"): (2, 0), (7, "idle"): (0, 0)}, ALL)[1] == []
 
 
 def test_hardware_counts_packets_on_the_wire_and_later():
     seen = [histogram("eth0", "nic_send", 100, wire_packets=7000, hardware=2)]
-    assert devices_own(seen, {(7, "eth0"): (0, 7040)}, ALL)[1] == []
-    assert " 500 packets" in devices_own(seen, {(7, "eth0"): (0, 7500)}, ALL)[1][0]
+    assert compare_devices(seen, {(7, "eth0"): (0, 7040)}, ALL)[1] == []
+    assert " 500 packets" in compare_devices(seen, {(7, "eth0"): (0, 7500)}, ALL)[1][0]
     # A software device counts the packets it receives from the stack.
     seen = [histogram("v0", "nic_send", 100, wire_packets=7000)]
-    assert " 50 packets" in devices_own(seen, {(7, "v0"): (0, 150)}, ALL)[1][0]
+    assert " 50 packets" in compare_devices(seen, {(7, "v0"): (0, 150)}, ALL)[1][0]
 
 
 def test_only_selected_devices_are_compared():
     risen = {(7, "a"): (1, 1), (7, "b"): (1, 1)}
-    more, _ = devices_own([], risen, {"interface": ["b"]})
+    more, _ = compare_devices([], risen, {"interface": ["b"]})
     assert [row["dev"] for row in more["devices"]] == ["b"]

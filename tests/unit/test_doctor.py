@@ -123,6 +123,20 @@ def test_unusable_probe_of_an_option_is_not_a_problem():
     assert "not used (with --extra)" in report.describe(report_of([found]))
 
 
+def test_privilege_that_a_probe_needs_is_a_field_of_its_own(monkeypatch):
+    monkeypatch.setattr(report, "missing_needs", lambda *_: [])
+    kernel = FakeKernel(raw=RAW, **HAS_FIELDS)
+    monkeypatch.setattr(kernel, "raw_tracepoint", denied)
+    found = report._with_privileges(TOOL, report.examine_tool(TOOL, kernel))
+    assert found["privileges"] == [{"it_takes": "CAP_X to read it", "without": None}]
+    assert found["usable"] is False
+    assert found["probes"][0]["rejected"][1]["why"] == "needs CAP_X to read it"
+
+
+def denied(name: str) -> None:
+    raise PermissionError(13, "CAP_X to read it")
+
+
 def test_redundant_probe_loses_no_columns():
     probes = (
         Probe("a", Fexit("f"), Tracepoint("s:a")),

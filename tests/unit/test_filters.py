@@ -1,4 +1,4 @@
-"""Filters: what reaches the compiler lets through just what was asked for."""
+"""Filters: the generated C matches exactly the requested objects."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from netbpf.declare.options import comm_glob, network, ports
 from netbpf.errors import UsageError
 from netbpf.run import filters
-from netbpf.run.filters import block_words, comm_automaton, filter_defines, network_namespace
+from netbpf.run.filters import block_constants, comm_automaton, filter_defines, network_namespace
 
 
 def evaluate(expression: str, **values: int) -> int:
-    """Return the value of a C expression that uses only what filters.py writes."""
+    """Return the value of a C expression of the subset that filters.py generates."""
     python = re.sub(r"LOAD_CONSTANT\((\d+)\)", r"\1", expression)
     python = python.replace("&&", " and ").replace("||", " or ").replace("(u32)", "int")
     python = re.sub(r"!(?!=)", " not ", re.sub(r"(\d)U(LL)?\b", r"\1", python))
@@ -27,7 +27,7 @@ def evaluate(expression: str, **values: int) -> int:
 
 
 def body_of(line: str) -> str:
-    """Return what a #define stands for."""
+    """Return the body of a #define."""
     found = re.fullmatch(r"#define (\w+(?:\(\w\))?) (.*)", line)
     assert found, line
     return found[2]
@@ -66,7 +66,7 @@ NAMES = [
 
 
 def understood(glob: str) -> bool:
-    """Tell whether this Python's fnmatch knows the glob: old ones choke on [z-a]."""
+    """Return whether this Python's fnmatch supports the glob: old versions fail for [z-a]."""
     try:
         return fnmatch.fnmatchcase("", glob) in (True, False)
     except re.error:
@@ -94,7 +94,7 @@ def test_automaton_agrees_with_fnmatch_on_random_patterns():
             expected = fnmatch.fnmatchcase(name, glob)
             assert automaton.match(name) == expected, (glob, name)
             matched, tried = matched + expected, tried + 1
-    # THEN both answers were seen often
+    # THEN both results were frequent
     assert 500 < matched < tried - 500
 
 
@@ -110,7 +110,7 @@ def test_no_character_of_a_pattern_reaches_the_compiler():
         assert not re.search(r"[\"'\\;]|/\*|evil|define x|\n(?!#define)", text), glob
 
 
-def test_port_ranges_let_through_just_those_ports():
+def test_port_ranges_match_exactly_these_ports():
     chance = random.Random(37)
     for _ in range(60):
         low = chance.randint(1, 65535)
@@ -124,7 +124,7 @@ def test_port_ranges_let_through_just_those_ports():
 
 
 def in_block(address: bytes, words: str) -> bool:
-    """What in_block() in sock.bpf.h does with the four words."""
+    """Compute in_block() of sock.bpf.h for the four words."""
     net0, net1, mask0, mask1 = (evaluate(word) for word in words.split(", "))
     low, high = struct.unpack("=QQ", address)
     return low & mask0 == net0 and high & mask1 == net1
@@ -136,25 +136,25 @@ def as_memory(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
 
 
 @pytest.mark.parametrize(("version", "bits"), [(4, 32), (6, 128)])
-def test_address_blocks_hold_just_their_addresses(version, bits):
+def test_address_blocks_match_exactly_their_addresses(version, bits):
     chance = random.Random(41)
     kinds = {4: ipaddress.IPv4Address, 6: ipaddress.IPv6Address}
     for _ in range(400):
         length = chance.randint(0, bits)
         base = chance.getrandbits(bits) >> (bits - length) << (bits - length)
         block = network(f"{kinds[version](base)}/{length}")
-        words = block_words(block)
+        words = block_constants(block)
         near = [base, base | (1 << (bits - length)) - 1, base ^ 1 << chance.randrange(bits)]
         for number in [*near, chance.getrandbits(bits)]:
             address = kinds[version](number)
             assert in_block(as_memory(address), words) == (address in block), (block, address)
 
 
-def test_ipv4_block_holds_no_ipv6_address_and_all_of_ipv6_holds_ipv4():
-    every_ipv4 = block_words(network("0.0.0.0/0"))
+def test_ipv4_block_matches_no_ipv6_address_and_all_of_ipv6_matches_ipv4():
+    every_ipv4 = block_constants(network("0.0.0.0/0"))
     assert in_block(as_memory(ipaddress.ip_address("10.0.0.1")), every_ipv4)
     assert not in_block(as_memory(ipaddress.ip_address("2001:db8::1")), every_ipv4)
-    assert in_block(as_memory(ipaddress.ip_address("10.0.0.1")), block_words(network("::/0")))
+    assert in_block(as_memory(ipaddress.ip_address("10.0.0.1")), block_constants(network("::/0")))
 
 
 def test_without_filters_nothing_is_defined():
@@ -168,7 +168,7 @@ def test_family_is_one_constant(option, word):
     assert filter_defines({option: True, other: False}) == [f"#define FILTER_FAMILY {word}"]
 
 
-def test_both_families_are_refused():
+def test_both_families_are_an_error():
     with pytest.raises(UsageError, match="exclude each other"):
         filter_defines({"ipv4": True, "ipv6": True})
 
@@ -204,12 +204,12 @@ def test_uids_are_numbers_or_names():
 
 
 @pytest.mark.parametrize("word", ["", "no-such-user", "-1", "4294967296", "1;", "\0", "root,"])
-def test_unknown_user_is_refused(word):
+def test_unknown_user_is_an_error(word):
     with pytest.raises(UsageError, match="--uid: there is no user"):
         filter_defines({"uid": word or ","})
 
 
-def test_threads_and_processes_that_ended_are_refused(proc):
+def test_threads_and_ended_processes_are_an_error(proc):
     status = Path(proc, "41", "status")
     status.write_text("Name:\tnginx\nState:\tS (sleeping)\nTgid:\t40\n")
     with pytest.raises(UsageError, match="41 is a thread of process 40 .nginx") as caught:
@@ -229,7 +229,7 @@ def test_network_namespace_by_pid_and_inode(proc):
 
 @pytest.fixture
 def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory of named namespaces; what is in there counts as one."""
+    """The directory of named namespaces; each file in it counts as a namespace."""
     directory = tmp_path / "named"
     directory.mkdir()
     monkeypatch.setattr(filters, "NAMED", str(directory))
@@ -249,7 +249,7 @@ def test_name_that_is_also_a_process_elsewhere_is_ambiguous(named, proc):
     with pytest.raises(UsageError, match="41 is the name of a namespace and the id") as caught:
         network_namespace("41", proc)
     assert "4026531840" in caught.value.hint and f"{named}/41" in caught.value.hint
-    # The same namespace by both is meant in any case.
+    # Not ambiguous if both are the same namespace.
     link = Path(proc, "41", "ns", "net")
     link.unlink()
     link.symlink_to(f"net:[{(named / '41').stat().st_ino}]")
@@ -273,7 +273,7 @@ def test_name_that_is_also_a_process_elsewhere_is_ambiguous(named, proc):
         "\u00e9" * 200,
     ],
 )
-def test_unknown_network_namespace_is_refused(proc, word):
+def test_unknown_network_namespace_is_an_error(proc, word):
     with pytest.raises(UsageError, match="--netns: there is no"):
         network_namespace(word, proc)
 
@@ -321,7 +321,7 @@ def test_all_cgroups_of_a_container_are_alternatives(monkeypatch):
         ({"laddr": "2001:db8::1", "raddr": "2001:db8::2"}, True),
     ],
 )
-def test_families_that_no_socket_has_together_are_refused(settings, fits):
+def test_families_that_no_socket_has_together_are_an_error(settings, fits):
     given = {n: v if v is True else network(v) for n, v in settings.items()}
     if fits:
         assert filter_defines(given)
@@ -331,7 +331,7 @@ def test_families_that_no_socket_has_together_are_refused(settings, fits):
     assert caught.value.hint
 
 
-def test_set_of_characters_counts_as_one_in_a_name():
+def test_set_of_characters_is_one_character_of_a_name():
     assert comm_glob("[abcdefgh]nginx[0-9]*")
     with pytest.raises(ValueError, match="cannot match"):
         comm_glob("[ab]" * 16)

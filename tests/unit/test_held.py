@@ -1,4 +1,4 @@
-"""Events that an amendment may follow: held for 20 ms, in order, and changed in place."""
+"""Events that may be amended: delayed by 20 ms, in order, and changed in place."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def hows(events: list[list[Any]]) -> list[int]:
     return [event[2] for event in events]
 
 
-def test_members_are_where_this_test_writes_them():
+def test_members_have_the_indexes_that_this_test_uses():
     assert [member.name for member in Ended.members] == ["time", "key", "how"]
 
 
-def test_event_without_a_key_is_passed_on_at_once():
+def test_event_without_a_key_is_not_delayed():
     held = Held(Ended)
     held.add([row(0, 1), row(0, 2)], now=5.0)
     assert hows(held.release(5.0)) == [1, 2]
     assert held.due == float("inf")
 
 
-def test_event_with_a_key_waits_and_those_behind_it_stay_behind_it():
+def test_event_with_a_key_is_delayed_and_order_is_kept():
     held = Held(Ended)
     held.add([row(16, 1), row(0, 2)], now=5.0)
     assert held.release(5.0) == []
@@ -43,7 +43,7 @@ def test_event_with_a_key_waits_and_those_behind_it_stay_behind_it():
     assert hows(held.release(held.due)) == [1, 2]
 
 
-def test_amendment_changes_the_latest_event_with_its_key_and_is_none_itself():
+def test_amendment_changes_the_latest_event_with_its_key_and_is_not_an_event():
     held = Held(Ended)
     held.add([row(16, 1), row(32, 2)], now=5.0)
     held.add([row(16, 3)], now=5.001)  # another socket in the place of the first
@@ -51,7 +51,7 @@ def test_amendment_changes_the_latest_event_with_its_key_and_is_none_itself():
     assert hows(held.release()) == [1, 8, 9]
 
 
-def test_amendment_of_what_was_not_shown_or_is_written_already_changes_nothing():
+def test_amendment_of_a_missing_or_written_event_is_ignored():
     held = Held(Ended)
     held.add([row(16, 1)], now=5.0)
     assert hows(held.release()) == [1]
@@ -59,7 +59,7 @@ def test_amendment_of_what_was_not_shown_or_is_written_already_changes_nothing()
     assert hows(held.release()) == [2]
 
 
-def test_amendment_of_another_socket_changes_nothing_of_what_is_held():
+def test_amendment_of_another_socket_changes_no_delayed_event():
     held = Held(Ended)
     held.add([row(16, 1), row(49, 9)], now=5.0)
     assert hows(held.release()) == [1]
@@ -74,7 +74,7 @@ def test_second_event_with_a_key_can_be_amended_when_the_first_is_written():
     assert hows(held.release()) == [9]
 
 
-def test_amendment_that_is_elsewhere_waits_for_its_event_and_is_used_once():
+def test_amendment_from_the_map_waits_for_its_event_and_is_used_once():
     elsewhere = [{16: 7}, {}, {}]
     held = Held(Ended, lambda: elsewhere.pop(0))
     held.add([row(32, 1)], now=5.0)

@@ -1,4 +1,4 @@
-"""Histograms: buckets, percentiles and intervals tell what the values were."""
+"""Histograms: buckets, percentiles and intervals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def slots_of(values) -> np.ndarray:
     return slots
 
 
-def test_every_value_lies_in_its_bucket_and_buckets_join():
+def test_every_value_is_in_its_bucket_and_buckets_are_contiguous():
     for value in [*range(70), *(2**k + d for k in range(7, SLOTS - 1) for d in (-1, 0, 1))]:
         low, high = bucket_bounds(value.bit_length())
         assert low <= value <= high
@@ -38,12 +38,12 @@ def test_every_value_lies_in_its_bucket_and_buckets_join():
         assert bucket_bounds(slot)[0] == bucket_bounds(slot - 1)[1] + 1
 
 
-def test_zero_and_one_have_buckets_of_their_own():
+def test_zero_and_one_have_separate_buckets():
     assert bucket_bounds(0) == (0, 0)
     assert bucket_bounds(1) == (1, 1)
 
 
-def test_buckets_go_from_the_lowest_to_the_highest_with_gaps_shown():
+def test_buckets_from_the_lowest_to_the_highest_include_empty_ones():
     assert buckets(slots_of([2, 3, 17])) == [
         {"low": 2, "high": 3, "count": 2},
         {"low": 4, "high": 7, "count": 0},
@@ -54,13 +54,13 @@ def test_buckets_go_from_the_lowest_to_the_highest_with_gaps_shown():
 
 
 @pytest.mark.parametrize("spread", [1, 10, 5000, 10**9])
-def test_percentiles_bound_those_of_the_values(spread):
+def test_percentiles_are_upper_bounds(spread):
     chance = random.Random(47)
     for size in (1, 2, 3, 10, 99, 100, 101, 1000):
         values = np.array([int(chance.expovariate(1 / spread)) for _ in range(size)])
         found = percentiles(slots_of(values))
         for percent in (50, 90, 99):
-            # The smallest value that at least so many percent do not exceed.
+            # The smallest value that at least this share does not exceed.
             truth = int(np.sort(values)[-(-size * percent // 100) - 1])
             assert found[f"p{percent}"] == bucket_bounds(truth.bit_length())[1], (size, percent)
 
@@ -79,7 +79,7 @@ class Key(Record):
 
 
 class Sums(Record):
-    """What is summed besides."""
+    """Extra sums."""
 
     small = Count("small ones")
 
@@ -119,7 +119,7 @@ def test_size_of_the_c_value():
     assert value_size(Histogram("x", Key, "us")) == (SLOTS + 2) * 8
 
 
-def test_cpus_are_added_and_keys_are_decoded_and_ordered(reader):
+def test_cpus_are_added_and_keys_are_decoded_and_sorted(reader):
     for port, point, cpu, value in [(80, 1, 0, 5), (80, 0, 1, 200), (80, 0, 2, 6), (443, 0, 0, 1)]:
         reader._map.count(port, point, cpu, value)
     found = reader.since_last()
@@ -132,9 +132,9 @@ def test_cpus_are_added_and_keys_are_decoded_and_ordered(reader):
     assert found[0]["unit"] == "bytes"
 
 
-def test_keys_that_differ_only_in_what_is_left_out_are_added(monkeypatch, reader):
+def test_keys_that_differ_only_in_omitted_columns_are_added(monkeypatch, reader):
     class WideKey(Record):
-        """The same key, whose port is shown only when asked for."""
+        """The same key with a wide port."""
 
         port = Count("port", ctype="u32", wide=True)
         point = Enum("point", {0: "in", 1: "out"})
@@ -148,7 +148,7 @@ def test_keys_that_differ_only_in_what_is_left_out_are_added(monkeypatch, reader
     assert found == [({"point": "in"}, 3, 711, 2), ({"point": "out"}, 1, 9, 1)]
 
 
-def test_intervals_hold_what_came_since_and_add_up(reader):
+def test_intervals_have_the_new_values_and_add_up(reader):
     chance, total = random.Random(53), 0
     for _ in range(10):
         sent = [chance.randrange(5000) for _ in range(chance.randint(0, 50))]
@@ -162,7 +162,7 @@ def test_intervals_hold_what_came_since_and_add_up(reader):
     assert total > 100
 
 
-def test_interval_without_anything_new_is_empty(reader):
+def test_interval_without_new_values_is_empty(reader):
     reader._map.count(80, 0, 0, 5)
     assert len(reader.since_last()) == 1
     assert reader.since_last() == []
@@ -178,7 +178,7 @@ def test_sums_without_a_value_are_shown(reader):
     assert one["percentiles"]["p99"] is None
 
 
-def test_what_is_taken_back_in_a_later_interval_makes_no_number_below_zero(reader):
+def test_value_taken_back_in_a_later_interval_makes_no_negative_number(reader):
     # GIVEN a packet that was counted in one interval
     reader._map.count(80, 0, 0, 1000)
     reader.since_last()
@@ -189,7 +189,7 @@ def test_what_is_taken_back_in_a_later_interval_makes_no_number_below_zero(reade
     found = reader.since_last()
     reader._map.count(80, 0, 1, 1000)
     found += reader.since_last()
-    # THEN nothing wraps around, and the total of its bucket is right again
+    # THEN nothing wraps around, and the total of its bucket is correct again
     numbers = [b["count"] for one in found for b in one["buckets"]]
     numbers += [one[name] for one in found for name in ("count", "sum", "small")]
     assert all(0 <= number < 10_000 for number in numbers), found
@@ -208,7 +208,7 @@ def test_description_adds_fields(reader):
 
 def test_events_are_counted_by_their_columns():
     declared = Histogram("", Key, "us", of="latency_us", option="histogram")
-    counter = HistogramCounter(declared, most=2)
+    counter = HistogramCounter(declared, max_keys=2)
     for port, latency in [(80, 5), (80, 6), (443, 0), (80, 2**60)]:
         counter.add({"port": port, "point": "in", "latency_us": latency, "other": 1})
     found = counter.since_last()
@@ -220,15 +220,15 @@ def test_events_are_counted_by_their_columns():
     assert not counter.crowded
 
 
-def test_event_whose_value_is_not_known_counts_nowhere():
-    counter = HistogramCounter(Histogram("", Key, "us", of="us"), most=2)
+def test_event_without_a_value_is_not_counted():
+    counter = HistogramCounter(Histogram("", Key, "us", of="us"), max_keys=2)
     for value in (None, 3):
         counter.add({"port": 1, "point": "in", "us": value})
     assert [(one["count"], one["sum"]) for one in counter.since_last()] == [(1, 3)]
 
 
 def test_keys_beyond_the_limit_are_counted_under_the_unknown_key():
-    counter = HistogramCounter(Histogram("", Key, "us", of="us"), most=2)
+    counter = HistogramCounter(Histogram("", Key, "us", of="us"), max_keys=2)
     for port in (1, 2, 3, 4, 1):
         counter.add({"port": port, "point": "in", "us": 1})
     found = {one["key"]["port"]: one["count"] for one in counter.since_last()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from netbpf.declare.reasons import place_in
+from netbpf.declare.harmless import place_in
 from netbpf.kernel.kallsyms import KernelSymbols, addresses_visible
 
 TEXT = """\

@@ -1,4 +1,4 @@
-"""Losses and cost: read from the loss map and from what the kernel says of each program."""
+"""Losses and cost: read from the loss map and from the fdinfo of each program."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FakeMap:
 
 
 class EmptyMap:
-    """An array whose entries cannot be found."""
+    """An array without entries."""
 
     def get(self, key: bytes) -> None:
         return None
@@ -41,7 +41,7 @@ class EmptyMap:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two programs that have run."""
+    """The fdinfo of two programs that have run."""
     monkeypatch.setattr(losses, "Path", lambda name: tmp_path / name.rpartition("/")[2])
     reader, writer = os.pipe()
     os.close(writer)
@@ -68,7 +68,7 @@ def test_cost_is_the_sum_of_all_programs():
         "b_tp": {"runs": 2, "run_ns": 1000, "missed": 4},
     }
     assert cost.missed() == 5
-    # Of the four of b, which adds to another probe, as many as were covered are no loss.
+    # b complements another probe: of its four missed runs, those that were covered are no loss.
     assert [cost.missed(["b_tp"], covered) for covered in (0, 3, 4, 7)] == [5, 2, 1, 1]
     cost.close()
     cost.close()  # twice is once
@@ -81,7 +81,7 @@ def test_share_of_a_cpu_is_run_time_over_elapsed_time(programs, monkeypatch):
     assert Cost({"a_tp": 11}).read()["cpu_percent"] == 10.0
 
 
-def test_kernel_without_statistics_is_said_and_not_an_error(programs, monkeypatch):
+def test_kernel_without_statistics_is_reported_and_not_an_error(programs, monkeypatch):
     def refuse() -> int:
         raise PermissionError
 
@@ -95,7 +95,7 @@ def test_kernel_without_statistics_is_said_and_not_an_error(programs, monkeypatc
 
 
 class Spending:
-    """A cost that has spent so much of one CPU."""
+    """A cost that uses a given share of one CPU."""
 
     def __init__(self) -> None:
         self.ns = 0
@@ -104,7 +104,7 @@ class Spending:
         return self.ns
 
 
-def test_budget_is_for_the_last_seconds_and_not_for_the_average(monkeypatch):
+def test_budget_limits_the_last_seconds_and_not_the_average(monkeypatch):
     now, cost = [1000.0], Spending()
     monkeypatch.setattr(losses.time, "monotonic", lambda: now[0])
     budget = Budget(cost, 1.0)
@@ -119,7 +119,7 @@ def test_budget_is_for_the_last_seconds_and_not_for_the_average(monkeypatch):
     assert budget.overrun() == "1.3 % of one CPU over the last 3 s"
 
 
-def test_budget_of_less_than_a_window_is_that_of_its_time(monkeypatch):
+def test_budget_in_the_first_seconds_is_for_the_elapsed_time(monkeypatch):
     now, cost = [1000.0], Spending()
     monkeypatch.setattr(losses.time, "monotonic", lambda: now[0])
     budget = Budget(cost, 10)
@@ -129,7 +129,7 @@ def test_budget_of_less_than_a_window_is_that_of_its_time(monkeypatch):
 
 
 @pytest.mark.usefixtures("programs")
-def test_what_is_spent_is_that_of_programs_and_reader(monkeypatch):
+def test_spent_time_is_that_of_programs_and_reader(monkeypatch):
     cpu = iter([1.0, 1.5])
     monkeypatch.setattr(losses.time, "process_time", lambda: next(cpu))
     assert Cost({"a_tp": 11, "b_tp": 12}).spent() == 4000 + 500_000_000

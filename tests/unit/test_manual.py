@@ -202,14 +202,14 @@ def test_all_pages_are_written(tmp_path):
 
 # --- generated tables -----------------------------------------------------------------------------
 
-README = "# x\n<!-- generated: tools -->\nold\n<!-- end -->\nkept\n"
+README = "# x\n<!-- generated: tools -->\nstale\n<!-- end -->\nkept\n"
 
 
 def test_renewing_changes_only_text_between_marks():
     new = renew(README)
     assert new.startswith("# x\n<!-- generated: tools -->\n| tool |")
     assert new.endswith("|\n<!-- end -->\nkept\n")
-    assert "old" not in new
+    assert "stale" not in new
     assert renew(new) == new
 
 

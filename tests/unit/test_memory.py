@@ -8,7 +8,7 @@ from netbpf.bpf.map_memory import bytes_of
 from netbpf.bpf.object import MapSpec
 from netbpf.declare import memory
 from netbpf.declare.tool import all_tools, find_tool
-from netbpf.run.program import memory_words
+from netbpf.run.program import memory_text
 
 # memlock of maps on a 6.18 kernel with 2 CPUs.
 COUNTED = [
@@ -73,7 +73,7 @@ def test_default_buffers_hold_two_seconds_of_connections():
 
 def test_largest_maps_are_named():
     sizes = {"a": 5 << 20, "b": 1 << 20, "c": 3 << 20, "d": 100, "e": 2 << 20}
-    words = memory_words(sizes)
+    words = memory_text(sizes)
     assert "11.0 MiB" in words
-    assert words.endswith(", and 1 more") and "more" not in memory_words({"a": 1 << 20})
+    assert words.endswith(", and 1 more") and "more" not in memory_text({"a": 1 << 20})
     assert words.index("a 5.0") < words.index("c 3.0") < words.index("e 2.0") < words.index("b 1.0")

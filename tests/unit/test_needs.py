@@ -35,7 +35,7 @@ def lacking(tool: str, held: set[str], monkeypatch: Any, **settings: Any) -> set
     monkeypatch.setattr(privileges, "lacks", lambda need: not held & set(need.any_of))
     monkeypatch.setattr(confinement, "probing_denied", lambda: True)
     monkeypatch.setattr(confinement, "addresses_visible", lambda: False)
-    found = confinement.lacking(find_tool(tool), settings)
+    found = confinement.missing_needs(find_tool(tool), settings)
     return {need.name for need in found if not need.without}
 
 
@@ -80,8 +80,8 @@ def test_privileges_depend_on_the_kernel(monkeypatch):
     for probing, symbols in ((True, False), (False, True)):
         monkeypatch.setattr(confinement, "probing_denied", lambda it=probing: it)
         monkeypatch.setattr(confinement, "addresses_visible", lambda it=symbols: it)
-        lookups = confinement.lacking(find_tool("gethostlatency"), {})
-        drops = confinement.lacking(find_tool("skbdrop"), {})
+        lookups = confinement.missing_needs(find_tool("gethostlatency"), {})
+        drops = confinement.missing_needs(find_tool("skbdrop"), {})
         assert (needs.UPROBES in lookups) is probing
         assert (needs.PLACES in drops) is not symbols
 
@@ -140,7 +140,8 @@ def test_refused_probe_is_a_privilege_error_only_if_one_is_missing(monkeypatch):
     error = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_BPF", "CAP_PERFMON"])
     words = refusal_reason("the kernel refused to attach it", error)
-    assert isinstance(words, Denied) and "it takes CAP_SYS_ADMIN" in words
+    assert isinstance(words, Denied) and words.endswith(": needs CAP_SYS_ADMIN")
+    assert words.requires == "CAP_SYS_ADMIN"
     assert not isinstance(refusal_reason("x", error, (errno.EPERM,)), Denied)
     assert not isinstance(refusal_reason("x", OSError(errno.EINVAL, "Invalid argument")), Denied)
     monkeypatch.setattr(privileges, "capabilities", lambda *_: ["CAP_SYS_ADMIN"])
@@ -185,7 +186,7 @@ def test_map_above_the_memlock_limit_is_a_privilege_error(monkeypatch, limit):
 
 
 def confined(monkeypatch: Any, tool: str, *without: Need) -> Confinement:
-    monkeypatch.setattr(confinement, "lacking", lambda *_: list(without))
+    monkeypatch.setattr(confinement, "missing_needs", lambda *_: list(without))
     return Confinement(find_tool(tool), {})
 
 
@@ -194,22 +195,22 @@ def attached(*denied: str) -> Any:
     return SimpleNamespace(selections=selections, not_covered=sum(map(bool, denied)))
 
 
-SHAPE: Any = SimpleNamespace(lost={})
+RESULT: Any = SimpleNamespace(lost={})
 
 
 def test_missing_privileges_are_noted_and_counted_if_rows_are_hidden(monkeypatch):
     found = confined(monkeypatch, "tcpsynbl", *needs.FIRST, needs.STATISTICS)
-    assert found.not_covered(attached(), SHAPE) == 1
+    assert found.not_covered(attached(), RESULT) == 1
     notes = found.notes(attached())
     assert len(notes) == 2
-    assert notes[0].endswith("may be missing: it takes CAP_SYS_ADMIN, CAP_SYS_PTRACE")
+    assert notes[0].endswith("may be missing: needs CAP_SYS_ADMIN, CAP_SYS_PTRACE")
 
 
 def test_denied_probes_and_losses_of_results_are_added(monkeypatch):
     found = confined(monkeypatch, "tcplife")
-    shape: Any = SimpleNamespace(lost={"not_covered": 5})
-    assert found.not_covered(attached("it takes CAP_X", "", "it takes CAP_X"), shape) == 7
-    assert found.notes(attached("it takes CAP_X")) == ["probe x is not used: it takes CAP_X"]
+    result: Any = SimpleNamespace(lost={"not_covered": 5})
+    assert found.not_covered(attached("needs CAP_X", "", "needs CAP_X"), result) == 7
+    assert found.notes(attached("needs CAP_X")) == ["probe x is not used: needs CAP_X"]
 
 
 def test_missing_required_privilege_is_an_error(monkeypatch):

@@ -9,7 +9,10 @@ import sys
 import pytest
 
 from netbpf.declare import options
+from netbpf.declare.connects import proto_constants
 from netbpf.declare.constants import one_of_names
+from netbpf.declare.drops import protocols
+from netbpf.declare.network import protocol_name, protocol_numbers
 from netbpf.declare.options import (
     EVENT_LIMITS,
     FILTERS,
@@ -32,6 +35,7 @@ from netbpf.declare.options import (
     seconds,
     size,
 )
+from netbpf.declare.tool import find_tool
 from netbpf.errors import UsageError
 
 COMMON = (*OUTPUT, *SORT, *LIMITS, *EVENT_LIMITS, *FILTERS)
@@ -118,6 +122,9 @@ def test_invalid_argument_has_an_error_message(parse, text):
     assert "invalid literal" not in str(caught.value)
 
 
+NOT_PARSERS = (by_name, options.nanoseconds, options.one_or_more)
+
+
 def test_every_parser_is_tested():
     used = {option.parse for option in COMMON if option.parse}
     assert used <= PARSERS
@@ -125,7 +132,7 @@ def test_every_parser_is_tested():
         f
         for name, f in vars(options).items()
         if callable(f) and getattr(f, "__module__", "") == options.__name__
-        if name[0] != "_" and not isinstance(f, type) and f not in (by_name, options.nanoseconds)
+        if name[0] != "_" and not isinstance(f, type) and f not in NOT_PARSERS
     }
     assert public == PARSERS
 
@@ -201,3 +208,40 @@ def test_every_valid_device_name_is_accepted(name):
 def test_invalid_device_name_is_an_error(name):
     with pytest.raises(ValueError, match="empty|network device"):
         devices(name)
+
+
+def test_protocols_are_a_list_of_the_tools_own_words():
+    (proto,) = [one for one in find_tool("soconnect").options if one.name == "proto"]
+    assert proto.value("udp,tcp") == ["udp", "tcp"]
+    for text in ("", "udp,", "sctp", "UDP"):
+        with pytest.raises(UsageError, match="--proto"):
+            proto.value(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "constants"),
+    [
+        ({}, set()),
+        ({"udp": True}, {"WITH_UDP"}),
+        ({"proto": ["udp"]}, {"WITH_UDP", "WITHOUT_TCP"}),
+        ({"proto": ["unix", "tcp"]}, {"WITH_UNIX"}),
+        ({"proto": ["unix"], "udp": True}, {"WITH_UDP", "WITH_UNIX", "WITHOUT_TCP"}),
+    ],
+    ids=str,
+)
+def test_protocols_of_soconnect_become_constants(given, constants):
+    settings = {"proto": None, "udp": False, "unix": False, **given}
+    assert set(proto_constants(settings)) == constants
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("tcp", [6]), ("arp", [0x10806]), ("ip", [0, 0x10800])]
+)
+def test_protocols_of_packets_are_found_by_name(name, numbers):
+    assert protocol_numbers(name) == numbers
+    assert {protocol_name(number) for number in numbers} == {name}
+
+
+def test_unknown_protocol_of_packets_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'http' is not one of .*tcp"):
+        protocols("tcp,http")

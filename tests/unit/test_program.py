@@ -1,4 +1,4 @@
-"""From declaration to program: which probes and maps are asked for, and what --probe accepts."""
+"""From declaration to program: the selected probes and maps, and the syntax of --probe."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_probe_of_an_option_is_used_only_with_the_option():
     assert probes_of(tool, {}) == [STATE]
 
 
-def test_owners_are_followed_only_if_shown_or_filtered():
+def test_owners_are_traced_only_if_shown_or_filtered():
     tool = Tool(
         "x - y", probes=(STATE,), event=Line, event_option="events", owners=True, options=PROCESS
     )
@@ -71,7 +71,7 @@ def test_forced_kinds_are_parsed(text, forced):
 
 
 @pytest.mark.parametrize("text", ["state", "state=", "state=tp,accept", "tp"])
-def test_other_text_is_a_usage_error(text):
+def test_invalid_probe_option_is_a_usage_error(text):
     with pytest.raises(UsageError, match="--probe"):
         parse_forced(text)
 
@@ -79,10 +79,10 @@ def test_other_text_is_a_usage_error(text):
 def test_summary_has_the_selection_and_reasons():
     selection = Selection(STATE, STATE.alternatives[0], ("t",), (("fentry f", "no such function"),))
     none = Selection(Probe("accept", Tracepoint("s:t"), optional=True), None, (), ())
-    covered = Selection(
-        Probe("more", Tracepoint("s:t")), None, (), (("more", "covered by state_tp"),)
+    redundant = Selection(
+        Probe("more", Tracepoint("s:t")), None, (), (("more", "covered by state_tp"),), True
     )
-    assert Attached([selection, none, covered], Loaded({}, {})).described() == [
+    assert Attached([selection, none, redundant], Loaded({}, {})).described() == [
         {
             "name": "state",
             "kind": "rawtp",

@@ -1,4 +1,4 @@
-"""The ready file: new each time, through no link, and gone at the end."""
+"""The ready file: always new, follows no link, and removed at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from netbpf.errors import NetbpfError, UsageError
 from netbpf.run.ready import ReadyFile
 
 
-def test_file_holds_the_process_id_and_goes_at_the_end(tmp_path):
+def test_file_has_the_process_id_and_is_removed_at_the_end(tmp_path):
     path = tmp_path / "ready"
     sign = ReadyFile(str(path))
     assert not path.exists()
@@ -22,23 +22,23 @@ def test_file_holds_the_process_id_and_goes_at_the_end(tmp_path):
     sign.close()
 
 
-def test_stale_sign_is_removed_at_once(tmp_path):
+def test_stale_file_is_removed_at_once(tmp_path):
     path = tmp_path / "ready"
     path.write_text("4711\n")
     ReadyFile(str(path)).close()
     assert not path.exists()
 
 
-def test_file_that_is_no_sign_is_left_alone(tmp_path):
+def test_file_that_is_not_a_ready_file_is_kept(tmp_path):
     path = tmp_path / "precious"
     path.write_text("x" * 1000)
-    with pytest.raises(UsageError, match="is no ready file"):
+    with pytest.raises(UsageError, match="is not a ready file"):
         ReadyFile(str(path))
     assert path.stat().st_size == 1000
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "directory", "socket"])
-def test_what_is_no_file_is_refused_and_left_alone(tmp_path, kind):
+def test_other_kind_of_file_is_an_error_and_kept(tmp_path, kind):
     path, target = tmp_path / "ready", tmp_path / "target"
     if kind == "link":
         target.write_text("1\n")
@@ -51,14 +51,14 @@ def test_what_is_no_file_is_refused_and_left_alone(tmp_path, kind):
         path.mkdir()
     else:
         os.mknod(path, 0o140600)
-    with pytest.raises(UsageError, match="is no ready file"):
+    with pytest.raises(UsageError, match="is not a ready file"):
         ReadyFile(str(path))
     assert os.path.lexists(path)
     assert target.exists() is (kind == "link")
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "file"])
-def test_what_appears_before_it_is_ready_is_neither_followed_nor_opened(tmp_path, kind):
+def test_file_that_appears_before_creation_is_neither_followed_nor_opened(tmp_path, kind):
     path, target = tmp_path / "ready", tmp_path / "target"
     sign = ReadyFile(str(path))
     if kind == "link":
@@ -73,7 +73,7 @@ def test_what_appears_before_it_is_ready_is_neither_followed_nor_opened(tmp_path
     assert os.path.lexists(path) and not target.exists()
 
 
-def test_file_of_another_in_its_place_stays_at_the_end(tmp_path):
+def test_file_that_replaced_it_is_kept_at_the_end(tmp_path):
     path = tmp_path / "ready"
     sign = ReadyFile(str(path))
     sign.create()
@@ -84,7 +84,7 @@ def test_file_of_another_in_its_place_stays_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["no/such/directory/ready", "file/ready"])
-def test_directory_must_be_there(tmp_path: Path, where: str) -> None:
+def test_directory_must_exist(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot create"):
         ReadyFile(str(tmp_path / where))

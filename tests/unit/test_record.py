@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from netbpf.declare.columns import Addr, Comm, Count, Duration, Pid, Port, Text, Uid
-from netbpf.declare.record import Event, Record, text_columns
+from netbpf.declare.record import Event, Record, copied, key, text_columns
 
 
 class Sample(Event):
@@ -74,12 +74,12 @@ def test_columns_are_shown_in_declared_order_without_the_time():
 
 
 def test_c_struct_is_decoded():
-    # GIVEN what a program would have written
+    # GIVEN the bytes that a program would write
     written = CSample(99, 5, 12_345_678, 41, 1000, 8080, b"curl")
     written.laddr[10:16] = (255, 255, 10, 0, 0, 1)
     # WHEN it is unpacked and decoded
     values = Sample.decoder()(Sample.layout().unpack(bytes(written)))
-    # THEN every value is there, in shown order, with null for what C does not know
+    # THEN every value is there, in display order, with null for unknown values
     assert values == {
         "pid": 41,
         "comm": "curl",
@@ -131,3 +131,12 @@ def test_text_has_wide_columns_only_with_wide(wide):
     shown = [column.name for column in text_columns(Sample.columns, wide)]
     assert ("comm" in shown) is wide
     assert "span_us" not in shown
+
+
+def test_a_key_has_copies_of_columns():
+    made = key("sample_key", **copied(Sample, "lport pid"), other=Count("other"))
+    assert [(c.name, c.c_member) for c in made.members] == [
+        ("other", "u64 other"), ("pid", "u32 pid"), ("lport", "u16 lport"),
+    ]  # fmt: skip
+    assert made.cstruct == "sample_key"
+    assert all(column is not vars(Sample).get(column.name) for column in made.columns)

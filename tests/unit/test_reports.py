@@ -12,7 +12,7 @@ from netbpf.run.reports import Reports
 
 
 class Case:
-    """Reports of a ledger whose losses the test makes, on a clock that the test moves."""
+    """Reports of a fake ledger, on a clock that the test moves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, to_out: bool = True) -> None:
         self.now, self.fresh = 1000.0, {}
@@ -30,11 +30,11 @@ class Case:
         self.written.append((self.now - 1000, dict(lost)))
 
     def after(self, seconds: float, **lost: int) -> None:
-        """Lose something, let time go on, and look once a second."""
+        """Add losses, advance the time, and update once a second."""
         self.fresh = lost
         for _ in range(int(seconds)):
             self.now += 1
-            self.reports.look()
+            self.reports.update()
 
 
 def test_without_a_loss_there_is_a_report_every_ten_seconds(monkeypatch):
@@ -52,7 +52,7 @@ def test_first_loss_is_reported_at_once_and_the_next_ones_ten_seconds_later(monk
     assert case.written == [(3, {"ring_full": 5}), (13, {"ring_full": 7, "map_full": 1})]
 
 
-def test_report_that_nobody_reads_is_left_out_and_its_losses_are_in_the_next(monkeypatch):
+def test_report_is_skipped_while_the_output_is_blocked_and_its_losses_are_in_the_next(monkeypatch):
     case = Case(monkeypatch)
     case.out.blocked = True
     case.after(3, ring_full=5)
@@ -66,9 +66,9 @@ def test_report_that_nobody_reads_is_left_out_and_its_losses_are_in_the_next(mon
     assert text.written == [(1, {"ring_full": 5})]
 
 
-def test_interval_has_what_was_lost_since_the_one_before(monkeypatch):
+def test_interval_has_the_losses_since_the_one_before(monkeypatch):
     case = Case(monkeypatch)
     case.after(1, ring_full=5)
     case.fresh = {"ring_full": 2}
-    assert case.reports.of_interval() == {"ring_full": 7}
-    assert not case.reports.of_interval()
+    assert case.reports.take_interval() == {"ring_full": 7}
+    assert not case.reports.take_interval()

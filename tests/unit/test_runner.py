@@ -1,4 +1,4 @@
-"""The summary: complete only if no cause of loss has a number, and what its notes say."""
+"""The summary: complete only without losses, and its notes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Fakes:
         run.tool = find_tool("tcplife")
         run.settings = {"fail_on_loss": True, "output": "json"}
         run.out = SimpleNamespace(error=None, blocked=False)
-        run.clock, run.narrowed, run._longer = Clock(), [], 0
+        run.clock, run.active_filters, run._merged = Clock(), [], 0
         run.stop = SimpleNamespace(reason="SIGINT", finish=lambda _: None)
         run.attached = SimpleNamespace(described=list, selections=(), not_covered=0)
-        run.shape = SimpleNamespace(
+        run.result = SimpleNamespace(
             summary=dict, seen=0, empty=True, unit="events", notes=[], namespaces=set(), after_end=0
         )
-        run.tally = SimpleNamespace(rise={}, own={}, scope=dict, notes=lambda _: [])
+        run.counters = SimpleNamespace(rise={}, own={}, scope=dict, notes=lambda _: [])
         run.names, run.confinement = SimpleNamespace(notes=list), Confinement()
         run.writer = SimpleNamespace(summary=self.summary.update)
         self.run = run
@@ -57,11 +57,11 @@ def test_run_without_losses_is_complete(monkeypatch):
     assert fakes.summary["complete"] is True
 
 
-def test_run_that_shows_nothing_names_its_filters(monkeypatch):
+def test_summary_without_results_names_the_filters(monkeypatch):
     fakes = Fakes(monkeypatch)
-    fakes.run.narrowed = ["--pid 41", "--ipv4"]
+    fakes.run.active_filters = ["--pid 41", "--ipv4"]
     fakes.end()
-    assert fakes.summary["notes"] == ["nothing was seen that passes --pid 41 and --ipv4"]
-    fakes.run.shape.empty, fakes.run.shape.notes = False, []
+    assert fakes.summary["notes"] == ["nothing matched --pid 41 and --ipv4"]
+    fakes.run.result.empty, fakes.run.result.notes = False, []
     fakes.end()
     assert fakes.summary["notes"] == []

@@ -1,4 +1,4 @@
-"""When to stop: signals, time, number, a closed pipe; the first reason counts."""
+"""When to stop: signals, duration, number of events, a closed pipe; the first reason counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stop_with(fd: int, **settings: object) -> Stop:
 
 @pytest.fixture
 def stop(pipe: tuple[int, int]) -> Iterator[Stop]:
-    """What stops a run without limits, whose output is a pipe."""
+    """A Stop without limits, whose output is a pipe."""
     made = stop_with(pipe[1])
     yield made
     made.close()
@@ -39,7 +39,7 @@ def stop(pipe: tuple[int, int]) -> Iterator[Stop]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_a_wait_at_once_and_is_the_reason(pipe, number):
-    # Under nohup a hangup is ignored, and rightly so; here it must not be.
+    # Under nohup a hangup is ignored, which would fail this test.
     before = signal.signal(number, signal.SIG_DFL)
     stop = stop_with(pipe[1])
     try:
@@ -54,30 +54,32 @@ def test_signal_ends_a_wait_at_once_and_is_the_reason(pipe, number):
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_second_signal_ends_the_time_to_finish_and_nothing_else(stop, second):
+def test_only_a_second_signal_ends_the_time_to_finish(stop, second):
     assert not stop.overdue
     signal.raise_signal(signal.SIGINT)
     assert not stop.overdue
     signal.raise_signal(second)
     assert stop.overdue
-    with stop.apart():
+    with stop.extended():
         time.sleep(0.01)
     assert stop.overdue
     assert stop.reason == "SIGINT"
 
 
-def test_time_to_finish_is_up_soon_after_the_stop(stop, monkeypatch):
+def test_time_to_finish_ends_soon_after_the_stop(stop, monkeypatch):
     stop.now("duration")
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 0.1)
     assert stop.overdue
-    with stop.apart():  # detaching does not count
+    with stop.extended():  # detaching does not count
         monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 7.1)
     monkeypatch.setattr(time, "monotonic", lambda: now + 7)
     assert not stop.overdue
 
 
-def test_few_events_are_written_however_long_that_takes_but_for_a_second_signal(stop, monkeypatch):
+def test_few_events_are_written_after_the_deadline_unless_a_second_signal_arrives(
+    stop, monkeypatch
+):
     stop.now("duration")
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + GRACE + 5)
@@ -92,8 +94,8 @@ def fill(stop: Stop, out: Outlet) -> None:
         out.flush()
 
 
-def test_blocked_output_pauses_data_and_room_in_it_wakes(pipe):
-    # The pipe's other end is the reader; the ring buffer is another pipe with something in it.
+def test_blocked_output_pauses_data_and_wakes_when_writable(pipe):
+    # The pipe's other end is the reader; the ring buffer is another pipe with data in it.
     out = Outlet(pipe[1])
     stop = Stop({}, out)
     data = os.pipe()
@@ -135,7 +137,7 @@ def test_blocked_output_is_waited_for_only_after_the_stop(pipe):
         out.close()
 
 
-def test_signals_do_again_what_they_did_after_closing(pipe):
+def test_signal_handlers_are_restored_by_closing(pipe):
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     stop_with(pipe[1]).close()
     assert {number: signal.getsignal(number) for number in before} == before
@@ -148,7 +150,7 @@ def test_hangup_that_is_ignored_stays_ignored(pipe):
     try:
         stop = stop_with(pipe[1])
         signal.raise_signal(signal.SIGHUP)
-        # THEN it goes on when the terminal goes away
+        # THEN it continues when the terminal is closed
         assert stop.reason == ""
         stop.close()
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -156,8 +158,8 @@ def test_hangup_that_is_ignored_stays_ignored(pipe):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_interrupt_that_is_ignored_ends_it_all_the_same(pipe):
-    # A shell has it ignored in what it starts in the background.
+def test_ignored_interrupt_stops(pipe):
+    # Shells ignore it for background jobs.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         stop = stop_with(pipe[1])
@@ -183,20 +185,20 @@ def test_duration_counts_from_begin(pipe):
         stop.close()
 
 
-def test_wait_ends_at_its_time_without_a_reason(stop):
+def test_wait_ends_at_its_timeout_without_a_reason(stop):
     started = time.monotonic()
     stop.wait(started + 0.03)
     assert time.monotonic() - started < SOON / 2
     assert stop.reason == ""
 
 
-def test_reader_that_goes_away_is_noticed_without_writing(pipe, stop):
+def test_closed_reader_is_noticed_without_writing(pipe, stop):
     os.close(pipe[0])
     stop.wait(time.monotonic() + SOON)
     assert stop.reason == "closed pipe"
 
 
-def test_output_into_a_file_is_no_reason(tmp_path):
+def test_output_to_a_file_does_not_stop(tmp_path):
     with open(tmp_path / "out", "wb") as out:
         stop = stop_with(out.fileno())
         try:
@@ -206,7 +208,7 @@ def test_output_into_a_file_is_no_reason(tmp_path):
             stop.close()
 
 
-def test_wait_ends_when_something_can_be_read(pipe):
+def test_wait_ends_when_a_descriptor_is_readable(pipe):
     reader, writer = os.pipe()
     stop = stop_with(pipe[1])
     try:
@@ -225,17 +227,17 @@ def test_wait_ends_when_something_can_be_read(pipe):
 def test_number_of_events_is_a_limit(pipe):
     stop = stop_with(pipe[1], max_events=3)
     try:
-        assert [stop.room(seen) for seen in (0, 1, 2)] == [3, 2, 1]
+        assert [stop.remaining(seen) for seen in (0, 1, 2)] == [3, 2, 1]
         assert stop.reason == ""
-        assert stop.room(3) == 0
+        assert stop.remaining(3) == 0
         assert stop.reason == "max-events"
-        assert stop.room(4) == 0
+        assert stop.remaining(4) == 0
     finally:
         stop.close()
 
 
-def test_without_a_number_there_is_always_room(stop):
-    assert stop.room(10**9) > 0
+def test_without_a_limit_any_number_remains(stop):
+    assert stop.remaining(10**9) > 0
     assert stop.reason == ""
 
 

@@ -1,4 +1,4 @@
-"""Tables: the increase of each entry since the last interval, gauges as they stand."""
+"""Tables: the increase of each entry since the last interval, and current values of gauges."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from netbpf.declare.columns import Count, Gauge
-from netbpf.declare.record import Record
+from netbpf.declare.record import Record, Row
 from netbpf.declare.table import Table
 from netbpf.run.results import tables
 from netbpf.run.results.tables import TableReader
@@ -79,7 +79,7 @@ def test_only_entries_that_grew_are_rows_of_an_interval(monkeypatch):
     assert one.since_last() == []
 
 
-def test_entry_that_was_made_again_is_all_new(monkeypatch):
+def test_entry_that_was_created_again_is_new(monkeypatch):
     one = reader(monkeypatch)
     one._map.rows = {80: [(30, 0), (4, 0)]}
     one.since_last()
@@ -87,7 +87,7 @@ def test_entry_that_was_made_again_is_all_new(monkeypatch):
     assert one.since_last() == [({"port": 80}, {"calls": 2, "deepest": 0})]
 
 
-def test_entry_that_went_and_came_in_between_is_all_new(monkeypatch):
+def test_entry_that_was_missing_in_one_interval_is_new(monkeypatch):
     one = reader(monkeypatch)
     one._map.rows = {80: [(30, 0), (4, 0)]}
     one.since_last()
@@ -103,7 +103,7 @@ def test_map_that_is_not_per_cpu_has_one_value(monkeypatch):
     assert one.since_last() == [({"port": 80}, {"calls": 3, "deepest": 7})]
 
 
-def test_idle_entries_are_removed_and_what_came_last_is_not_lost(monkeypatch):
+def test_idle_entries_are_removed_and_their_last_values_are_not_lost(monkeypatch):
     one = reader(monkeypatch, forget=True)
     one._map.rows = {80: [(3, 0), (0, 0)], 443: [(1, 0), (0, 0)]}
     assert len(one.since_last()) == 2
@@ -123,7 +123,7 @@ def test_idle_entries_are_removed_and_what_came_last_is_not_lost(monkeypatch):
     assert sorted((k["port"], s["calls"]) for k, s in one.since_last()) == [(80, 1), (443, 1)]
 
 
-def test_idle_entries_stay_as_long_as_their_gauge_is_0(monkeypatch):
+def test_idle_entries_are_kept_while_their_gauge_is_0(monkeypatch):
     one = reader(monkeypatch, Gauges, forget="deepest")
     one._map.rows = {80: [(3, 0), (0, 0)], 443: [(1, 1), (0, 0)]}
     assert len(one.since_last()) == 2
@@ -140,10 +140,29 @@ class Sampled(Record):
     last = Count("the last one", ctype="u32")
 
 
-def test_members_that_are_no_sums_come_from_the_cpu_that_counted_most(monkeypatch):
+def test_samples_are_from_the_cpu_that_counted_most(monkeypatch):
     rows = b"".join(struct.pack("=QI4x", *cpu) for cpu in ((2, 7), (5, 9)))
     monkeypatch.setattr(tables, "possible_cpus", lambda: CPUS)
     monkeypatch.setattr(tables, "Map", lambda *a, **more: None)
     one = TableReader(Table("m", Key, Sampled, Key, lambda groups, settings: []), 5)
     one._map = type("Rows", (), {"items": lambda self: [(struct.pack("=Q", 80), rows)]})()
     assert one.since_last() == [({"port": 80}, {"calls": 7, "last": 9})]
+
+
+def test_rows_are_ordered_limited_and_then_completed():
+    class Shown(Row):
+        """A row."""
+
+        port = Count("port")
+        calls = Count("calls")
+        per_deepest = Count("calls per longest queue")
+
+    def complete(row, settings):
+        return {"per_deepest": row["calls"] // row["deepest"]}
+
+    table = Table("m", Key, Sums, Shown, order="calls", limit="top", complete=complete)
+    entries = [({"port": n}, {"calls": n * 10, "deepest": n}) for n in (1, 3, 2)]
+    rows = table.build(entries, {"top": 2})
+    assert rows == [
+        {"port": 3, "calls": 30, "per_deepest": 10}, {"port": 2, "calls": 20, "per_deepest": 10},
+    ]  # fmt: skip

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from netbpf.tools.tcpnagle import ADVICE, TOOL, StalledRow, stalled_rows
+from netbpf.declare.stalls import ADVICE
+from netbpf.tools.tcpnagle import TOOL, StalledRow
 
+stalled_rows = TOOL.tables[1].build
 EMPTY = {column.name: 0 for column in StalledRow.columns}
 
 

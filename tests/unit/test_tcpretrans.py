@@ -1,10 +1,10 @@
-"""tcpretrans: rows of sessions, and what the kernel counted and showed to no program."""
+"""tcpretrans: rows of sessions, and segments that the kernel counted and no program saw."""
 
 from __future__ import annotations
 
 import pytest
 
-from netbpf.tools.tcpretrans import rows, unseen
+from netbpf.declare.retransmissions import count_unseen, flow_rows
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ from netbpf.tools.tcpretrans import rows, unseen
 def test_what_the_kernel_counted_and_did_not_show(segs, fails, seen, seen_fails, lacking, hidden):
     counters = {"Tcp.RetransSegs": segs, "TcpExt.TCPRetransFail": fails}
     totals = {"segs": 0, "failed": 0, "in_namespace": seen, "failed_there": seen_fails}
-    assert unseen(totals, counters, set(lacking)) == hidden
+    assert count_unseen(totals, counters, set(lacking)) == hidden
 
 
 def test_without_counters_nothing_is_known():
-    assert unseen({"in_namespace": 3, "failed_there": 0}, {}, set()) == 0
+    assert count_unseen({"in_namespace": 3, "failed_there": 0}, {}, set()) == 0
 
 
 def session(port, pid=0, comm=None, **sums):
@@ -41,16 +41,16 @@ def test_connections_between_the_same_ends_are_one_row():
     first = session(1, 7, "one", segs=3, retrans=2, sent=5)
     unowned = session(1, segs=1, retrans=1, sent=2)
     last = session(1, 8, "two", segs=2, retrans=1, sent=1)
-    (row,) = rows([first, last, unowned], {})
+    (row,) = flow_rows([first, last, unowned], {})
     assert (row["pid"], row["comm"], row["retransmits"], row["sent"]) == (8, "two", 6, 8)
     assert row["share"] == 0.5  # what the sockets count, not what was seen here
 
 
 def test_a_request_counts_nothing_that_was_sent():
-    (row,) = rows([session(1, segs=2)], {})
+    (row,) = flow_rows([session(1, segs=2)], {})
     assert (row["retransmits"], row["sent"], row["share"]) == (2, None, None)
 
 
 def test_rows_come_by_retransmissions_then_by_failures():
     groups = [session(1, failed=1), session(2, segs=1), session(3, failed=5), session(4, segs=2)]
-    assert [row["lport"] for row in rows(groups, {})] == [4, 2, 3, 1]
+    assert [row["lport"] for row in flow_rows(groups, {})] == [4, 2, 3, 1]

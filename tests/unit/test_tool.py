@@ -1,4 +1,4 @@
-"""Tool: what a declaration says of options, probes and manual; how tools are found."""
+"""Tool: options, probes and manual of a declaration; the list of tools."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_sections_are_titles_in_capitals():
     }
 
 
-def test_filters_that_are_not_taken_are_refused():
+def test_other_filters_are_unsupported():
     tool = Tool(DOC, probes=(), event=Line, options=(*PROCESS, *NETNS))
     assert names(tool.unsupported_options) == names(SOCKET)
     assert not names(tool.unsupported_options) & names(tool.options)
 
 
-def test_every_common_filter_is_either_honoured_or_refused():
+def test_every_common_filter_is_either_supported_or_not():
     for options in ((), PROCESS, SOCKET, FILTERS):
         tool = Tool(DOC, probes=(), options=options)
         assert names(FILTERS) <= names(tool.options) | names(tool.unsupported_options)
@@ -67,13 +67,13 @@ def test_number_of_events_is_for_tools_with_events():
     assert "max_events" in names(Tool(DOC, probes=()).unsupported_options)
 
 
-def test_own_option_stands_in_for_a_shared_one():
+def test_own_option_replaces_a_shared_one():
     own = Option("--map-entries", help="own", metavar="N", parse=count, default="7")
     found = [o for o in Tool(DOC, probes=(), options=(own,)).options if o.name == "map_entries"]
     assert found == [own]
 
 
-def test_owner_probes_come_with_owners_and_state_is_not_watched_twice():
+def test_owners_adds_owner_probes_and_states_are_not_traced_twice():
     other = Probe("other", RawTracepoint("t"))
     state = Probe("state", RawTracepoint("t"), role=Role.STATE)
     assert Tool(DOC, probes=(other,)).all_probes == (other,)
@@ -99,7 +99,7 @@ def test_tools_are_found_by_listing_the_package():
     assert [tool.name for tool in all_tools()] == tool_names()
 
 
-def test_unknown_tool_is_a_usage_error_that_lists_what_there_is():
+def test_unknown_tool_is_a_usage_error_that_lists_all_tools():
     with pytest.raises(UsageError) as caught:
         find_tool("../evil")
     assert "no tool named '../evil'" in caught.value.message

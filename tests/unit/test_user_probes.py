@@ -1,4 +1,4 @@
-"""Probes in user space: what a link of many places asks of the kernel, and what if it refuses."""
+"""User-space probes: the system call for a link of several offsets, and the fallbacks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from netbpf.binaries.binary import Binary
 from netbpf.binaries.elf import Function
 from netbpf.bpf import attach
-from netbpf.run import places
+from netbpf.run import probe_points
 
 u32, u64 = ctypes.c_uint32, ctypes.c_uint64
 
 
 class LinkCreate(ctypes.Structure):
-    """The part of union bpf_attr that BPF_LINK_CREATE takes for uprobe_multi."""
+    """The part of union bpf_attr that BPF_LINK_CREATE uses for uprobe_multi."""
 
     _fields_ = (
         ("prog_fd", u32), ("target_fd", u32), ("attach_type", u32), ("flags", u32),
@@ -34,7 +34,7 @@ def refused(number: int) -> OSError:
 
 
 @pytest.mark.parametrize("at_return", [False, True])
-def test_link_is_asked_for_as_the_kernel_reads_it(monkeypatch, at_return):
+def test_link_is_created_with_the_attributes_that_the_kernel_expects(monkeypatch, at_return):
     asked = []
 
     def bpf(command, attributes):
@@ -53,7 +53,7 @@ def test_link_is_asked_for_as_the_kernel_reads_it(monkeypatch, at_return):
         assert getattr(made, name) == 0, name
 
 
-def test_place_is_probed_by_an_event_where_there_are_no_such_links(monkeypatch):
+def test_without_links_an_offset_is_probed_by_an_event(monkeypatch):
     def bpf(command, attributes):
         raise refused(errno.EINVAL)
 
@@ -73,7 +73,7 @@ def test_place_is_probed_by_an_event_where_there_are_no_such_links(monkeypatch):
         (errno.EPERM, errno.EBADF, errno.EACCES, True),  # the program of a link takes CAP_BPF
     ],
 )
-def test_probing_is_denied_where_neither_link_nor_event_is_allowed(
+def test_probing_is_denied_if_neither_link_nor_event_is_allowed(
     monkeypatch, load, link, event, denied
 ):
     def load_program(kind, code, attach):
@@ -97,7 +97,7 @@ def test_probing_is_denied_where_neither_link_nor_event_is_allowed(
 
 
 class Kernel:
-    """Links and events in the place of the real ones, each refused where it is in `bad`."""
+    """Fake links and events; those at an offset in `bad` are refused."""
 
     def __init__(self) -> None:
         self.links: list[tuple[int, list[int], bool]] = []
@@ -120,10 +120,10 @@ class Kernel:
 
 
 class WorkerEnd:
-    """What the other end would receive."""
+    """Records what the other end would receive."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.links = 0
         self.waits = 0
 
@@ -131,7 +131,7 @@ class WorkerEnd:
         self.waits += 1
 
     def send(self, message, descriptors=()):
-        self.said += [message["verbose"]] if "verbose" in message else []
+        self.messages += [message["verbose"]] if "verbose" in message else []
         self.links += len(descriptors)
 
 
@@ -148,16 +148,16 @@ TARGETS = {
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """The pretended kernel."""
+    """The fake kernel."""
     kernel = Kernel()
-    monkeypatch.setattr(places, "attach_places", kernel.attach_places)
-    monkeypatch.setattr(places, "attach_user", kernel.attach_user)
+    monkeypatch.setattr(probe_points, "attach_places", kernel.attach_places)
+    monkeypatch.setattr(probe_points, "attach_user", kernel.attach_user)
     return kernel
 
 
 @pytest.fixture
 def libc(tmp_path):
-    """A libc of three functions; the returns of one are known."""
+    """A libc with three functions; the returns of one are known."""
     path = tmp_path / "libc.so.6"
     path.write_bytes(b"")
     found = path.stat()
@@ -171,16 +171,16 @@ def libc(tmp_path):
 
 
 def attach_all(libc: Binary) -> tuple[str, WorkerEnd]:
-    desk, before = WorkerEnd(), len(os.listdir("/proc/self/fd"))
-    words = places.attach_all(desk, TARGETS, libc, libc.paths[0])
+    worker, before = WorkerEnd(), len(os.listdir("/proc/self/fd"))
+    text = probe_points.attach_all(worker, TARGETS, libc, libc.paths[0])
     assert len(os.listdir("/proc/self/fd")) == before
-    return words, desk
+    return text, worker
 
 
 def test_file_has_one_link_for_each_program(kernel, libc):
-    words, desk = attach_all(libc)
-    assert not words and not kernel.single
-    # The returns first: a call whose entry alone is seen would wait for ever.
+    text, worker = attach_all(libc)
+    assert not text and not kernel.single
+    # Returns first: a call of which only the entry is seen would be pending for ever.
     assert kernel.links == [
         (3, [110, 120, 130], False),
         (1, [100], False),
@@ -188,25 +188,25 @@ def test_file_has_one_link_for_each_program(kernel, libc):
         (2, [200], False),
         (5, [300], False),
     ]
-    assert desk.links == 5
-    assert [line.split()[0] for line in desk.said] == ["gethostbyname()", "gethostbyaddr()"]
+    assert worker.links == 5
+    assert [line.split()[0] for line in worker.messages] == ["gethostbyname()", "gethostbyaddr()"]
 
 
-def test_place_that_is_refused_is_named_and_the_others_are_probed(kernel, libc):
+def test_refused_offset_is_named_and_the_others_are_probed(kernel, libc):
     kernel.bad = {120, 300}
-    words, desk = attach_all(libc)
+    text, worker = attach_all(libc)
     names = "getaddrinfo RET, gethostbyaddr(), gethostbyaddr"
-    assert words == f"cannot be probed at {names}: Invalid argument"
+    assert text == f"cannot be probed at {names}: Invalid argument"
     assert kernel.links == [(1, [100], False), (2, [200], False)]
     assert kernel.single == [(3, 110, False), (3, 130, False), (4, 200, True)]
-    assert desk.links == 5
-    assert [line.split()[0] for line in desk.said] == ["gethostbyname()"]
+    assert worker.links == 5
+    assert [line.split()[0] for line in worker.messages] == ["gethostbyname()"]
 
 
-def test_each_place_is_probed_by_itself_where_there_are_no_such_links(kernel, libc):
+def test_without_links_each_offset_is_probed_separately(kernel, libc):
     kernel.takes_links = False
-    words, desk = attach_all(libc)
-    assert not words and not kernel.links
+    text, worker = attach_all(libc)
+    assert not text and not kernel.links
     assert [offset for _, offset, _ in kernel.single] == [110, 120, 130, 100, 200, 300, 200, 300]
-    assert desk.links == 8
-    assert desk.waits >= 8  # each may have to wait until another tool's probe is gone
+    assert worker.links == 8
+    assert worker.waits >= 8  # each may have to wait until another tool's probe is gone

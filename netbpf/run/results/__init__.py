@@ -1,1 +1,1 @@
-"""What a run shows: events, distributions, tables."""
+"""The results of a run: events, distributions, tables."""

@@ -1,4 +1,4 @@
-"""Aggregations: rows per interval from the events of a tool."""
+"""Aggregate the events of a tool to rows per interval."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from netbpf.declare.aggregation import Aggregation, Number
+from netbpf.declare.keys import Key
 from netbpf.kernel.clock import kernel_ns
 
 
 class Aggregator:
-    """Sorts events into rows; each read returns the rows of an interval and starts the next one.
+    """Aggregates events by key; each read returns the rows of an interval and starts the next one.
 
-    At most --map-entries rows are kept apart in an interval; further events are in a row whose key
-    is null, and `crowded` is true.
+    An interval has at most --map-entries keys. Events with further keys go to a row whose key is
+    null, and `crowded` is set.
     """
 
     def __init__(self, declared: Aggregation, settings: Mapping[str, Any]) -> None:
-        """Take the declaration."""
+        """Aggregate as `declared`."""
         self._declared = declared
         self._settings = settings
-        self._most = settings["map_entries"]
+        self._max_rows = settings["map_entries"]
+        by: tuple[Key, ...] = settings.get("by") or ()
+        self._keys = by or tuple(map(Key, declared.key))
+        self._null = dict.fromkeys(declared.keys) if by else {}
+        self._aggregates = {
+            name: one for name, one in declared.aggregates.items() if name not in self._null
+        }
+        self._order = settings.get("sort") or declared.order
         self._distinct: dict[tuple[object, ...], Number] = {
-            aggregate.key: aggregate for aggregate in declared.aggregates.values()
+            aggregate.key: aggregate for aggregate in self._aggregates.values()
         }
         self._rows: dict[tuple[Any, ...], dict[tuple[object, ...], Any]] = {}
         self.crowded = False
 
     def add(self, values: Mapping[str, Any], ended: bool) -> None:
-        """Take an event; `ended` is false if what it shows still goes on."""
-        key = tuple(values[name] for name in self._declared.key)
-        if key not in self._rows and len(self._rows) >= self._most:
+        """Add an event; `ended` is false for one that is still open at the end of the interval."""
+        key = tuple(one.value(values) for one in self._keys)
+        if key not in self._rows and len(self._rows) >= self._max_rows:
             self.crowded = True
             key = (None,) * len(key)
         if key not in self._rows:
@@ -41,15 +49,17 @@ class Aggregator:
                 aggregate.add(states[which], values)
 
     def since_last(self) -> tuple[int, list[dict[str, Any]]]:
-        """Return the monotonic time in ns, and the rows of the interval that ends now."""
+        """Return the monotonic time in ns, and the rows of the interval that ends now, sorted."""
         taken, self._rows = self._rows, {}
-        declared = self._declared
+        names = [key.name for key in self._keys]
         rows = [
             {
-                **dict(zip(declared.key, key)),
-                **{name: one.result(states[one.key]) for name, one in declared.aggregates.items()},
+                **self._null,
+                **dict(zip(names, key)),
+                **{name: one.result(states[one.key]) for name, one in self._aggregates.items()},
             }
             for key, states in taken.items()
         ]
-        kept = [row for row in rows if declared.having(row, self._settings)]
-        return kernel_ns(), sorted(kept, key=lambda row: -row[declared.order])
+        kept = [row for row in rows if self._declared.having(row, self._settings)]
+        kept.sort(key=lambda row: -(row[self._order] or 0))
+        return kernel_ns(), kept[: self._settings.get("top") or None]

@@ -1,99 +1,109 @@
-"""What a shape of a tool's result is to the runner."""
+"""The interface of a tool's result to the runner."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from netbpf.declare.columns import Column
+from netbpf.declare.keys import Key
+from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.output.writers import Writer
 from netbpf.run.stop import Stop
 
 
 class Result:
-    """What the runner needs to know of a result.
+    """A result of a tool: events, distributions or a table.
 
-    `columns` are what is written, `seen` counts it in `unit`, `strange` counts records that could
-    not be read, `notes` are remarks for the summary. `heading` tells whether text begins with the
-    names of the columns, before there is anything to show.
+    `columns` are those written, `seen` is the number of rows in `unit`, `notes` and `fields` are
+    added to the summary. With `heading`, text output begins with the column names, before there is
+    anything to show.
 
-    Where a tool has several, `title` names what this one writes ("" if nothing), `beside` what CSV
-    leaves out of it; `asked` is true if an option asks for it, `main` if it is declared to be the
-    main one.
+    For tools with several results: `title` describes the rows ("" for none), `not_in_csv` lists
+    parts of the result that CSV omits. `requested`: an option asks for this result. `main`: it is
+    declared as the main one.
     """
 
     unit = "events"
     heading = False
     title = ""
-    beside: tuple[str, ...] = ()
-    asked = False
+    not_in_csv: tuple[str, ...] = ()
+    requested = False
     main = False
     columns: tuple[Column, ...] = ()
 
     def __init__(self) -> None:
         self.seen = 0
         self.notes: list[str] = []
-        self.more: dict[str, Any] = {}
-        self.namespaces: set[int] = set()  # network namespaces of what was shown
+        self.fields: dict[str, Any] = {}
+        self.namespaces: set[int] = set()  # network namespaces of the rows
 
     @property
-    def strange(self) -> int:
-        """How many records could not be read."""
+    def invalid_records(self) -> int:
+        """The number of records that did not match the declaration."""
         return 0
 
     @property
     def lost(self) -> dict[str, int]:
-        """What else was lost, by causes of this shape's own."""
+        """{cause: number} of losses that only this result has."""
         return {}
 
     @property
     def empty(self) -> bool:
-        """Has nothing been shown, not even what is open or pending at the end?"""
-        return not any((self.seen, self.more.get("open"), self.more.get("pending")))
+        """Whether nothing was shown, not even something open or pending at the end."""
+        return not any((self.seen, self.fields.get("open"), self.fields.get("pending")))
 
     def note(self, text: str) -> None:
-        """Remember a remark for the summary."""
+        """Add a note to the summary."""
         self.notes.append(text)
 
     def begin(self, stop: Stop, writer: Writer) -> None:
-        """Get ready: probes are attached, nothing has been written."""
+        """Prepare: probes are attached, nothing has been written."""
         self.stop, self.writer = stop, writer
 
     def next_due(self) -> float:
-        """Return the monotonic time at which read() wants to be called anyway."""
+        """Return the monotonic time at which read() must be called even without new data."""
         return float("inf")
 
     def read(self) -> bool:
-        """Write what has come; tell whether there was anything."""
+        """Write new events; return whether there were any."""
         return False
 
     def collect(self, final: bool) -> None:
-        """Take from the kernel what belongs to the interval that ends now."""
+        """Read the data of the interval that ends now from the kernel."""
 
     def close_interval(self, final: bool) -> None:
-        """Write what collect() took."""
+        """Write what collect() has read."""
 
     def drain(self) -> None:
-        """Write what came before the end and was on its way; probes are detached."""
+        """Write the remaining events from before the end; probes are detached."""
 
     @property
     def waiting(self) -> int:
-        """How many events wait to be read."""
+        """The number of events that are not read yet."""
         return 0
 
     @property
     def unread(self) -> int:
-        """How many events of the time before the end were not read."""
+        """The number of events from before the end that were not read."""
         return 0
 
     @property
     def after_end(self) -> int:
-        """How many events came after the end."""
+        """The number of events after the end."""
         return 0
 
     def progress(self) -> dict[str, Any]:
-        """Return fields to add to a report while the tool runs."""
+        """Return fields to add to a progress report."""
         return {}
 
     def summary(self) -> dict[str, Any]:
         """Return fields to add to the summary."""
-        return self.more
+        return self.fields
+
+
+def with_container(values: dict[str, Any], by: Sequence[Key]) -> dict[str, Any]:
+    """Add the container of an event's cgroup, if it is a key."""
+    if any(key.name == "container" for key in by) and "container" not in values:
+        values["container"] = container_of(path_of(values["cgroup"])) or None
+    return values

@@ -1,4 +1,4 @@
-"""The shape of a tool's result: which of its declared shapes its options ask for."""
+"""Make the result that a tool declares and its options ask for."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from netbpf.run.stop import Stop
 
 
 class Results(Result):
-    """Several shapes of one tool, one after the other; `chosen` is the one whose rows CSV has."""
+    """Several results of one tool in order; CSV has the rows of `parts[csv_part]`."""
 
-    def __init__(self, parts: Sequence[Result], chosen: int = 0) -> None:
+    def __init__(self, parts: Sequence[Result], csv_part: int = 0) -> None:
         super().__init__()
         self.parts = tuple(parts)
         for part in parts:
             part.namespaces = self.namespaces
         self.unit = parts[0].unit
-        self.chosen = chosen
-        self.columns = parts[chosen].columns
+        self.csv_part = csv_part
+        self.columns = parts[csv_part].columns
 
     @property
-    def strange(self) -> int:
-        """Records of all parts that could not be read."""
-        return sum(part.strange for part in self.parts)
+    def invalid_records(self) -> int:
+        """The number of invalid records of all parts."""
+        return sum(part.invalid_records for part in self.parts)
 
     @property
     def lost(self) -> dict[str, int]:
-        """What all parts lost."""
+        """The losses of all parts."""
         return {cause: number for part in self.parts for cause, number in part.lost.items()}
 
     @property
     def empty(self) -> bool:
-        """Has no part shown anything?"""
+        """Whether no part has shown anything."""
         return all(part.empty for part in self.parts)
 
     @property
     def heading(self) -> bool:  # type: ignore[override]
-        """What the first part says."""
+        """Whether the first part has a heading."""
         return self.parts[0].heading
 
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Begin all parts; each writes its own columns."""
         for index, part in enumerate(self.parts):
-            part.begin(stop, writer if index == self.chosen else writer.sibling(part.columns))
+            part.begin(stop, writer if index == self.csv_part else writer.sibling(part.columns))
 
     def next_due(self) -> float:
-        """Return the earliest."""
+        """Return the earliest time of all parts."""
         return min(part.next_due() for part in self.parts)
 
     def read(self) -> bool:
@@ -69,21 +69,21 @@ class Results(Result):
 
     @property
     def waiting(self) -> int:
-        """What all parts have to read."""
+        """The number of unread events of all parts."""
         return sum(part.waiting for part in self.parts)
 
     @property
     def unread(self) -> int:
-        """What all parts did not read."""
+        """The number of events before the end that no part has read."""
         return sum(part.unread for part in self.parts)
 
     @property
     def after_end(self) -> int:
-        """What came after the end, in all parts."""
+        """The number of events after the end, of all parts."""
         return sum(part.after_end for part in self.parts)
 
     def progress(self) -> dict[str, Any]:
-        """Return what all parts add."""
+        """Return the fields of all parts."""
         self.seen = self.parts[0].seen
         return {name: value for part in self.parts for name, value in part.progress().items()}
 
@@ -98,46 +98,50 @@ class Results(Result):
             part.drain()
 
     def summary(self) -> dict[str, Any]:
-        """Return everything that the parts add, and their notes."""
+        """Return the fields of all parts, and collect their notes."""
         self.seen = self.parts[0].seen
         for part in self.parts:
-            self.more.update(part.summary())
+            self.fields.update(part.summary())
             self.notes += part.notes
-        return self.more
+        return self.fields
 
 
 def main_part(parts: Sequence[Result]) -> int:
-    """Return the index of the shape that a CSV file holds: a file has one kind of rows.
+    """Return the index of the result that CSV output has, as a file has one kind of rows.
 
-    It is the one that an option asks for, else the one that is declared to be the main one.
+    It is the one that an option asks for, else the one declared as the main one.
     """
-    asked = [index for index, part in enumerate(parts) if part.asked]
-    return next(iter([*asked, *(index for index, part in enumerate(parts) if part.main)]), 0)
+    requested = [index for index, part in enumerate(parts) if part.requested]
+    return next(iter([*requested, *(index for index, part in enumerate(parts) if part.main)]), 0)
 
 
-def left_out_of_csv(shape: Result) -> str:
-    """Return in words what a run shows elsewhere and a CSV file of it has not, "" if nothing."""
-    parts = shape.parts if isinstance(shape, Results) else (shape,)
-    main = shape.chosen if isinstance(shape, Results) else 0
+def left_out_of_csv(result: Result) -> str:
+    """Return a message about what CSV omits and other formats show, "" if nothing."""
+    parts = result.parts if isinstance(result, Results) else (result,)
+    main = result.csv_part if isinstance(result, Results) else 0
     titles = [part.title for index, part in enumerate(parts) if index != main and part.title]
-    titles += [also for part in parts for also in part.beside]
+    titles += [title for part in parts for title in part.not_in_csv]
     if not titles:
         return ""
-    return f"CSV has only {parts[main].title}; --json shows {' and '.join(titles)} as well"
+    return f"CSV has only {parts[main].title}; --json also shows {' and '.join(titles)}"
 
 
 def make_result(
     tool: Tool, settings: Mapping[str, Any], attached: Attached, clock: Clock
 ) -> Result:
-    """Return the shape that `tool` declares, or all of its shapes as one."""
+    """Return the result that `tool` declares, or all of its results as one."""
     parts: list[Result] = []
     counted = tool.histogram if tool.histogram and tool.histogram.of else None
     if tool.event and tool.has_events(settings):
         context = (tool, tool.event, settings, attached, clock)
+        measured, rows = settings.get("histogram"), tool.aggregation
         if counted and settings.get(counted.option):
             parts.append(DistributionResult(counted, *context))
-        elif tool.aggregation and settings.get(tool.aggregation.option):
-            parts.append(AggregateResult(tool.aggregation, *context))
+        elif measured and rows:
+            distribution = rows.distribution(measured, settings.get("by") or ())
+            parts.append(DistributionResult(distribution, *context))
+        elif rows and settings.get(rows.option):
+            parts.append(AggregateResult(rows, *context))
         else:
             parts.append(EventResult(*context))
     histogram = tool.histogram_of(settings)

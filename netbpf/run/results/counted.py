@@ -1,4 +1,4 @@
-"""Results counted from events while they are read: distributions and aggregations."""
+"""Results computed from events in user space: distributions and aggregations."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ from typing import Any
 
 from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.shown import bucket_columns, sorted_rows
+from netbpf.declare.keys import key_columns
+from netbpf.declare.shown import bucket_columns
 from netbpf.kernel.clock import kernel_ns
 from netbpf.run.results.aggregates import Aggregator
+from netbpf.run.results.base import with_container
 from netbpf.run.results.events import EventResult
 from netbpf.run.results.histograms import HistogramCounter
 
 
 class DistributionResult(EventResult):
-    """Distributions of a column of the events, counted while they are read."""
+    """Distributions of a column of the events."""
 
     unit = "values"
     heading = False
 
-    def __init__(self, declared: Histogram, *more: Any) -> None:
-        super().__init__(*more)
+    def __init__(self, declared: Histogram, *context: Any) -> None:
+        super().__init__(*context)
         self.declared = declared
-        self.columns = (*declared.key.columns, *bucket_columns())
-        self.counter = HistogramCounter(declared, self.settings["map_entries"])
+        by = self.settings.get("by")
+        keys = key_columns(by, self.event.columns) if by else declared.key.columns
+        self.columns = (*keys, *bucket_columns())
+        self.counter = HistogramCounter(declared, self.settings["map_entries"], by)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.counter.add(values)
+        self.counter.add(with_container(values, self.settings.get("by") or ()))
 
     def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
         pass
 
     def close_interval(self, final: bool) -> None:
-        """Write the distributions of the interval; those of the last one come with drain()."""
+        """Write the distributions of the interval; drain() writes those of the last one."""
         if self.pending:
-            self._look_at_pending()
-        self._read_to(self._mark)
+            self._read_pending()
+        self._read_to(self._end_position)
         if not final:
             self._write_histograms()
 
@@ -43,13 +47,15 @@ class DistributionResult(EventResult):
         """Write the last distributions."""
         super().drain()
         self._write_histograms()
-        if self.more.get("pending"):
-            self.note(f"{self.more['pending']} had not ended and are not counted")
-        if self.more.get("abandoned"):
-            number = self.more["abandoned"]
-            self.note(f"{number} never returned: they count with the time until they were left")
+        if self.fields.get("pending"):
+            self.note(f"{self.fields['pending']} were pending at the end and are not counted")
+        if self.fields.get("abandoned"):
+            number = self.fields["abandoned"]
+            self.note(
+                f"{number} never returned: they count with the time until they were abandoned"
+            )
         if self.counter.crowded:
-            self.note("the key null holds what found no room among --map-entries keys")
+            self.note("the key null holds values of keys beyond --map-entries")
 
     def _write_histograms(self) -> None:
         now = kernel_ns()
@@ -58,24 +64,29 @@ class DistributionResult(EventResult):
 
 
 class AggregateResult(EventResult):
-    """Rows made of the events while they are read."""
+    """Rows aggregated from the events."""
 
     heading = False
 
-    def __init__(self, declared: Aggregation, *more: Any) -> None:
-        super().__init__(*more)
-        self.columns = declared.row.columns
+    def __init__(self, declared: Aggregation, *context: Any) -> None:
+        super().__init__(*context)
+        by = self.settings.get("by") or ()
+        self.columns = tuple(declared.columns(by))
+        self._by = by
         self._intervals = 0
         self.reader = Aggregator(declared, self.settings)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, True)
+        self.reader.add(with_container(values, self._by), True)
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, False)
+        self.reader.add(with_container(values, self._by), False)
+
+    def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
+        self._show_open(ns, values)
 
     def close_interval(self, final: bool) -> None:
-        """Write the rows of the interval; those of the last one come with drain()."""
+        """Write the rows of the interval; drain() writes those of the last one."""
         super().close_interval(final)
         if not final:
             self._write_rows()
@@ -85,11 +96,11 @@ class AggregateResult(EventResult):
         super().drain()
         self._write_rows()
         if self.reader.crowded:
-            self.note("the row without a key holds what found no room among --map-entries rows")
+            self.note("the row without a key holds events of keys beyond --map-entries")
 
     def _write_rows(self) -> None:
         now, rows = self.reader.since_last()
         if self._intervals:
             self.writer.new_table()
         self._intervals += 1
-        self.writer.rows(now, sorted_rows(rows, self.settings.get("sort") or ""))
+        self.writer.rows(now, rows)

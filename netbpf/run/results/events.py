@@ -1,4 +1,4 @@
-"""Results made of events: a line each."""
+"""Events, one line each."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from netbpf.run.results.pending import Pending
 from netbpf.run.snapshot import read_records, run_iterators
 from netbpf.run.stop import Stop
 
-_REFRESH_SECONDS = 1.0  # between two looks at all processes' sockets
-_PENDING_SECONDS = 10.0  # between two looks at what has not ended
-_BATCH = 1024  # records: some 20 ms of work, after which signals and other descriptors have a turn
-_FEW = 2000  # records that are written after the stop however slow the machine is
-_MOST_LOOKED_AT = 1 << 18  # records that are counted one by one at the end
-_STRAGGLERS = 256  # records behind the mark that may have begun before it
+_REFRESH_SECONDS = 1.0  # between two snapshots of all processes' sockets
+_PENDING_SECONDS = 10.0  # between two searches for abandoned calls
+_BATCH = 1024  # records: about 20 ms, after which signals and other descriptors are served
+_FEW = 2000  # records that are written after the stop on any machine, however slow
+_MAX_DECODED = 1 << 18  # unread records that are counted one by one at the end
+_STRAGGLERS = 256  # records after the end position whose programs may have run before the end
 
 
 class EventResult(Result):
@@ -47,7 +47,7 @@ class EventResult(Result):
         clock: Clock,
     ) -> None:
         super().__init__()
-        self.title, self.asked = "the events", bool(tool.event_option)
+        self.title, self.requested = "the events", bool(tool.event_option)
         self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
         self.columns = event.columns
         self.event = event
@@ -55,14 +55,16 @@ class EventResult(Result):
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
         self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
-        self._held = Held(event, self._late) if issubclass(event, AmendedEvent) else None
-        self._until = (1 << 64) - 1
-        self._mark = self._late_events = self._read_late = 0
+        self._delayed = (
+            Held(event, self._late_amendments) if issubclass(event, AmendedEvent) else None
+        )
+        self._end = (1 << 64) - 1
+        self._end_position = self._late_events = self._read_after_stop = 0
         self._open: list[tuple[Any, ...]] = []
         self._enrich = tool.enrich
         self._unowned, self._refreshed = False, 0.0
-        # A column that the probes in use cannot tell holds zeros.
-        self._lost = {c.name: None for c in event.columns if c.name in attached.missing}
+        # A column that the probes in use cannot fill holds zeros in C.
+        self._missing = {c.name: None for c in event.columns if c.name in attached.missing}
         self._containers = [c.name for c in event.columns if isinstance(c, Container)]
         self.pending: Optional[Pending] = None
         if tool.pending:
@@ -70,24 +72,24 @@ class EventResult(Result):
             self.pending = Pending(event, attached.loaded.maps[name], age, attached)
         self._waiting: dict[bytes, tuple[Any, ...]] = {}
         self._written = False
-        self._stopped = 0
+        self._pending_ns = 0
 
     @property
-    def strange(self) -> int:
-        """Records of the ring buffer that were not what was declared."""
+    def invalid_records(self) -> int:
+        """The number of records of the ring buffer that do not match the declaration."""
         return self.ring.invalid
 
     def begin(self, stop: Stop, writer: Writer) -> None:
-        """Watch the ring."""
+        """Watch the ring buffer."""
         super().begin(stop, writer)
         stop.watch(self.ring.fd, data=True)
         self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
 
     def next_due(self) -> float:
-        """Return when to look at what has not ended, or to write an event that is held back."""
+        """Return when to search for abandoned calls, or to write a delayed event."""
         if self.stop.blocked:
             return float("inf")
-        return min(self._due, self._held.due if self._held else self._due)
+        return min(self._due, self._delayed.due if self._delayed else self._due)
 
     def read(self) -> bool:
         """Write the events of one batch; return whether any were read or written."""
@@ -95,15 +97,15 @@ class EventResult(Result):
             return False
         if time.monotonic() >= self._due:
             self._due += _PENDING_SECONDS
-            self._write_gone()
+            self._write_abandoned()
         return self._read_batch(_BATCH)
 
     def _read_batch(self, limit: int) -> bool:
         rows = [row[1:] for row in self.ring.take(limit)]
-        if self._held:
+        if self._delayed:
             now = time.monotonic()
-            self._held.add(rows, now)
-            self._write_all(self._held.release(now))
+            self._delayed.add(rows, now)
+            self._write_all(self._delayed.release(now))
         else:
             self._write_all(rows)
         if self._unowned:
@@ -111,68 +113,69 @@ class EventResult(Result):
         written, self._written = self._written, False
         return bool(rows) or written
 
-    def _late(self) -> dict[int, int]:
-        """Return {key: value} of the amendments that found no room in the ring, once each."""
+    def _late_amendments(self) -> dict[int, int]:
+        """Return {key: value} of the amendments that did not fit into the ring, once each."""
         late = Map.from_fd(self.attached.loaded.maps["late"])
-        found = dict(late.items())
-        for key in found:
+        amendments = dict(late.items())
+        for key in amendments:
             late.delete(key)
-        return {int.from_bytes(key, sys.byteorder): value[0] for key, value in found.items()}
+        return {int.from_bytes(key, sys.byteorder): v[0] for key, v in amendments.items()}
 
     def _refresh_owners(self) -> None:
-        # Sockets created without a traced call: their owner is known from the next packet on.
+        # Sockets created without a traced call: the next packet has the owner.
         self._unowned, now = False, time.monotonic()
         if now - self._refreshed > _REFRESH_SECONDS:
             self._refreshed = now
-            run_iterators(self.attached.with_role(Role.STALE))  # they may take the room
+            run_iterators(self.attached.with_role(Role.STALE))  # stale entries may fill the map
             run_iterators(self.attached.with_role(Role.SNAPSHOT))
 
     def _read_to(self, position: int) -> None:
-        """Write the records before a position of the ring, as long as there is time and room."""
-        while self.ring.done < position and self.stop.may_write(self._read_late < _FEW):
+        """Write the records before a position of the ring, while time and output allow."""
+        while self.ring.done < position and self.stop.may_write(self._read_after_stop < _FEW):
             before = self.ring.done
             self._read_batch(min(self.ring.count(before, position), _BATCH))
             if self.stop.reason:
-                self._read_late += self.ring.count(before, self.ring.done)
+                self._read_after_stop += self.ring.count(before, self.ring.done)
             if self.ring.done == before:  # a program is writing that record
                 if not self.stop.reason:
                     break
                 time.sleep(0.001)
-        if self._held:
-            self._write_all(self._held.release())
+        if self._delayed:
+            self._write_all(self._delayed.release())
 
     @property
     def waiting(self) -> int:
-        """How many records wait in the ring."""
+        """The number of records in the ring."""
         return self.ring.count(self.ring.done, self.ring.written)
 
     @property
     def unread(self) -> int:
-        """How many events of the time before the end are still in the ring."""
-        count, wanted = self.ring.count(self.ring.done, self._mark), self.stop.room(self.seen)
-        if not min(count, wanted) or count > _MOST_LOOKED_AT:
+        """The number of events in the ring from before the end, at most as many as are wanted."""
+        count = self.ring.count(self.ring.done, self._end_position)
+        wanted = self.stop.remaining(self.seen)
+        if not min(count, wanted) or count > _MAX_DECODED:
             return min(count, wanted)
-        # To the event: one whose program ran before the end may stand behind the mark.
+        # Exact: an event whose program ran before the end may be after the end position.
         rows = [row[1:] for row in self.ring.peek(count + _STRAGGLERS)]
         amends = issubclass(self.event, AmendedEvent)
         key = [column.name for column in self.event.members].index("key") if amends else 0
-        rows = [row for row in rows if row[self._time] <= self._until]
+        rows = [row for row in rows if row[self._time] <= self._end]
         return min(sum(not (amends and row[key] & AMENDMENT) for row in rows), wanted)
 
     @property
     def after_end(self) -> int:
-        """How many events came after the end."""
+        """The number of events after the end."""
         return self._late_events + self.ring.count(
-            max(self.ring.done, self._mark), self.ring.written
+            max(self.ring.done, self._end_position), self.ring.written
         )
 
     def drain(self) -> None:
-        """Write what came before the end and is left in the ring, then what has not ended."""
+        """Write the remaining events from before the end, then those that have not ended."""
         self._read_to(self.ring.written)
         if self.pending:
-            # User-space probes are detached in the background: what ended just now was just read.
-            still = self.pending.waiting()
-            self._show_pending({k: raw for k, raw in self._waiting.items() if k in still})
+            # User-space probes are detached in the background: some may have ended, and were read.
+            pending = self.pending.waiting()
+            self._show_pending({k: raw for k, raw in self._waiting.items() if k in pending})
 
     def _write_all(self, rows: Iterable[Sequence[Any]]) -> None:
         for row in rows:
@@ -180,25 +183,25 @@ class EventResult(Result):
                 self._write(event)
 
     def _write(self, raw: Sequence[Any]) -> None:
-        if raw[self._time] > self._until:
+        if raw[self._time] > self._end:
             self._late_events += 1
             return
-        if not self.stop.room(self.seen):
+        if not self.stop.remaining(self.seen):
             return
         values = self._values(raw)
         if values is None:
             return
         self.namespaces.add(values.get("netns") or 0)
         self._show(raw[self._time], values)
-        self._written = True  # it may have waited for a moment in which nothing else comes
+        self._written = True  # a delayed event is written although no record was read
         self.seen += 1
-        self.stop.room(self.seen)
+        self.stop.remaining(self.seen)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
         self.writer.event(ns, values)
 
     def _values(self, raw: Sequence[Any]) -> Optional[dict[str, Any]]:
-        values: dict[str, Any] = {**self._decode(raw), **self._lost}
+        values: dict[str, Any] = {**self._decode(raw), **self._missing}
         for name in self._containers:
             values[name] = container_of(path_of(values[name])) or None
         if self.tool.refresh_owners and values["owner"] == "unknown":
@@ -206,46 +209,48 @@ class EventResult(Result):
         return self._enrich(values, self.settings) if self._enrich else values
 
     def collect(self, final: bool) -> None:
-        """Read what is open, and mark in the ring where the interval ends."""
+        """Read the open events, and note the position in the ring at which the interval ends."""
         if self.attached.with_role(Role.OPEN):
             self._open = self._open_now()
         if final and not self.pending:
-            # Probes are detached one after the other: what comes meanwhile is seen by half of them.
-            self._until = kernel_ns()
-        self._mark = self.ring.written
+            # Detaching is not atomic: ignore events that only some probes could see.
+            self._end = kernel_ns()
+        self._end_position = self.ring.written
 
     def close_interval(self, final: bool) -> None:
-        """Write what has not ended: the map of pending events, what those iterators saw."""
+        """Write the events of the interval, and those that have not ended (pending or open)."""
         if self.pending:
-            self._look_at_pending()
+            self._read_pending()
             if not final:
                 self._show_pending(self._waiting)
-        self._read_to(self._mark)  # a table that follows stands behind the events of its time
+        self._read_to(self._end_position)  # before a table of the same interval
         if self.attached.with_role(Role.OPEN):
             self._list_open()
 
-    def _look_at_pending(self) -> None:
+    def _read_pending(self) -> None:
         assert self.pending
-        self._write_gone()
-        self._stopped = kernel_ns()
+        self._write_abandoned()
+        self._pending_ns = kernel_ns()
         self._waiting = self.pending.waiting()
 
-    def _write_gone(self) -> None:
+    def _write_abandoned(self) -> None:
         assert self.pending
         self._read_to(self.ring.written)
-        for raw in self.pending.gone(kernel_ns()):
+        for raw in self.pending.remove_abandoned(kernel_ns()):
             self._write(raw)
 
     def _show_pending(self, waiting: Mapping[bytes, tuple[Any, ...]]) -> None:
-        """Write what waited at the last look, the oldest first."""
+        """Write the pending events `waiting`, the oldest first."""
         assert self.pending and self.tool.pending
         age = self.tool.pending[1]
-        found = (self._values(self.pending.aged(raw, self._stopped)) for raw in waiting.values())
-        rows = sorted((row for row in found if row), key=lambda row: -row[age])
+        values = (
+            self._values(self.pending.aged(raw, self._pending_ns)) for raw in waiting.values()
+        )
+        rows = sorted((row for row in values if row), key=lambda row: -row[age])
         for row in rows:
-            self._show_waiting(self._stopped, row)
-        self.more["pending"] = len(rows)
-        self.more["abandoned"] = self.pending.abandoned
+            self._show_waiting(self._pending_ns, row)
+        self.fields["pending"] = len(rows)
+        self.fields["abandoned"] = self.pending.abandoned
 
     def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
         self.writer.event(ns, values, "interval")
@@ -263,7 +268,7 @@ class EventResult(Result):
             if key(values) not in seen:
                 seen.add(key(values))
                 self._show_open(raw[self._time], values)
-        self.more["open"] = len(seen)
+        self.fields["open"] = len(seen)
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
         self.writer.event(ns, values, "interval")

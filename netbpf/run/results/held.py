@@ -1,4 +1,4 @@
-"""Events that are held back for a moment, as a second record may still amend them."""
+"""Delay events for a moment, as a second record may amend them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ AMENDMENT = 1
 
 
 class Held:
-    """Keeps events in order, and each that has a key for 20 ms; see AmendedEvent."""
+    """A queue of events in order; one with a key is delayed by 20 ms. See AmendedEvent."""
 
     def __init__(
         self, event: type[AmendedEvent], late: Callable[[], Mapping[int, int]] = dict
     ) -> None:
-        """Take the declaration, and what returns {key: value} of new amendments elsewhere."""
+        """Queue events of `event`; `late` returns {key: value} of amendments from elsewhere."""
         self._late = late
         names = [column.name for column in event.members]
         self._key, self._value = names.index("key"), names.index(event.amended)
@@ -28,11 +28,11 @@ class Held:
 
     @property
     def due(self) -> float:
-        """The monotonic time in seconds at which the first one is to be released."""
+        """The monotonic time in seconds at which the first event is due."""
         return self._queue[0][0] if self._queue else float("inf")
 
     def add(self, rows: Iterable[tuple[Any, ...]], now: float) -> None:
-        """Take unpacked records at the monotonic time `now`; amendments change what is held."""
+        """Add unpacked records at the monotonic time `now`; an amendment changes its event."""
         for row in rows:
             key = row[self._key]
             if key & AMENDMENT:
@@ -45,8 +45,8 @@ class Held:
             self._queue.append((now + _SECONDS if key else now, event))
 
     def release(self, now: float = float("inf")) -> list[list[Any]]:
-        """Return the events that are settled at the monotonic time `now`, or all."""
-        settled = []
+        """Return the events that are due at the monotonic time `now`, or all."""
+        due = []
         if self._latest and self._queue[0][0] <= now:
             self._elsewhere.update(self._late())
         while self._queue and self._queue[0][0] <= now:
@@ -54,5 +54,5 @@ class Held:
             if self._latest.get(event[self._key]) is event:
                 del self._latest[event[self._key]]
                 event[self._value] = self._elsewhere.pop(event[self._key], event[self._value])
-            settled.append(event)
-        return settled
+            due.append(event)
+        return due

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 from netbpf.bpf.maps import Map, possible_cpus
 from netbpf.declare.histogram import SLOTS, Histogram, bucket_bounds
+from netbpf.declare.keys import Key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,19 +19,19 @@ _PERCENTILES = (50, 90, 99)
 
 
 def value_size(declared: Histogram) -> int:
-    """Return the size of the C value in bytes: buckets, count, sum, then the extra sums."""
+    """Return the size of the C value in bytes: buckets, count, sum, extra sums."""
     return (SLOTS + 2) * 8 + (declared.extra.size if declared.extra else 0)
 
 
 class HistogramReader:
-    """Reads one declared histogram's map; each read returns what came since the last one.
+    """Reads the map of a declared histogram; each read returns the values since the last one.
 
-    The map is never cleared: what is counted while it is read appears in the next interval, so
-    that the intervals add up to the total.
+    The map is never cleared: values that are counted while it is read appear in the next interval,
+    so that the intervals add up to the total.
     """
 
     def __init__(self, declared: Histogram, fd: int, join: bool = False) -> None:
-        """Take the declaration and the map's descriptor; `join` leaves wide key columns out."""
+        """Read the map of descriptor `fd`; `join` merges keys that differ only in wide columns."""
         self.declared = declared
         self._left_out = {c.name for c in declared.key.columns if c.wide} if join else set()
         self._map = Map(fd, declared.key.size, value_size(declared), per_cpu=True)
@@ -41,26 +42,26 @@ class HistogramReader:
         """Return {raw key: sums over all CPUs} since the start; all members are u64."""
         import numpy as np
 
-        cpus, found = possible_cpus(), {}
+        cpus, totals = possible_cpus(), {}
         for key, raw in self._map.items():
-            found[key] = np.frombuffer(raw, np.uint64).reshape(cpus, -1).sum(axis=0)
-        return found
+            totals[key] = np.frombuffer(raw, np.uint64).reshape(cpus, -1).sum(axis=0)
+        return totals
 
     def since_last(self) -> list[dict[str, Any]]:
-        """Return the histograms of the interval that ends now, in the order of their keys."""
+        """Return the histograms of the interval that ends now, sorted by key."""
         import numpy as np
 
         seen, grown = {}, {}
         for key, sums in self.total().items():
             before = self._seen.get(key, np.zeros_like(sums))
-            # What was counted before this interval may be taken back in it, and so more than came:
-            # the rest is taken off what comes in the next one.
+            # A value of an earlier interval may be taken back in this one. If a sum would be
+            # negative, the rest is subtracted in the next interval.
             grown[key] = np.maximum((sums - before).view(np.int64), 0).view(np.uint64)
             seen[key] = before + grown[key]
         self._seen = seen
-        # A sum without a value in a bucket is something as well.
-        found = [self._histogram(key, sums) for key, sums in self._joined(grown) if sums.any()]
-        return sorted(found, key=_order)
+        # Extra sums can increase without a value in a bucket.
+        histograms = [self._histogram(key, s) for key, s in self._joined(grown) if s.any()]
+        return sorted(histograms, key=_order)
 
     def _joined(self, grown: Totals) -> Iterable[tuple[dict[str, Any], NDArray[np.uint64]]]:
         joined: dict[tuple[Any, ...], tuple[dict[str, Any], NDArray[np.uint64]]] = {}
@@ -73,56 +74,59 @@ class HistogramReader:
 
     def _histogram(self, key: dict[str, Any], sums: NDArray[np.uint64]) -> dict[str, Any]:
         declared = self.declared
-        extra = declared.extra.members if declared.extra else ()
-        more = {column.name: int(sums[SLOTS + 2 + i]) for i, column in enumerate(extra)}
-        return _described(declared, key, sums, more)
+        members = declared.extra.members if declared.extra else ()
+        extra = {column.name: int(sums[SLOTS + 2 + i]) for i, column in enumerate(members)}
+        return _fields(declared, key, sums, extra)
 
 
 class HistogramCounter:
-    """Counts a declared column of events by their key; each read begins anew.
+    """Counts a declared column of events by key; each read starts a new interval.
 
-    At most `most` keys are kept apart in an interval; what comes after is counted under a key of
-    which nothing is known, and `crowded` is true.
+    An interval has at most `max_keys` keys. Events with further keys are counted under a key of
+    nulls, and `crowded` is set.
     """
 
-    def __init__(self, declared: Histogram, most: int) -> None:
-        """Take the declaration."""
+    def __init__(
+        self, declared: Histogram, max_keys: int, keys: Optional[Sequence[Key]] = None
+    ) -> None:
+        """Count the column `declared.of` by `keys`, or by the columns of the declared key."""
         self._declared = declared
-        self._names = [column.name for column in declared.key.columns]
-        self._most = most
-        self._found: dict[tuple[Any, ...], list[int]] = {}
+        columns = declared.key.columns
+        self._keys = tuple(Key(column.name) for column in columns) if keys is None else tuple(keys)
+        self._max_keys = max_keys
+        self._counts: dict[tuple[Any, ...], list[int]] = {}
         self.crowded = False
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Count one event, unless it has no value."""
         if values[self._declared.of] is None:
             return
-        key = tuple(values[name] for name in self._names)
-        if key not in self._found and len(self._found) >= self._most:
+        key = tuple(one.value(values) for one in self._keys)
+        if key not in self._counts and len(self._counts) >= self._max_keys:
             self.crowded = True
             key = (None,) * len(key)
-        slots = self._found.setdefault(key, [0] * (SLOTS + 2))
+        slots = self._counts.setdefault(key, [0] * (SLOTS + 2))
         value = int(values[self._declared.of])
-        for slot, more in ((min(value.bit_length(), SLOTS - 1), 1), (SLOTS, 1), (SLOTS + 1, value)):
-            slots[slot] += more
+        for slot, n in ((min(value.bit_length(), SLOTS - 1), 1), (SLOTS, 1), (SLOTS + 1, value)):
+            slots[slot] += n
 
     def since_last(self) -> list[dict[str, Any]]:
-        """Return the histograms of the interval that ends now, in the order of their keys."""
+        """Return the histograms of the interval that ends now, sorted by key."""
         import numpy as np
 
-        taken, self._found = self._found, {}
-        found = []
+        taken, self._counts = self._counts, {}
+        histograms = []
         for key, slots in taken.items():
-            named = dict(zip(self._names, key))
-            found.append(_described(self._declared, named, np.array(slots, np.uint64), {}))
-        return sorted(found, key=_order)
+            named = dict(zip((one.name for one in self._keys), key))
+            histograms.append(_fields(self._declared, named, np.array(slots, np.uint64), {}))
+        return sorted(histograms, key=_order)
 
 
-def _described(
-    declared: Histogram, key: dict[str, Any], sums: NDArray[np.uint64], more: dict[str, int]
+def _fields(
+    declared: Histogram, key: dict[str, Any], sums: NDArray[np.uint64], extra: dict[str, int]
 ) -> dict[str, Any]:
     slots = sums[:SLOTS]
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "key": key,
         "unit": declared.unit,
         "buckets": buckets(slots),
@@ -130,7 +134,7 @@ def _described(
         "sum": int(sums[SLOTS + 1]),
         "percentiles": percentiles(slots),
     }
-    return {**found, **(declared.describe(found, more) if declared.describe else more)}
+    return {**fields, **(declared.describe(fields, extra) if declared.describe else extra)}
 
 
 def _order(histogram: Mapping[str, Any]) -> tuple[str, ...]:
@@ -139,7 +143,7 @@ def _order(histogram: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def buckets(slots: NDArray[np.uint64]) -> list[dict[str, int]]:
-    """Return the buckets from the lowest to the highest that counted something."""
+    """Return the buckets from the lowest to the highest one that is not empty."""
     used = [index for index, count in enumerate(slots.tolist()) if count]
     if not used:
         return []
@@ -151,14 +155,14 @@ def buckets(slots: NDArray[np.uint64]) -> list[dict[str, int]]:
 
 
 def percentiles(slots: NDArray[np.uint64]) -> dict[str, Any]:
-    """Return p50, p90 and p99 as the upper bound of the bucket that each falls into."""
+    """Return p50, p90 and p99, each as the upper bound of its bucket."""
     import numpy as np
 
     running = np.cumsum(slots)
     total = int(running[-1])
-    found: dict[str, Any] = {"bounds": "upper bound of the bucket"}
+    values: dict[str, Any] = {"bounds": "upper bound of the bucket"}
     for percent in _PERCENTILES:
         rank = -(-total * percent // 100)
         slot = int(np.searchsorted(running, rank)) if total else 0
-        found[f"p{percent}"] = bucket_bounds(slot)[1] if total else None
-    return found
+        values[f"p{percent}"] = bucket_bounds(slot)[1] if total else None
+    return values

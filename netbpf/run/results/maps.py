@@ -1,4 +1,4 @@
-"""Results that the kernel counts in maps: distributions and tables, per interval or at the end."""
+"""Results counted in BPF maps: distributions and tables, per interval or at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from netbpf.output.screen import report
 from netbpf.output.writer import Writer
 from netbpf.run.filters import netns_of
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Result
+from netbpf.run.results.base import Result, with_container
 from netbpf.run.results.histograms import HistogramReader
 from netbpf.run.results.tables import TableReader
 from netbpf.run.snapshot import run_in_namespaces, run_iterators
@@ -28,8 +28,8 @@ from netbpf.run.stop import Stop
 class HistogramResult(Result):
     """Distributions, per interval or once at the end.
 
-    If the tool has `compare_devices`, the devices' own counters are compared with the sums of the
-    whole run.
+    If the tool has `compare_devices`, the sums of the whole run are compared with the devices' own
+    counters.
     """
 
     unit = "values"
@@ -53,24 +53,24 @@ class HistogramResult(Result):
         self._counted: dict[tuple[int, str], tuple[int, int]] = {}
 
     def begin(self, stop: Stop, writer: Writer) -> None:
-        """Read the devices' counters: what comes before is seen, and so never missing."""
+        """Read the devices' counters after attaching: earlier packets are never missing."""
         super().begin(stop, writer)
         self._counted = self._devices.read() if self._devices else {}
 
     def _compare(self, devices: Devices) -> None:
-        # The devices first: what they count after that is not missing either.
+        # The devices first: packets that they count later are not reported as missing.
         now, declared = devices.read(), self.reader.declared
         plain = Histogram(declared.map, declared.key, declared.unit, extra=declared.extra)
         whole = HistogramReader(plain, self._fd).since_last()
         devices.close()
-        risen = {
+        increases = {
             key: (received - self._counted[key][0], sent - self._counted[key][1])
             for key, (received, sent) in now.items()
             if key in self._counted
         }
         assert self.tool.compare_devices
-        more, notes = self.tool.compare_devices(whole, risen, self.settings)
-        self.more.update(more)
+        fields, notes = self.tool.compare_devices(whole, increases, self.settings)
+        self.fields.update(fields)
         self.notes += notes
 
     def collect(self, final: bool) -> None:
@@ -83,13 +83,13 @@ class HistogramResult(Result):
 
     def close_interval(self, final: bool) -> None:
         """Write the histograms of the interval."""
-        now, found = self._taken
-        for histogram in found:
+        now, histograms = self._taken
+        for histogram in histograms:
             self.namespaces.add(histogram["key"].get("netns") or 0)
             self.seen += histogram["count"]
             self.writer.histogram(now, histogram)
         notes_of = self.tool.histogram_notes
-        for note in notes_of(found) if notes_of else ():
+        for note in notes_of(histograms) if notes_of else ():
             if note not in self.notes:
                 self.note(note)
 
@@ -97,13 +97,13 @@ class HistogramResult(Result):
         assert self.tool.pending_state
         fds = {name: self.attached.loaded.maps[name] for name in self.tool.maps}
         maps = {name: [raw for _, raw in Map.from_fd(fd).items()] for name, fd in fds.items()}
-        more, notes = self.tool.pending_state(kernel_ns(), maps)
-        self.more.update(more)
+        fields, notes = self.tool.pending_state(kernel_ns(), maps)
+        self.fields.update(fields)
         self.notes += notes
 
 
 class TableResult(Result):
-    """Rows made from a map, per interval or once at the end."""
+    """Rows computed from a map, per interval or once at the end."""
 
     unit = "rows"
 
@@ -117,21 +117,21 @@ class TableResult(Result):
     ) -> None:
         super().__init__()
         self.title = f"the table of {table.map.replace('_', ' ')}"
-        self.beside = ("the kernel's counters of each interval",) if counters else ()
-        self.asked, self.main = bool(table.option), table.main
+        self.not_in_csv = ("the kernel's counters of each interval",) if counters else ()
+        self.requested, self.main = bool(table.option), table.main
         self.tool, self.table, self.settings, self.attached = tool, table, settings, attached
-        self.columns = table.row.columns
+        self.columns = tuple(table.columns(settings))
         self.reader = TableReader(table, attached.loaded.maps[table.map])
         self._warnings: dict[str, str] = {}
-        lost = {
-            name for c in attached.selections if c.probe in tool.probes for name in c.lost_columns
+        missing = {
+            name for s in attached.selections if s.probe in tool.probes for name in s.lost_columns
         }
-        self._lost = dict.fromkeys((c.name for c in self.columns if c.name in lost), None)
+        self._missing = dict.fromkeys((c.name for c in self.columns if c.name in missing), None)
         self._names = counters
         self._counters = attached.counters.read() if counters else {}
 
     def begin(self, stop: Stop, writer: Writer) -> None:
-        """Take the state at the start for known."""
+        """Fill the map with what exists at the start."""
         super().begin(stop, writer)
         links = self.attached.links.get(self.table.first, ())
         run_in_namespaces(links, netns_of(self.settings))
@@ -142,7 +142,7 @@ class TableResult(Result):
             run_iterators(self.attached.links.get(probe, ()))
 
     def collect(self, final: bool) -> None:
-        """Read the rows of the interval, then the kernel's own counters of the same time."""
+        """Read the rows of the interval, then the kernel's counters for the same time."""
         self._refresh()
         self._taken = (kernel_ns(), self.reader.since_last())
         if self._names:
@@ -150,11 +150,14 @@ class TableResult(Result):
             self._grown = increase(before, self._counters, self._names)
 
     def close_interval(self, final: bool) -> None:
-        """Write the rows, and what the counters grew by."""
-        now, found = self._taken
+        """Write the rows, and the increase of the counters."""
+        now, entries = self._taken
         self.writer.new_table()
-        rows = [{**row, **self._lost} for row in self.table.build(found, self.settings)]
-        rows = sorted_rows(rows, self.settings.get("sort") or "")
+        by = self.settings.get("by") or ()
+        entries = [(with_container(key, by), sums) for key, sums in entries]
+        rows = [{**row, **self._missing} for row in self.table.build(entries, self.settings)]
+        if not any(option.name == "sort" for option in self.tool.own_options):
+            rows = sorted_rows(rows, self.settings.get("sort") or "")
         self.namespaces.update(row.get("netns") or 0 for row in rows)
         self.writer.rows(now, rows)
         self.seen += len(rows)
@@ -163,12 +166,12 @@ class TableResult(Result):
         self._warn(rows, final)
 
     def _warn(self, rows: Sequence[dict[str, Any]], final: bool) -> None:
-        for subject, sentence in self.table.warn(rows) if self.table.warn else ():
+        for subject, sentence in self.table.warn(rows, self.settings) if self.table.warn else ():
             self._warnings[subject] = sentence
-            if not final:  # the summary, which follows at once, has it
+            if not final:  # else the summary, which follows immediately, has it
                 report(f"netbpf: {sentence}")
 
     def summary(self) -> dict[str, Any]:
-        """Repeat what must not be overlooked."""
+        """Return the fields; repeat the warnings as notes."""
         self.notes += self._warnings.values()
         return super().summary()

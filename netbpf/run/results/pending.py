@@ -1,8 +1,8 @@
-"""Name lookups that have begun and not ended: which of them wait, and which will never return.
+"""Name lookups that have not ended: which are waiting, and which will never return.
 
-The BPF program reports what it sees end: a return, or the thread that ended or went elsewhere. Here
-is what takes a look at the whole map: goroutines of a process that has ended, threads whose end was
-missed, and calls that a thread has left by a jump, which nothing but its stack shows.
+The BPF program reports a return, and the end of a thread or its next call. This module checks the
+whole map for the rest: goroutines of a process that has ended, threads whose end was missed, and
+calls that a thread has left by a jump, which only its stack shows.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from netbpf.kernel.thread_stacks import Stack
 from netbpf.run.program import Attached
 
 _KEY = struct.Struct("=QII")  # struct call_key in include/lookups.bpf.h: thread, pid, function
-_LIBC = (0, 255)  # of the functions: NO_FUNC and OTHER_STACK; the others are Go's
-_TAIL = struct.Struct("=QQQQ")  # struct call behind its event: sp, born, back, signalled
-_PROCESS_ENDED = 3  # there, among the results
+_LIBC = (0, 255)  # functions NO_FUNC and OTHER_STACK; all others are Go's
+_TAIL = struct.Struct("=QQQQ")  # members of struct call after its event: sp, born, back, signalled
+_PROCESS_ENDED = 3  # in include/lookups.bpf.h, a value of the column result
 
 Raw = tuple[Any, ...]
 
 
 class Pending:
-    """The map of pending events; `abandoned` counts the lookups that will never return."""
+    """The map of pending lookups; `abandoned` counts those that will never return."""
 
     def __init__(self, event: type[Event], fd: int, age: str, attached: Attached) -> None:
-        """Take the events' declaration, the map's descriptor and the name of the age's column.
+        """Read the map with descriptor `fd`, whose values begin with `event`; `age` is a column.
 
-        `attached` tells which threads have left their calls.
+        `attached` returns which threads have left their calls.
         """
         self._attached = attached
         self._map = Map.from_fd(fd)
@@ -45,25 +45,25 @@ class Pending:
         self.abandoned = 0
 
     def events_of(self, raw: Raw) -> list[Raw]:
-        """Return the events that a record of the ring stands for, itself or the calls it ended."""
+        """Return the events of a record: itself, or the calls of a process that ended."""
         if raw[self._result] == _PROCESS_ENDED:
             return list(self._ended(raw[self._pid], raw[self._time]))
         self.abandoned += raw[self._result] == ABANDONED
         return [raw]
 
     def waiting(self) -> dict[bytes, Raw]:
-        """Return what is in the map."""
+        """Return {raw key: event} of the map."""
         return {key: self._layout.unpack_from(entry) for key, entry in self._map.items()}
 
     def aged(self, raw: Raw, now: int) -> Raw:
-        """Return a call that waits, with its age at `now` (ns)."""
+        """Return a pending call with its age at `now` (ns)."""
         return self._changed(raw, {self._age: now - raw[self._time]})
 
-    def gone(self, now: int) -> Iterator[Raw]:
-        """Remove the calls that will never return from the map, and yield them as events."""
+    def remove_abandoned(self, now: int) -> Iterator[Raw]:
+        """Remove calls that will never return from the map, and yield them as events."""
         entries = list(self._map.items())
         stacks = dict(self._stacks(entries))
-        left = set(self._attached.left([*stacks.values()])) if stacks else set()
+        left = set(self._attached.left_calls([*stacks.values()])) if stacks else set()
         for key, entry in entries:
             _, pid, _ = _KEY.unpack(key)
             raw = self._layout.unpack_from(entry)
@@ -73,13 +73,13 @@ class Pending:
                 when = _TAIL.unpack_from(entry, self._event.size)[3] or now
             else:
                 continue
-            # What has returned since the map was read is no longer in there.
-            still = self._map.get(key)
-            if still and self._layout.unpack_from(still)[self._time] == raw[self._time]:
+            # A call that has returned since the map was read is no longer in it.
+            current = self._map.get(key)
+            if current and self._layout.unpack_from(current)[self._time] == raw[self._time]:
                 yield self._abandoned(key, raw, when)
 
     def _stacks(self, entries: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Stack]]:
-        """Yield (key, where its stack was) of each call of libc whose process is there."""
+        """Yield (key, stack at the call) of each call of libc whose process is alive."""
         for key, entry in entries if not ids_differ() else ():
             thread, pid, function = _KEY.unpack(key)
             sp, _, back, _ = _TAIL.unpack_from(entry, self._event.size)

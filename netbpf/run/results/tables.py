@@ -1,4 +1,4 @@
-"""Tables from BPF maps: what changed since the last interval, as rows."""
+"""Read tables from BPF maps: the entries that changed since the last interval."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from netbpf.declare.table import Entry, Table
 
 def read_totals(declared: type[Record], fd: int) -> dict[str, int]:
     """Return the sums of a per-CPU array that has a u64 for each column."""
-    array, found = Map(fd, 4, 8, per_cpu=True), {}
+    array, totals = Map(fd, 4, 8, per_cpu=True), {}
     for index, column in enumerate(declared.columns):
         raw = array.get(struct.pack("=I", index)) or b""
-        found[column.name] = sum(struct.unpack(f"={len(raw) // 8}Q", raw))
-    return found
+        totals[column.name] = sum(struct.unpack(f"={len(raw) // 8}Q", raw))
+    return totals
 
 
 class TableReader:
-    """Reads one declared table's map; each read returns the entries that changed since the last.
+    """Reads the map of a declared table; each read returns the entries that changed since the last.
 
-    The map is not cleared, so that the intervals add up to the total. An entry whose sums are
-    smaller than before was deleted and made again: all of it is new.
+    The map is not cleared, so that the intervals add up to the total. An entry whose sums have
+    decreased was deleted and created again: it counts as new.
     """
 
     def __init__(self, declared: Table, fd: int) -> None:
-        """Take the declaration and the map's descriptor."""
+        """Read the map with descriptor `fd`."""
         self._declared = declared
         self._map = Map(fd, declared.key.size, declared.sums.size, per_cpu=declared.per_cpu)
         members = declared.sums.members
@@ -41,13 +41,13 @@ class TableReader:
         self._seen: dict[bytes, dict[str, int]] = {}
 
     def since_last(self) -> list[Entry]:
-        """Return (key, increase) of every entry that changed, with gauges as they are now."""
+        """Return (key, increase) of every entry that changed; gauges have their current value."""
         entries = dict(self._map.items())
         now = {key: self._combine(raw) for key, raw in entries.items()}
         before, self._seen = self._seen, now
         if self._declared.forget:
             self._forget(
-                key for key in now if now[key] == before.get(key) and self._may_go(now[key])
+                key for key in now if now[key] == before.get(key) and self._is_removable(now[key])
             )
         grown = ((key, self._increase(sums, before.get(key, {}))) for key, sums in now.items())
         return [
@@ -56,12 +56,12 @@ class TableReader:
             if self._is_shown(sums)
         ]
 
-    def _may_go(self, sums: dict[str, int]) -> bool:
+    def _is_removable(self, sums: dict[str, int]) -> bool:
         forget = self._declared.forget
         return not isinstance(forget, str) or bool(sums[forget])
 
     def _forget(self, idle: Iterable[bytes]) -> None:
-        # What is counted between reading and removing is in the last value: part of this interval.
+        # Removing returns the last value, which belongs to this interval.
         now = self._seen
         self._seen = dict(now)
         for key, last in self._map.take(list(idle)):
@@ -72,9 +72,9 @@ class TableReader:
         if not self._samples:
             return {}
         rows = list(self._rows(raw))
-        most = rows.index(max(rows))  # by the first sum
+        largest = rows.index(max(rows))  # by the first sum
         layout = self._declared.sums.layout()
-        values = self._sample_of(layout.unpack_from(raw, most * layout.size))
+        values = self._sample_of(layout.unpack_from(raw, largest * layout.size))
         return {name: values[name] for name in self._samples}
 
     def _combine(self, raw: bytes) -> dict[str, int]:

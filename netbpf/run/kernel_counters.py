@@ -1,4 +1,4 @@
-"""The kernel's own counters beside a result: those of the namespaces that it shows."""
+"""The kernel's own counters, for comparison with a result: of the namespaces that it covers."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from netbpf.declare.tool import Tool
 from netbpf.kernel.counters import AllCounters, Counters, Source, increase
 from netbpf.run.filters import netns_of
 
-_SOON = 0.05  # seconds between two looks at all namespaces because of new ones, at least
+_SOON = 0.05  # minimum seconds between two searches for namespaces because of new ones
 
 
-class Tally:
-    """How much the kernel's counters grew while a tool ran.
+class KernelCounters:
+    """The increase of the kernel's counters while a tool runs.
 
-    `source` are those of the namespace that --netns asks for, else of all that can be found. `rise`
-    is what they grew by in the end, `own` that of one namespace alone: the one of --netns, else
-    that of this process.
+    `source` reads those of the namespace given by --netns, else of all that can be found. After
+    end(), `rise` is their increase, and `own` the increase in one namespace: the one given by
+    --netns, else the one of this process.
     """
 
     def __init__(
-        self, tool: Tool, settings: Mapping[str, Any], apart: Collection[str] = ()
+        self, tool: Tool, settings: Mapping[str, Any], helper: Collection[str] = ()
     ) -> None:
-        """Look for the first time; with capabilities `apart`, a process of its own looks."""
+        """Find the namespaces; with capabilities `helper`, a helper process with these does it."""
         self._names = tool.counters
         wanted = (*tool.counters, *tool.interval_counters)
         self._one = Counters(netns_of(settings), wanted)
         everywhere = bool(wanted) and not settings.get("netns")
-        self._all = AllCounters(wanted, capabilities=apart) if everywhere else None
+        self._all = AllCounters(wanted, capabilities=helper) if everywhere else None
         self.source: Source = self._all or self._one
         self._filters = [
             option.flags[-1]
@@ -39,11 +39,11 @@ class Tally:
         ]
         self.rise: dict[str, int] = {}
         self.own: dict[str, int] = {}
-        self._looked = 0.0
+        self._updated = 0.0
 
     @property
     def due(self) -> float:
-        """The monotonic time at which to look at all namespaces again, in seconds."""
+        """The monotonic time in seconds at which to search for namespaces again."""
         return self._all.next_update if self._all else float("inf")
 
     def begin(self) -> None:
@@ -51,14 +51,14 @@ class Tally:
         self._before = self.source.read()
         self._own_before = self._one.read()
 
-    def look(self, shown: Collection[int]) -> None:
-        """Look at all namespaces if it is time, or if one is shown that was not there before."""
+    def update(self, shown: Collection[int]) -> None:
+        """Search for namespaces if it is due, or if one of `shown` is not known yet."""
         if not self._all:
             return
         now = time.monotonic()
-        fresh = set(shown) - self._all.namespaces - {0}
-        if now >= self._all.next_update or (fresh and now >= self._looked + _SOON):
-            self._looked = now
+        unknown = set(shown) - self._all.namespaces - {0}
+        if now >= self._all.next_update or (unknown and now >= self._updated + _SOON):
+            self._updated = now
             self._all.update()
 
     def end(self) -> None:
@@ -68,37 +68,37 @@ class Tally:
         self.rise = increase(self._before, self.source.read(), self._names)
 
     def scope(self) -> dict[str, Any]:
-        """Return the summary's field on what the counters are of, if there are counters."""
+        """Return the summary's field on the scope of the counters, if there are any."""
         if not self._names:
             return {}
         namespaces = len(self._all.namespaces) if self._all else bool(self._own_before)
         return {"counted": {"namespaces": int(namespaces), "filtered": bool(self._filters)}}
 
     def notes(self, shown: Collection[int]) -> list[str]:
-        """Return remarks on where the counters and what is shown differ in scope."""
-        found = []
+        """Return notes on differences in scope between the counters and what is shown."""
+        notes = []
         if self._filters and self.rise:
             where = "all network namespaces" if self._all else "the network namespace"
-            found.append(
+            notes.append(
                 f"the kernel's counters are of all sockets in {where}, "
                 f"{' and '.join(self._filters)} or not"
             )
         if self._all and self.rise:
             absent = len(set(shown) - self._all.namespaces - {0})
             if absent or self._all.unread:
-                found.append(
+                notes.append(
                     f"the kernel's counters lack {max(absent, self._all.unread)} network "
-                    "namespaces that no process is in and no mount keeps, or that cannot be read"
+                    "namespaces that have no process and no mount, or that cannot be read"
                 )
             if self._all.ended:
-                found.append(
-                    f"{self._all.ended} network namespaces ended meanwhile: what they counted in "
-                    "their last moments is not in the kernel's counters"
+                notes.append(
+                    f"{self._all.ended} network namespaces ended meanwhile: the last moments of "
+                    "these are not in the kernel's counters"
                 )
-        return found
+        return notes
 
     def close(self) -> None:
-        """Let go of the namespaces."""
+        """Close the descriptors of the namespaces."""
         self._one.close()
         if self._all:
             self._all.close()

@@ -1,0 +1,105 @@
+"""Dropped packets: the kernel's counters of drops, rows, and notes on unseen drops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from netbpf.declare.constants import device_filter, in_ranges, one_of
+from netbpf.declare.network import end, protocol_numbers
+from netbpf.declare.reasons import MEANINGS
+from netbpf.declare.table import Entry
+
+COUNTERS = (
+    "Ip.InHdrErrors", "Ip.InAddrErrors", "Ip.InUnknownProtos", "Ip.InDiscards", "Ip.OutDiscards",
+    "Ip.OutNoRoutes", "Ip.ReasmFails", "IpExt.InNoRoutes", "IpExt.InTruncatedPkts",
+    "IpExt.InCsumErrors", "Ip6.InDiscards", "Ip6.InNoRoutes", "Ip6.OutDiscards", "Ip6.OutNoRoutes",
+    "Icmp.InErrors", "Icmp.InCsumErrors", "Udp.NoPorts", "Udp.InErrors", "Udp.RcvbufErrors",
+    "Udp.SndbufErrors", "Udp.InCsumErrors", "Udp.MemErrors", "Udp6.NoPorts", "Udp6.InErrors",
+    "Udp6.RcvbufErrors", "Udp6.InCsumErrors", "Tcp.InErrs", "Tcp.InCsumErrors",
+    "TcpExt.ListenOverflows", "TcpExt.ListenDrops", "TcpExt.TCPReqQFullDrop",
+    "TcpExt.TCPReqQFullDoCookies", "TcpExt.TCPBacklogDrop", "TcpExt.PFMemallocDrop",
+    "TcpExt.TCPMinTTLDrop", "TcpExt.TCPDeferAcceptDrop", "TcpExt.IPReversePathFilter",
+    "TcpExt.TCPRcvQDrop", "TcpExt.TCPZeroWindowDrop", "TcpExt.TCPOFODrop", "TcpExt.OfoPruned",
+    "TcpExt.PruneCalled", "TcpExt.RcvPruned", "TcpExt.PAWSEstab", "TcpExt.TCPAbortOnData",
+    "Softnet.dropped", "Softnet.flow_limit", "Device.*.rx_errs", "Device.*.rx_drop",
+    "Device.*.rx_fifo", "Device.*.rx_frame", "Device.*.tx_errs", "Device.*.tx_drop",
+    "Device.*.tx_fifo", "Device.*.tx_carrier", "Netlink.*.drops", "Raw.*.drops", "Raw6.*.drops",
+    "Packet.*.drops",
+)  # fmt: skip
+# Drops that free no buffer, or that happen in hardware.
+_UNSEEN = {
+    "TcpExt.ListenDrops": "SYNs dropped because of a full accept queue",
+    "TcpExt.TCPReqQFullDrop": "SYNs dropped because of a full SYN queue",
+    "TcpExt.TCPReqQFullDoCookies": "SYNs answered with cookies",
+    "rx_fifo": "no room in the device's ring",
+    "rx_frame": "frames that were damaged on arrival",
+    "rx_errs": "errors of the device",
+    "tx_fifo": "errors of the device",
+    "tx_carrier": "errors of the device",
+}
+_KEY_COLUMNS = ("reason", "location", "proto", "dev", "netns", "harmless", "socket")
+_FULL = "its receive buffer was full: that may free no packet, and then there is no row"
+_NO_REASONS = "this kernel gives no reasons: the rows include frees that lose nothing"
+
+
+def rows(groups: Sequence[Entry], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per location and reason, most packets first."""
+    found = []
+    for key, sums in groups:
+        ends = [end(sums[f"{side}addr"], sums[f"{side}port"]) for side in "sd"]
+        row = {
+            **{name: key[name] for name in _KEY_COLUMNS},
+            **{name: sums[name] for name in ("count", "bytes")},
+            "example": " > ".join(ends) if sums["family"] else None,
+            "meaning": MEANINGS.get(key["reason"]) if settings["explain"] else None,
+            "stack": from_location(key["stack"], key["location"]),
+        }
+        found.append(row)
+    return sorted(found, key=lambda row: -row["count"])
+
+
+def protocols(text: str) -> list[str]:
+    """Parse "tcp,udp" into names of protocols of packets."""
+    names = text.split(",")
+    for name in names:
+        protocol_numbers(name)
+    return names
+
+
+def constants(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the filters of devices, protocols and ports."""
+    found = device_filter(settings["dev"])
+    if settings["proto"]:
+        numbers = [number for name in settings["proto"] for number in protocol_numbers(name)]
+        found["FILTER_PROTO(x)"] = one_of("x", numbers)
+    if settings["port"]:
+        found["FILTER_PORT(x)"] = in_ranges("x", settings["port"])
+    return found
+
+
+def from_location(stack: Optional[list[str]], location: str) -> Optional[list[str]]:
+    """Return `stack` from the function of `location` on, without the functions that free."""
+    functions = [frame.partition("+")[0] for frame in stack or ()]
+    function = location.partition("+")[0]
+    return stack[functions.index(function) :] if stack and function in functions else stack
+
+
+def notes(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return notes on hidden packets, and on drops that no program can see."""
+    hidden, unread = (summary["totals"][name] for name in ("hidden", "unread"))
+    lines = []
+    (drop,) = [probe for probe in summary["probes"] if probe["name"] == "drop"]
+    if any("has no reason" in why for why in drop["rejected"]):
+        lines.append(_NO_REASONS)
+    if hidden:
+        lines.append(f"{hidden} frees that lose nothing are not shown (--all shows them)")
+    if unread:
+        lines.append(f"{unread} packets with unreadable headers were left out by a filter")
+    for name, grown in summary["counters"].items():
+        if grown and name.endswith(".drops"):
+            lines.append(f"{name} +{grown}, {_FULL}")
+        why = _UNSEEN.get(name) or _UNSEEN.get(name.rpartition(".")[2])
+        if grown and why:
+            lines.append(f"not seen by this probe: {name} +{grown}, {why}")
+    return lines
