@@ -40,21 +40,21 @@ def is_shown(row: Values, settings: Values) -> bool:
     return not settings["min_ms"] or (row["p99_us"] or 0) >= settings["min_ms"] * 1000
 
 
-def proto_constants(settings: Values) -> dict[str, object]:
-    """Return the constants of --proto, --udp and --unix."""
-    wanted = set(settings["proto"] or ["tcp"])
-    wanted.update(word for word in ("udp", "unix") if settings[word])
-    found: dict[str, object] = {f"WITH_{w.upper()}": 1 for w in PROTOS[1:] if w in wanted}
-    return found if "tcp" in wanted else {**found, "WITHOUT_TCP": 1}
-
-
-def result_constants(settings: Values) -> dict[str, object]:
+def constants(settings: Values) -> dict[str, object]:
     """Return the numbers of results, and the filters; a summary is of all attempts."""
     numbers: dict[str, object] = {f"RESULT_{name}": number for name, number in _NUMBERS.items()}
     least = None if settings["summary"] else settings["min_ms"]
     if settings["failed"] and not settings["summary"]:
         numbers["ONLY_FAILED"] = 1
-    return {**numbers, "MIN_NS": load_constant(nanoseconds(least))}
+    return {**numbers, **proto_constants(settings), "MIN_NS": load_constant(nanoseconds(least))}
+
+
+def proto_constants(settings: Values) -> dict[str, object]:
+    """Return the constants of --proto, --udp and --unix."""
+    wanted = set(settings["proto"] or ["tcp"])
+    wanted.update(name for name in ("udp", "unix") if settings[name])
+    found: dict[str, object] = {f"WITH_{n.upper()}": 1 for n in PROTOS[1:] if n in wanted}
+    return found if "tcp" in wanted else {**found, "WITHOUT_TCP": 1}
 
 
 def same_attempt(values: Values) -> object:

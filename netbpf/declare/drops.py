@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from netbpf.declare.columns import Addr, Enum, Family, Netns, Port, Text
 from netbpf.declare.constants import device_filter, in_ranges, one_of
-from netbpf.declare.network import end, protocol_numbers
+from netbpf.declare.network import (
+    DropReason,
+    KernelStack,
+    KernelSymbol,
+    Protocol,
+    end,
+    protocol_numbers,
+)
 from netbpf.declare.reasons import MEANINGS
+from netbpf.declare.record import key, sums
 from netbpf.declare.table import Entry
 
 COUNTERS = (
@@ -38,22 +47,51 @@ _UNSEEN = {
     "tx_fifo": "errors of the device",
     "tx_carrier": "errors of the device",
 }
+YES_NO = {0: "no", 1: "yes"}
 _KEY_COLUMNS = ("reason", "location", "proto", "dev", "netns", "harmless", "socket")
 _FULL = "its receive buffer was full: that may free no packet, and then there is no row"
 _NO_REASONS = "this kernel gives no reasons: the rows include frees that lose nothing"
 
 
+DropKey = key(
+    "drop_key",
+    location=KernelSymbol("location in the kernel"),
+    reason=DropReason("drop reason"),
+    proto=Protocol("protocol"),
+    netns=Netns(),
+    stack=KernelStack("call stack", option="stack"),
+    dev=Text("device"),
+    harmless=Enum("whether it is known to lose nothing", YES_NO),
+    socket=Enum("whether there is a socket", YES_NO),
+)
+DropSums = sums(
+    "drop_sums",
+    "count bytes",
+    # Of one packet, as an example.
+    sport=Port("source port", null=0),
+    dport=Port("destination port", null=0),
+    family=Family("address family"),
+    saddr=Addr("source"),
+    daddr=Addr("destination"),
+)
+
+
+def without_addresses(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove the addresses of packets that are not IP."""
+    return values if values["family"] else {**values, "saddr": None, "daddr": None}
+
+
 def rows(groups: Sequence[Entry], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row per location and reason, most packets first."""
     found = []
-    for key, sums in groups:
-        ends = [end(sums[f"{side}addr"], sums[f"{side}port"]) for side in "sd"]
+    for group, counts in groups:
+        ends = [end(counts[f"{side}addr"], counts[f"{side}port"]) for side in "sd"]
         row = {
-            **{name: key[name] for name in _KEY_COLUMNS},
-            **{name: sums[name] for name in ("count", "bytes")},
-            "example": " > ".join(ends) if sums["family"] else None,
-            "meaning": MEANINGS.get(key["reason"]) if settings["explain"] else None,
-            "stack": from_location(key["stack"], key["location"]),
+            **{name: group[name] for name in _KEY_COLUMNS},
+            **{name: counts[name] for name in ("count", "bytes")},
+            "example": " > ".join(ends) if counts["family"] else None,
+            "meaning": MEANINGS.get(group["reason"]) if settings["explain"] else None,
+            "stack": from_location(group["stack"], group["location"]),
         }
         found.append(row)
     return sorted(found, key=lambda row: -row["count"])

@@ -39,7 +39,7 @@ def place_in(span: Callable[[str], tuple[int, int]], functions: Iterable[str]) -
     return in_ranges("x", spans) if spans else "0"
 
 
-def constants(settings: Mapping[str, Any], names: Any) -> dict[str, object]:
+def reason_constants(settings: Mapping[str, Any], names: Any) -> dict[str, object]:
     """Return the numbers of reasons, and tests of reasons and addresses, of the running kernel.
 
     `names` is a netbpf.run.names.Names.

@@ -28,8 +28,8 @@ class Table:
     `row` declares the columns that are shown. By default a row has the columns of key and value, in
     falling order of the column `order`, or in the order of a function of the row; `limit` names an
     option that is the number of rows. `complete` takes such a row and the settings and returns the
-    columns to add or to replace. `build` returns the rows instead, in display order. Columns
-    that the selected probes cannot fill are null.
+    columns to add or to replace. `build` returns the rows instead, in display order. Columns that
+    the selected probes cannot fill are null.
 
     With `forget`, an entry that did not change in an interval is removed; if it names a gauge, only
     if the gauge is not 0.

@@ -48,30 +48,17 @@ LIMITS
   socket is known if the socket existed at the start.
 """
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    Event,
-    Option,
-    Record,
-    Row,
-    Table,
-    Tool,
-    drops,
-    harmless,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Table, Tool, drops
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.costs import Cost
+from netbpf.declare.harmless import reason_constants
 from netbpf.declare.keyed import KeyedTable
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol
 from netbpf.declare.options import by_name, count, devices, nonempty, ports
 from netbpf.declare.reasons import explain
 from netbpf.declare.record import copied, key, sums
-
-YES_NO = {0: "no", 1: "yes"}
 
 
 class Drop(Event):
@@ -93,24 +80,16 @@ class Drop(Event):
     len = c.Count("bytes from the network header on", ctype="u32", wide=True, width=5)
     dev = c.Text("device", wide=True)
     netns = c.Netns()
-    harmless = c.Enum("whether it is known to lose nothing (--all)", YES_NO, wide=True)
-    socket = c.Enum("whether the packet has a socket", YES_NO, wide=True, width=6)
+    harmless = c.Enum("whether it is known to lose nothing (--all)", drops.YES_NO, wide=True)
+    socket = c.Enum("whether the packet has a socket", drops.YES_NO, wide=True, width=6)
     uid = c.Uid("user id of the owner", wide=True)
     cgroup = c.Cgroup()
 
 
-DropKey = key(
-    "drop_key", **copied(Drop, "location reason proto netns dev harmless socket"),
-    stack=KernelStack("call stack", option="stack"),
-)  # fmt: skip
 DropBy = key(
-    "drop_by", **copied(Drop, "comm pid uid cgroup netns owner family proto saddr daddr"),
-    **copied(Drop, "sport dport reason location dev"),
+    "drop_by", **copied(Drop, "comm pid uid cgroup netns owner family proto saddr daddr sport"),
+    **copied(Drop, "dport reason location dev"),
 )  # fmt: skip
-# The addresses and ports are those of one packet.
-DropSums = sums("drop_sums", "count bytes", **copied(Drop, "sport dport family saddr daddr"))
-
-DropCounts = sums("drop_counts", "count bytes")
 
 
 class DropRow(Row):
@@ -124,8 +103,8 @@ class DropRow(Row):
     bytes = c.Bytes("bytes from the network header on", header="KB")
     netns = c.Netns()
     example = c.Text("one of the packets: source > destination", width=44, wide=True)
-    harmless = c.Enum("whether they are known to lose nothing (--all)", YES_NO, wide=True)
-    socket = c.Enum("whether the packets have a socket", YES_NO, wide=True, width=6)
+    harmless = c.Enum("whether they are known to lose nothing (--all)", drops.YES_NO, wide=True)
+    socket = c.Enum("whether the packets have a socket", drops.YES_NO, wide=True, width=6)
     meaning = c.Text("description of the reason (--explain)", text=False)
     stack = KernelStack("call stack, innermost function first (--stack)", header=" ",
                         option="stack")  # fmt: skip
@@ -136,11 +115,6 @@ class Totals(Record):
 
     hidden = c.Count("frees that lose nothing and are not shown")
     unread = c.Count("packets that -4, -6 or --port excluded because of unreadable headers")
-
-
-def without_addresses(values, settings):
-    """Remove the addresses of packets that are not IP."""
-    return values if values["family"] else {**values, "saddr": None, "daddr": None}
 
 
 _REASON = ("reason", "meaning")  # columns that need the kernel's reason
@@ -154,8 +128,9 @@ TOOL = Tool(
     event=Drop,
     event_option="events",
     table=(
-        Table("drops", DropKey, DropSums, DropRow, drops.rows, warn=explain, refresh=("stale",)),
-        KeyedTable("drops_by_key", DropBy, DropCounts, DropRow.columns[4:6], "count",
+        Table("drops", drops.DropKey, drops.DropSums, DropRow, drops.rows, warn=explain,
+              refresh=("stale",)),
+        KeyedTable("drops_by_key", DropBy, sums("drop_counts", "count bytes"), DropRow.columns[4:6], "count",
                    warn=explain, refresh=("stale",)),
     ),
     totals=Totals,
@@ -194,7 +169,7 @@ TOOL = Tool(
     no_filter="a packet has a source and a destination, not a local and a remote end (see --port)",
     counters=drops.COUNTERS,
     constants=drops.constants,
-    enrich=without_addresses,
+    enrich=drops.without_addresses,
     notes=drops.notes,
-    kernel_constants=harmless.constants,
+    kernel_constants=reason_constants,
 )  # fmt: skip

@@ -40,19 +40,17 @@ LIMITS
   line: see queue, or use tcpsynbl.
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Tool
+from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Tool, accepts
 from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.calls import RING, SIGNAL
-from netbpf.declare.constants import one_of
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import one_or_more
 from netbpf.declare.sockets import AnyAddr, BoundAddr, CallResult, Elapsed, SockProto
 from netbpf.declare.states import GONE, state_probe
 
-_PROTOS = {"tcp": (6, 262), "unix": (1001, 1005)}  # numbers of SockProto, for --proto
 _PROTO = "tcp or mptcp; for unix sockets stream or seqpacket"
 _NO_QUEUE = c.U32_MAX  # NO_QUEUE in C: the queue is not known
 _EXIT, _ENTER = "syscalls:sys_exit_accept", "syscalls:sys_enter_accept"
@@ -114,24 +112,6 @@ class ListenerRow(Row):
     netns = c.Netns()
 
 
-def name_listener(values, settings):
-    """Name a unix listener by its path."""
-    if values["family"] == "unix":
-        values["listener"] = values["laddr"]
-    return values
-
-
-def constants(settings):
-    """Return the constants of --errors and --proto; a summary counts all accepts."""
-    found: dict[str, object] = {}
-    if settings["errors"] and not settings["summary"]:
-        found["ONLY_ERRORS"] = 1
-    if settings["proto"]:
-        wanted = {number for word in settings["proto"] for number in _PROTOS[word]}
-        found["FILTER_PROTO(x)"] = one_of("x", sorted(wanted))
-    return found
-
-
 TOOL = Tool(
     __doc__,
     memory=Memory(450_000, cpu=30_000, entry=168),
@@ -155,18 +135,18 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("--proto", metavar="LIST", parse=one_or_more(*_PROTOS),
+        Option("--proto", metavar="LIST", parse=one_or_more(*accepts.PROTOS),
                help="only these protocols, of tcp and unix; without this option, all"),
         Option("--tcp", help="same as --proto tcp", sets={"proto": ["tcp"]}),
         Option("--errors", help="only accepts that failed; with --summary rows with errors"),
         Option("--summary", help="show a row per listener instead of a line per accept"),
     ),
-    constants=constants,
+    constants=accepts.constants,
     counters=("Tcp.PassiveOpens", "TcpExt.ListenOverflows", "TcpExt.ListenDrops"),
     totals=Totals,
     aggregation=a.Aggregation(
         ListenerRow, ("netns", "proto", "listener", "lport"), order="accepts",
         having=lambda row, settings: row["errors"] or not settings["errors"],
     ),
-    enrich=name_listener,
+    enrich=accepts.name_listener,
 )  # fmt: skip

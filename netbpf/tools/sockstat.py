@@ -57,6 +57,7 @@ LIMITS
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool
 from netbpf.declare import columns as c
+from netbpf.declare.call_rows import SORTABLE, busiest, by_protocol, ranking
 from netbpf.declare.calls import ALL_PROBES, OPS, PROTO_WORDS, PROTOS, call_filters, call_rows
 from netbpf.declare.costs import Cost
 from netbpf.declare.keyed import KeyedTable
@@ -66,8 +67,6 @@ from netbpf.declare.record import key, sums
 from netbpf.declare.sockets import AnyFamily
 from netbpf.errors import UsageError
 
-ORDER = [*OPS.values(), *PROTOS.values()]
-SORTABLE = ("bytes", "calls", "errors", "would_block", "restarted")
 COUNTERS = (
     "TcpExt.ListenOverflows", "TcpExt.ListenDrops", "TcpExt.TCPReqQFullDrop", "Tcp.RetransSegs",
     "TcpExt.TCPSynRetrans", "Udp.RcvbufErrors", "Udp6.RcvbufErrors",
@@ -119,40 +118,12 @@ ByKey = key(
 )  # fmt: skip
 
 
-def by_protocol(groups, settings):
-    """Return the rows of all operations, in the order of OPS and PROTOS or of --sort."""
-    names = ("op",) if settings["no_split"] else ("op", "proto")
-    rows = sorted(call_rows(groups, *names), key=lambda row: [ORDER.index(row[n]) for n in names])
-    if settings["sort"]:
-        rows.sort(key=lambda row: -row[settings["sort"]])
-    return [{"op": row["op"], "proto": None, **row} for row in rows]
-
-
-def busiest(groups, settings):
-    """Return the processes with the most of --sort of each operation, then with most calls."""
-    comms = {key["pid"]: key["comm"] for key, _ in groups}
-    most = settings["sort"] or SORTABLE[0]
-    rows = sorted(call_rows(groups, "op", "pid"), key=lambda row: (-row[most], -row["calls"]))
-    shown = []
-    for op in OPS.values():
-        first = [row for row in rows if row["op"] == op][: settings["top"]]
-        shown += [{"op": op, "pid": row["pid"], "comm": comms[row["pid"]], **row} for row in first]
-    return shown
-
-
 def constants(settings):
     """Return the constants of --op, --proto and --top, which counts by process."""
     by_process = settings["top"] and not settings["by"]
     if by_process and settings["output"] == "csv":
         raise UsageError("--top cannot be used with CSV: it has other columns", "use --json")
     return {**call_filters(settings), **({"BY_PROCESS": 1} if by_process else {})}
-
-
-def ranking(_, settings):
-    """Return a note on the column by which --top ranks processes."""
-    if not settings["top"] or settings["by"]:
-        return []
-    return [f"--top shows the processes with the most {settings['sort'] or SORTABLE[0]} (--sort)"]
 
 
 TOOL = Tool(

@@ -13,10 +13,9 @@ DESCRIPTION
   call and the kernel restarts it. connect(2) with AF_UNSPEC, which dissolves a connection, is not
   an attempt: the summary counts these calls (dissolved), and restarted calls.
 
-  TCP is shown by default (MPTCP by its subflows); --udp and --unix add the others, --proto
-  chooses. Attempts that
-  have not ended are listed at the exit, and at each INTERVAL if one is given, with their age,
-  including calls that wait because the backlog of a unix socket is full.
+  TCP is shown by default (MPTCP by its subflows); --udp and --unix add the others, --proto selects
+  protocols. Attempts that have not ended are listed at the exit, and at each INTERVAL if one is
+  given, with their age, including calls that wait because the backlog of a unix socket is full.
 
 EXAMPLES
   netbpf soconnect                         all TCP connections of this machine
@@ -157,9 +156,7 @@ TOOL = Tool(
                help="only attempts of at least this time; with --summary rows with such a p99"),
         Option("--summary", help="show a row per destination instead of a line per attempt"),
     ),
-    constants=lambda settings: {
-        **connects.result_constants(settings), **connects.proto_constants(settings)
-    },
+    constants=connects.constants,
     counters=("Tcp.ActiveOpens", "Tcp.AttemptFails", "TcpExt.TCPSynRetrans"),
     totals=Totals,
     aggregation=a.Aggregation(

@@ -22,7 +22,7 @@ CANDIDATES = (
     "1", "60", "json", "text", "bytes", "calls", "10.0.0.0/8", "192.168.1.1", "2001:db8::/32",
     "::1", "22", "1-1024,5432",
     "lo,eth0", "veth1234567890a,wg0", "a=tp", "b=fexit", "/run/a", "/run/b", str(os.getpid()),
-    "4026531840", "a*", "b", "comm", "netns",
+    "4026531840", "a*", "b", "comm", "netns", "send", "recv",
 )  # fmt: skip
 # Those whose argument does decide, or is looked up on the machine.
 DECIDE = {

@@ -12,16 +12,6 @@ from tests.contract.conventions import PACKAGE, PROGRAMS
 # Lines. A tool's docstring is its manual, with real output: it does not count.
 MODULE, TOOL, PROGRAM, FUNCTION = 300, 120, 150, 40
 
-# How long a file may become that is longer than usual, and why. A ratchet: what is here was looked
-# at and found to do one thing; it may shrink, and new files do not come here without a reason.
-EXCEPTIONS = {
-    "netbpf/tools/skbdrop.py": (146, "two results, each with its columns, and eight options"),
-}
-
-
-def limit_of(path: Path, usual: int) -> int:
-    return EXCEPTIONS.get(path.relative_to(PACKAGE.parent).as_posix(), (usual, ""))[0]
-
 
 def lines_of(path: Path) -> int:
     return len(path.read_text().splitlines())
@@ -38,16 +28,16 @@ def named(path: Path) -> str:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=named)
 def test_module_is_short(path):
     tool = path.parent.name == "tools"
-    limit = limit_of(path, TOOL if tool else MODULE)
-    assert lines_of(path) - (manual_of(path) if tool else 0) <= limit, (
-        "split it by what it does, or move what two tools need"
+    length, limit = lines_of(path), TOOL if tool else MODULE
+    assert length - (manual_of(path) if tool else 0) <= limit, (
+        "split it by what it does, or move rules and what two tools need to declare/"
     )
 
 
 @pytest.mark.parametrize("path", sorted(PROGRAMS.rglob("*.bpf.[ch]")), ids=named)
 def test_c_file_is_short(path):
-    usual = MODULE if path.suffix == ".h" else PROGRAM
-    assert lines_of(path) <= limit_of(path, usual), "move what others need into include/"
+    limit = MODULE if path.suffix == ".h" else PROGRAM
+    assert lines_of(path) <= limit, "move what others need into include/"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=named)
@@ -62,11 +52,3 @@ def _length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     # The docstring and the parameters are not what has to be followed.
     first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
     return (node.end_lineno or 0) - first.lineno + 1
-
-
-@pytest.mark.parametrize("name", EXCEPTIONS)
-def test_exception_is_still_needed(name):
-    path = PACKAGE.parent / name
-    program = path.suffix == ".c"
-    length, usual = lines_of(path), PROGRAM if program else TOOL
-    assert length - (0 if program else manual_of(path)) > usual, "short now: take it off the list"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netbpf.tools.sockstat import busiest, by_protocol
+from netbpf.declare.call_rows import busiest, by_protocol
 
 
 def group(pid: int, calls: int, size: int, op: str = "send", error: object = None):
