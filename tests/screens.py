@@ -1,8 +1,8 @@
 """What recorded results of each tool look like on terminals of several widths and in a pipe.
 
 tests/data/text/NAME.jsonl is a recording: JSON lines of a tool (`netbpf TOOL --json`), with long
-addresses and names among them. NAME.WIDTH.txt is its text. `python -m tests.screens` writes these
-files anew: read them as a user would before they are committed.
+addresses and names among them; the name may end in -by=KEYS. NAME.FORM.txt is its text. `python -m
+tests.screens` writes these files anew: read them as a user would before they are committed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,15 @@ def lines_of(name: str) -> list[Line]:
 def screen_of(name: str, form: str) -> str:
     """Return what a user sees: results, and below them the summary."""
     width, settings = FORMS[form]
-    return shown(lines_of(name), width, settings)
+    lines = lines_of(name)
+    return shown(lines, width, {**settings, **settings_of(name, find_tool(lines[0]["tool"]))})
+
+
+def settings_of(name: str, tool: Tool) -> dict[str, Any]:
+    """Return the options that the name of a recording stands for."""
+    _, given, keys = name.partition("-by=")
+    (by,) = [one for one in tool.options if one.name == "by"] if given else [None]
+    return {"by": by.value(keys), **by.sets} if by else {}
 
 
 def shown(lines: Sequence[Line], width: int, settings: Mapping[str, Any]) -> str:
@@ -80,7 +88,7 @@ def _columns_of(stream: Terminal) -> int:
 
 
 def _write(tool: Tool, lines: Sequence[Line], out: Terminal, settings: Mapping[str, Any]) -> None:
-    shapes = list(_shapes(tool))
+    shapes = list(_shapes(tool, settings))
     first = _shape(lines[0], shapes)
     writer = make_writer("text", tool.name, first, FixedClock(), out, settings)
     writer.begin()
@@ -106,19 +114,22 @@ def _write(tool: Tool, lines: Sequence[Line], out: Terminal, settings: Mapping[s
             writer.summary(group[0])
 
 
-def _shapes(tool: Tool) -> Iterator[tuple[Column, ...]]:
+def _shapes(tool: Tool, settings: Mapping[str, Any]) -> Iterator[tuple[Column, ...]]:
+    by = settings.get("by") or ()
     if tool.event:
         yield tool.event.columns
-    for table in tool.tables:
-        yield table.row.columns
+    for table in tool.tables_of(settings) if by else tool.tables:
+        yield tuple(table.columns({**settings, "by": by}))
     if tool.aggregation:
-        yield tool.aggregation.row.columns
+        yield tuple(tool.aggregation.columns(by))
 
 
 def _shape(line: Line, shapes: Sequence[tuple[Column, ...]]) -> tuple[Column, ...]:
-    """Return the columns of the record that a line is."""
-    names = line.keys() - {"tool", "type", "time", "lost"}
-    return next((s for s in shapes if {column.name for column in s} == names), ())
+    """Return the columns of the record that a line is; keys that are not in --by are null."""
+    names = {n for n, value in line.items() if value is not None}
+    names -= {"tool", "type", "time", "lost"}
+    fitting = [s for s in shapes if names <= {column.name for column in s} <= line.keys()]
+    return max(fitting, key=len, default=())
 
 
 def _groups(lines: Sequence[Line]) -> Iterator[list[Line]]:

@@ -10,9 +10,9 @@ from netbpf.declare.column import Column
 from netbpf.declare.columns import Addr
 from netbpf.declare.constants import load_constant
 from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
-from netbpf.declare.options import Option, count
+from netbpf.declare.options import Option, count, nonempty
 from netbpf.declare.record import Record
-from netbpf.declare.table import Entry, Table
+from netbpf.declare.table import Entry, Table, sorted_rows
 
 # Adds up entries: returns a row for each combination of values of the named columns.
 Fold = Callable[[Sequence[Entry], Sequence[str]], list[dict[str, Any]]]
@@ -65,8 +65,8 @@ class KeyedTable(Table):
                 help=f"a row for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
             ),
             Option("--top", metavar="N", parse=count, help="only the first N rows"),
-            Option("--sort", metavar="COLUMN", choices=[column.name for column in self.counts],
-                   help=f"rows with the most of it first (default {self.most})"),
+            Option("--sort", metavar="COLUMN", parse=nonempty,
+                   help=f"sort rows by this column, the most first (default {self.most})"),
         )  # fmt: skip
 
     def constants(self, by: Sequence[Key]) -> dict[str, object]:
@@ -102,7 +102,7 @@ class KeyedTable(Table):
             for key, sums in map(self._without_addresses, entries)
         ]
         rows = self.fold(groups, [one.name for one in by])
-        rows.sort(key=lambda row: -(row[settings["sort"] or self.most] or 0))
+        rows = sorted_rows(rows, settings["sort"] or self.most)
         unused = dict.fromkeys(self.keys)
         return [{**unused, **row} for row in rows[: settings["top"] or None]]
 

@@ -11,8 +11,6 @@ from netbpf.declare.record import named
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError, did_you_mean
 
-Row = Mapping[str, Any]
-
 
 def bucket_columns() -> tuple[Column, ...]:
     """Return the CSV columns of a bucket of a histogram."""
@@ -37,19 +35,6 @@ def check_columns(tool: Tool, settings: Mapping[str, Any]) -> None:
             option = f"--{tool.aggregation.option}" if tool.aggregation else "an option for them"
             raise UsageError("--sort: there are no rows to sort", f"give {option} as well")
         _check("--sort", settings["sort"], rows, tool)
-
-
-def sorted_rows(rows: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
-    """Return `rows` sorted by the column `by`: numbers falling, text rising, unknown last.
-
-    Rows without this column keep their order.
-    """
-    if not by or not rows or by not in rows[0]:
-        return list(rows)
-    known = [row for row in rows if row[by] is not None]
-    falling = bool(known) and isinstance(known[0][by], (int, float))
-    known.sort(key=lambda row: -row[by] if falling else str(row[by]))
-    return [*known, *(row for row in rows if row[by] is None)]
 
 
 def _event_columns(tool: Tool, settings: Mapping[str, Any]) -> list[Sequence[Column]]:

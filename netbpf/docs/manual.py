@@ -72,7 +72,9 @@ def _options(tool: Tool) -> Iterator[Block]:
     shared = [option for option in tool.options if option not in own]
     pairs: Pairs = []
     if tool.interval:
-        pairs.append(("INTERVAL", "show results every INTERVAL seconds, not only at the end"))
+        pairs.append(
+            ("INTERVAL", "show results every INTERVAL (seconds, or 1m), not only at the end")
+        )
         pairs.append(("COUNT", "stop after this many intervals"))
     pairs += map(describe_option, own)
     if pairs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netbpf.cli import settings_of
-from netbpf.declare.shown import sorted_rows
+from netbpf.declare.table import sorted_rows
 from netbpf.declare.tool import all_tools, find_tool
 from netbpf.errors import UsageError
 

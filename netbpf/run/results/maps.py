@@ -7,8 +7,8 @@ from typing import Any
 
 from netbpf.bpf.maps import Map
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.shown import bucket_columns, sorted_rows
-from netbpf.declare.table import Table
+from netbpf.declare.shown import bucket_columns
+from netbpf.declare.table import Table, sorted_rows
 from netbpf.declare.tool import Tool
 from netbpf.kernel.clock import kernel_ns
 from netbpf.kernel.counters import increase
