@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from netbpf.declare.column import Column
+from netbpf.declare.column import Column, prefer
 from netbpf.declare.columns import Bytes, Duration, Micros
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
@@ -179,6 +179,7 @@ class Aggregation:
         self.order = order
         self.having = having
         self.option = option
+        prefer(row.columns, order)
         self.aggregates = {c.name: c.over for c in row.columns if c.over is not None}
         self.keys: tuple[str, ...] = ()
         self._event: Sequence[Column] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Callable, Optional, Union
 
 Converter = Callable[[Any], Any]
@@ -18,6 +18,8 @@ _SCALARS = {
     "s16": ("h", 2),
     "u8": ("B", 1),
 }
+
+_PREFERRED = 72  # priority of the column that rows are sorted by
 
 
 class Column:
@@ -142,3 +144,10 @@ class Column:
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the value."""
         return {"type": [self.json_type, "null"], "description": self.help}
+
+
+def prefer(columns: Iterable[Column], order: str) -> None:
+    """Let the column that rows are sorted by be among the last to be left out of a line."""
+    for column in columns:
+        if column.name == order:
+            column.priority = max(column.priority, _PREFERRED)

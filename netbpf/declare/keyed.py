@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, Callable, Optional
 
-from netbpf.declare.column import Column
+from netbpf.declare.column import Column, prefer
 from netbpf.declare.columns import Addr
 from netbpf.declare.constants import load_constant
 from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
@@ -45,6 +45,7 @@ class KeyedTable(Table):
         self.parts = tuple(column for column in key.columns if column.name not in fixed)
         self.keys = keys_of(self.parts)
         self.counts = tuple(counts)
+        prefer(counts, order)
         copies = {column.name: copy(column) for column in counts}
         row = key_record([Key(name) for name in self.keys], self.parts, copies)
         super().__init__(
