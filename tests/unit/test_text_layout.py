@@ -7,9 +7,11 @@ import io
 import pytest
 
 from netbpf.declare.columns import Addr, Column, Comm, Count, Errno, Pid, Port
+from netbpf.declare.keyed import KeyedTable
 from netbpf.declare.network import KernelStack
 from netbpf.declare.record import Record
 from netbpf.declare.sockets import CallResult
+from netbpf.declare.tool import all_tools
 from netbpf.output import screen
 from netbpf.output.layout import Layout
 from netbpf.output.screen import Screen, fold, report
@@ -59,6 +61,16 @@ def layout(limit: int | None, **more) -> Layout:
 )
 def test_columns_are_left_out_and_added_by_priority(limit, shown):
     assert names(layout(limit)) == shown
+
+
+def test_column_that_rows_are_sorted_by_is_left_out_late():
+    for tool in all_tools():
+        rows = [tool.aggregation] if tool.aggregation else []
+        rows += [tool.keyed] if tool.keyed else []
+        for one in rows:
+            columns = one.counts if isinstance(one, KeyedTable) else one.row.columns
+            (order,) = [c for c in columns if c.name == (getattr(one, "most", "") or one.order)]
+            assert order.priority > 70, f"{tool.name} {order.name}"
 
 
 def test_times_take_their_part_of_the_line():
