@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional
 
 import click
 
 from netbpf import __version__
+from netbpf.declare.aliases import Alias, Refused, all_aliases, extension_of, find_alias, resolve
 from netbpf.declare.options import Option
 from netbpf.declare.tool import Tool, all_tools, find_tool, tool_names
 from netbpf.declare.values import escape
 from netbpf.errors import NetbpfError, UsageError, did_you_mean
+from netbpf.system.streams import occupy_streams
+
+_NO_ARGUMENT = "\0"  # in place of the argument of a flag that has none
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -28,35 +31,46 @@ class _Tools(click.Group):
     """A group that imports a tool only when its command is run, so that startup stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *tool_names()])
+        aliases = [alias.name for alias in all_aliases()]
+        return sorted([*super().list_commands(ctx), *tool_names(), *aliases])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
         command = super().get_command(ctx, cmd_name)
-        if command or cmd_name in tool_names():
-            return command or _tool_command(find_tool(cmd_name))
-        nearest = did_you_mean(cmd_name, self.list_commands(ctx))
-        names = ", ".join(tool_names())
-        raise UsageError(f"no tool named '{cmd_name}'", f"{nearest}tools: {names}")
+        alias = None if command else find_alias(cmd_name)
+        if alias or cmd_name in tool_names():
+            return alias_command(alias) if alias else _tool_command(find_tool(cmd_name))
+        if not command:
+            nearest = did_you_mean(cmd_name, self.list_commands(ctx))
+            names = ", ".join(tool_names())
+            raise UsageError(f"no tool named '{cmd_name}'", f"{nearest}tools: {names}")
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Tools"):
             formatter.write_dl([(tool.name, tool.summary) for tool in all_tools()])
+        with formatter.section("Aliases"):
+            formatter.write_dl([(alias.name, alias.same_as) for alias in all_aliases()])
         rows = [(n, c.get_short_help_str(80)) for n, c in sorted(self.commands.items())]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
 
 class _ToolCommand(click.Command):
-    """A tool's command, whose --help prints the manual."""
+    """The command of a tool or of an alias, whose --help prints the manual."""
 
-    def __init__(self, tool: Tool, **attributes: Any) -> None:
-        super().__init__(tool.name, **attributes)
-        self.tool = tool
+    def __init__(self, alias: Alias, **attributes: Any) -> None:
+        super().__init__(alias.name, **attributes)
+        self.alias = alias
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [*self.alias.args, *args])
 
     def get_help(self, ctx: click.Context) -> str:
+        from netbpf.docs.alias_manual import alias_text
         from netbpf.docs.manual import manual_text
 
-        return manual_text(self.tool)
+        named = self.alias.name == self.alias.tool_name
+        return manual_text(self.alias.tool) if named else alias_text(self.alias)
 
 
 @click.group(cls=_Tools, context_settings=_CONTEXT)
@@ -66,32 +80,68 @@ def cli() -> None:
 
 
 def _tool_command(tool: Tool) -> click.Command:
+    return alias_command(extension_of(tool))
+
+
+def alias_command(alias: Alias) -> click.Command:
+    """Return the command that runs a tool under the name and with the flags of `alias`."""
+    tool = alias.tool
+
     def start(**arguments: Any) -> None:
         from netbpf.output.outlet import Outlet
         from netbpf.run.runner import run
 
-        settings = settings_of(tool, arguments)
+        settings = settings_of(tool, arguments, alias)
         if sys.stderr is sys.__stderr__:
             # A stalled reader of stderr must not block the run.
             sys.stderr = Outlet(2, sys.stderr.encoding, messages=True)
         sys.exit(run(tool, settings))
 
-    parameters: list[click.Parameter] = [_parameter(option) for option in tool.options]
+    options = [option for option in tool.options if alias.spellings(option)]
+    parameters: list[click.Parameter] = [_parameter(option, alias) for option in options]
     parameters += [_unsupported(tool, option) for option in tool.unsupported_options]
-    if tool.interval:
-        parameters.append(click.Argument(["interval"], required=False))
-        parameters.append(click.Argument(["count"], required=False))
-    return _ToolCommand(tool, params=parameters, callback=start, context_settings=_CONTEXT)
+    parameters += [_switch(flag.flags, flag.name) for flag in alias.switches()]
+    parameters += [_rejected(alias, refused) for refused in alias.refused() if alias.alone(refused)]
+    for name in alias.arguments:
+        parameters.append(click.Argument([name], required=False))
+    return _ToolCommand(alias, params=parameters, callback=start, context_settings=_CONTEXT)
 
 
-def _parameter(option: Option) -> click.Option:
-    names = [*option.flags, option.name]
+def _switch(flags: Sequence[str], name: str) -> click.Option:
+    return click.Option([*flags, name], is_flag=True, hidden=True)
+
+
+def _parameter(option: Option, alias: Alias) -> click.Option:
+    names = [*alias.spellings(option), option.name]
     if option.choices:
         kind = click.Choice(option.choices)
         return click.Option(names, type=kind, default=option.default, help=option.help)
-    if option.parse:
-        return click.Option(names, metavar=option.metavar, default=option.default, help=option.help)
-    return click.Option(names, is_flag=True, help=option.help)
+    if not option.parse:
+        return click.Option(names, is_flag=True, help=option.help)
+    more: dict[str, Any] = {}
+    if refused := alias.refused_without_argument(option):
+        callback = _reject(alias, refused, _NO_ARGUMENT)
+        more = {"is_flag": False, "flag_value": _NO_ARGUMENT, "callback": callback}
+    return click.Option(
+        names, metavar=option.metavar, default=option.default, help=option.help, **more
+    )
+
+
+def _rejected(alias: Alias, refused: Refused) -> click.Option:
+    """Return an option with an optional argument that is a usage error."""
+    return click.Option(
+        [*alias.alone(refused), refused.name], is_flag=False, flag_value=_NO_ARGUMENT, hidden=True,
+        expose_value=False, callback=_reject(alias, refused),
+    )  # fmt: skip
+
+
+def _reject(alias: Alias, refused: Refused, only: str = "") -> Callable[..., Any]:
+    def reject(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if value == only if only else value is not None:
+            raise UsageError(alias.refusal(refused, bool(only)), refused.hint)
+        return value
+
+    return reject
 
 
 def _unsupported(tool: Tool, option: Option) -> click.Option:
@@ -106,23 +156,28 @@ def _unsupported(tool: Tool, option: Option) -> click.Option:
     )
 
 
-def settings_of(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(
+    tool: Tool, arguments: Mapping[str, Any], alias: Optional[Alias] = None
+) -> dict[str, Any]:
     """Return {option name: parsed value}; raise UsageError for an invalid argument."""
     from netbpf.declare.options import count, seconds
     from netbpf.declare.shown import check_columns
 
+    given = alias.named(arguments) if alias else arguments
     settings: dict[str, Any] = {}
     for option in tool.options:
-        settings[option.name] = option.value(arguments.get(option.name))
+        settings[option.name] = option.value(given.get(option.name))
     for option in tool.options:
         if option.sets and settings[option.name]:
             settings.update(option.sets)
     for name, parse in (("interval", seconds), ("count", count)):
-        if arguments.get(name) is not None:
+        if given.get(name) is not None:
             try:
-                settings[name] = parse(arguments[name])
+                settings[name] = parse(given[name])
             except ValueError as error:
-                raise UsageError(f"{name.upper()}: {error}", _try_help(tool.name)) from None
+                hint = _try_help(alias.name if alias else tool.name)
+                raise UsageError(f"{name.upper()}: {error}", hint) from None
+    settings = alias.complete(settings, given) if alias else settings
     check_columns(tool, settings)
     return settings
 
@@ -133,10 +188,13 @@ def _try_help(name: str = "") -> str:
 
 @cli.command("list")
 def list_tools() -> None:
-    """List the tools with their summaries."""
-    width = max(map(len, tool_names()))
+    """List the tools with their summaries, and the aliases."""
+    aliases = all_aliases()
+    width = max(map(len, [*tool_names(), *(alias.name for alias in aliases)]))
     for tool in all_tools():
         click.echo(f"{tool.name:<{width}}  {tool.summary}")
+    for alias in aliases:
+        click.echo(f"{alias.name:<{width}}  same as: {alias.same_as}")
 
 
 @cli.command()
@@ -169,9 +227,9 @@ def schema(tool: str, as_c: bool) -> None:
         from netbpf.kernel.inspect import LiveKernel
         from netbpf.run.program import generated_text
 
-        click.echo(generated_text(find_tool(tool), LiveKernel()))
+        click.echo(generated_text(resolve(tool), LiveKernel()))
         return
-    click.echo(json.dumps(schema_of(find_tool(tool)), indent=2))
+    click.echo(json.dumps(schema_of(resolve(tool)), indent=2))
 
 
 @cli.command()
@@ -180,7 +238,7 @@ def demo(tools: Sequence[str]) -> None:
     """Generate loopback traffic and trace it with each tool."""
     from netbpf.demo.show import show
 
-    sys.exit(show([find_tool(name) for name in tools] or all_tools()))
+    sys.exit(show([resolve(name) for name in tools] or all_tools()))
 
 
 def _fail(error: NetbpfError, verbose: bool) -> NoReturn:
@@ -200,7 +258,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     args = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "-v" in args or "--verbose" in args
     try:
-        _occupy_streams()
+        occupy_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):  # the locale may not encode every name
             sys.stdout.reconfigure(errors="backslashreplace")
         cli.main(args, prog_name="netbpf", standalone_mode=False)
@@ -228,32 +286,6 @@ def _no_such_option(error: click.NoSuchOption, name: str) -> UsageError:
     flags = [flag for option in visible for flag in option.opts if flag.startswith("-")]
     nearest = did_you_mean(error.option_name, [*flags, "--help"])
     return UsageError(f"no such option: {error.option_name}", nearest + _try_help(name))
-
-
-def _occupy_streams() -> None:
-    # open() returns the lowest free descriptor. If that were 1 or 2, output and messages would be
-    # written to an unrelated file.
-    closed = [fd for fd in (0, 1, 2) if not _is_open(fd)]
-    while closed and os.open(os.devnull, os.O_RDWR) < closed[-1]:
-        pass
-    for fd in closed:
-        os.set_inheritable(fd, True)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - stays open
-    if 1 in closed or sys.stdout is None:
-        _fail(NetbpfError("standard output is closed", "redirect it to a file or a pipe"), False)
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        os.chdir("/")  # the compiler needs a working directory
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def _unexpected(error: Exception) -> NetbpfError:

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
-from netbpf.declare.columns import Addr, Enum, Family, Netns, Port, Text
+from netbpf.declare.columns import (
+    Addr,
+    Cgroup,
+    Comm,
+    Enum,
+    Family,
+    Netns,
+    Owner,
+    Pid,
+    Port,
+    Text,
+    Uid,
+)
 from netbpf.declare.constants import device_filter, in_ranges, one_of
 from netbpf.declare.network import (
     DropReason,
@@ -64,6 +76,25 @@ DropKey = key(
     harmless=Enum("whether it is known to lose nothing", YES_NO),
     socket=Enum("whether there is a socket", YES_NO),
 )
+DropBy = key(
+    "drop_by",
+    pid=Pid("process that owns the packet's socket"),
+    comm=Comm("its name"),
+    uid=Uid("user id of the owner"),
+    cgroup=Cgroup(),
+    netns=Netns(),
+    owner=Owner("how the owner was found"),
+    reason=DropReason("drop reason"),
+    location=KernelSymbol("location in the kernel"),
+    family=Family("address family"),
+    proto=Protocol("protocol"),
+    saddr=Addr("source address"),
+    sport=Port("source port", null=0),
+    daddr=Addr("destination address"),
+    dport=Port("destination port", null=0),
+    dev=Text("device"),
+)
+DropCounts = sums("drop_counts", "count bytes")
 DropSums = sums(
     "drop_sums",
     "count bytes",

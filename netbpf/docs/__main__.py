@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Optional
 
+from netbpf.declare.aliases import all_aliases
 from netbpf.declare.tool import all_tools
+from netbpf.docs.alias_manual import alias_page
 from netbpf.docs.manual import man_page
 from netbpf.docs.overview import overview_page
 from netbpf.docs.tables import renew
@@ -20,10 +22,11 @@ from netbpf.errors import EXIT_FAILURE
 
 
 def write_pages(directory: Path) -> list[Path]:
-    """Write the man pages of netbpf and of each tool to `directory`; return their paths."""
+    """Write the man pages of netbpf, its tools and aliases to `directory`; return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     pages = {"netbpf": overview_page()}
     pages.update({f"netbpf-{tool.name}": man_page(tool) for tool in all_tools()})
+    pages.update({f"netbpf-{alias.name}": alias_page(alias) for alias in all_aliases()})
     paths = []
     for name, text in pages.items():
         paths.append(directory / f"{name}.8")

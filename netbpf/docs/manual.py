@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 from netbpf import __version__
+from netbpf.declare.aliases import Alias, extension_of
 from netbpf.declare.columns import Column, Enum
 from netbpf.declare.costs import in_manual as cost_words
 from netbpf.declare.histogram import Histogram
@@ -18,6 +19,7 @@ from netbpf.docs.wording import (
     EXIT_STATUS,
     describe_alternative,
     describe_conditions,
+    describe_flags,
     describe_option,
 )
 
@@ -50,7 +52,7 @@ def tool_sections(tool: Tool, man: bool = False) -> list[Section]:
         "NAME": (Paragraph(f"{name} - {tool.summary}"),),
         "SYNOPSIS": (Paragraph(line),),
         "DESCRIPTION": own.pop("DESCRIPTION", ()),
-        "OPTIONS": tuple(_options(tool)),
+        "OPTIONS": tuple(tool_options(tool)),
         "FIELDS": tuple(_fields(tool)),
         "PROBES": tuple(_probes(tool)),
     }
@@ -67,11 +69,14 @@ def own_options(tool: Tool) -> list[Option]:
     return [option for option in tool.options if option not in shared]
 
 
-def _options(tool: Tool) -> Iterator[Block]:
+def tool_options(tool: Tool, alias: Optional[Alias] = None) -> Iterator[Block]:
+    """Yield the description of the options that a tool has, under its own name or as `alias`."""
     own = own_options(tool)
-    shared = [option for option in tool.options if option not in own]
+    if alias:
+        own = [option for option in own if alias.spellings(option)]
+    shared = [o for o in tool.options if o not in own and not (alias and not alias.spellings(o))]
     pairs: Pairs = []
-    if tool.interval:
+    if tool.interval and not (alias and alias.argument[0]):
         pairs.append(
             ("INTERVAL", "show results every INTERVAL (seconds, or 1m), not only at the end")
         )
@@ -89,6 +94,10 @@ def _options(tool: Tool) -> Iterator[Block]:
             group.append(("-h, --help", "show this manual"))
         if group:
             yield from (Heading(title), Terms(tuple(group)))
+    extension = extension_of(tool)
+    if not alias and extension.flags:
+        yield Heading(f"Flags of {extension.suite}")
+        yield Terms(tuple(describe_flags(extension)))
     yield Paragraph(memory_words(tool))
     if cost_words(tool):
         yield Paragraph(cost_words(tool))

@@ -71,6 +71,7 @@ ENVIRONMENT
 from __future__ import annotations
 
 from netbpf import __version__
+from netbpf.declare.aliases import all_aliases
 from netbpf.declare.docs import written
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, SORT
 from netbpf.declare.tool import all_tools, sections_of
@@ -106,6 +107,10 @@ def overview_sections() -> list[Section]:
         ),
         "DESCRIPTION": own.pop("DESCRIPTION"),
         "TOOLS": (Terms(tools),),
+        "ALIASES": (
+            Paragraph("Names of other suites, with their columns and flags:"),
+            Terms(tuple((alias.name, f"same as: {alias.same_as}") for alias in all_aliases())),
+        ),
         "COMMANDS": (Terms(tuple(COMMANDS.items())),),
         "OPTIONS": _options(),
     }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from netbpf.declare.aliases import all_aliases
 from netbpf.declare.needs import TRACEFS, Need, needs_of
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, SORT
 from netbpf.declare.probes import Probe
 from netbpf.declare.tool import Tool, all_tools
+from netbpf.docs.alias_manual import alias_columns
 from netbpf.docs.kernels import recordings, result_rows, results, selection_rows
 from netbpf.docs.wording import (
     describe_alternative,
@@ -50,6 +52,16 @@ def _output(tool: Tool) -> str:
     if tool.histogram:
         parts.append((f"histograms in {tool.histogram.unit}", tool.histogram.option))
     return ", ".join(f"{text} (`--{option}`)" if option else text for text, option in parts)
+
+
+def aliases_table(tools: Sequence[Tool]) -> str:
+    """Return a row for each alias."""
+    rows = []
+    for alias in all_aliases():
+        columns = [column.title for column in alias_columns(alias)]
+        shown = " ".join(["TIME"] * bool(alias.time) + columns)
+        rows.append((f"`{alias.name}`", alias.suite, f"`{alias.same_as.partition(' ')[2]}`", shown))
+    return _table(("name", "of", "same as", "text columns"), rows)
 
 
 def options_table(tools: Sequence[Tool]) -> str:
@@ -144,6 +156,7 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequenc
 
 TABLES = {
     "tools": tools_table,
+    "aliases": aliases_table,
     "options": options_table,
     "probes": probes_table,
     "selected": selected_table,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from netbpf.declare.aliases import Alias, Mapped, Refused, Sets
 from netbpf.declare.options import Option
 from netbpf.declare.probes import Alternative, Probe
 from netbpf.errors import EXIT_FAILURE, EXIT_LOST, EXIT_PRIVILEGE, EXIT_UNSUPPORTED, EXIT_USAGE
@@ -22,6 +25,28 @@ def describe_option(option: Option) -> tuple[str, str]:
     usage = ", ".join(option.flags) + (f" {argument}" if argument else "")
     default = f" (default {option.default})" if option.default else ""
     return usage, option.help + default
+
+
+def describe_flags(alias: Alias) -> Iterator[tuple[str, str]]:
+    """Yield (flags and argument, meaning here) of the flags that only the original has."""
+    options = {option.name: option for option in alias.tool.options}
+    name, positional = alias.argument
+    if name:
+        yield name, f"same as {options[positional].flags[-1]}: {options[positional].help}"
+    for flag in alias.flags:
+        flags = ", ".join(flag.flags)
+        if isinstance(flag, Mapped):
+            option = options[flag.option]
+            usage = f"{flags} {option.metavar}".rstrip()
+            same = "" if option.help.startswith("same as") else f"same as {option.flags[-1]}: "
+            yield usage, same + option.help
+        elif isinstance(flag, Sets):
+            yield flags, f"same as {options[flag.option].flags[-1]} {flag.value}"
+        elif isinstance(flag, Refused):
+            bare = len(alias.alone(flag)) < len(flag.flags)
+            yield flags, f"not supported{' without an argument' if bare else ''}: {flag.hint}"
+        else:
+            yield flags, f"show the column {flag.column}"
 
 
 def describe_alternative(alternative: Alternative, quote: str = "") -> str:

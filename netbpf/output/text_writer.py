@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from netbpf.declare.aliases import chosen_columns
 from netbpf.declare.columns import Column
 from netbpf.declare.record import text_columns
 from netbpf.output.layout import Layout, texts_of
@@ -24,13 +25,14 @@ class TextWriter(Writer):
     def begin(self) -> None:
         """Prepare the columns; the heading is written before the first row."""
         style = self.style
-        base = style.chosen(self.columns) if style.columns else self._declared(style.wide)
+        selected = bool(style.columns or style.shown)
+        base = style.chosen(self.columns) if style.columns else self._usual()
         self._hidden = not base
-        extra = [] if style.columns else [c for c in self._declared(True) if c not in base]
+        extra = [] if selected else [c for c in self._declared(True) if c not in base]
         self._day = (8 if style.seconds else 15) if style.time else 0  # characters
         taken = (self._day + 1 if self._day else 0) + (_SINCE + 1 if style.timestamp else 0)
         self._layout = Layout(
-            base, extra, order=base if style.columns else self.columns,
+            base, extra, order=base if selected else self.columns,
             limit=self._limit, taken=taken, pinned=bool(style.columns), roomy=style.wide,
         )  # fmt: skip
         self._headed = False
@@ -99,6 +101,10 @@ class TextWriter(Writer):
         """Write the heading before the first event, as a sign that tracing has started."""
         if not self._headed and not self._hidden:
             self._heading(blank=self._separate)
+
+    def _usual(self) -> list[Column]:
+        style = self.style
+        return chosen_columns(self.columns, style.shown, self._declared(style.wide), style.wide)
 
     def _declared(self, wide: bool) -> list[Column]:
         return list(text_columns(self.columns, wide, self.style.given))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO, Union
 
+from netbpf.declare.aliases import Shown
 from netbpf.declare.columns import Column
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
@@ -21,8 +22,9 @@ Stream = Union[TextIO, Outlet]
 class Style:
     """Output settings: `wide`, `time` (wall clock), `timestamp` (seconds since start).
 
-    `columns` are the names given with --columns. With `interval`, CSV has a column for losses per
-    interval. `screen` is the terminal of the output, if it is one.
+    `columns` are the names given with --columns, `shown` the text columns of an alias. With
+    `interval`, CSV has a column for losses per interval. `screen` is the terminal of the output, if
+    it is one.
     """
 
     def __init__(self, settings: Mapping[str, Any], screen: Screen) -> None:
@@ -35,6 +37,7 @@ class Style:
         self.interval = bool(settings.get("interval"))
         self.verbose = bool(settings.get("verbose"))
         self.columns: Sequence[str] = settings.get("columns") or ()
+        self.shown: Sequence[Shown] = settings.get("shown") or ()
         self.screen = screen
 
     def chosen(self, columns: Sequence[Column]) -> list[Column]:

@@ -58,7 +58,6 @@ from netbpf.declare.memory import Memory
 from netbpf.declare.network import DropReason, Endpoint, KernelStack, KernelSymbol, Protocol
 from netbpf.declare.options import by_name, count, devices, nonempty, ports
 from netbpf.declare.reasons import explain
-from netbpf.declare.record import copied, key, sums
 
 
 class Drop(Event):
@@ -86,12 +85,6 @@ class Drop(Event):
     cgroup = c.Cgroup()
 
 
-DropBy = key(
-    "drop_by", **copied(Drop, "comm pid uid cgroup netns owner family proto saddr daddr sport"),
-    **copied(Drop, "dport reason location dev"),
-)  # fmt: skip
-
-
 class DropRow(Row):
     """Packets dropped at one location for one reason in an interval."""
 
@@ -117,7 +110,6 @@ class Totals(Record):
     unread = c.Count("packets that -4, -6 or --port excluded because of unreadable headers")
 
 
-_REASON = ("reason", "meaning")  # columns that need the kernel's reason
 _DROP = "skb:kfree_skb"
 _RAW, _FIELDS = ("ctx", "skb", "location"), ("ctx", "skbaddr", "location")
 
@@ -130,7 +122,7 @@ TOOL = Tool(
     table=(
         Table("drops", drops.DropKey, drops.DropSums, DropRow, drops.rows, warn=explain,
               refresh=("stale",)),
-        KeyedTable("drops_by_key", DropBy, sums("drop_counts", "count bytes"), DropRow.columns[4:6], "count",
+        KeyedTable("drops_by_key", drops.DropBy, drops.DropCounts, DropRow.columns[4:6], "count",
                    warn=explain, refresh=("stale",)),
     ),
     totals=Totals,
@@ -139,7 +131,7 @@ TOOL = Tool(
             "drop",
             *p.tracepoints(_DROP, (*_RAW, "reason", "rx_sk"), (*_FIELDS, "reason", "rx_sk")),
             *p.tracepoints(_DROP, (*_RAW, "reason"), (*_FIELDS, "reason")),
-            *p.tracepoints(_DROP, _RAW, _FIELDS, loses=_REASON),
+            *p.tracepoints(_DROP, _RAW, _FIELDS, loses=("reason", "meaning")),
         ),
         p.tracepoint_probe("reset", "tcp:tcp_receive_reset", ("sk",), ("skaddr",), optional=True),
         p.Probe("stale", p.Iterator("bpf_map_elem", over="owners"), role=p.Role.STALE,

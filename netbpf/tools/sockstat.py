@@ -128,7 +128,7 @@ def constants(settings):
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(110_000, cpu=34_000, entry=632, entry_cpu=64),
+    memory=Memory(110_000, cpu=34_000, entry=840, entry_cpu=64),
     cost=Cost(2.3, 5.1),
     table=(
         Table("calls_by_protocol", CallKey, CallSums, CallRow, by_protocol),

@@ -15,6 +15,7 @@ HEIGHTS = {
     "errors": 0,
     "declare": 1,
     "tools": 2,
+    "aliases": 2,
     "system": 2,
     "output": 2,
     "binaries": 3,
@@ -94,7 +95,7 @@ class TestModule:
 
 
 def test_tools_know_declarations_only():
-    for path in (PACKAGE / "tools").glob("*.py"):
+    for path in [*(PACKAGE / "tools").glob("*.py"), *(PACKAGE / "aliases").glob("*.py")]:
         for name in all_imports(path):
             if name.startswith("netbpf."):
                 assert room(name) in ("declare", "errors"), f"{path.name}: a tool declares: {name}"

@@ -11,8 +11,9 @@ from typing import Any
 import click
 from hypothesis import strategies as st
 
-from netbpf.cli import _tool_command, settings_of
+from netbpf.cli import alias_command, settings_of
 from netbpf.declare import options
+from netbpf.declare.aliases import all_aliases, extension_of
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.declare.values import escape
 from netbpf.doctor.recording import COVERS
@@ -27,9 +28,11 @@ from tests.fuzz.target import Target
 from tests.unit.test_filters import Automaton, body_of, evaluate, understood
 
 TOOLS = {tool.name: tool for tool in all_tools()}
-COMMANDS = {name: _tool_command(tool) for name, tool in TOOLS.items()}
+ALIASES = {alias.name: alias for alias in (*map(extension_of, TOOLS.values()), *all_aliases())}
+COMMANDS = {name: alias_command(alias) for name, alias in ALIASES.items()}
 FLAGS = sorted(
     {flag for tool in TOOLS.values() for option in tool.options for flag in option.flags}
+    | {flag for alias in ALIASES.values() for one in alias.flags for flag in one.flags}
 )
 VALUES = [
     b"1", b"80,8000-8100", b"443-80", b"10.0.0.0/8", b"::1", b"fe80::1%lo/64", b"2001:db8::/32",
@@ -40,7 +43,7 @@ VALUES = [
 ]  # fmt: skip
 WORD = mutated(VALUES).map(lambda data: data.replace(b"\0", b"").decode(errors="surrogateescape"))
 LINES = st.tuples(
-    st.sampled_from(sorted(TOOLS)),
+    st.sampled_from(sorted(ALIASES)),
     st.lists(st.tuples(st.sampled_from([*FLAGS, "", "", "-x"]), st.none() | WORD), max_size=5),
 )
 # What C may get: netbpf's own names, numbers and operators. No character that could end a line,
@@ -59,9 +62,9 @@ def command(line: tuple[str, list[tuple[str, str | None]]]) -> None:
     name, pairs = line
     try:
         context = COMMANDS[name].make_context(name, arguments_of(pairs), resilient_parsing=False)
-        settings = settings_of(TOOLS[name], context.params)
+        settings = settings_of(ALIASES[name].tool, context.params, ALIASES[name])
         parse_forced(settings.get("probe"))
-        harmless(TOOLS[name], settings)
+        harmless(ALIASES[name].tool, settings)
     except (click.exceptions.Exit, click.ClickException):
         pass
     except NetbpfError as error:

@@ -506,14 +506,20 @@ sys.stdin.read()
 
 @compares("skbdrop", "comm", "socket", "uid", "cgroup")
 @compares("skbdrop", "socket", shape="rows")
+@compares("skbdrop", "container", "pid", "uid", "comm", "owner", "cgroup", shape="--by")
 @pytest.mark.skipif(
     "rx_sk" not in (Btf().parameters("__traceiter_kfree_skb") or ()),
     reason="needs a kernel that gives the socket: 6.11",
 )
 def test_owner_of_a_full_buffer_has_all_its_columns(netbpf: Any, one_host: Host) -> None:
-    with cgroup("inner") as path, slow_reader(one_host, path) as (pid, port):
-        options = ("--events", "--netns", one_host.inode, "--port", f"1,{port}")
-        with netbpf("skbdrop", *options, "-u", NOBODY) as run:
+    identity = "5eed" * 16  # of a container: 64 hexadecimal digits
+    keys = "container,pid,uid,comm,owner,cgroup"
+    with cgroup(f"docker-{identity}.scope") as path, slow_reader(one_host, path) as (pid, port):
+        options = ("--netns", one_host.inode, "--port", f"1,{port}")
+        with (
+            netbpf("skbdrop", *options, "--events", "-u", NOBODY) as run,
+            netbpf("skbdrop", *options, "--by", keys) as keyed,
+        ):
             before = one_host.snmp()["UdpRcvbufErrors"]
             with one_host.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                 for _ in range(NUMBER):
@@ -533,6 +539,10 @@ def test_owner_of_a_full_buffer_has_all_its_columns(netbpf: Any, one_host: Host)
     (row,) = run.rows
     assert (row["count"], row["bytes"], row["socket"]) == (lost, lost * 728, "yes")
     assert (row["dev"], row["netns"], row["harmless"]) == ("lo", one_host.inode, "no")
+    (row,) = keyed.rows
+    owner = tuple(row[name] for name in keys.split(","))
+    assert owner == (identity, pid, NOBODY, "nb-slow", "snapshot", ident)
+    assert (row["count"], row["bytes"]) == (lost, lost * 728)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from netbpf.declare import (
     Tool,
     Tracepoint,
 )
+from netbpf.declare.aliases import all_aliases
 from netbpf.declare.tool import all_tools, find_tool, tool_names
 from netbpf.docs.__main__ import main, write_pages
 from netbpf.docs.manual import man_page, manual_text
@@ -195,7 +196,8 @@ def test_man_page_is_typeset_without_warnings(tmp_path):
 def test_all_pages_are_written(tmp_path):
     written = write_pages(tmp_path / "man")
     assert {path.name for path in written} == {
-        "netbpf.8", *(f"netbpf-{name}.8" for name in tool_names())
+        "netbpf.8",
+        *(f"netbpf-{name}.8" for name in (*tool_names(), *(one.name for one in all_aliases()))),
     }  # fmt: skip
     assert all(path.read_text().startswith(".TH") for path in written)
 

@@ -1,0 +1,139 @@
+"""Tools of bcc (tools/, and libbpf-tools/ with the same names) that a tool of netbpf replaces."""
+
+from netbpf.declare.aliases import Alias, Mapped, Refused, Sets, Shown, Shows
+from netbpf.declare.columns import Duration
+from netbpf.declare.network import IpVersion
+
+SUITE = "bcc"
+
+_PROCESSES = "--cgroup PATH or --container ID selects processes"
+
+
+def _maps(*short: str) -> tuple[Refused, Refused]:
+    cgroup, mount = (*short, "", "")[:2]
+    return (
+        Refused(*filter(None, (cgroup, "--cgroupmap")), hint=_PROCESSES,
+                what="selects cgroups by a BPF map"),
+        Refused(*filter(None, (mount, "--mntnsmap")), hint=_PROCESSES,
+                what="selects mount namespaces by a BPF map"),
+    )  # fmt: skip
+
+
+_LOCAL_AND_REMOTE = (
+    Mapped("--localport", option="lport"),
+    Mapped("--remoteport", option="rport"),
+    Mapped("--csv", option="s"),
+)
+
+
+def _program(tool: str) -> Refused:
+    return Refused(
+        "--ebpf",
+        what="prints the BPF program",
+        hint=f"'netbpf schema --c {tool}' prints the generated C",
+    )
+
+
+_IP = Shown("family", "IP", like=IpVersion)
+
+ALIASES = (
+    Alias(
+        "tcpconnect",
+        "soconnect",
+        "TCP connections that programs of this machine open",
+        columns=("pid", Shown("comm", "COMM", 12), _IP, Shown("laddr", "SADDR"),
+                 Shown("raddr", "DADDR"), Shown("rport", "DPORT")),
+        flags=(
+            Mapped("-P", "--port", option="rport"),
+            Sets("-c", "--count", option="by", value="laddr,raddr,rport",
+                 columns=(Shown("laddr", "LADDR", 25), Shown("raddr", "RADDR", 25),
+                          Shown("rport", "RPORT"), Shown("attempts", "CONNECTS"))),
+            Shows("-U", "--print-uid", column="uid"),
+            Refused("-L", "--lport", what="is a switch that shows the local port",
+                    hint="-w shows the local port, -L LIST shows only these local ports"),
+            Refused("-d", "--dns", what="is a switch that shows the last DNS query",
+                    hint="-d SECONDS ends the run; 'netbpf gethostlatency' shows name lookups"),
+            *_maps("-C", "-M"),
+            Refused("-s", "--source-port", what="also counts by local port",
+                    hint="--by laddr,lport,raddr,rport counts by local port"),
+            _program("soconnect"),
+        ),
+        notes=(
+            "A line appears when the attempt has ended, not when it begins. Attempts that end "
+            "before a SYN is sent (no route, no free port) are also shown; -w shows the result.",
+        ),
+    ),
+    Alias(
+        "tcpconnlat",
+        "soconnect",
+        "how long TCP connections of this machine take to be established",
+        columns=("pid", Shown("comm", "COMM", 12), _IP, Shown("laddr", "SADDR"),
+                 Shown("raddr", "DADDR"), Shown("rport", "DPORT"),
+                 Shown("latency_us", "LAT(ms)", like=Duration)),
+        argument=("MS", "min_ms"),
+        flags=(
+            Refused("-L", "--lport", what="is a switch that shows the local port", always=True,
+                    hint="-w shows the local port; 'netbpf soconnect -L LIST' shows only these"),
+            _program("soconnect"),
+        ),
+        notes=(
+            "Attempts that time out or are given up also have a line; -w shows the result.",
+            "The number is the least time in milliseconds, not an interval.",
+        ),
+    ),
+    Alias(
+        "tcpaccept",
+        "soaccept",
+        "TCP connections that programs of this machine accept",
+        "--proto tcp",
+        columns=("pid", Shown("comm", "COMM", 12), _IP, Shown("raddr", "RADDR", 15),
+                 Shown("rport", "RPORT"), Shown("laddr", width=15), "lport", "result"),
+        flags=(Mapped("-P", "--port", option="lport"), *_maps(), _program("soaccept")),
+        notes=("Accepts that fail are also shown: RESULT, which bcc does not have, is the error.",),
+    ),
+    Alias(
+        "tcpdrop",
+        "skbdrop",
+        "TCP segments that the kernel drops, and the kernel functions that led there",
+        "--events --stack --proto tcp",
+        columns=("pid", _IP, Shown("saddr"), Shown("daddr"), "reason"),
+        time="seconds",
+        flags=(Mapped("--netns-id", "--pid-netns", option="netns"), _program("skbdrop")),
+        notes=(
+            "PID is the owner of the socket, not the process that ran at that time.",
+            "The reason replaces STATE and FLAGS. The stacks are in the table at the end (or at "
+            "each INTERVAL), one for each place and reason. Drops that lose nothing are hidden; "
+            "--all shows them.",
+        ),
+    ),
+    # Tools of the same name: flags of bcc that are spelled differently here.
+    Alias("tcplife", "tcplife", flags=(*_LOCAL_AND_REMOTE, _program("tcplife"))),
+    Alias(
+        "tcpstates",
+        "tcpstates",
+        flags=(
+            *_LOCAL_AND_REMOTE,
+            Refused("-Y", "--journal", what="writes to the systemd journal",
+                    hint="'netbpf tcpstates --json | systemd-cat' does"),
+            _program("tcpstates"),
+        ),
+    ),
+    Alias(
+        "tcpretrans",
+        "tcpretrans",
+        flags=(
+            Mapped("--lossprobe", option="loss"),
+            Mapped("--count", option="flows"),
+            _program("tcpretrans"),
+        ),
+    ),
+    Alias(
+        "gethostlatency",
+        "gethostlatency",
+        flags=(
+            Refused("-l", "--libc", what="selects the libc to probe",
+                    hint="every libc in use is probed; -p and --comm select processes"),
+            _program("gethostlatency"),
+        ),
+    ),
+)  # fmt: skip

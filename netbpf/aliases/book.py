@@ -1,0 +1,69 @@
+"""Tools of BPF Performance Tools, chapter 10, that a tool of netbpf replaces."""
+
+from netbpf.declare.aliases import Alias, Shown
+from netbpf.declare.network import IpVersion
+
+SUITE = "BPF Performance Tools"
+
+_COMM = Shown("comm", "COMM", 16)
+_IP = Shown("family", "IP", like=IpVersion)
+
+_CALLS = "Calls that fail are also counted; -w shows how many."
+
+ALIASES = (
+    Alias(
+        "udpconnect",
+        "soconnect",
+        "UDP sockets that programs connect to an address",
+        "--proto udp",
+        columns=("pid", _COMM, _IP, Shown("raddr", "RADDR", 16), Shown("rport", "RPORT")),
+        time="seconds",
+        notes=("Calls that fail are also shown; -w shows the result.",),
+    ),
+    Alias(
+        "sofamily",
+        "sockstat",
+        "address families of sockets that programs connect and accept",
+        "--op connect,accept --by comm,family,op",
+        columns=("comm", Shown("family", "FAM"), "op", "calls"),
+        notes=(_CALLS,),
+    ),
+    Alias(
+        "soprotocol",
+        "sockstat",
+        "protocols of sockets that programs connect and accept",
+        "--op connect,accept --by comm,proto,op",
+        columns=("comm", Shown("proto", "PROTO"), "op", "calls"),
+        notes=(_CALLS, "Connects and accepts are rows of their own."),
+    ),
+    Alias(
+        "socketio",
+        "sockstat",
+        "messages that programs send and receive, by process, protocol and remote port",
+        "--op send,recv --by comm,pid,op,proto,rport",
+        columns=("comm", "pid", "op", "proto", Shown("rport", "RPORT"), "calls", "bytes"),
+        notes=("Operations are recv and send where the book has read and write. KB is added.",),
+    ),
+    Alias(
+        "tcpconnect-tp",
+        "soconnect",
+        "TCP connections that programs of this machine open",
+        columns=("pid", _COMM, _IP, Shown("laddr", "SADDR"), Shown("raddr", "DADDR"),
+                 Shown("rport", "DPORT")),
+        time="seconds",
+        notes=("A line appears when the attempt has ended, not when it begins.",),
+    ),
+    Alias(
+        "tcpaccept-tp",
+        "soaccept",
+        "TCP connections that programs of this machine accept",
+        "--proto tcp",
+        columns=(_IP, Shown("raddr", "RADDR", 15), Shown("rport", "RPORT"),
+                 Shown("laddr", width=15), "lport", "result"),
+        time="seconds",
+        notes=(
+            "A line appears when the program accepts the connection, not when the handshake ends: "
+            "a connection that no program accepts has none.",
+        ),
+    ),
+)  # fmt: skip
