@@ -19,8 +19,9 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     """Return "did you mean NAME? " with the name most like `word`, or ""."""
     import difflib  # takes 3 ms and is rarely needed
 
-    like = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
-    return f"did you mean {like[0]}? " if like else ""
+    plain = {name.lstrip("-"): name for name in names if len(name) > 2}
+    like = difflib.get_close_matches(word.lstrip("-"), plain, n=1)
+    return f"did you mean {plain[like[0]]}? " if like else ""
 
 
 class NetbpfError(Exception):

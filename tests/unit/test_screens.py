@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from netbpf.declare.tool import tool_names
+from netbpf.declare.tool import find_tool, tool_names
 from tests import screens
 
 
@@ -41,7 +41,8 @@ def test_no_value_is_cut_in_a_pipe(name):
 def test_terminal_of_any_width_shows_every_row(name, width):
     lines = screens.lines_of(name)
     rows = [line for line in lines if line["type"] in ("event", "interval")]
-    text = screens.shown(rows or lines, width, {})
+    settings = screens.settings_of(name, find_tool(lines[0]["tool"]))
+    text = screens.shown(rows or lines, width, settings)
     assert len(text.splitlines()) > len(rows)
 
 
