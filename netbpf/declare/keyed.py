@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, Callable, Optional, Union
 
-from netbpf.declare.column import Column
+from netbpf.declare.column import Column, prefer
 from netbpf.declare.columns import Addr
 from netbpf.declare.constants import load_constant
 from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
-from netbpf.declare.options import Option, count
+from netbpf.declare.options import Option, count, nonempty
 from netbpf.declare.record import Record, Row
-from netbpf.declare.table import Entry, Table
+from netbpf.declare.table import Entry, Table, sorted_rows
 
 # Adds up entries: returns a row for each combination of values of the named columns.
 Fold = Callable[[Sequence[Entry], Sequence[str]], list[dict[str, Any]]]
@@ -105,6 +105,7 @@ class KeyedTable(Table):
     ) -> None:
         self.keyed = keyed or Keyed(key, fixed)
         self.counts = tuple(counts)
+        prefer(counts, order)
         self.fold = fold or add_up
         self.most = order
         row = row_of(self.keyed, counts)
@@ -121,8 +122,8 @@ class KeyedTable(Table):
         return (
             self.keyed.option(),
             Option("--top", metavar="N", parse=count, help="only the first N rows"),
-            Option("--sort", metavar="COLUMN", choices=[column.name for column in self.counts],
-                   help=f"rows with the most of it first (default {self.most})"),
+            Option("--sort", metavar="COLUMN", parse=nonempty,
+                   help=f"sort rows by this column, the most first (default {self.most})"),
         )  # fmt: skip
 
     def _groups(self, entries: Sequence[Entry], settings: Mapping[str, Any]) -> Sequence[Entry]:
@@ -135,7 +136,7 @@ class KeyedTable(Table):
         found = self._groups(entries, settings)
         groups = [(self.keyed.values(key, by), sums) for key, sums in found]
         rows = self.fold(groups, [one.name for one in by])
-        rows.sort(key=lambda row: -(row[settings["sort"] or self.most] or 0))
+        rows = sorted_rows(rows, settings["sort"] or self.most)
         unused = dict.fromkeys(self.keyed.keys)
         return [{**unused, **row} for row in rows[: settings["top"] or None]]
 

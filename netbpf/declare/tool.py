@@ -16,12 +16,12 @@ from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keyed import Keyed, KeyedTable
 from netbpf.declare.memory import Memory
-from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, Option
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, SORT, Option
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
 from netbpf.declare.probes import Probe
 from netbpf.declare.record import Event, Record
 from netbpf.declare.table import Table
-from netbpf.errors import UsageError
+from netbpf.errors import UsageError, did_you_mean
 
 Settings = Mapping[str, Any]  # by option name, as parsed from the command line
 Values = dict[str, Any]  # of one event, by column
@@ -163,6 +163,8 @@ class Tool:
             rows = self.by_table.options()
         elif self.keyed:
             rows = (self.keyed.option(),)
+        if self.tables and not self.by_table and not self.aggregation:
+            rows = (*rows, *SORT)
         shared = (*OUTPUT, *LIMITS, *(EVENT_LIMITS if self.event else ()), *rows)
         return (*(option for option in shared if option.name not in own), *self.own_options)
 
@@ -254,7 +256,8 @@ def tool_names() -> list[str]:
 def find_tool(name: str) -> Tool:
     """Return the tool `name`; UsageError, with the list of tools, if there is none."""
     if name not in tool_names():
-        raise UsageError(f"no tool named '{name}'", f"tools: {', '.join(tool_names())}")
+        nearest = did_you_mean(name, tool_names())
+        raise UsageError(f"no tool named '{name}'", f"{nearest}tools: {', '.join(tool_names())}")
     tool = import_module(f"netbpf.tools.{name}").TOOL
     assert isinstance(tool, Tool)
     return tool

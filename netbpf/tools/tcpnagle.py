@@ -108,8 +108,8 @@ class StalledRow(Row):
 
     pid = c.Pid("process that sent", width=6)
     comm = c.Comm("its name", width=8)
-    laddr = c.Addr("local address", wide=True)
-    lport = c.Port("local port", wide=True)
+    laddr = c.Addr("local address", wide=True, priority=28)
+    lport = c.Port("local port", wide=True, priority=32)
     raddr = c.Addr("remote address")
     rport = c.Port("remote port")
     holds = c.Count("how often it held data", width=5)

@@ -19,9 +19,9 @@ EXAMPLES
 
   A listener that overflows, and one that does not (netbpf tcpsynbl -d 2):
 
-    LADDR           LPORT PID     COMM        SYNS CONNS ACCQ AMAX LIMIT SYNQ DROPS
-    127.0.0.1       33359 9330    demo-full      -     2    0    2     1    0     6
-    ::1             43005 9328    demo-serve     -    17    0    1   128    0     0
+    LADDR           LPORT     PID COMM        SYNS CONNS ACCQ AMAX LIMIT SYNQ DROPS
+    127.0.0.1       33359    9330 demo-full      -     2    0    2     1    0     6
+    ::1             43005    9328 demo-serve     -    17    0    1   128    0     0
 
 OVERHEAD
   A program of about a microsecond per handshake, one of less than 0.1 us per other change of a TCP
@@ -105,15 +105,18 @@ class ListenerRow(Row):
     pid = c.Pid("process that listens")
     comm = c.Comm("its name", width=10)
     owner = c.Owner("how it was found: exact (listen), snapshot (open file), unknown", wide=True)
-    syns = c.Count("SYNs received", width=5)
+    syns = c.Count("SYNs received", width=5, priority=45)
     handshakes = c.Count("completed handshakes", width=5, header="CONNS")
     accept_queue = c.Count("waiting connections at the end of the interval", width=4, header="ACCQ")
-    accept_max = c.Count("largest accept queue in the interval", width=4, header="AMAX")
-    accept_limit = c.Count("limit of the accept queue; one more can wait", width=5, header="LIMIT")
-    syn_queue = c.Count("incomplete handshakes at the end of the interval", width=4, header="SYNQ")
+    accept_max = c.Count("largest accept queue in the interval", width=4, header="AMAX",
+                         priority=60)  # fmt: skip
+    accept_limit = c.Count("limit of the accept queue; one more can wait", width=5, header="LIMIT",
+                           priority=60)  # fmt: skip
+    syn_queue = c.Count("incomplete handshakes at the end of the interval", width=4, header="SYNQ",
+                        priority=40)  # fmt: skip
     syn_max = c.Count("largest SYN queue seen in the interval", width=4, header="SMAX", wide=True)
     dropped = c.Count("connections lost (ListenDrops) in the interval", width=5,
-                    header="DROPS")  # fmt: skip
+                    header="DROPS", priority=80, alert=True)  # fmt: skip
     dropped_total = c.Count("connections lost since the start", width=6, header="DTOTAL", wide=True)
     cookies = c.Count("SYNs answered with a SYN cookie", width=7, wide=True)
     somaxconn = c.Count("net.core.somaxconn of the namespace", wide=True)
