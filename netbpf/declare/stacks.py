@@ -85,6 +85,7 @@ class UserStack(Column):
 
     ctype = "u64"
     width = 1
+    below = True
     json_type = "array"
 
     def __init__(self) -> None:

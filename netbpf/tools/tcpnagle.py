@@ -61,7 +61,6 @@ from netbpf.declare import (
     SOCKET,
     Histogram,
     Option,
-    Record,
     Row,
     Table,
     Tool,
@@ -74,14 +73,6 @@ from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
 from netbpf.declare.record import key, sums
 from netbpf.declare.states import state_probe
-
-
-class StallKey(Record):
-    """The key of the distribution."""
-
-    cstruct = "stall_key"
-
-    reason = c.Enum("why the data was not sent immediately", stalls.REASONS, ctype="u32")
 
 
 class SettingRow(Row):
@@ -98,8 +89,8 @@ class StalledRow(Row):
 
     pid = c.Pid("process that sent", width=6)
     comm = c.Comm("its name", width=8)
-    laddr = c.Addr("local address", wide=True)
-    lport = c.Port("local port", wide=True)
+    laddr = c.Addr("local address", wide=True, priority=28)
+    lport = c.Port("local port", wide=True, priority=32)
     raddr = c.Addr("remote address")
     rport = c.Port("remote port")
     holds = c.Count("how often it held data", width=5)
@@ -137,7 +128,8 @@ TOOL = Tool(
     __doc__,
     memory=Memory(1_610_000, cpu=215_000, entry=840),
     cost=Cost(1.3, 8.7),
-    histogram=Histogram("stall_times", StallKey, "us"),
+    histogram=Histogram("stall_times", stalls.StallKey, "us", fixed=("reason",),
+                        unused=stalls.KEYS),
     table=(
         Table("settings", SettingKey, SettingSums, SettingRow, order="sends"),
         Table("stalled_sockets", StalledSocket, StalledSums, StalledRow, order="held_us",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from netbpf.declare.columns import Column, Count
+from netbpf.declare.columns import Column
 from netbpf.declare.keys import Key
 from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.output.writers import Writer
@@ -100,14 +100,6 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Return fields to add to the summary."""
         return self.fields
-
-
-def bucket_columns() -> tuple[Column, ...]:
-    """Return the CSV columns of a histogram's bucket."""
-    columns = (Count("lowest value of the bucket"), Count("highest value"), Count("how many"))
-    for name, column in zip(("low", "high", "count"), columns):
-        column.name = name
-    return columns
 
 
 def with_container(values: dict[str, Any], by: Sequence[Key]) -> dict[str, Any]:
