@@ -62,7 +62,7 @@ struct build_frame {
 	u64 offset;
 };
 
-/* RECORD in netbpf/run/unwinder.py */
+/* RECORD in netbpf/run/stack_records.py */
 struct stack_record {
 	u64 key;
 	u64 space;

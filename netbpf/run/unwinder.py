@@ -9,18 +9,18 @@ known already, and to the program, whose path was noted.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import struct
 import sys
 import time
-from bisect import bisect_right
 from collections import deque
 from contextlib import suppress
 from threading import Thread
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
-from netbpf.binaries.code import Code, Mapping, executable_mappings, read_maps
+from netbpf.binaries.code import Code
 from netbpf.binaries.code_files import CodeFiles
 from netbpf.binaries.frame_rules import BY_POINTER, DEREF, END, NO_RULE, SP, Rule
 from netbpf.binaries.perf_map import PerfMap
@@ -28,14 +28,13 @@ from netbpf.bpf.maps import Map
 from netbpf.bpf.ringbuf import RingBuffer
 from netbpf.declare.stacks import COMPLETE, CUT, NO_UNWIND
 from netbpf.kernel.processes import proc_pid
+from netbpf.run.stack_records import HIGHEST, RECORD, Record, Space
 from netbpf.system.realtime import realtime_priority
 from netbpf.system.untrusted import Budget, Limits
 from netbpf.system.worker import ITEM_SECONDS, WorkerEnd
 
 RING_BYTES = 512 * 4096  # STACK_RING_PAGES in include/user_stacks.bpf.h
-RECORD = struct.Struct("=QQQQQII512s320s8192s")  # struct stack_record
 _FRAME = struct.Struct("=i20sQ")  # struct build_frame
-_PART = 40  # bytes of a part of a path
 _VALID, _ADDRESS = 1, 2  # BPF_STACK_BUILD_ID_VALID and _IP, linux/bpf.h
 _CODE_ADDRESS, _RULE = struct.Struct("=QQ"), struct.Struct("=ihH")
 _POINTER_KEY = 1 << 62
@@ -45,55 +44,17 @@ _MAX_QUEUE = 128
 _SWITCH, _PAUSE = 0.0005, 0.01  # seconds
 _WORK = Limits(0, 1.0)  # for the rules of one stack
 _MAX_SPACES, _BATCH = 512, 16
-_LOWEST, _HIGHEST = 4096, 1 << 47  # of addresses in user space
-
-
-class Record(NamedTuple):
-    """A stack that a program has seen."""
-
-    key: int
-    space: int
-    ip: int
-    sp: int
-    bp: int
-    pid: int
-    size: int
-    frames: bytes
-    program: bytes
-    copy: bytes
-
-
-class Space:
-    """The executable memory of a process until it executes another program."""
-
-    def __init__(self, record: Record, pid: int) -> None:
-        self.number, self.kernel_pid, self.pid = record.space, record.pid, pid
-        self.rules: dict[int, Rule] = {}
-        self._maps = b""
-        self._mappings: Optional[list[Mapping]] = []
-        self.perf_map: Optional[PerfMap] = None
-
-    def read(self) -> None:
-        """Read the mappings; those of a process that has ended stay as they were."""
-        maps = read_maps(self.pid) if self.pid else b""
-        if maps:
-            self._maps, self._mappings = maps, None
-
-    def find(self, address: int) -> Optional[Mapping]:
-        """Return the mapping of an address."""
-        mappings = self._mappings
-        if mappings is None:
-            mappings = self._mappings = executable_mappings(self._maps)
-        index = bisect_right(mappings, (address, _HIGHEST << 1)) - 1
-        found = mappings[index] if index >= 0 else None
-        return found if found and address < found.end else None
+_LOWEST = 4096  # of addresses in user space
 
 
 class Unwinder:
-    """The work of the separate process; `records` and `rules` are descriptors of BPF maps."""
+    """The work of the separate process; `records` and `rules` are descriptors of BPF maps.
 
-    def __init__(self, worker: WorkerEnd, records: int, rules: int) -> None:
-        self._worker = worker
+    Stacks are written to the pipe `out`, as lines of JSON: tools count messages of sockets.
+    """
+
+    def __init__(self, worker: WorkerEnd, records: int, rules: int, out: int) -> None:
+        self._worker, self._out = worker, out
         self._ring = RingBuffer(records, RING_BYTES, RECORD)
         self._rules = Map.from_fd(rules)
         self._spaces: dict[int, Space] = {}
@@ -163,7 +124,13 @@ class Unwinder:
             with self._worker.item(str(space.pid)):
                 self._budget = Budget(f"/proc/{space.pid}", _WORK)
                 frames, end = self._resolved(record, space)
-        self._worker.send({"key": record.key, "frames": frames, "end": end})
+        self._write({"key": record.key, "frames": frames, "end": end})
+
+    def _write(self, message: object) -> None:
+        # A worker that was killed before may have left a part of a line.
+        data = b"\n" + json.dumps(message).encode() + b"\n"
+        while data:
+            data = data[os.write(self._out, data) :]
 
     def _resolved(self, record: Record, space: Space) -> tuple[list[Any], str]:
         by_pointer = record.key & _POINTER_KEY and not record.key >> 63
@@ -265,23 +232,16 @@ class Unwinder:
         for status, raw, offset in _FRAME.iter_unpack(record.frames):
             if status == _VALID:
                 frames.append(self._of_build_id(record, raw.hex(), offset))
-            elif status == _ADDRESS and _LOWEST <= offset < _HIGHEST:
+            elif status == _ADDRESS and _LOWEST <= offset < HIGHEST:
                 frames.append(self._named(space, offset))
         return frames or [self._named(space, record.ip)]
 
     def _of_build_id(self, record: Record, build_id: str, offset: int) -> dict[str, Any]:
-        name, code = self._files.with_build_id(build_id, _program(record))
+        name, code = self._files.with_build_id(build_id, record.path)
         address = code.address(offset) if code else None
         if code and address is not None:
             return _frame(code, address, name, offset)
         return {"function": None, "offset": offset, "file": name or None, "build_id": build_id}
-
-
-def _program(record: Record) -> str:
-    """Return the path of the program that the process ran, as its file system has it."""
-    parts = [record.program[at : at + _PART] for at in range(0, len(record.program), _PART)]
-    names = [part.partition(b"\0")[0] for part in parts if part[0]]
-    return "/" + os.fsdecode(b"/".join(reversed(names)))
 
 
 def _frame(code: Code, address: int, path: str, offset: int) -> dict[str, Any]:
