@@ -121,12 +121,7 @@ class UnwindTable:
 
     def _open(self, at: int) -> tuple[Reader, Optional[Common]]:
         """Return a reader of an entry after its head, and its CIE; None if it is one itself."""
-        if not 0 <= at <= len(self._data) - 8:
-            raise Invalid
-        length, back = struct.unpack_from("<II", self._data, at)
-        if not 4 <= length < 1 << 24:
-            raise Invalid
-        reader = Reader(self._data, at + 8, at + 4 + length, self._address)
+        reader, back = self._open_any(at)
         if not back:
             return reader, None
         where = at + 4 - back
@@ -134,9 +129,18 @@ class UnwindTable:
             self._common[where] = self._read_common(where)
         return reader, self._common[where]
 
+    def _open_any(self, at: int) -> tuple[Reader, int]:
+        """Return a reader of an entry after its head, and how far before it its CIE is, or 0."""
+        if not 0 <= at <= len(self._data) - 8:
+            raise Invalid
+        length, back = struct.unpack_from("<II", self._data, at)
+        if not 4 <= length < 1 << 24:
+            raise Invalid
+        return Reader(self._data, at + 8, at + 4 + length, self._address), int(back)
+
     def _read_common(self, at: int) -> Common:
-        reader, other = self._open(at)
-        if other is not None:
+        reader, back = self._open_any(at)
+        if back:
             raise Invalid
         version, augmentation = reader.byte(), reader.text()
         if version not in (1, 3):
