@@ -58,6 +58,9 @@ class Stack(tuple[Frame, ...]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stack) and self.end == other.end and super().__eq__(other)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash((self.end, tuple(self)))
 
