@@ -29,7 +29,7 @@ _MAX_UNWIND = 24 << 20
 _MAX_NAME = 1024
 _MAX_MAPPINGS = 4096
 _MAX_MAPS = 16 << 20  # bytes of text
-_LIMITS = Limits(256 << 20, 2.0)
+_LIMITS = Limits(256 << 20, 1.0)
 _LINE = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ..x. ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)$", re.MULTILINE
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Optional
 
 from netbpf.binaries.code import Code, Mapping, path_of
@@ -23,7 +24,9 @@ class CodeFiles:
     def read_libcs(self) -> None:
         """Read the libcs of this process's root, which most programs use."""
         for path in known_libcs():
-            self._open(path, path, path)
+            real = os.path.realpath(path)
+            if real not in self._files:
+                self._open(real, real, real)
 
     def mapped(self, pid: int, mapping: Mapping) -> Optional[Code]:
         """Return the file that a process has mapped, None if it cannot be read."""
@@ -37,13 +40,12 @@ class CodeFiles:
 
     def with_build_id(self, build_id: str, program: str) -> tuple[str, Optional[Code]]:
         """Return (path, file) of a build id: a file that was read before, or the file `program`."""
-        for known, entry in self._by_build_id.items():
-            if build_id.startswith(known):  # the kernel fills up shorter ones with zeros
-                return entry
+        if build_id in self._by_build_id:
+            return self._by_build_id[build_id]
         if program not in self._files:
             self._open(program, program, program)
         code = self._files[program]
-        return (program, code) if code and code.build_id == build_id else ("", None)
+        return (program, code) if code and _full(code.build_id) == build_id else ("", None)
 
     def _open(self, key: object, path: str, name: str) -> None:
         try:
@@ -56,6 +58,12 @@ class CodeFiles:
             oldest = self._files.pop(next(iter(self._files)))
             self._size -= oldest.size if oldest else _LEAST
             if oldest and oldest.build_id:
-                self._by_build_id.pop(oldest.build_id, None)
+                self._by_build_id.pop(_full(oldest.build_id), None)
         if code and code.build_id:
-            self._by_build_id[code.build_id] = (name, code)
+            # The first file counts: others may only claim to be it.
+            self._by_build_id.setdefault(_full(code.build_id), (name, code))
+
+
+def _full(build_id: Optional[str]) -> str:
+    """Return a build id as the kernel gives it, which fills up shorter ones with zeros."""
+    return (build_id or "").ljust(40, "0")

@@ -23,6 +23,7 @@ from netbpf.binaries.frame_rules import (
 )
 from netbpf.system.untrusted import Budget, LimitExceeded
 
+_MAX_RULES = 50_000  # that are remembered
 _OMIT = 0xFF  # DW_EH_PE_omit
 _SORTED = 0x3B  # DW_EH_PE_datarel | DW_EH_PE_sdata4, of the table in .eh_frame_hdr
 
@@ -45,6 +46,8 @@ class UnwindTable:
         """Return the rule at a virtual address, None if no function with a table is there."""
         if address not in self._rules:
             self._budget = budget
+            if len(self._rules) >= _MAX_RULES:
+                self._rules.clear()
             try:
                 self._rules[address] = self._find(address)
             except (Invalid, struct.error, LimitExceeded):

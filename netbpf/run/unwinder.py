@@ -43,7 +43,7 @@ _WORD = struct.Struct("<Q")
 _MAX_QUEUE = 128
 _SWITCH, _PAUSE = 0.0005, 0.01  # seconds
 _WORK = Limits(0, 1.0)  # for the rules of one stack
-_MAX_SPACES, _BATCH = 512, 16
+_MAX_SPACES, _MAX_RULES, _BATCH = 512, 10_000, 16
 _LOWEST = 4096  # of addresses in user space
 
 
@@ -188,6 +188,8 @@ class Unwinder:
         return space.rules[ip]
 
     def _store(self, space: Space, ip: int, rule: Rule) -> None:
+        if len(space.rules) >= _MAX_RULES:
+            space.rules.clear()
         space.rules[ip] = rule
         address = _CODE_ADDRESS.pack(ip, space.number)
         with suppress(OSError):

@@ -37,7 +37,8 @@ OVERHEAD
   About ten microseconds per attempt, a third of it for waking netbpf, 0.3 per change of state and
   0.1 per end of a TCP socket, and 0.1 per signal. The syscall tracepoints are used, on kernels with
   fentry or kprobes only for calls that seccomp denies: every system call of the machine then costs
-  about 20 ns more.
+  about 20 ns more. --stack costs about 0.1 us per function of the stack, and ten more for the
+  first attempts of a process.
 
 LIMITS
   Connections through io_uring and by sendmsg(2) with MSG_FASTOPEN have no system call time. If they
@@ -45,7 +46,8 @@ LIMITS
   chosen they have no line. The same applies to connections of 32-bit programs if the syscall
   tracepoints are used. The time of attempts that began before the start is not known. UDP is shown
   as connected sockets, not as packets; SCTP, vsock and others are not shown. An undeliverable
-  datagram makes a later call fail, never connect(2).
+  datagram makes a later call fail, never connect(2). How far a stack is known is in stack_end: see
+  docs/results.md.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Record, Row, Tool, connects

@@ -149,6 +149,46 @@ def test_stack_has_the_functions_of_the_program(
             assert 0 < frame["offset"] < 4096
 
 
+@pytest.mark.parametrize("words", [("-static",), ("-static", "-fno-omit-frame-pointer")])
+def test_musl_has_no_unwind_tables(
+    netbpf: Netbpf, port: int, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Its connect() has no frame and no table: its caller is missing, and the end says so."""
+    path = built(tmp_path, "musl-gcc", "-O2", *words)
+    with netbpf("soconnect", "--stack", "--comm", COMM) as run:
+        with dialling(path, port, 2, "one"):
+            run.wait_for(2)
+    for event in run.events:
+        assert event["stack_end"] == "no-unwind"
+        assert event["stack"][0]["file"] == str(path)
+        if len(words) > 1:
+            assert "outer" in functions(event) and "main" in functions(event)
+
+
+def test_go_has_frame_pointers(netbpf: Netbpf, port: int, tmp_path: Path) -> None:
+    go = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
+    if not go:
+        pytest.skip("no go here: apt install golang")
+    environment = {
+        **os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GO111MODULE": "off",
+        "GOCACHE": str(tmp_path / "cache"), "GOTOOLCHAIN": "local",
+    }  # fmt: skip
+    path = tmp_path / COMM
+    topology.must(
+        go, "build", "-o", path, PROGRAMS / "dial.go", env=environment, timeout=300 * SLOW
+    )
+    with netbpf("soconnect", "--stack", "--comm", COMM) as run:
+        with dialling(path, port, 2):
+            run.wait_for(2)
+    for event in run.events:
+        names = functions(event)
+        assert names[0] and names[0].startswith(("runtime/internal/syscall.", "internal/runtime/"))
+        first = names.index("main.dial")
+        assert names[first : first + 4] == ["main.dial", "main.outer", "main.main", "runtime.main"]
+        assert event["stack_end"] == "no-unwind"
+        assert {frame["file"] for frame in event["stack"]} == {str(path)}
+
+
 def test_stripped_programs_are_unwound_to_their_start(
     netbpf: Netbpf, port: int, tmp_path: Path
 ) -> None:
