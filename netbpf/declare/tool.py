@@ -10,7 +10,8 @@ from pkgutil import iter_modules
 from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.aggregation import Aggregation
-from netbpf.declare.columns import Cgroup, Comm, Container, Owner, Pid, Uid
+from netbpf.declare.cgroup_names import NAMES
+from netbpf.declare.columns import Cgroup, Comm, Container, OfCgroup, Owner, Pid, Uid
 from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
@@ -26,7 +27,7 @@ from netbpf.errors import UsageError
 Settings = Mapping[str, Any]  # by option name, as parsed from the command line
 Values = dict[str, Any]  # of one event, by column
 Notes = Sequence[str]
-_OF_OWNERS = (Pid, Comm, Uid, Cgroup, Container, Owner)
+_OF_OWNERS = (Pid, Comm, Uid, Cgroup, Container, OfCgroup, Owner)
 
 
 class Tool:
@@ -209,7 +210,9 @@ class Tool:
         """Return the C constants of the tool's own options."""
         found: dict[str, object] = {}
         if self.keyed:
-            found.update(self.keyed.constants(settings.get("by") or ()))
+            by = settings.get("by") or ()
+            found.update(self.keyed.constants(by))
+            found.update({"BY_CGROUP": 1} if any(key.name in NAMES for key in by) else {})
         if self.constants:
             found.update(self.constants(settings))
         for option in self.own_options:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from errno import ESTALE
 from functools import lru_cache
 from pathlib import Path
 
 from netbpf.errors import Unsupported, UsageError
+from netbpf.kernel.credit import Credit
 from netbpf.system.lines import lines_of, unescape_path
 from netbpf.system.syscalls import filesystem_type, open_by_inode
 
 _FIRST_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO of include/linux/proc_ns.h
 _CGROUP2 = 0x63677270  # CGROUP2_SUPER_MAGIC of include/uapi/linux/magic.h
-_SEARCH_SECONDS = 0.05
+_SEARCH_SECONDS = 0.05  # at most for one search
+_MAX_KNOWN = 1 << 16  # ids whose paths are kept
 # The monitor of podman and CRI-O (conmon) has a group of its own with the container's id.
 _CONTAINER = re.compile(r"(?:^|(?<!conmon)[-/:])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
 
@@ -118,20 +121,52 @@ def _is_whole(mounts: bytes, root: str) -> bool:
 
 def container_of(path: str) -> str:
     """Return the container id in a cgroup's path (docker, containerd, CRI-O, podman), or ""."""
-    ids = _CONTAINER.findall(path)
-    return str(ids[-1]) if ids else ""
+    return (containers_of(path) or [""])[-1]
 
 
-@lru_cache(maxsize=1024)
+def containers_of(path: str) -> list[str]:
+    """Return the ids of the containers in a cgroup's path, the outer ones first."""
+    return _CONTAINER.findall(path)
+
+
 def path_of(cgroup: int) -> str:
-    """Return the path of the cgroup with id `cgroup` below the root, "" if there is none.
+    """Return the path of the cgroup with id `cgroup` below the root, "" if unknown."""
+    return find_path(cgroup) or ""
 
-    Without CAP_DAC_READ_SEARCH the hierarchy is searched for a short time, so the result is "" also
-    if there are too many cgroups: any user may have a part of the hierarchy and create many.
+
+def find_path(cgroup: int) -> str | None:
+    """Return the path of a cgroup below the root, "" if there is none, None if not found in time.
+
+    A version 2 cgroup keeps its path (they cannot be renamed), and its id is not used again, so
+    that both answers are kept. Without CAP_DAC_READ_SEARCH the hierarchy is searched for a short
+    time, at most a tenth of all time: any user may have a part of the hierarchy and create many
+    cgroups.
     """
-    root = cgroup_root()
-    path = _path_by_inode(root, cgroup)
-    return path if path is not None else _search(root, cgroup)
+    path = _known.get(cgroup)
+    if path is None:
+        path = _path_by_inode(cgroup_root(), cgroup)
+        path = _search(cgroup_root(), cgroup) if path is None else path
+        if path is not None:
+            _remember(cgroup, path)
+    return path
+
+
+_known: dict[int, str] = {}
+_rest: dict[str, Iterator[tuple[int, str]]] = {}  # of the last search, which ran out of time
+_credit = Credit(share=0.1, most=0.25)
+
+
+def forget_paths() -> None:
+    """Forget all paths, and what was searched."""
+    _known.clear()
+    _rest.clear()
+    _credit.refill()
+
+
+def _remember(cgroup: int, path: str) -> None:
+    if len(_known) >= _MAX_KNOWN:
+        _known.clear()
+    _known[cgroup] = path
 
 
 def _path_by_inode(root: str, cgroup: int) -> str | None:
@@ -158,16 +193,31 @@ def _path_below(root: str, descriptor: int) -> str | None:
     return path[len(root) :] if f"{path}/".startswith(f"{root}/") else None
 
 
-def _search(root: str, cgroup: int) -> str:
-    end = time.monotonic() + _SEARCH_SECONDS
-    for directory, below, _ in os.walk(root or "/nonexistent"):
-        for name in below:
-            full = os.path.join(directory, name)
-            try:
-                if os.stat(full).st_ino == cgroup:
-                    return full[len(root) :]
-            except OSError:
-                continue  # removed in between
-        if time.monotonic() > end:
-            break
-    return ""
+def _search(root: str, cgroup: int) -> str | None:
+    """Search the hierarchy, from where the last search stopped; None if time is over."""
+    with _credit.spent() as allowed:
+        end = time.monotonic() + _SEARCH_SECONDS
+        for rest in (_rest.pop(root, iter(())), _below(root)) if allowed else ():
+            for number, path in rest:
+                _remember(number, path)
+                if number == cgroup:
+                    _rest[root] = rest
+                    return path
+                if time.monotonic() > end:
+                    _rest[root] = rest
+                    return None
+        return "" if allowed else None
+
+
+def _below(root: str) -> Iterator[tuple[int, str]]:
+    """Yield id and path of each cgroup, the higher levels first."""
+    level = [""]
+    while level:
+        parents, level = level, []
+        for parent in parents:
+            with suppress(OSError), os.scandir(f"{root or '/nonexistent'}{parent}") as entries:
+                for entry in entries:  # may be removed in between
+                    if entry.is_dir(follow_symlinks=False):
+                        path = f"{parent}/{entry.name}"
+                        level.append(path)
+                        yield entry.inode(), path

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from netbpf.declare.columns import Column, Count
-from netbpf.declare.keys import Key
-from netbpf.kernel.cgroups import container_of, path_of
+from netbpf.kernel.workloads import names_of
 from netbpf.output.writers import Writer
 from netbpf.run.stop import Stop
 
@@ -110,8 +109,9 @@ def bucket_columns() -> tuple[Column, ...]:
     return columns
 
 
-def with_container(values: dict[str, Any], by: Sequence[Key]) -> dict[str, Any]:
-    """Add the container of an event's cgroup, if it is a key."""
-    if any(key.name == "container" for key in by) and "container" not in values:
-        values["container"] = container_of(path_of(values["cgroup"])) or None
-    return values
+def with_names(values: dict[str, Any], columns: Collection[str]) -> dict[str, Any]:
+    """Add the names of an event's cgroup to its values, if they are among these columns."""
+    if not columns:
+        return values
+    names = names_of(values["cgroup"])
+    return {**values, **{name: names[name] for name in columns}}

@@ -9,13 +9,13 @@ from typing import Any, Optional
 
 from netbpf.bpf.maps import Map
 from netbpf.bpf.ringbuf import RingBuffer
-from netbpf.declare.columns import Container
+from netbpf.declare.cgroup_names import cgroup_column
 from netbpf.declare.memory import ring_size
 from netbpf.declare.probes import Role
 from netbpf.declare.record import AmendedEvent, Event
 from netbpf.declare.tool import Tool
-from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.kernel.clock import kernel_ns
+from netbpf.kernel.workloads import names_of
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.program import Attached
@@ -65,7 +65,7 @@ class EventResult(Result):
         self._unowned, self._refreshed = False, 0.0
         # A column that the probes in use cannot fill holds zeros in C.
         self._missing = {c.name: None for c in event.columns if c.name in attached.missing}
-        self._containers = [c.name for c in event.columns if isinstance(c, Container)]
+        self._cgroup = cgroup_column(event.columns)
         self.pending: Optional[Pending] = None
         if tool.pending:
             name, age = tool.pending
@@ -202,11 +202,14 @@ class EventResult(Result):
 
     def _values(self, raw: Sequence[Any]) -> Optional[dict[str, Any]]:
         values: dict[str, Any] = {**self._decode(raw), **self._missing}
-        for name in self._containers:
-            values[name] = container_of(path_of(values[name])) or None
+        self._name(values)
         if self.tool.refresh_owners and values["owner"] == "unknown":
             self._unowned = self._unowned or values[self.tool.refresh_owners] == "yes"
         return self._enrich(values, self.settings) if self._enrich else values
+
+    def _name(self, values: dict[str, Any]) -> None:
+        if self._cgroup:
+            values.update(names_of(values[self._cgroup] or 0))
 
     def collect(self, final: bool) -> None:
         """Read the open events, and note the position in the ring at which the interval ends."""
@@ -267,6 +270,7 @@ class EventResult(Result):
             values = self._decode(raw)
             if key(values) not in seen:
                 seen.add(key(values))
+                self._name(values)
                 self._show_open(raw[self._time], values)
         self.fields["open"] = len(seen)
 

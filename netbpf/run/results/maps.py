@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netbpf.bpf.maps import Map
+from netbpf.declare.cgroup_names import NAMES
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.table import Table
 from netbpf.declare.tool import Tool
@@ -17,7 +18,7 @@ from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.filters import netns_of
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Result, bucket_columns, with_container
+from netbpf.run.results.base import Result, bucket_columns, with_names
 from netbpf.run.results.histograms import HistogramReader
 from netbpf.run.results.tables import TableReader
 from netbpf.run.snapshot import run_in_namespaces, run_iterators
@@ -152,8 +153,8 @@ class TableResult(Result):
         """Write the rows, and the increase of the counters."""
         now, entries = self._taken
         self.writer.new_table()
-        by = self.settings.get("by") or ()
-        entries = [(with_container(key, by), sums) for key, sums in entries]
+        names = [key.name for key in self.settings.get("by") or () if key.name in NAMES]
+        entries = [(with_names(key, names), sums) for key, sums in entries]
         rows = [{**row, **self._missing} for row in self.table.build(entries, self.settings)]
         for row in rows:
             self.namespaces.add(row.get("netns") or 0)
