@@ -39,6 +39,8 @@ static inline void begin_stall(struct sock *sk, u32 seq, u32 unsent, u8 nonagle,
 	stall.small_writes = small;
 	stall.socket.sk = key;
 	stall.socket.reason = reason;
+	stall.uid = owner->process.uid;
+	stall.cgroup = owner->process.cgroup;
 	stall.socket.pid = owner->process.pid;
 	__builtin_memcpy(stall.socket.comm, owner->process.comm, sizeof(stall.socket.comm));
 	SET_ENDS(&stall.socket, ends);

@@ -19,7 +19,7 @@ from netbpf.declare.aliases import Alias, Refused, all_aliases, extension_of, fi
 from netbpf.declare.options import Option
 from netbpf.declare.tool import Tool, all_tools, find_tool, tool_names
 from netbpf.declare.values import escape
-from netbpf.errors import NetbpfError, UsageError
+from netbpf.errors import NetbpfError, UsageError, did_you_mean
 from netbpf.system.streams import occupy_streams
 
 _NO_ARGUMENT = "\0"  # in place of the argument of a flag that has none
@@ -37,7 +37,13 @@ class _Tools(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
         command = super().get_command(ctx, cmd_name)
         alias = None if command else find_alias(cmd_name)
-        return command or (alias_command(alias) if alias else _tool_command(find_tool(cmd_name)))
+        if alias or cmd_name in tool_names():
+            return alias_command(alias) if alias else _tool_command(find_tool(cmd_name))
+        if not command:
+            nearest = did_you_mean(cmd_name, self.list_commands(ctx))
+            names = ", ".join(tool_names())
+            raise UsageError(f"no tool named '{cmd_name}'", f"{nearest}tools: {names}")
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Tools"):
@@ -155,6 +161,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return {option name: parsed value}; raise UsageError for an invalid argument."""
     from netbpf.declare.options import count, seconds
+    from netbpf.declare.shown import check_columns
 
     given = alias.named(arguments) if alias else arguments
     settings: dict[str, Any] = {}
@@ -170,7 +177,9 @@ def settings_of(
             except ValueError as error:
                 hint = _try_help(alias.name if alias else tool.name)
                 raise UsageError(f"{name.upper()}: {error}", hint) from None
-    return alias.complete(settings, given) if alias else settings
+    settings = alias.complete(settings, given) if alias else settings
+    check_columns(tool, settings)
+    return settings
 
 
 def _try_help(name: str = "") -> str:
@@ -258,15 +267,25 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     except click.ClickException as error:
         command = getattr(getattr(error, "ctx", None), "info_name", "") or ""
         name = "" if command == "netbpf" else command
+        if isinstance(error, click.NoSuchOption):
+            _fail(_no_such_option(error, name), verbose)
         message = error.format_message().rstrip(".")
         _fail(UsageError(message[:1].lower() + message[1:], _try_help(name)), verbose)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort):  # click has begun a new line after ^C
         sys.exit(0)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
         _fail(_unexpected(error), verbose)
+
+
+def _no_such_option(error: click.NoSuchOption, name: str) -> UsageError:
+    command = error.ctx.command if error.ctx else None
+    visible = [o for o in getattr(command, "params", []) if not getattr(o, "hidden", False)]
+    flags = [flag for option in visible for flag in option.opts if flag.startswith("-")]
+    nearest = did_you_mean(error.option_name, [*flags, "--help"])
+    return UsageError(f"no such option: {error.option_name}", nearest + _try_help(name))
 
 
 def _unexpected(error: Exception) -> NetbpfError:

@@ -6,11 +6,22 @@ stop and quote their subject. Hints are instructions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_LOST = 3  # data was lost and --fail-on-loss was given
 EXIT_UNSUPPORTED = 69  # EX_UNAVAILABLE of sysexits.h: not possible on this kernel or machine
 EXIT_PRIVILEGE = 77  # EX_NOPERM of sysexits.h
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return "did you mean NAME? " with the name most like `word`, or ""."""
+    import difflib  # takes 3 ms and is rarely needed
+
+    plain = {name.lstrip("-"): name for name in names if len(name) > 2}
+    like = difflib.get_close_matches(word.lstrip("-"), plain, n=1)
+    return f"did you mean {plain[like[0]]}? " if like else ""
 
 
 class NetbpfError(Exception):

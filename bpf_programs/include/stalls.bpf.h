@@ -17,11 +17,18 @@ struct stall {
 	u32 end;
 	u32 copied_seq; /* what the program had read by then */
 	u32 small_writes;
-	u32 pad;
+	u32 uid;
+	u64 cgroup;
 };
 BPF_HASH(stalls, u64, struct stall, MAP_ENTRIES); /* by address of the socket */
 
-BPF_F_TABLE("percpu_hash", struct stall_key, struct histogram, stall_times, REASON_REFUSED + 1, 0);
+#ifdef BY_KEY
+#include "blocks.bpf.h"
+#define STALL_KEYS MAP_ENTRIES
+#else
+#define STALL_KEYS (REASON_REFUSED + 1)
+#endif
+BPF_F_TABLE("percpu_hash", struct stall_key, struct histogram, stall_times, STALL_KEYS, 0);
 #ifdef TOP
 BPF_HASH(stalled_sockets, struct stalled_socket, struct stalled_sums, MAP_ENTRIES);
 #endif
@@ -48,19 +55,37 @@ static inline void count_socket(struct stall *stall, u64 us, s64 times, struct s
 }
 #endif
 
+static inline void fill_key(struct stall_key *key, struct stall *stall)
+{
+	key->reason = stall->socket.reason;
+	SET_BY_comm(key, stall->socket.comm);
+	SET_BY_pid(key, stall->socket.pid);
+	SET_BY_uid(key, stall->uid);
+	SET_BY_cgroup(key, stall->cgroup);
+	SET_BY_netns(key, stall->socket.netns);
+	SET_BY_family(key, stall->socket.family);
+	SET_BY_laddr(key, stall->socket.laddr, stall->socket.family);
+	SET_BY_lport(key, stall->socket.lport);
+	SET_BY_raddr(key, stall->socket.raddr, stall->socket.family);
+	SET_BY_rport(key, stall->socket.rport);
+}
+
 /* Count a stall that ended, or with `times` -1 take it back. */
 static inline void count_stall(struct stall *stall, u64 us, s64 times)
 {
-	struct stall_key key = {.reason = stall->socket.reason};
+	struct stall_key key = {};
 	int zero = 0;
 	struct stalled_sums *empty = zeros.lookup(&zero);
 	struct histogram *histogram;
 
 	if (!empty)
 		return;
+	fill_key(&key, stall);
 	histogram = stall_times.lookup_or_try_init(&key, (struct histogram *)empty);
 	if (histogram)
 		record_value(histogram, us, times);
+	else
+		count_loss(LOSS_MAP_FULL);
 #ifdef TOP
 	count_socket(stall, us, times, empty);
 #endif

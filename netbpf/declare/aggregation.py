@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from netbpf.declare.column import Column
+from netbpf.declare.column import Column, prefer
 from netbpf.declare.columns import Bytes, Duration, Micros
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
-from netbpf.declare.options import Option, count
+from netbpf.declare.options import Option, count, nonempty
 from netbpf.declare.record import Row
 
 Values = Mapping[str, Any]
@@ -179,6 +179,7 @@ class Aggregation:
         self.order = order
         self.having = having
         self.option = option
+        prefer(row.columns, order)
         self.aggregates = {c.name: c.over for c in row.columns if c.over is not None}
         self.keys: tuple[str, ...] = ()
         self._event: Sequence[Column] = ()
@@ -197,7 +198,6 @@ class Aggregation:
 
     def options(self) -> tuple[Option, ...]:
         """Return the options that select and sort the rows."""
-        sortable = [name for name in self.aggregates if name not in self.keys]
         return (
             Option("--summary", help="a row per key instead of a line per event"),
             Option(
@@ -206,8 +206,8 @@ class Aggregation:
                 help=f"a row for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
             ),
             Option("--top", metavar="N", parse=count, help="only the first N rows"),
-            Option("--sort", metavar="COLUMN", choices=sortable,
-                   help=f"rows with the most of it first (default {self.order})"),
+            Option("--sort", metavar="COLUMN", parse=nonempty,
+                   help=f"sort rows by this column, the most first (default {self.order})"),
             Option("--histogram", metavar="COLUMN", choices=self.measured,
                    help="a distribution of this column instead of each event; with --by per key"),
         )  # fmt: skip

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from netbpf.declare.probes import Fexit, Kprobe, Kretprobe, Probe, tracepoints
-from netbpf.declare.table import Rows
+from netbpf.declare.table import Entry, Rows
+
+# Columns of listeners by which --by adds them up, and the columns of such a row.
+KEYS = ("comm", "pid", "owner", "netns", "laddr", "lport")
+COUNTS = (
+    "syns", "handshakes", "accept_queue", "accept_max", "accept_limit", "syn_queue",
+    "syn_max", "dropped", "dropped_total", "cookies",
+)  # fmt: skip
+_LARGEST = ("accept_max", "accept_limit", "syn_max")  # of one listener; the others are sums
 
 # Their C functions are in include/lost.bpf.h.
 LOST_PROBES = (
@@ -62,6 +70,20 @@ def unattributed(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> lis
         f"lost connections cannot be attributed to listeners (ListenDrops +{grown}): this needs "
         "Linux 6.11, or a kernel with fentry or kprobes"
     ]
+
+
+def together(groups: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row for the listeners with the same values of the columns `names`."""
+    rows: dict[tuple[object, ...], dict[str, Any]] = {}
+    for key, listener in groups:
+        row = rows.setdefault(
+            tuple(key[name] for name in names), {name: key[name] for name in names}
+        )
+        for name in COUNTS:
+            values = [value for value in (row.get(name), listener[name]) if value is not None]
+            total = max(values) if name in _LARGEST else sum(values)
+            row[name] = total if values else None
+    return list(rows.values())
 
 
 def warn(rows: Rows, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

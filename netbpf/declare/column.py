@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from typing import Any, Callable, Optional
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, Callable, Optional, Union
 
 Converter = Callable[[Any], Any]
 
@@ -19,6 +19,8 @@ _SCALARS = {
     "u8": ("B", 1),
 }
 
+_PREFERRED = 72  # priority of the column that rows are sorted by
+
 
 class Column:
     """A number, and the base class of all other columns.
@@ -27,16 +29,25 @@ class Column:
     `cstruct` the name of a C struct that replaces a byte array, `null` the raw value that means
     "unknown". `wide` columns are in text only with -w, those with `option` only if that option is
     given, those with `text=False` never. `header` is the heading (default: the name in upper case),
-    `width` the width in characters, `full` the width with -w if larger. `unit` is the unit of the
-    value, `text_unit` that of the text if different. `over` is how a column of an aggregation is
-    computed from events, see `netbpf.declare.aggregation`.
+    `width` the usual width in characters, `full` the width where the line has room, if larger.
+    `unit` is the unit of the value, `text_unit` that of the text if different. `over` is how a
+    column of an aggregation is computed from events, see `netbpf.declare.aggregation`.
+
+    If a line does not fit the terminal, the columns of the lowest `priority` are left out, `wide`
+    ones before the others; if it has room, wide columns of the highest priority are added. Numbers
+    and columns that are `whole` are never cut, all others are cut before a column is left out.
+    `below` text is lines under the row. `alert` lists values that text shows in red on a terminal;
+    True is any value except 0 and None.
     """
 
     ctype = "u32"
     cstruct = ""
     width = 8
     full = 0
-    align = "<"
+    priority = 50
+    whole = False
+    below = False
+    alert: Union[bool, Container[Any]] = False
     json_type: Any = "integer"
     unit = ""
     text_unit = ""
@@ -53,6 +64,8 @@ class Column:
         text: bool = True,
         option: str = "",
         over: Any = None,
+        priority: Optional[int] = None,
+        alert: Union[bool, Container[Any], None] = None,
     ) -> None:
         self.help = help
         self.name = ""
@@ -66,6 +79,18 @@ class Column:
         self.in_text = text
         self.option = option
         self.over = over
+        self.priority = self.priority if priority is None else priority
+        self.alert = self.alert if alert is None else alert
+
+    @property
+    def is_number(self) -> bool:
+        """Whether values are numbers, which text aligns to the right."""
+        return self.json_type in ("integer", "number")
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether text that is too long for a terminal is cut."""
+        return not (self.is_number or self.whole or self.below)
 
     @property
     def title(self) -> str:
@@ -110,6 +135,19 @@ class Column:
         """Format this column of a row; a column may combine several of the row's `values`."""
         return self.text(values[self.name])
 
+    def is_alert(self, value: Any) -> bool:
+        """Return whether `value` deserves attention."""
+        if isinstance(self.alert, bool):
+            return self.alert and bool(value)
+        return value in self.alert
+
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the value."""
         return {"type": [self.json_type, "null"], "description": self.help}
+
+
+def prefer(columns: Iterable[Column], order: str) -> None:
+    """Let the column that rows are sorted by be among the last to be left out of a line."""
+    for column in columns:
+        if column.name == order:
+            column.priority = max(column.priority, _PREFERRED)

@@ -24,7 +24,6 @@ class Count(Column):
 
     ctype = "u64"
     width = 9
-    align = ">"
 
 
 class Gauge(Count):
@@ -43,7 +42,7 @@ class Bytes(Column):
 
     ctype = "u64"
     width = 8
-    align = ">"
+    priority = 60
     unit, text_unit = "bytes", "KB"
 
     def text(self, value: Any) -> str:
@@ -56,7 +55,7 @@ class Duration(Column):
 
     ctype = "u64"
     width = 9
-    align = ">"
+    priority = 60
     unit, text_unit = "us", "ms"
 
     def converter(self) -> Optional[Converter]:
@@ -78,7 +77,6 @@ class Micros(Column):
     """A time span that the kernel stores in microseconds; 0 means not measured."""
 
     width = 9
-    align = ">"
     unit = "us"
 
     def converter(self) -> Optional[Converter]:
@@ -90,6 +88,7 @@ class Pid(Column):
     """A process id (tgid) in the initial pid namespace; 0 is unknown."""
 
     width = 7
+    priority = 70
 
     def converter(self) -> Optional[Converter]:
         """Return the conversion that makes 0 unknown."""
@@ -101,6 +100,7 @@ class Netns(Count):
 
     ctype = "u32"
     width = 10
+    priority = 20
 
     def __init__(self, help: str = "network namespace, by inode number") -> None:
         super().__init__(help, wide=True, null=0)
@@ -117,6 +117,7 @@ class Uid(Column):
     """A user id in the initial user namespace; U32_MAX is unknown."""
 
     width = 6
+    priority = 25
 
     def converter(self) -> Optional[Converter]:
         """Return the conversion that makes U32_MAX unknown."""
@@ -143,6 +144,7 @@ class Comm(Text):
     """A process name: task_struct.comm, at most 15 bytes."""
 
     full = 15
+    priority = 65
 
 
 class Container(Column):
@@ -153,6 +155,7 @@ class Container(Column):
 
     ctype = "u64"
     width = 12
+    priority = 40
     json_type = "string"
 
     def text(self, value: Any) -> str:
@@ -201,6 +204,7 @@ class Enum(Column):
     """One of a set of strings: `words` maps C numbers to strings, or to None if unknown."""
 
     ctype = "u8"
+    whole = True
     json_type = "string"
 
     def __init__(
@@ -232,6 +236,7 @@ class Owner(Enum):
     """How the owner of a socket was determined."""
 
     width = 8
+    priority = 15
     prefix = "OWNER_"
 
     def __init__(self, help: str, **more: Any) -> None:
@@ -242,6 +247,7 @@ class Family(Enum):
     """An address family, AF_* of the kernel's ABI; IPv4-mapped IPv6 is ipv4."""
 
     width = 6
+    priority = 10
 
     def __init__(self, help: str, **more: Any) -> None:
         super().__init__(help, {0: None, 1: "unix", 2: "ipv4", 10: "ipv6"}, **more)
@@ -252,7 +258,8 @@ class Addr(Column):
 
     ctype = "u8[16]"
     width = 15
-    full = 39
+    priority = 60
+    whole = True
     json_type = "string"
 
     def converter(self) -> Optional[Converter]:
@@ -265,6 +272,7 @@ class Port(Column):
 
     ctype = "u16"
     width = 5
+    priority = 60
 
 
 class Errno(Column):
@@ -272,6 +280,9 @@ class Errno(Column):
 
     ctype = "s32"
     width = 16
+    full = 24
+    priority = 75
+    alert = True
     json_type = "string"
 
     def converter(self) -> Optional[Converter]:

@@ -7,8 +7,12 @@ The C map's value is `struct histogram` (include/histogram.bpf.h) followed by th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
+from netbpf.declare.column import Column
+from netbpf.declare.keyed import Keyed
+from netbpf.declare.keys import Key, key_columns
 from netbpf.declare.record import Record
 
 SLOTS = 40  # buckets per histogram: HISTOGRAM_SLOTS in include/histogram.bpf.h
@@ -23,6 +27,9 @@ class Histogram:
     key), `extra` a record of per-CPU sums after the buckets, `unit` of the values. `describe`
     takes the histogram's fields and the extra sums, and returns fields to add to the machine
     formats and, as `headline`, the text above the text form.
+
+    `unused` are columns of the key that only --by fills, `fixed` those that are always shown. With
+    either, the keys of --by are the columns of `key` (see `netbpf.declare.keyed.Keyed`).
 
     With `of`, the name of a column of the tool's events, there is no map: that column is counted in
     user space by the columns of `key` (also columns of the event), and shown instead of the events
@@ -40,6 +47,8 @@ class Histogram:
         fields: Optional[dict[str, dict[str, Any]]] = None,
         of: str = "",
         option: str = "",
+        unused: Sequence[str] = (),
+        fixed: Sequence[str] = (),
     ) -> None:
         self.map = map
         self.key = key
@@ -49,6 +58,23 @@ class Histogram:
         self.fields = fields or {}
         self.of = of
         self.option = option
+        self.fixed = tuple(fixed)
+        names = [column.name for column in key.columns]
+        self.usual = tuple(name for name in names if name not in unused)
+        filled = [name for name in self.usual if name not in fixed]
+        self.keyed = Keyed(key, fixed, filled) if unused or fixed else None
+
+    def columns(self, by: Sequence[Key]) -> Sequence[Column]:
+        """Return the columns of the key that are shown with --by, or without it."""
+        named = {column.name: column for column in self.key.columns}
+        if by and self.keyed:
+            shown = [named[name] for name in self.fixed]
+            return (*key_columns(by, self.keyed.parts), *shown)
+        return [named[name] for name in self.usual]
+
+    def shown_keys(self, by: Sequence[Key]) -> tuple[str, ...]:
+        """Return the names of these columns."""
+        return (*(one.name for one in by), *self.fixed) if by else self.usual
 
 
 def bucket_bounds(slot: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ VOCABULARY = tuple(
     """
     comm pid uid cgroup container container_name pod pod_uid unit user_unit netns owner family
     proto op host service func result laddr lport listener raddr rport saddr sport daddr dport state
-    oldstate newstate role close kind reason location errno err dev
+    oldstate newstate role close kind reason location errno err dev queue cpu
     """.split()
 )
 

@@ -14,12 +14,19 @@ class LookupResult(Enum):
     """The result of a name lookup: OK or EAI_*, None while it is pending; described in text."""
 
     ctype = "s32"
-    width = 16
+    width = 14
+    full = 24
+    priority = 80
+    whole = False
     prefix = ""
 
     def __init__(self, help: str, **options: Any) -> None:
         names = {number: name for number, (name, _) in LOOKUP_RESULTS.items()}
         super().__init__(help, {**names, 1: None}, **options)
+
+    def is_alert(self, value: Any) -> bool:
+        """Return whether the lookup failed."""
+        return value not in (None, "OK")
 
     def text(self, value: Any) -> str:
         """Describe the result; success is empty."""
@@ -45,6 +52,8 @@ class HostName(Cut):
 
     ctype = "char[256]"
     width = 28
+    full = 48
+    priority = 75
 
     def converter(self) -> Optional[Converter]:
         """Return the conversion from bytes to str."""

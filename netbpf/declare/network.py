@@ -21,7 +21,6 @@ class Endpoint(Addr):
     """An address whose text includes the port, from the column `port`."""
 
     width = 21
-    full = 47
 
     def __init__(self, help: str, port: str, **more: Any) -> None:
         super().__init__(help, **more)
@@ -46,7 +45,7 @@ class Share(Column):
     """A fraction from 0 to 1; percent in text."""
 
     width = 7
-    align = ">"
+    priority = 75
     json_type = "number"
     text_unit = "%"
 
@@ -148,6 +147,7 @@ class DropReason(Resolved):
     source = "reason"
     width = 20
     full = 28
+    priority = 80
 
 
 class KernelSymbol(Resolved):
@@ -157,6 +157,7 @@ class KernelSymbol(Resolved):
     ctype = "u64"
     width = 24
     full = 36
+    priority = 70
 
 
 class KernelStack(Resolved):
@@ -167,6 +168,7 @@ class KernelStack(Resolved):
 
     map = "stacks"
     source = "stack"
+    below = True
     ctype = "s32"
     json_type = "array"
 
@@ -180,6 +182,8 @@ class SocketAddress(Column):
 
     ctype = "u64"
     width = 16
+    priority = 15
+    whole = True
     json_type = "string"
 
     def converter(self) -> Optional[Converter]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.constants import Range, load_constant
+from netbpf.declare.services import ports_of_service
 from netbpf.errors import UsageError
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
@@ -34,9 +35,12 @@ def integers(text: str) -> list[int]:
 
 
 def ports(text: str) -> list[Range]:
-    """Parse "80,8000-8100" into inclusive (low, high) pairs."""
+    """Parse "80,8000-8100,https" into inclusive (low, high) pairs; names are of /etc/services."""
     pairs = []
     for word in _list(text):
+        if re.search(r"[^0-9-]", word):
+            pairs += [(port, port) for port in ports_of_service(word)]
+            continue
         low, dash, high = word.partition("-")
         pair = (_integer(low, 1, 65535), _integer(high if dash else low, 1, 65535))
         if pair[0] > pair[1]:
@@ -54,8 +58,19 @@ def network(text: str) -> Network:
 
 
 def seconds(text: str) -> float:
-    """Parse a positive time span in seconds, with an optional fraction."""
-    return _number(text, "seconds", 0.001, 10**8)
+    """Parse a positive time span: seconds with an optional fraction, or "90s", "1m", "2h30m"."""
+    match = _SPAN.fullmatch(text)
+    if not match or not any(match.groups()):
+        return _number(text, "seconds (or a time such as 90s, 1m or 2h30m)", 0.001, 10**8)
+    span = sum(float(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1)))
+    if not 0.001 <= span <= 10**8:
+        raise ValueError(f"'{text}' is not between 0.001 and {10**8} seconds")
+    return span
+
+
+_SPAN = re.compile(
+    r"(?:([0-9]{1,5})d)?(?:([0-9]{1,7})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,12}(?:\.[0-9]{1,9})?)s)?"
+)
 
 
 def percent(text: str) -> float:
@@ -120,6 +135,11 @@ def devices(text: str) -> list[str]:
         if not re.fullmatch(rb"[^ \t\n\v\f\r/\0]{1,127}", raw):
             raise ValueError(f"'{name}' is not a valid network device name")
     return text.split(",")
+
+
+def names(text: str) -> list[str]:
+    """Parse "pid,raddr" into names in lower case, each once."""
+    return list(dict.fromkeys(_list(text.lower())))
 
 
 def _list(text: str) -> list[str]:
@@ -203,11 +223,22 @@ OUTPUT = (
     Option("--json", help="same as --output json", sets={"output": "json"}),
     Option("-T", "--time", help="show the wall clock time of each event (microseconds)"),
     Option("-t", "--timestamp", help="show seconds since the start of tracing"),
-    Option("-w", "--wide", help="show all columns at full width"),
+    Option("-w", "--wide", help="show all columns, as wide as their content"),
+    Option("--columns", metavar="LIST", parse=names,
+           help="show these columns, in this order (text and CSV)"),
 )  # fmt: skip
+SORT = (
+    Option(
+        "--sort",
+        metavar="COLUMN",
+        parse=nonempty,
+        help="sort the rows of tables by this column, largest numbers first",
+    ),
+)
 LIMITS = (
     Option(
-        "-d", "--duration", metavar="SECONDS", parse=seconds, help="stop after this many seconds"
+        "-d", "--duration", metavar="TIME", parse=seconds,
+        help="stop after this time (60, 90s, 1m, 2h30m)",
     ),
     Option("--buffer", metavar="SIZE", parse=size, default="32m",
            help="ring buffer size, rounded up to a power of two (such as 256k or 4m)"),
@@ -245,9 +276,9 @@ SOCKET = (
     Option("-4", "--ipv4", help="only IPv4, IPv4-mapped addresses included"),
     Option("-6", "--ipv6", help="only IPv6, IPv4-mapped addresses excluded"),
     Option("-L", "--lport", metavar="LIST", parse=ports,
-           help="only these local ports (80,8000-8100)"),
+           help="only these local ports (80,8000-8100,https)"),
     Option("-D", "--rport", metavar="LIST", parse=ports,
-           help="only these remote ports (443,8000-8100)"),
+           help="only these remote ports (443,8000-8100,https)"),
     Option("--laddr", metavar="CIDR", parse=network, help="only local addresses in this block"),
     Option("--raddr", metavar="CIDR", parse=network, help="only remote addresses in this block"),
 )  # fmt: skip

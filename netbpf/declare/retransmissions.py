@@ -30,29 +30,21 @@ _CLOCK_MONOTONIC_COARSE = 6  # its resolution is the kernel's tick
 
 
 class Local(Endpoint):
-    """The local endpoint. The column grows with its longest text, as a port must not be cut off."""
+    """The local endpoint, in a column that begins narrow and grows with its text."""
 
     width = 15
-
-    def cell(self, values: Values) -> str:
-        """Return "1.2.3.4:80"."""
-        return self.widened(super().cell(values))
-
-    def widened(self, text: str) -> str:
-        """Return `text`, after widening the column to it."""
-        self.width = max(self.width, len(text))
-        return text
+    priority = 28
 
 
 class Remote(Local):
     """The remote endpoint, after the letter of the kind."""
 
     width = 18
-    full = 50
+    priority = 60
 
     def cell(self, values: Values) -> str:
         """Return "R> 1.2.3.4:80"."""
-        return self.widened(f"{LETTERS.get(values['kind'], 'R')}> {super().cell(values)}")
+        return f"{LETTERS.get(values['kind'], 'R')}> {super().cell(values)}"
 
 
 class State(TcpState):

@@ -66,7 +66,7 @@ def without_gro(histograms: Sequence[Values]) -> list[str]:
     """Return a note for each device whose packets never passed GRO."""
     entries: dict[str, set[str]] = {}
     for histogram in histograms:
-        if histogram["key"]["point"] == "nic_recv":
+        if histogram["key"]["point"] == "nic_recv" and "dev" in histogram["key"]:
             entries.setdefault(histogram["key"]["dev"], set()).update(histogram["entry"])
     note = "{} does not pass the GRO entry points: nic_recv was counted at {}"
     return [

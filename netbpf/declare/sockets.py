@@ -36,6 +36,8 @@ class AnyAddr(Addr):
 class LocalAddr(Addr):
     """A local IP address, null while it is not chosen (0.0.0.0, ::)."""
 
+    priority = 28
+
     def converter(self) -> Optional[Converter]:
         """Return the conversion from 16 bytes to text."""
         return lambda raw: address(raw) if any(raw[12:]) or any(raw[:10]) else None
@@ -83,6 +85,8 @@ class CallResult(Column):
 
     ctype = "s32"
     width = 20
+    full = 24
+    priority = 80
     json_type = "string"
 
     def __init__(
@@ -101,6 +105,10 @@ class CallResult(Column):
         """Return the conversion from number to text."""
         words = self.words
         return lambda raw: words[raw] if raw in words else os.strerror(raw)
+
+    def is_alert(self, value: Any) -> bool:
+        """Return whether the attempt failed."""
+        return value not in (None, "OK")
 
     def text(self, value: Any) -> str:
         """Return the text, "Success" for OK as in the book."""

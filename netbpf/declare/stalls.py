@@ -15,6 +15,7 @@ REASONS = dict(enumerate("nagle cork autocork cwnd rwnd pacing other refused".sp
 # TCP_NAGLE_OFF 1, TCP_NAGLE_CORK 2, TCP_NAGLE_PUSH 4
 SETTINGS = dict(enumerate("ON OFF CORK OFF+CORK PUSH OFF+PUSH CORK+PUSH OFF+CORK+PUSH".split()))
 BUCKETS = [f"slot{number}" for number in range(SLOTS)]  # as in struct histogram
+KEYS = tuple("comm pid uid cgroup netns family laddr lport raddr rport".split())  # of --by
 ADVICE = "TCP_NODELAY or one write"
 _UNITS = ((1, "us"), (1000, "ms"), (1000000, "s"))
 _DELAYED_US = 32_000  # an acknowledgement is delayed by at least 40 ms

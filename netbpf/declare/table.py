@@ -96,3 +96,16 @@ class Table:
         if self.complete:
             rows = [{**row, **self.complete(row, settings)} for row in rows]
         return [{column.name: row[column.name] for column in self.row.columns} for row in rows]
+
+
+def sorted_rows(rows: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    """Return `rows` sorted by the column `by`: numbers falling, text rising, unknown last.
+
+    Rows without this column keep their order.
+    """
+    if not by or not rows or by not in rows[0]:
+        return list(rows)
+    known = [row for row in rows if row[by] is not None]
+    falling = bool(known) and isinstance(known[0][by], (int, float))
+    known.sort(key=lambda row: -row[by] if falling else str(row[by]))
+    return [*known, *(row for row in rows if row[by] is None)]

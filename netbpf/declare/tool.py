@@ -15,14 +15,14 @@ from netbpf.declare.columns import Cgroup, Comm, Container, OfCgroup, Owner, Pid
 from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.keyed import KeyedTable
+from netbpf.declare.keyed import Keyed, KeyedTable
 from netbpf.declare.memory import Memory
-from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, Option
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, SORT, Option
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
 from netbpf.declare.probes import Probe
 from netbpf.declare.record import Event, Record
 from netbpf.declare.table import Table
-from netbpf.errors import UsageError
+from netbpf.errors import UsageError, did_you_mean
 
 Settings = Mapping[str, Any]  # by option name, as parsed from the command line
 Values = dict[str, Any]  # of one event, by column
@@ -160,7 +160,12 @@ class Tool:
         """All supported options; the tool's own replace shared ones of the same name."""
         own = {option.name for option in self.own_options}
         rows = self.aggregation.options() if self.aggregation else ()
-        rows = self.keyed.options() if self.keyed else rows
+        if self.by_table:
+            rows = self.by_table.options()
+        elif self.keyed:
+            rows = (self.keyed.option(),)
+        if self.tables and not self.by_table and not self.aggregation:
+            rows = (*rows, *SORT)
         shared = (*OUTPUT, *LIMITS, *(EVENT_LIMITS if self.event else ()), *rows)
         return (*(option for option in shared if option.name not in own), *self.own_options)
 
@@ -192,19 +197,29 @@ class Tool:
         declared = self.histogram
         if not declared or (declared.option and not settings.get(declared.option)):
             return None
+        if self.by_table and settings.get("by"):
+            return None
         return declared
 
     def tables_of(self, settings: Mapping[str, Any]) -> list[Table]:
         """Return the tables that the tool shows with these settings."""
-        if self.keyed and settings.get("by"):
-            return [self.keyed]
+        by = self.by_table
+        if by and settings.get("by"):
+            return [by]
         return [table for table in self.tables if not table.option or settings.get(table.option)]
 
     @property
-    def keyed(self) -> Optional[KeyedTable]:
+    def by_table(self) -> Optional[KeyedTable]:
         """The table that --by shows instead of all others."""
         found = [table for table in self.tables if isinstance(table, KeyedTable)]
         return found[0] if found else None
+
+    @property
+    def keyed(self) -> Optional[Keyed]:
+        """The keys of --by that the program fills."""
+        if self.by_table:
+            return self.by_table.keyed
+        return self.histogram.keyed if self.histogram else None
 
     def own_constants(self, settings: Mapping[str, Any]) -> dict[str, object]:
         """Return the C constants of the tool's own options."""
@@ -244,7 +259,8 @@ def tool_names() -> list[str]:
 def find_tool(name: str) -> Tool:
     """Return the tool `name`; UsageError, with the list of tools, if there is none."""
     if name not in tool_names():
-        raise UsageError(f"no tool named '{name}'", f"tools: {', '.join(tool_names())}")
+        nearest = did_you_mean(name, tool_names())
+        raise UsageError(f"no tool named '{name}'", f"{nearest}tools: {', '.join(tool_names())}")
     tool = import_module(f"netbpf.tools.{name}").TOOL
     assert isinstance(tool, Tool)
     return tool

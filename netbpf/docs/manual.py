@@ -11,7 +11,7 @@ from netbpf.declare.columns import Column, Enum
 from netbpf.declare.costs import in_manual as cost_words
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.memory import in_manual as memory_words
-from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, Option
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, SORT, Option
 from netbpf.declare.probes import Probe
 from netbpf.declare.tool import Tool
 from netbpf.docs.pages import Block, Heading, Paragraph, Section, Terms, as_roff, as_text, parse
@@ -30,7 +30,7 @@ _END = ("time", f"end of the interval {_RFC}")
 _MOST_VALUES = 8  # longer enumerations are not spelled out
 _FILTER_NAMES = frozenset(option.name for option in FILTERS)
 _LIMIT_NAMES = frozenset(option.name for option in (*LIMITS, *EVENT_LIMITS))
-_OUTPUT_NAMES = frozenset(option.name for option in OUTPUT)
+_OUTPUT_NAMES = frozenset(option.name for option in (*OUTPUT, *SORT))
 
 
 def manual_text(tool: Tool) -> str:
@@ -65,7 +65,7 @@ def tool_sections(tool: Tool, man: bool = False) -> list[Section]:
 
 def own_options(tool: Tool) -> list[Option]:
     """Return the options that only this tool has, or that replace a common one."""
-    shared = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
+    shared = (*OUTPUT, *SORT, *LIMITS, *EVENT_LIMITS, *FILTERS)
     return [option for option in tool.options if option not in shared]
 
 
@@ -77,7 +77,9 @@ def tool_options(tool: Tool, alias: Optional[Alias] = None) -> Iterator[Block]:
     shared = [o for o in tool.options if o not in own and not (alias and not alias.spellings(o))]
     pairs: Pairs = []
     if tool.interval and not (alias and alias.argument[0]):
-        pairs.append(("INTERVAL", "show results every INTERVAL seconds, not only at the end"))
+        pairs.append(
+            ("INTERVAL", "show results every INTERVAL (seconds, or 1m), not only at the end")
+        )
         pairs.append(("COUNT", "stop after this many intervals"))
     pairs += map(describe_option, own)
     if pairs:
@@ -188,8 +190,8 @@ def _describe_schema(name: str, schema: dict[str, Any]) -> Iterator[tuple[str, s
 
 def _summary_fields(tool: Tool) -> Iterator[Block]:
     yield Paragraph(
-        "What was seen, what was lost by cause (zeros included), the probes that were used, and "
-        "their cost; see netbpf(8)."
+        "What was seen, what was lost by cause (zeros in JSON and with -v), the probes that were "
+        "used, and their cost; see netbpf(8)."
     )
     pairs = [
         p for name, schema in tool.summary_fields.items() for p in _describe_schema(name, schema)

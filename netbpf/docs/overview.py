@@ -10,7 +10,13 @@ DESCRIPTION
   are shown as unknown.
 
 OUTPUT
-  Text is for people and may change. JSON (--json) and CSV (-o csv) are for programs: fields may be
+  Text is for people and may change. On a terminal it has as many columns as fit: those of the
+  lowest priority are left out, long names are cut and marked with ~, and further columns are added
+  where there is room. The heading is repeated when that changes, as for a first IPv6 address or
+  another size of the window. In a pipe text has the columns of a terminal of 80 characters, and
+  nothing is cut. --columns chooses columns, -w shows all. Failures are red on a terminal.
+
+  JSON (--json) and CSV (-o csv) are for programs: fields may be
   added, but are not renamed. Data goes to standard output, everything else to standard error.
 
   JSON is one object per line. Each has "tool" and "type": "event", "interval" (a row of a table,
@@ -32,10 +38,10 @@ FILTERS
   run that shows nothing names the filters that were set.
 
 SUMMARY
-  Every run ends with a summary: what was seen in what time; what was lost, by cause, zeros
-  included; the probes that were used and their cost; and how much the kernel's own counters grew
-  in the same time, in the namespace of --netns or summed over all that can be found. No other
-  filter applies to these counters. Causes of loss:
+  Every run ends with a summary: what was seen in what time; what was lost, by cause; the
+  probes that were used and their cost; and how much the kernel's own counters grew in the same
+  time, in the namespace of --netns or summed over all that can be found. No other filter applies
+  to these counters. Zeros are named in JSON, in text only with -v. Causes of loss:
 
   ring_full     events that found no room in the ring buffer; --buffer makes it larger
   map_full      sockets, calls or keys that could not be followed as a map was full, and values
@@ -55,6 +61,7 @@ PRIVILEGES
   descriptors: the kernel removes them when netbpf ends, however it ends.
 
 ENVIRONMENT
+  NO_COLOR      if set, text has no colours and no bold headings; so has TERM=dumb
   NETBPF_CACHE  directory of compiled programs, which make the next start several times faster;
                 default /run/netbpf, in memory and gone after a reboot; "off" disables the cache
 
@@ -66,7 +73,7 @@ from __future__ import annotations
 from netbpf import __version__
 from netbpf.declare.aliases import all_aliases
 from netbpf.declare.docs import written
-from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, SORT
 from netbpf.declare.tool import all_tools, sections_of
 from netbpf.docs.pages import Block, Heading, Paragraph, Section, Terms, as_roff, parse
 from netbpf.docs.wording import EXIT_STATUS, describe_option
@@ -115,7 +122,11 @@ def overview_sections() -> list[Section]:
 
 
 def _options() -> tuple[Block, ...]:
-    groups = (("Filters", FILTERS), ("Output", OUTPUT), ("Limits", (*LIMITS, *EVENT_LIMITS)))
+    groups = (
+        ("Filters", FILTERS),
+        ("Output", (*OUTPUT, *SORT)),
+        ("Limits", (*LIMITS, *EVENT_LIMITS)),
+    )
     blocks: list[Block] = [
         Paragraph(
             "These options are common to the tools. A filter that a tool does not support is a "

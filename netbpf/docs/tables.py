@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from netbpf.declare.aliases import all_aliases
 from netbpf.declare.needs import TRACEFS, Need, needs_of
-from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT
+from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, SORT
 from netbpf.declare.probes import Probe
 from netbpf.declare.tool import Tool, all_tools
 from netbpf.docs.alias_manual import alias_columns
@@ -67,9 +67,11 @@ def aliases_table(tools: Sequence[Tool]) -> str:
 def options_table(tools: Sequence[Tool]) -> str:
     """Return a row for each common option, with the tools that reject it."""
     rows = []
-    for option in (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS):
+    for option in (*OUTPUT, *SORT, *LIMITS, *EVENT_LIMITS, *FILTERS):
         usage, meaning = describe_option(option)
-        rejecting = [f"`{tool.name}`" for tool in tools if option in tool.unsupported_options]
+        rejecting = [
+            f"`{tool.name}`" for tool in tools if option.name not in {o.name for o in tool.options}
+        ]
         rows.append((f"`{usage}`", meaning, ", ".join(rejecting)))
     return _table(("option", "meaning", "not in"), rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from netbpf.declare.columns import Column
+from netbpf.declare.columns import Column, Container
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keys import Key
 from netbpf.declare.tool import Tool
@@ -83,7 +83,7 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
     bound = {"type": ["integer", "null"]}
     marks = {"bounds": {"type": "string"}, **{f"p{p}": bound for p in (50, 90, 99)}}
     return {
-        "key": _object(_columns(histogram.key.columns)),
+        "key": _histogram_key(histogram),
         "unit": {"const": histogram.unit},
         "buckets": {
             "type": "array",
@@ -95,6 +95,16 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
         "percentiles": _object(marks),
         **histogram.fields,
     }
+
+
+def _histogram_key(histogram: Histogram) -> dict[str, Any]:
+    columns = _columns(histogram.key.columns)
+    if not histogram.keyed:
+        return _object(columns)
+    more = [Container("container id")] if "container" in histogram.keyed.keys else []
+    for column in more:
+        column.name = "container"
+    return _object({**columns, **_columns(more)}, histogram.keyed.keys)
 
 
 def _lost(tool: Tool, *own: str) -> dict[str, Any]:

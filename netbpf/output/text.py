@@ -8,41 +8,46 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from netbpf.declare.values import escape
+from netbpf.output.screen import fold
 
 WIDTH = 80
-_BAR = 40
+_BAR, _LEAST_BAR = 40, 8  # characters
+_BESIDE_BAR = 36
 _MAX_PROBES = 12
-_MAX_COUNTERS = 9
 
 
-def describe_histogram(histogram: Mapping[str, Any], stamp: str = "") -> str:
-    """Return one histogram as text: key, headline and one bar per bucket."""
+def describe_histogram(
+    histogram: Mapping[str, Any], stamp: str = "", width: Optional[int] = None
+) -> str:
+    """Return one histogram as text: key, headline and one bar per bucket.
+
+    Lines have at most `width` characters, if it is given.
+    """
     named = ((k, "-" if v is None else str(v)) for k, v in histogram["key"].items())
     key = " ".join(f"{name}={escape(value)}" for name, value in named)
     head = histogram.get("headline", "")
-    lines = ["", " ".join(part for part in (stamp, key) if part) + (f": {head}" if head else "")]
+    first = " ".join(part for part in (stamp, key) if part) + (f": {head}" if head else "")
+    lines = ["", fold(first, width)]
     buckets = histogram["buckets"]
     if buckets:
         lines.append(f"{histogram['unit']:>21} : {'count':<9} distribution")
         longest = max(bucket["count"] for bucket in buckets)
-        lines += [_bar(bucket, longest) for bucket in buckets]
+        bar = _BAR if width is None else max(_LEAST_BAR, min(_BAR, width - _BESIDE_BAR))
+        lines += [_bar(bucket, longest, bar) for bucket in buckets]
     return "\n".join(lines) + "\n"
 
 
-def _bar(bucket: Mapping[str, int], longest: int) -> str:
+def _bar(bucket: Mapping[str, int], longest: int, width: int) -> str:
     low, high, count = bucket["low"], bucket["high"], bucket["count"]
     span = str(low) if low == high else f"{low} -> {high}"
     # Rounded up: a bucket with any count has at least one star.
-    stars = -(-count * _BAR // longest) if longest else 0
-    return f"{span:>21} : {count:<9} |{'*' * stars:<{_BAR}}|"
+    stars = -(-count * width // longest) if longest else 0
+    return f"{span:>21} : {count:<9} |{'*' * stars:<{width}}|"
 
 
-def _counters(counters: Mapping[str, int]) -> str:
-    # A long list omits the counters that did not change.
-    many = len(counters) > _MAX_COUNTERS
-    shown = [f"{name} +{grown}" for name, grown in counters.items() if grown or not many]
-    rest = len(counters) - len(shown)
-    return ", ".join([*shown, *([f"{rest} others +0"] if rest else [])])
+def _counters(counters: Mapping[str, int], zeros: bool) -> str:
+    shown = [f"{name} +{grown}" for name, grown in counters.items() if grown or zeros]
+    return ", ".join(shown) or "none grew"
 
 
 def _scope(counted: Optional[Mapping[str, Any]]) -> str:
@@ -60,17 +65,24 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
 
 
-def describe_loss(lost: Mapping[str, int]) -> str:
+def describe_loss(lost: Mapping[str, int], zeros: bool = False) -> str:
     """Return "LOST DATA: 1234 (ring_full 1200, map_full 34)"."""
-    causes = ", ".join(f"{cause} {number}" for cause, number in lost.items())
-    return f"LOST DATA: {sum(lost.values())} ({causes})"
+    return f"LOST DATA: {sum(lost.values())} ({_causes(lost, zeros)})"
 
 
-def describe_summary(summary: Mapping[str, Any]) -> str:
-    """Return two to four lines: events and losses, probes and their cost, counters, notes."""
-    tool, lost = summary["tool"], summary["lost"]
-    causes = ", ".join(f"{cause} {number}" for cause, number in lost.items())
+def _causes(lost: Mapping[str, int], zeros: bool) -> str:
+    return ", ".join(f"{cause} {number}" for cause, number in lost.items() if number or zeros)
+
+
+def describe_summary(summary: Mapping[str, Any], zeros: bool = False) -> list[str]:
+    """Return lines about events and losses, probes and their cost, counters, and notes.
+
+    Causes of loss and counters that are 0 are only named with `zeros`.
+    """
+    tool = summary["tool"]
+    causes = _causes(summary["lost"], zeros)
     completeness = "nothing lost" if summary["complete"] else "LOST DATA"
+    completeness += f" ({causes})" if causes else ""
     cost = summary["overhead"]
     probes = _probes(summary["probes"])
     overhead = (
@@ -83,13 +95,14 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     reader_percent = f"{100 * reader / max(summary['seconds'], 1e-3):.2g} %"
     lines = [
         f"{tool}: {summary['events']} {summary['unit']} in {summary['seconds']:.1f} s; "
-        f"{completeness} ({causes})",
+        f"{completeness}",
         f"{tool}: probes {probes}; cost: {overhead}, reader {reader_percent}",
     ]
     if summary["counters"]:
         scope = _scope(summary.get("counted"))
-        lines.append(f"{tool}: kernel counters{scope}: {_counters(summary['counters'])}")
-    return "\n".join([*lines, *(f"{tool}: note: {escape(note)}" for note in summary["notes"])])
+        grown = _counters(summary["counters"], zeros)
+        lines.append(f"{tool}: kernel counters{scope}: {grown}")
+    return [*lines, *(f"{tool}: note: {escape(note)}" for note in summary["notes"])]
 
 
 def fill(text: str, first: str, indent: int) -> list[str]:

@@ -17,6 +17,7 @@ from netbpf.kernel.clock import StepAlarm, kernel_ns
 from netbpf.kernel.inspect import LiveKernel
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
+from netbpf.output.screen import Resizes, report
 from netbpf.output.writers import TextWriter, make_writer
 from netbpf.run.confinement import Confinement
 from netbpf.run.filters import active_filters, checked, filter_defines, netns_of
@@ -30,7 +31,7 @@ from netbpf.run.results.choose import left_out_of_csv, make_result
 from netbpf.run.results.tables import read_totals
 from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
-from netbpf.run.summary import add_notes, progress_of, summary_of
+from netbpf.run.summary import add_notes, intent_of, progress_of, summary_of
 from netbpf.system.file_limit import allow_many_files
 
 _LAST_SECONDS = 0.1  # to write the summary after the time for results is over
@@ -57,6 +58,7 @@ class Run:
         self.ready_file = ReadyFile(path) if path else None
         self.out = Outlet(out.fileno(), out.encoding)
         self._merged = 0  # intervals that were merged into the next one
+        self.resizes: Optional[Resizes] = None
         self.defines = self._defines()
         allow_many_files()
         self.confinement = Confinement(tool, self.settings, confined)
@@ -86,6 +88,9 @@ class Run:
         self.clock = Clock(kernel_ns)
         self.stop = Stop(self.settings, self.out)
         keep(self.stop.close)
+        if self.out.isatty():
+            self.resizes = Resizes()
+            keep(self.resizes.close)
         self.steps = StepAlarm()
         keep(self.steps.close)
         self.counters = KernelCounters(self.tool, self.settings, self.confinement.helper)
@@ -99,15 +104,12 @@ class Run:
         )  # fmt: skip
 
     def _announce(self) -> None:
+        self.stop.begin_line()
         omitted = left_out_of_csv(self.result) if self.settings["output"] == "csv" else ""
         if omitted:
-            print(f"{self.tool.name}: {omitted}", file=sys.stderr)
+            report(f"{self.tool.name}: {omitted}")
         if isinstance(self.writer, TextWriter) and not self.result.heading:
-            interval, duration = self.settings.get("interval"), self.settings.get("duration")
-            until = f"for {duration:g} s" if duration else "until Ctrl-C"
-            when = f"every {interval:g} s" if interval else "at the end"
-            what = f"tracing {until}, results {when}"
-            print(f"{self.tool.name}: {what}: {self.tool.summary}", file=sys.stderr, flush=True)
+            report(f"{self.tool.name}: {intent_of(self.settings)}: {self.tool.summary}")
 
     def _trace(self) -> int:
         # Read before the kernel's counters, and at the end after them: never smaller than these.
@@ -139,6 +141,8 @@ class Run:
         while not self.stop.reason:
             self.stop.wait(min(due, self.reports.due, self.result.next_due(), self.counters.due))
             self._check_clock()
+            if self.resizes and self.resizes.seen():
+                self.writer.style.screen.refresh()
             self.out.flush()
             self.result.read()
             self.out.flush()
@@ -188,6 +192,7 @@ class Run:
 
     def _finish(self) -> int:
         """Write the events before the stop, detach, and write the summary."""
+        self.stop.begin_line()
         self._check_clock()
         self.result.collect(final=True)
         end = kernel_ns()

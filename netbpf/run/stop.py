@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, Optional
 
 from netbpf.output.outlet import Outlet
+from netbpf.output.screen import end_echoed_line
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 0.4  # seconds after the stop to read and write earlier events
@@ -26,6 +27,7 @@ class Stop:
     def __init__(self, settings: Mapping[str, Any], out: Outlet) -> None:
         """Watch for signals and for the closing of `out` by its reader."""
         self.reason = ""
+        self._line_begun = False
         self._most = settings.get("max_events") or 0
         self._duration = settings.get("duration") or 0.0
         self._deadline = float("inf")
@@ -140,6 +142,12 @@ class Stop:
         if self.reason:
             self._grace_end = 0.0
         self.now(signal.Signals(number).name)
+
+    def begin_line(self) -> None:
+        """Begin a new line if Ctrl-C stopped the tool, as the terminal has shown ^C; once."""
+        if self.reason == "SIGINT" and not self._line_begun:
+            self._line_begun = True
+            end_echoed_line()
 
     def close(self) -> None:
         """Stop watching, and restore the signal handlers."""

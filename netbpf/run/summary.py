@@ -15,6 +15,19 @@ _SHOWN_WHILE_RUNNING = ("measured", "runs", "run_ns", "ns_per_run", "cpu_percent
                         "reader_cpu_seconds")  # fmt: skip
 
 
+def intent_of(settings: Mapping[str, Any]) -> str:
+    """Return how long a run traces, how to end it, and when it shows something."""
+    interval, count = settings.get("interval"), settings.get("count")
+    duration, events = settings.get("duration"), settings.get("max_events")
+    ends = [f"for {duration:g} s"] if duration else []
+    if interval and count:
+        ends.append(f"for {count} intervals")
+    if events:
+        ends.append(f"until {events} events")
+    until = " or ".join([*ends, "until Ctrl-C"])
+    return f"tracing {until}, results {f'every {interval:g} s' if interval else 'at the end'}"
+
+
 def progress_of(
     result: Result, clock: Clock, now: int, lost: Mapping[str, int], cost: Mapping[str, Any]
 ) -> dict[str, Any]:

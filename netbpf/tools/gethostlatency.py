@@ -27,10 +27,10 @@ EXAMPLES
 
   Three programs, one of which looks up an unknown name (netbpf gethostlatency):
 
-    TIME     PID     COMM          LATms HOST
-    10:24:38 17887   getent         0.02 localhost
-    10:24:38 17888   curl           0.48 no-such-host.invalid         no such name
-    10:24:38 17890   python3        0.12 localhost
+    TIME         PID COMM          LATms HOST
+    10:24:38   17887 getent         0.02 localhost
+    10:24:38   17888 curl           0.48 no-such-host.invalid         no such name
+    10:24:38   17890 python3        0.12 localhost
 
 OVERHEAD
   Breakpoints and programs together take about 17 us per lookup of a C program in a virtual machine,

@@ -14,6 +14,7 @@ DESCRIPTION
 EXAMPLES
   netbpf netsize                 all devices, until Ctrl-C
   netbpf netsize -i eth0 1 10    one device, every second, ten times
+  netbpf netsize --by dev,queue  per queue, for all network namespaces together
   netbpf netsize -d 5 --json     5 seconds, as JSON lines
 
   Packets received through loopback (netbpf netsize -i lo -d 2), the first lines:
@@ -37,7 +38,8 @@ LIMITS
   during the run are not compared.
   Wire packets are an estimate from the size and number of the packet's segments. Headers of tunnels
   (VXLAN, Geneve, GRE, IP in IP) are counted for each of them, the trailer of ESP is not. Packets
-  smaller than 128 bytes count as small.
+  smaller than 128 bytes count as small. --by queue: a device that receives in several queues may
+  not record which one; those packets have none, or with veth the one that they were sent from.
 """
 
 from netbpf.declare import NETNS, Histogram, Option, Record, Tool
@@ -60,6 +62,9 @@ class SizeKey(Record):
     dev = c.Text("network device")
     point = c.Enum("nic_recv, stack_recv, stack_send or nic_send", POINTS, width=10)
     netns = c.Netns()
+    queue = c.Count("queue of the device (--by); null if a packet has none", ctype="u16",
+                    null=0xFFFF)  # fmt: skip
+    cpu = c.Count("CPU that handled the packets (--by)", ctype="u16", width=5)
 
 
 class SizeSums(Record):
@@ -90,7 +95,8 @@ TOOL = Tool(
     memory=Memory(5_000, cpu=202_000, entry=96, entry_cpu=392),
     cost=Cost(3.9, 5.9),
     histogram=Histogram(
-        "sizes", SizeKey, "bytes", extra=SizeSums, describe=describe, fields=FIELDS
+        "sizes", SizeKey, "bytes", extra=SizeSums, describe=describe, fields=FIELDS,
+        fixed=("point",), unused=("queue", "cpu"),
     ),
     probes=(
         packets("gro", "napi_gro_receive_entry", "NIC_RECV", "GRO"),

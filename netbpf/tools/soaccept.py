@@ -22,9 +22,9 @@ EXAMPLES
 
   A server that listens on IPv4 and IPv6 (netbpf soaccept):
 
-    PID     PROCESS         FAM  ADDRESS                 PORT  RESULT
-    9328    demo-serve      ipv4 127.0.0.1               57908 Success
-    9328    demo-serve      ipv6 ::1                     49858 Success
+        PID PROCESS         FAM  ADDRESS                  PORT RESULT
+       9328 demo-serve      ipv4 127.0.0.1               57908 Success
+       9328 demo-serve      ipv6 ::1                     49858 Success
 
 OVERHEAD
   About six microseconds per accept, half of it for waking netbpf, and 0.1 per change of state and
@@ -70,8 +70,8 @@ class Acceptance(Event):
     rport = c.Port("remote port", header="PORT", null=0)
     result = CallResult("OK or the error as text", {})
     proto = SockProto(_PROTO, wide=True)
-    laddr = AnyAddr("local address, or path of a unix socket", wide=True)
-    lport = c.Port("local port", wide=True, null=0)
+    laddr = AnyAddr("local address, or path of a unix socket", wide=True, priority=28)
+    lport = c.Port("local port", wide=True, null=0, priority=32)
     wait_us = Elapsed("time in the queue until accepted", header="WAIT(us)", wide=True)
     queue = c.Count("connections left in the accept queue", ctype="u32", width=5, wide=True,
                     null=_NO_QUEUE)  # fmt: skip
@@ -99,7 +99,8 @@ class ListenerRow(Row):
     lport = c.Port("its port", header="PORT")
     comm = c.Comm("process that accepted last", width=15, header="PROCESS", over=a.Last("comm"))
     accepts = c.Count("connections accepted", width=7, over=a.Number(when=a.without_error))
-    errors = c.Count("accepts that failed", width=6, over=a.Number(when=a.with_error))
+    errors = c.Count("accepts that failed", width=6, over=a.Number(when=a.with_error),
+                     alert=True)  # fmt: skip
     p50_us = Elapsed("median wait", header="P50(us)", width=7, over=a.Percentile("wait_us", 50))
     p99_us = Elapsed("99 % waited no longer", header="P99(us)", width=7,
                      over=a.Percentile("wait_us", 99))  # fmt: skip

@@ -28,9 +28,9 @@ EXAMPLES
 
   A successful and a refused attempt (netbpf soconnect):
 
-    PID     PROCESS         FAM  ADDRESS         PORT   LAT(us) RESULT
-    9329    demo-ask        ipv6 ::1             43005       64 Success
-    9329    demo-ask        ipv4 127.0.0.1       33411       70 Connection refused
+        PID PROCESS         FAM  ADDRESS          PORT  LAT(us) RESULT
+       9329 demo-ask        ipv6 ::1             43005       64 Success
+       9329 demo-ask        ipv4 127.0.0.1       33411       70 Connection refused
 
 OVERHEAD
   About ten microseconds per attempt, a third of it for waking netbpf, 0.3 per change of state and
@@ -75,7 +75,7 @@ class Connection(Event):
                         connects.SHORT_RESULTS)  # fmt: skip
     proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket", wide=True)
     laddr = LocalAddr("local address", wide=True)
-    lport = c.Port("local port", wide=True, null=0)
+    lport = c.Port("local port", wide=True, null=0, priority=32)
     syscall_us = Elapsed("time in connect(2)", header="CALL(us)", wide=True)
     handshake_us = Elapsed("SYN to established or failed, or to now", header="HS(us)", wide=True)
     errno = c.Errno("error by name", text=False)
@@ -94,7 +94,8 @@ class DestinationRow(Row):
     rport = c.Port("remote port", header="PORT")
     proto = SockProto("tcp or udp; for unix sockets stream, dgram or seqpacket")
     attempts = c.Count("attempts that ended", width=8, over=a.Number())
-    failures = c.Count("attempts that failed", width=8, over=a.Number(when=a.failed))
+    failures = c.Count("attempts that failed", width=8, over=a.Number(when=a.failed),
+                       alert=True)  # fmt: skip
     pending = c.Count("attempts that had not ended", width=7, over=a.Number(when=a.pending))
     p50_us = Elapsed("median time of successful attempts", header="P50(us)", width=7,
                      over=a.Percentile("latency_us", 50, a.succeeded))  # fmt: skip

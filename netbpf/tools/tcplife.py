@@ -17,11 +17,11 @@ EXAMPLES
 
   A client and a server of this machine, two lines per session (netbpf tcplife):
 
-    PID     COMM       LADDR           LPORT RADDR           RPORT TX_KB RX_KB    MS
-    9328    demo-serve ::1             43005 ::1             49934  0.21  0.01  7.92
-    9329    demo-ask   ::1             49934 ::1             43005  0.01  0.21  7.97
-    9328    demo-serve ::1             43005 ::1             49936  4.00  0.01  5.63
-    9329    demo-ask   ::1             49936 ::1             43005  0.01  4.00  5.69
+        PID COMM       LADDR           LPORT RADDR           RPORT TX_KB RX_KB    MS
+       9328 demo-serve ::1             43005 ::1             49934  0.21  0.01  7.92
+       9329 demo-ask   ::1             49934 ::1             43005  0.01  0.21  7.97
+       9328 demo-serve ::1             43005 ::1             49936  4.00  0.01  5.63
+       9329 demo-ask   ::1             49936 ::1             43005  0.01  4.00  5.69
 
 HOW A SESSION ENDS
   The column close shows what ended the session, derived from what the local end sent and received:
@@ -78,6 +78,7 @@ CLOSES = dict(enumerate((
     None, "fin-local", "fin-remote", "rst-local", "rst-remote", "timeout", "refused", "unreachable",
     "aborted", "silent",
 )))  # fmt: skip
+BROKEN = ("rst-remote", "timeout", "refused", "unreachable")  # ends that deserve attention
 
 
 class Session(AmendedEvent):
@@ -92,8 +93,8 @@ class Session(AmendedEvent):
         "how the owner was found: exact, snapshot (open at the start) or unknown", wide=True
     )
     family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
-    laddr = c.Addr("local address")
-    lport = c.Port("local port")
+    laddr = c.Addr("local address", priority=28)
+    lport = c.Port("local port", priority=32)
     raddr = c.Addr("remote address")
     rport = c.Port("remote port")
     tx_bytes = c.Bytes("bytes that the owner wrote", header="TX_KB", width=5, null=U64_MAX)
@@ -105,7 +106,8 @@ class Session(AmendedEvent):
     retrans = c.Count("retransmitted segments", ctype="u32", width=7, wide=True)
     srtt_us = c.Micros("smoothed round trip time", header="SRTT_US", wide=True)
     role = c.Enum("active: connected, passive: accepted", ROLES, wide=True)
-    close = c.Enum("how the session ended", CLOSES, width=11, wide=True)
+    close = c.Enum("how the session ended", CLOSES, width=11, wide=True, priority=75,
+                   alert=BROKEN)  # fmt: skip
     state = c.TcpState("TCP state: CLOSE, or the state of an open session", wide=True)
     tx_unacked = c.Count(
         "written bytes that the peer never acknowledged", wide=True, width=10, null=U64_MAX

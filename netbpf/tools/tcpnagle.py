@@ -81,6 +81,16 @@ class StallKey(Record):
 
     cstruct = "stall_key"
 
+    comm = c.Comm("name of the process that sent (--by)")
+    pid = c.Pid("the process (--by)")
+    uid = c.Uid("its user (--by)")
+    cgroup = c.Cgroup()
+    netns = c.Netns()
+    family = c.Family("address family (--by)")
+    laddr = c.Addr("local address (--by)")
+    lport = c.Port("local port (--by)")
+    raddr = c.Addr("remote address (--by)")
+    rport = c.Port("remote port (--by)")
     reason = c.Enum("why the data was not sent immediately", stalls.REASONS, ctype="u32")
 
 
@@ -98,8 +108,8 @@ class StalledRow(Row):
 
     pid = c.Pid("process that sent", width=6)
     comm = c.Comm("its name", width=8)
-    laddr = c.Addr("local address", wide=True)
-    lport = c.Port("local port", wide=True)
+    laddr = c.Addr("local address", wide=True, priority=28)
+    lport = c.Port("local port", wide=True, priority=32)
     raddr = c.Addr("remote address")
     rport = c.Port("remote port")
     holds = c.Count("how often it held data", width=5)
@@ -137,7 +147,8 @@ TOOL = Tool(
     __doc__,
     memory=Memory(1_610_000, cpu=215_000, entry=840),
     cost=Cost(1.3, 8.7),
-    histogram=Histogram("stall_times", StallKey, "us"),
+    histogram=Histogram("stall_times", StallKey, "us", fixed=("reason",),
+                        unused=stalls.KEYS),
     table=(
         Table("settings", SettingKey, SettingSums, SettingRow, order="sends"),
         Table("stalled_sockets", StalledSocket, StalledSums, StalledRow, order="held_us",

@@ -23,9 +23,9 @@ EXAMPLES
 
   A tail loss probe, and a server that does not answer (netbpf tcpretrans):
 
-    TIME     PID    IP LADDR:LPORT     T> RADDR:RPORT     STATE     COMM      KINDxN
-    10:11:12 9328   4  127.0.0.1:46767 L> 127.0.0.1:57940 FIN_WAIT1 python3   TLP
-    10:11:12 9330   4  127.0.0.1:46600 R> 127.0.0.1:46247 SYN_SENT  python3   SYN
+    TIME        PID IP LADDR:LPORT     T> RADDR:RPORT     STATE     COMM      KINDxN
+    10:11:12   9328 4  127.0.0.1:46767 L> 127.0.0.1:57940 FIN_WAIT1 python3   TLP
+    10:11:12   9330 4  127.0.0.1:46600 R> 127.0.0.1:46247 SYN_SENT  python3   SYN
 
 OVERHEAD
   A program of two to seven microseconds per retransmission and none for other segments. Connects,
@@ -69,7 +69,7 @@ class Retransmission(Event):
     lport = c.Port("local port", text=False)
     raddr = r.Remote("remote address", "rport", header="T> RADDR:RPORT")
     rport = c.Port("remote port", text=False)
-    state = r.State("TCP state")
+    state = r.State("TCP state", priority=26)
     comm = c.Comm("name of the process", width=9)
     kind = r.Kind("SYN, SYNACK, RTO, FAST, TLP, FAILED, or PROBE (-l)", r.KINDS, header="KINDxN")
     segs = c.Count("segments", ctype="u32", width=4, wide=True)
@@ -99,7 +99,7 @@ class FlowRow(Row):
     """A session's retransmissions in an interval."""
 
     family = IpVersion("address family, IPv4-mapped counts as ipv4", header="IP")
-    laddr = Endpoint("local address", "lport", header="LADDR:LPORT")
+    laddr = Endpoint("local address", "lport", header="LADDR:LPORT", priority=28)
     lport = c.Port("local port", text=False)
     raddr = Endpoint("remote address", "rport", header="RADDR:RPORT")
     rport = c.Port("remote port", text=False)

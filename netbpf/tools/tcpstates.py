@@ -20,12 +20,12 @@ EXAMPLES
 
   A connection over loopback, both ends (netbpf tcpstates):
 
-    PID     COMM     LADDR:LPORT     RADDR:RPORT     OLDSTATE   NEWSTATE         MS
-    16290   curl     127.0.0.1       127.0.0.1:8080  CLOSE      SYN_SENT          -
-    16284   python3  0.0.0.0:8080    0.0.0.0:0       LISTEN     SYN_RECV          -
-    16284   python3  127.0.0.1:8080  127.0.0.1:46838 SYN_RECV   ESTAB          0.02
-    16290   curl     127.0.0.1:46838 127.0.0.1:8080  SYN_SENT   ESTAB          0.10
-    16284   python3  127.0.0.1:8080  127.0.0.1:46838 ESTAB      FIN_WAIT1      2.11
+        PID COMM     LADDR:LPORT     RADDR:RPORT     OLDSTATE   NEWSTATE         MS
+      16290 curl     127.0.0.1       127.0.0.1:8080  CLOSE      SYN_SENT          -
+      16284 python3  0.0.0.0:8080    0.0.0.0:0       LISTEN     SYN_RECV          -
+      16284 python3  127.0.0.1:8080  127.0.0.1:46838 SYN_RECV   ESTAB          0.02
+      16290 curl     127.0.0.1:46838 127.0.0.1:8080  SYN_SENT   ESTAB          0.10
+      16284 python3  127.0.0.1:8080  127.0.0.1:46838 ESTAB      FIN_WAIT1      2.11
 
 OVERHEAD
   A program of about one microsecond per change of state, of which a connection over loopback has
@@ -55,7 +55,7 @@ class StateChange(SocketEvent):
     comm = c.Comm("its name", width=8)
     laddr = Local("local address", "lport", header="LADDR:LPORT")
     lport = c.Port("local port, null until it is chosen", text=False, null=0)
-    raddr = Local("remote address", "rport", header="RADDR:RPORT")
+    raddr = Local("remote address", "rport", header="RADDR:RPORT", priority=60)
     rport = c.Port("remote port", text=False, null=0)
     oldstate = State("old state", width=10)
     newstate = State("new state", width=10)

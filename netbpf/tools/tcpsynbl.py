@@ -19,9 +19,9 @@ EXAMPLES
 
   A listener that overflows, and one that does not (netbpf tcpsynbl -d 2):
 
-    LADDR           LPORT PID     COMM        SYNS CONNS ACCQ AMAX LIMIT SYNQ DROPS
-    127.0.0.1       33359 9330    demo-full      -     2    0    2     1    0     6
-    ::1             43005 9328    demo-serve     -    17    0    1   128    0     0
+    LADDR           LPORT     PID COMM        SYNS CONNS ACCQ AMAX LIMIT SYNQ DROPS
+    127.0.0.1       33359    9330 demo-full      -     2    0    2     1    0     6
+    ::1             43005    9328 demo-serve     -    17    0    1   128    0     0
 
 OVERHEAD
   A program of about a microsecond per handshake, one of less than 0.1 us per other change of a TCP
@@ -50,8 +50,17 @@ LIMITS
 from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Record, Row, Table, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
-from netbpf.declare.backlog import LOST_PROBES, checksum_reason, unattributed, warn
+from netbpf.declare.backlog import (
+    COUNTS,
+    KEYS,
+    LOST_PROBES,
+    checksum_reason,
+    together,
+    unattributed,
+    warn,
+)
 from netbpf.declare.costs import Cost
+from netbpf.declare.keyed import RowsByKey
 from netbpf.declare.memory import Memory
 from netbpf.declare.record import copied, key, sums
 from netbpf.declare.states import state_probe
@@ -96,15 +105,18 @@ class ListenerRow(Row):
     pid = c.Pid("process that listens")
     comm = c.Comm("its name", width=10)
     owner = c.Owner("how it was found: exact (listen), snapshot (open file), unknown", wide=True)
-    syns = c.Count("SYNs received", width=5)
+    syns = c.Count("SYNs received", width=5, priority=45)
     handshakes = c.Count("completed handshakes", width=5, header="CONNS")
     accept_queue = c.Count("waiting connections at the end of the interval", width=4, header="ACCQ")
-    accept_max = c.Count("largest accept queue in the interval", width=4, header="AMAX")
-    accept_limit = c.Count("limit of the accept queue; one more can wait", width=5, header="LIMIT")
-    syn_queue = c.Count("incomplete handshakes at the end of the interval", width=4, header="SYNQ")
+    accept_max = c.Count("largest accept queue in the interval", width=4, header="AMAX",
+                         priority=60)  # fmt: skip
+    accept_limit = c.Count("limit of the accept queue; one more can wait", width=5, header="LIMIT",
+                           priority=60)  # fmt: skip
+    syn_queue = c.Count("incomplete handshakes at the end of the interval", width=4, header="SYNQ",
+                        priority=40)  # fmt: skip
     syn_max = c.Count("largest SYN queue seen in the interval", width=4, header="SMAX", wide=True)
     dropped = c.Count("connections lost (ListenDrops) in the interval", width=5,
-                    header="DROPS")  # fmt: skip
+                    header="DROPS", priority=80, alert=True)  # fmt: skip
     dropped_total = c.Count("connections lost since the start", width=6, header="DTOTAL", wide=True)
     cookies = c.Count("SYNs answered with a SYN cookie", width=7, wide=True)
     somaxconn = c.Count("net.core.somaxconn of the namespace", wide=True)
@@ -118,15 +130,17 @@ def order(row):
     return (-row["dropped"], -row["accept_max"] / (row["accept_limit"] + 1))
 
 
+LISTENERS = Table(
+    "listeners", Listener, ListenerSums, ListenerRow, order=order, per_cpu=False,
+    first="unheld", refresh=("holders", "listeners"), warn=warn, main=True,
+)  # fmt: skip
+
 TOOL = Tool(
     __doc__,
     memory=Memory(2_000_000, cpu=520_000, entry=472, entry_cpu=21),
     cost=Cost(0.9, 11.5),
     histogram=Histogram("queues", QueueKey, "connections"),
-    table=Table(
-        "listeners", Listener, ListenerSums, ListenerRow, order=order, per_cpu=False,
-        first="unheld", refresh=("holders", "listeners"), warn=warn, main=True,
-    ),
+    table=(LISTENERS, RowsByKey(LISTENERS, KEYS, COUNTS, "handshakes", together)),
     probes=(
         state_probe(),
         p.Probe("unheld", p.Iterator("tcp"), optional=True),

@@ -75,7 +75,7 @@ def test_filters_that_are_refused_say_why(name):
 def test_text_fits_a_terminal(name):
     tool = tool_of(name)
     # --by shows the keys that the user asks for, however wide.
-    records = [tool.event, *(table.row for table in tool.tables if table is not tool.keyed)]
+    records = [tool.event, *(table.row for table in tool.tables if table is not tool.by_table)]
     for record in filter(None, records):
         shown = list(text_columns(record.columns, wide=False))
         width = sum(column.width + 1 for column in shown[:-1]) + len(shown[-1].title)

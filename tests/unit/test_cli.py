@@ -100,6 +100,37 @@ def test_error_while_running_has_its_exit_code_and_no_traceback(
     assert capsys.readouterr().err.strip().splitlines() == lines
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["tcplife", "--rpot", "80"], "did you mean --rport? try 'netbpf tcplife --help'"),
+        (["tcplife", "--colums", "pid"], "did you mean --columns? "),
+        (["tcplive"], "did you mean tcplife? tools: "),
+        (["docter"], "did you mean doctor? tools: "),
+        (["schema", "sockstats"], "did you mean sockstat? tools: "),
+        (["demo", "netsise"], "did you mean netsize? tools: "),
+        (["tcplife", "--zzzzzz"], "try 'netbpf tcplife --help'"),
+        (["doctor", "--jsn"], "did you mean --json? try 'netbpf doctor --help'"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_misspelt_name_gets_the_nearest_one_as_a_hint(capsys, words, hint):
+    code, lines = failed(capsys, *words)
+    assert code == 2
+    assert lines[1].startswith(f"hint: {hint}")
+
+
+def test_option_that_a_tool_rejects_is_not_proposed(capsys):
+    _, lines = failed(capsys, "tcpsynbl", "--rpotr", "80")
+    assert "--rport" not in lines[1]
+
+
+def test_time_and_columns_become_settings(monkeypatch):
+    asked = run(monkeypatch, "tcplife", "-d", "2m30s", "--columns", "RADDR,pid", "1m")[1]
+    assert (asked["duration"], asked["interval"]) == (150.0, 60.0)
+    assert asked["columns"] == ["raddr", "pid"]
+
+
 def test_verbose_shows_detail_and_traceback(monkeypatch, capsys):
     run(monkeypatch, "tcplife", "-v", error=NetbpfError("it broke", "", "much more"))
     text = capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
 
 import pytest
@@ -18,6 +19,7 @@ from netbpf.declare.options import (
     LIMITS,
     MAX_LIST,
     OUTPUT,
+    SORT,
     Option,
     by_name,
     comm_glob,
@@ -25,6 +27,7 @@ from netbpf.declare.options import (
     devices,
     integers,
     milliseconds,
+    names,
     network,
     nonempty,
     percent,
@@ -35,7 +38,7 @@ from netbpf.declare.options import (
 from netbpf.declare.tool import find_tool
 from netbpf.errors import UsageError
 
-COMMON = (*OUTPUT, *LIMITS, *EVENT_LIMITS, *FILTERS)
+COMMON = (*OUTPUT, *SORT, *LIMITS, *EVENT_LIMITS, *FILTERS)
 NET = ipaddress.ip_network
 GOOD = [
     (nonempty, "any text\n", "any text\n"),
@@ -56,6 +59,13 @@ GOOD = [
     (seconds, "10", 10.0),
     (seconds, "0.5", 0.5),
     (seconds, "0.001", 0.001),
+    (seconds, "90s", 90.0),
+    (seconds, "0.5s", 0.5),
+    (seconds, "1m", 60.0),
+    (seconds, "1h", 3600.0),
+    (seconds, "2m30s", 150.0),
+    (seconds, "1d2h3m4.5s", 93784.5),
+    (names, "pid,RADDR,pid", ["pid", "raddr"]),
     (percent, "12.5", 12.5),
     (milliseconds, "0", 0.0),
     (milliseconds, "1.25", 1.25),
@@ -77,9 +87,12 @@ BAD = [
     (nonempty, ["", " "]),
     (integers, ["", "0", "-1", "1,", ",1", "1,,2", "x", "1.5", "4294967296", " 1", "1 ", "0x10",
                 "99999999999", "\u0661", ",".join(["1"] * (MAX_LIST + 1))]),
-    (ports, ["", "0", "65536", "90-80", "-80", "80-", "1-2-3", "http", "80,", "80;90", "\u0668"]),
+    (ports, ["", "0", "65536", "90-80", "-80", "80-", "1-2-3", "no-such-service", "80,",
+             "80;90", "\u0668"]),
     (network, ["", "10.0.0.1/8", "10.0.0.0/33", "10.0.0", "300.1.1.1", "::/129", "host", "1"]),
-    (seconds, ["", "0", "-1", "1e3", "nan", "inf", ".5", "5.", "1,5", "1000000000", "\u0661"]),
+    (seconds, ["", "0", "-1", "1e3", "nan", "inf", ".5", "5.", "1,5", "1000000000", "\u0661", "m",
+               "0m", "1m2h", "90 s", "1M", "2m30", "-1m", "1.5m", "99999d"]),
+    (names, ["", "pid,", ",pid"]),
     (percent, ["", "0", "-5", "1%", "100001"]),
     (milliseconds, ["", "-1", "x", "1e3"]),
     (count, ["", "0", "-1", "2147483648", "1.0", "+1"]),
@@ -139,8 +152,8 @@ def test_switch_is_off_unless_given_and_argument_has_its_default():
 def test_bad_argument_is_a_usage_error_that_names_the_option():
     option = by_name(COMMON)["lport"]
     with pytest.raises(UsageError) as caught:
-        option.value("http")
-    assert caught.value.message.startswith("--lport: 'http'")
+        option.value("htpp")
+    assert caught.value.message.startswith("--lport: 'htpp'")
     assert caught.value.hint.startswith("--lport: ")
     assert caught.value.exit_code == 2
 
@@ -163,6 +176,23 @@ def test_defaults_are_acceptable():
             option.value(option.default)
         if option.choices:
             assert option.default in option.choices
+
+
+def test_port_may_be_the_name_of_a_service(monkeypatch):
+    services = {("http-alt", "tcp"): 8080, ("syslog", "udp"): 514, ("3com", "tcp"): 1106}
+    services |= {("odd", "tcp"): 600, ("odd", "udp"): 601}
+
+    def getservbyname(name, protocol):
+        if (name, protocol) not in services:
+            raise OSError("service/proto not found")
+        return services[name, protocol]
+
+    monkeypatch.setattr(socket, "getservbyname", getservbyname)
+    assert ports("http-alt,80,syslog") == [(8080, 8080), (80, 80), (514, 514)]
+    assert ports("3com") == [(1106, 1106)]
+    assert ports("odd") == [(600, 600), (601, 601)]
+    with pytest.raises(ValueError, match="'htpp' is neither a port nor a service"):
+        ports("80,htpp")
 
 
 @pytest.mark.parametrize("name", ["eth0", "a\x1cb", "\udcff", "à", "\u2028", "x" * 127])
@@ -191,17 +221,17 @@ def test_protocols_are_a_list_of_the_tools_own_words():
 @pytest.mark.parametrize(
     ("given", "constants"),
     [
-        ({}, set()),
-        ({"udp": True}, {"WITH_UDP"}),
-        ({"proto": ["udp"]}, {"WITH_UDP", "WITHOUT_TCP"}),
-        ({"proto": ["unix", "tcp"]}, {"WITH_UNIX"}),
-        ({"proto": ["unix"], "udp": True}, {"WITH_UDP", "WITH_UNIX", "WITHOUT_TCP"}),
+        ({}, []),
+        ({"udp": True}, ["WITH_UDP"]),
+        ({"proto": ["udp"]}, ["WITHOUT_TCP", "WITH_UDP"]),
+        ({"proto": ["unix", "tcp"]}, ["WITH_UNIX"]),
+        ({"proto": ["unix"], "udp": True}, ["WITHOUT_TCP", "WITH_UDP", "WITH_UNIX"]),
     ],
     ids=str,
 )
 def test_protocols_of_soconnect_become_constants(given, constants):
     settings = {"proto": None, "udp": False, "unix": False, **given}
-    assert set(proto_constants(settings)) == constants
+    assert sorted(proto_constants(settings)) == constants
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 from netbpf.declare.aggregation import Aggregation, Number
 from netbpf.declare.keys import Key
+from netbpf.declare.table import sorted_rows
 from netbpf.kernel.clock import kernel_ns
 
 
@@ -61,5 +62,5 @@ class Aggregator:
             for key, states in taken.items()
         ]
         kept = [row for row in rows if self._declared.having(row, self._settings)]
-        kept.sort(key=lambda row: -(row[self._order] or 0))
+        kept = sorted_rows(kept, self._order)
         return kernel_ns(), kept[: self._settings.get("top") or None]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
-from netbpf.declare.columns import Column, Count
+from netbpf.declare.cgroup_names import NAMES
+from netbpf.declare.columns import Column
+from netbpf.declare.keys import Key
 from netbpf.kernel.workloads import names_of
 from netbpf.output.writers import Writer
 from netbpf.run.stop import Stop
@@ -101,17 +103,10 @@ class Result:
         return self.fields
 
 
-def bucket_columns() -> tuple[Column, ...]:
-    """Return the CSV columns of a histogram's bucket."""
-    columns = (Count("lowest value of the bucket"), Count("highest value"), Count("how many"))
-    for name, column in zip(("low", "high", "count"), columns):
-        column.name = name
-    return columns
-
-
-def with_names(values: dict[str, Any], columns: Collection[str]) -> dict[str, Any]:
-    """Add the names of an event's cgroup to its values, if they are among these columns."""
-    if not columns:
+def with_names(values: dict[str, Any], by: Iterable[Key]) -> dict[str, Any]:
+    """Add the names of a cgroup that are keys to the values that have its id."""
+    wanted = [key.name for key in by if key.name in NAMES]
+    if not wanted:
         return values
     names = names_of(values["cgroup"])
-    return {**values, **{name: names[name] for name in columns}}
+    return {**values, **{name: names[name] for name in wanted}}

@@ -7,9 +7,9 @@ from typing import Any
 from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keys import key_columns
+from netbpf.declare.shown import bucket_columns
 from netbpf.kernel.clock import kernel_ns
 from netbpf.run.results.aggregates import Aggregator
-from netbpf.run.results.base import bucket_columns
 from netbpf.run.results.events import EventResult
 from netbpf.run.results.histograms import HistogramCounter
 
@@ -65,6 +65,8 @@ class DistributionResult(EventResult):
 class AggregateResult(EventResult):
     """Rows aggregated from the events."""
 
+    heading = False
+
     def __init__(self, declared: Aggregation, *context: Any) -> None:
         super().__init__(*context)
         by = self.settings.get("by") or ()
@@ -99,5 +101,4 @@ class AggregateResult(EventResult):
         if self._intervals:
             self.writer.new_table()
         self._intervals += 1
-        for row in rows:
-            self.writer.event(now, row, "interval")
+        self.writer.rows(now, rows)

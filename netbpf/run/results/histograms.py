@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from netbpf.bpf.maps import Map, possible_cpus
 from netbpf.declare.histogram import SLOTS, Histogram, bucket_bounds
 from netbpf.declare.keys import Key
+from netbpf.run.results.base import with_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,10 +31,17 @@ class HistogramReader:
     so that the intervals add up to the total.
     """
 
-    def __init__(self, declared: Histogram, fd: int, join: bool = False) -> None:
-        """Read the map of descriptor `fd`; `join` merges keys that differ only in wide columns."""
+    def __init__(
+        self, declared: Histogram, fd: int, join: bool = False, by: Sequence[Key] = ()
+    ) -> None:
+        """Read the map of descriptor `fd`; merge the histograms of each value of the keys `by`.
+
+        Without them, `join` merges keys that differ only in wide columns.
+        """
         self.declared = declared
-        self._left_out = {c.name for c in declared.key.columns if c.wide} if join else set()
+        self._by = tuple(by)
+        wide = {c.name for c in declared.key.columns if c.wide} if join and not by else set()
+        self._shown = [name for name in declared.shown_keys(by) if name not in wide]
         self._map = Map(fd, declared.key.size, value_size(declared), per_cpu=True)
         self._seen: Totals = {}
         self._decode = declared.key.decoder()
@@ -67,7 +75,9 @@ class HistogramReader:
         joined: dict[tuple[Any, ...], tuple[dict[str, Any], NDArray[np.uint64]]] = {}
         for raw_key, sums in grown.items():
             whole = self._decode(self.declared.key.layout().unpack(raw_key))
-            key = {name: value for name, value in whole.items() if name not in self._left_out}
+            if self.declared.keyed:
+                whole = self.declared.keyed.values(with_names(whole, self._by), self._by)
+            key = {name: whole[name] for name in self._shown}
             same = joined.get(tuple(key.values()))
             joined[tuple(key.values())] = (key, sums if same is None else same[1] + sums)
         return joined.values()

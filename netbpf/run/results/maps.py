@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from netbpf.bpf.maps import Map
-from netbpf.declare.cgroup_names import NAMES
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.table import Table
+from netbpf.declare.shown import bucket_columns
+from netbpf.declare.table import Table, sorted_rows
 from netbpf.declare.tool import Tool
 from netbpf.kernel.clock import kernel_ns
 from netbpf.kernel.counters import increase
 from netbpf.kernel.device_counters import Devices
 from netbpf.output.clock import Clock
-from netbpf.output.writers import Writer
+from netbpf.output.screen import report
+from netbpf.output.writer import Writer
 from netbpf.run.filters import netns_of
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Result, bucket_columns, with_names
+from netbpf.run.results.base import Result, with_names
 from netbpf.run.results.histograms import HistogramReader
 from netbpf.run.results.tables import TableReader
 from netbpf.run.snapshot import run_in_namespaces, run_iterators
@@ -45,10 +46,11 @@ class HistogramResult(Result):
         super().__init__()
         self.title = f"the distributions ({declared.unit})"
         self.tool, self.clock, self.attached, self.settings = tool, clock, attached, settings
-        self.columns = (*declared.key.columns, *bucket_columns())
+        by = settings.get("by") or ()
+        self.columns = (*declared.columns(by), *bucket_columns())
         join = settings["output"] == "text" and not settings.get("wide")
         self._fd = attached.loaded.maps[declared.map]
-        self.reader = HistogramReader(declared, self._fd, join)
+        self.reader = HistogramReader(declared, self._fd, join, by)
         self._devices = Devices(netns_of(settings)) if tool.compare_devices else None
         self._counted: dict[tuple[int, str], tuple[int, int]] = {}
 
@@ -60,7 +62,8 @@ class HistogramResult(Result):
     def _compare(self, devices: Devices) -> None:
         # The devices first: packets that they count later are not reported as missing.
         now, declared = devices.read(), self.reader.declared
-        plain = Histogram(declared.map, declared.key, declared.unit, extra=declared.extra)
+        plain = copy(declared)
+        plain.describe = None
         whole = HistogramReader(plain, self._fd).since_last()
         devices.close()
         increases = {
@@ -153,12 +156,13 @@ class TableResult(Result):
         """Write the rows, and the increase of the counters."""
         now, entries = self._taken
         self.writer.new_table()
-        names = [key.name for key in self.settings.get("by") or () if key.name in NAMES]
-        entries = [(with_names(key, names), sums) for key, sums in entries]
+        by = self.settings.get("by") or ()
+        entries = [(with_names(key, by), sums) for key, sums in entries]
         rows = [{**row, **self._missing} for row in self.table.build(entries, self.settings)]
-        for row in rows:
-            self.namespaces.add(row.get("netns") or 0)
-            self.writer.event(now, row, "interval")
+        if not any(option.name == "sort" for option in self.tool.own_options):
+            rows = sorted_rows(rows, self.settings.get("sort") or "")
+        self.namespaces.update(row.get("netns") or 0 for row in rows)
+        self.writer.rows(now, rows)
         self.seen += len(rows)
         if self._names:
             self.writer.counters(now, self._grown)
@@ -168,7 +172,7 @@ class TableResult(Result):
         for subject, sentence in self.table.warn(rows, self.settings) if self.table.warn else ():
             self._warnings[subject] = sentence
             if not final:  # else the summary, which follows immediately, has it
-                print(f"netbpf: {sentence}", file=sys.stderr, flush=True)
+                report(f"netbpf: {sentence}")
 
     def summary(self) -> dict[str, Any]:
         """Return the fields; repeat the warnings as notes."""
