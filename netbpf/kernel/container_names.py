@@ -33,7 +33,8 @@ _MAX_LIST = 8 << 20  # of the list of all containers
 _MAX_NAMESPACES = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 
-_DOCKER = "/var/lib/docker"
+_OWNER = 0  # of files that are read
+_DOCKER, _DOCKER_CONFIG = "/var/lib/docker", "/etc/docker/daemon.json"
 _CONTAINERD = ("/run/containerd", "/run/k3s/containerd", "/var/snap/microk8s/common/run/containerd")
 _STORAGE = ("/var/lib/containers/storage", "/run/containers/storage")
 # (namespace, pod, container) in annotations or labels.
@@ -99,7 +100,7 @@ def _of_docker(identity: str) -> ContainerName:
     path = f"containers/{identity}/config.v2.json"
     found = _object(_read(f"{_DOCKER}/{path}"))
     if not found:
-        root = _object(_read("/etc/docker/daemon.json")).get("data-root")
+        root = _object(_read(_DOCKER_CONFIG)).get("data-root")
         found = _object(_read(f"{root}/{path}")) if isinstance(root, str) else found
     in_pod = _of_annotations(_object(found.get("Config")).get("Labels"))
     name = found.get("Name")
@@ -145,13 +146,15 @@ def _valid(name: Any) -> str | None:
     return name if isinstance(name, str) and _NAME.fullmatch(name) else None
 
 
-def _read(path: str, most: int = _MAX_SIZE) -> Any:
+def _read(path: str, most: int = 0) -> Any:
     """Return the JSON value in a file of root, None if there is none."""
+    most = most or _MAX_SIZE
     try:
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
             others = stat.S_IWGRP | stat.S_IWOTH
-            if status.st_uid or status.st_mode & others or status.st_size > most:
+            trusted = status.st_uid == _OWNER and not status.st_mode & others
+            if not trusted or status.st_size > most:
                 return None
             return json.loads(file.read(most))
     except (OSError, ValueError, RecursionError, UnreadableBinary):

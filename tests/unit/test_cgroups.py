@@ -34,7 +34,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for directory in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
         (directory / "cgroup.procs").write_text("")
     monkeypatch.setattr(cgroups, "cgroup_root", lambda: str(tmp_path))
-    path_of.cache_clear()
+    cgroups.forget_paths()
     return tmp_path
 
 
@@ -158,7 +158,7 @@ def test_search_for_a_cgroup_is_bounded(tree, monkeypatch):
 
 
 def test_kernel_returns_the_path_of_a_cgroup(tmp_path):
-    path_of.cache_clear()
+    cgroups.forget_paths()
     root = cgroups.cgroup_root()
     group = Path(root, f"netbpf-unit-{os.getpid()}", "below")
     try:
