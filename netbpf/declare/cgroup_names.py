@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from netbpf.declare.column import Column
-from netbpf.declare.columns import Cgroup, Container, ContainerName, OfCgroup, UnitName
+from netbpf.declare.columns import Cgroup, Container
+from netbpf.declare.values import escape
+
+
+class OfCgroup(Column):
+    """A name of the process's cgroup, which the reader of events fills in; None if unknown."""
+
+    ctype = ""
+    width = 24
+    priority = 35
+    json_type = "string"
+
+    def __init__(self, help: str, **more: Any) -> None:
+        super().__init__(help, **{"wide": True, **more})
+
+    def text(self, value: Any) -> str:
+        """Escape control characters."""
+        return "-" if value is None else escape(value)
+
+
+class ContainerName(OfCgroup):
+    """The name of a container; in text "namespace/pod/name", or the id where there is no name."""
+
+    priority = 40
+
+    def cell(self, values: Mapping[str, Any]) -> str:
+        """Join the names of pod and container."""
+        parts = [values.get(name) for name in ("pod", self.name)]
+        names = [name for name in parts if name]
+        return self.text("/".join(names) or (values.get("container") or "")[:12] or None)
+
+
+class UnitName(OfCgroup):
+    """A systemd unit; in text with that of a user's service manager."""
+
+    def cell(self, values: Mapping[str, Any]) -> str:
+        """Join the names of both units."""
+        parts = [values.get(name) for name in (self.name, "user_unit")]
+        return self.text("/".join(name for name in parts if name) or None)
 
 
 def name_columns() -> dict[str, Column]:

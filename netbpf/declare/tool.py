@@ -10,13 +10,14 @@ from pkgutil import iter_modules
 from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.aggregation import Aggregation
-from netbpf.declare.cgroup_names import NAMES
-from netbpf.declare.columns import Cgroup, Comm, Container, OfCgroup, Owner, Pid, Uid
+from netbpf.declare.cgroup_names import NAMES, OfCgroup
+from netbpf.declare.columns import Cgroup, Comm, Container, Owner, Pid, Uid
 from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keyed import Keyed, KeyedTable
 from netbpf.declare.memory import Memory
+from netbpf.declare.open_rows import OpenRows
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, SORT, Option
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
 from netbpf.declare.probes import Probe
@@ -99,6 +100,7 @@ class Tool:
         kernel_constants: Optional[Callable[[Settings, Any], Mapping[str, object]]] = None,
         enrich: Optional[Callable[[Values, Settings], Optional[Values]]] = None,
         identity: Optional[Callable[[Values], object]] = None,
+        open_rows: Optional[OpenRows] = None,
         notes: Optional[Callable[[Values, Settings], Notes]] = None,
         histogram_notes: Optional[Callable[[Sequence[Values]], Iterable[str]]] = None,
         count_unseen: Optional[Callable[[Mapping[str, int], Mapping[str, int], Any], int]] = None,
@@ -135,6 +137,7 @@ class Tool:
         self.kernel_constants = kernel_constants
         self.enrich = enrich
         self.identity = identity
+        self.open_rows = open_rows
         self.notes = notes
         self.histogram_notes = histogram_notes
         self.count_unseen = count_unseen

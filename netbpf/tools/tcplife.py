@@ -67,8 +67,10 @@ from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, AmendedEvent, Option
 from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.constants import tick
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
+from netbpf.declare.open_sessions import FILTERS_OF_OPEN, OPEN_ROWS, open_columns, passes
 from netbpf.declare.resets import RESET_PROBES
 from netbpf.declare.sockets import ends_of
 from netbpf.declare.states import state_probe
@@ -115,6 +117,7 @@ class Session(AmendedEvent):
     uid = c.Uid("user id of the owner", wide=True)
     netns = c.Netns()
     cgroup = c.Cgroup()
+    age_us, idle_us, rx_unread, tx_unsent = open_columns().values()
 
 
 class SessionsRow(Row):
@@ -159,12 +162,15 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("--open", help="list sessions that are still open, at each INTERVAL and at exit"),
+        *FILTERS_OF_OPEN,
         Option("-s", help="same as --output csv, as in bcc's tcplife", sets={"output": "csv"}),
     ),
     counters=(
         "Tcp.ActiveOpens", "Tcp.PassiveOpens", "Tcp.AttemptFails", "Tcp.EstabResets", "Tcp.OutRsts",
     ),
+    constants=tick,
+    enrich=passes,
     identity=ends_of,
+    open_rows=OPEN_ROWS,
     summary_fields={"open": {"type": "integer", "description": "sessions open at the end"}},
 )  # fmt: skip

@@ -51,6 +51,7 @@ class EventResult(Result):
         self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
         self.columns = event.columns
         self.event = event
+        self.heading &= not (tool.open_rows and tool.open_rows.only(settings))
         self._decode = event.decoder()
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
@@ -83,6 +84,8 @@ class EventResult(Result):
         """Watch the ring buffer."""
         super().begin(stop, writer)
         stop.watch(self.ring.fd, data=True)
+        rows = self.settings["output"] == "text" and self.tool.open_rows
+        self._open_writer = writer.sibling(rows.columns(self.columns)) if rows else writer
         self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
 
     def next_due(self) -> float:
@@ -267,12 +270,11 @@ class EventResult(Result):
         key = self.tool.identity
         assert key, "a probe with the role OPEN needs identity="
         for raw in self._open:
-            values = self._decode(raw)
-            if key(values) not in seen:
+            values: Optional[dict[str, Any]] = self._values(raw)
+            if values and key(values) not in seen:
                 seen.add(key(values))
-                self._name(values)
                 self._show_open(raw[self._time], values)
         self.fields["open"] = len(seen)
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self.writer.event(ns, values, "interval")
+        self._open_writer.event(ns, values, "interval")
