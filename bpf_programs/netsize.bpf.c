@@ -49,8 +49,8 @@ static inline u32 link_header(struct sk_buff *skb, struct net_device *dev, u32 l
 #define NO_QUEUE 0xffff /* null in the column */
 
 /*
- * The queue of the device. A received packet has the number plus 1, see skb_record_rx_queue(); one
- * that came through a virtual device may still have the number of the queue that it was sent from.
+ * The queue of the device. A received packet has the number plus 1, see skb_record_rx_queue(). With
+ * virtual devices (veth) it still has the number of the queue that it was sent from.
  */
 static inline u16 queue_of(struct sk_buff *skb, struct net_device *dev, int point)
 {
@@ -62,6 +62,8 @@ static inline u16 queue_of(struct sk_buff *skb, struct net_device *dev, int poin
 	queues = READ(dev, real_num_rx_queues);
 	if (queues == 1)
 		return 0;
+	if (!READ(dev, dev.parent))
+		return NO_QUEUE;
 	return queue && queue <= queues ? queue - 1 : NO_QUEUE;
 }
 #endif

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from netbpf.declare.keyed import RowsByKey
 from netbpf.declare.probes import Fexit, Kprobe, Kretprobe, Probe, tracepoints
-from netbpf.declare.table import Entry, Rows
+from netbpf.declare.table import Entry, Rows, Table
 
 # Columns of listeners by which --by adds them up, and the columns of such a row.
-KEYS = ("comm", "pid", "owner", "netns", "laddr", "lport")
-COUNTS = (
+_KEYS = ("comm", "pid", "owner", "netns", "laddr", "lport")
+_COUNTS = (
     "syns", "handshakes", "accept_queue", "accept_max", "accept_limit", "syn_queue",
     "syn_max", "dropped", "dropped_total", "cookies",
 )  # fmt: skip
@@ -72,18 +73,23 @@ def unattributed(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> lis
     ]
 
 
-def together(groups: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]:
+def _together(groups: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for the listeners with the same values of the columns `names`."""
     rows: dict[tuple[object, ...], dict[str, Any]] = {}
     for key, listener in groups:
         row = rows.setdefault(
             tuple(key[name] for name in names), {name: key[name] for name in names}
         )
-        for name in COUNTS:
+        for name in _COUNTS:
             values = [value for value in (row.get(name), listener[name]) if value is not None]
             total = max(values) if name in _LARGEST else sum(values)
             row[name] = total if values else None
     return list(rows.values())
+
+
+def by_key(listeners: Table) -> RowsByKey:
+    """Return the table of listeners added up by the keys of --by."""
+    return RowsByKey(listeners, _KEYS, _COUNTS, "handshakes", _together)
 
 
 def warn(rows: Rows, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

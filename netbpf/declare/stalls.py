@@ -7,7 +7,19 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netbpf.declare.columns import Count, Text
+from netbpf.declare.columns import (
+    Addr,
+    Cgroup,
+    Comm,
+    Count,
+    Enum,
+    Family,
+    Netns,
+    Pid,
+    Port,
+    Text,
+    Uid,
+)
 from netbpf.declare.histogram import SLOTS, bucket_bounds
 from netbpf.declare.record import Record
 
@@ -19,6 +31,24 @@ KEYS = tuple("comm pid uid cgroup netns family laddr lport raddr rport".split())
 ADVICE = "TCP_NODELAY or one write"
 _UNITS = ((1, "us"), (1000, "ms"), (1000000, "s"))
 _DELAYED_US = 32_000  # an acknowledgement is delayed by at least 40 ms
+
+
+class StallKey(Record):
+    """The key of the distribution: the reason, and with --by more."""
+
+    cstruct = "stall_key"
+
+    comm = Comm("name of the process that sent (--by)")
+    pid = Pid("the process (--by)")
+    uid = Uid("its user (--by)")
+    cgroup = Cgroup()
+    netns = Netns()
+    family = Family("address family (--by)")
+    laddr = Addr("local address (--by)")
+    lport = Port("local port (--by)")
+    raddr = Addr("remote address (--by)")
+    rport = Port("remote port (--by)")
+    reason = Enum("why the data was not sent immediately", REASONS, ctype="u32")
 
 
 class Setting(Text):

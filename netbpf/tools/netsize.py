@@ -38,8 +38,8 @@ LIMITS
   during the run are not compared.
   Wire packets are an estimate from the size and number of the packet's segments. Headers of tunnels
   (VXLAN, Geneve, GRE, IP in IP) are counted for each of them, the trailer of ESP is not. Packets
-  smaller than 128 bytes count as small. --by queue: a device that receives in several queues may
-  not record which one; those packets have none, or with veth the one that they were sent from.
+  smaller than 128 bytes count as small. In which of several queues a virtual device received a
+  packet is unknown.
 """
 
 from netbpf.declare import NETNS, Histogram, Option, Record, Tool

@@ -61,7 +61,6 @@ from netbpf.declare import (
     SOCKET,
     Histogram,
     Option,
-    Record,
     Row,
     Table,
     Tool,
@@ -74,24 +73,6 @@ from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
 from netbpf.declare.record import key, sums
 from netbpf.declare.states import state_probe
-
-
-class StallKey(Record):
-    """The key of the distribution."""
-
-    cstruct = "stall_key"
-
-    comm = c.Comm("name of the process that sent (--by)")
-    pid = c.Pid("the process (--by)")
-    uid = c.Uid("its user (--by)")
-    cgroup = c.Cgroup()
-    netns = c.Netns()
-    family = c.Family("address family (--by)")
-    laddr = c.Addr("local address (--by)")
-    lport = c.Port("local port (--by)")
-    raddr = c.Addr("remote address (--by)")
-    rport = c.Port("remote port (--by)")
-    reason = c.Enum("why the data was not sent immediately", stalls.REASONS, ctype="u32")
 
 
 class SettingRow(Row):
@@ -147,7 +128,7 @@ TOOL = Tool(
     __doc__,
     memory=Memory(1_610_000, cpu=215_000, entry=840),
     cost=Cost(1.3, 8.7),
-    histogram=Histogram("stall_times", StallKey, "us", fixed=("reason",),
+    histogram=Histogram("stall_times", stalls.StallKey, "us", fixed=("reason",),
                         unused=stalls.KEYS),
     table=(
         Table("settings", SettingKey, SettingSums, SettingRow, order="sends"),

@@ -50,17 +50,8 @@ LIMITS
 from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Record, Row, Table, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
-from netbpf.declare.backlog import (
-    COUNTS,
-    KEYS,
-    LOST_PROBES,
-    checksum_reason,
-    together,
-    unattributed,
-    warn,
-)
+from netbpf.declare.backlog import LOST_PROBES, by_key, checksum_reason, unattributed, warn
 from netbpf.declare.costs import Cost
-from netbpf.declare.keyed import RowsByKey
 from netbpf.declare.memory import Memory
 from netbpf.declare.record import copied, key, sums
 from netbpf.declare.states import state_probe
@@ -140,7 +131,7 @@ TOOL = Tool(
     memory=Memory(2_000_000, cpu=520_000, entry=472, entry_cpu=21),
     cost=Cost(0.9, 11.5),
     histogram=Histogram("queues", QueueKey, "connections"),
-    table=(LISTENERS, RowsByKey(LISTENERS, KEYS, COUNTS, "handshakes", together)),
+    table=(LISTENERS, by_key(LISTENERS)),
     probes=(
         state_probe(),
         p.Probe("unheld", p.Iterator("tcp"), optional=True),

@@ -66,7 +66,7 @@ def test_columns_are_left_out_and_added_by_priority(limit, shown):
 def test_column_that_rows_are_sorted_by_is_left_out_late():
     for tool in all_tools():
         rows = [tool.aggregation] if tool.aggregation else []
-        rows += [tool.keyed] if tool.keyed else []
+        rows += [tool.by_table] if tool.by_table else []
         for one in rows:
             columns = one.counts if isinstance(one, KeyedTable) else one.row.columns
             (order,) = [c for c in columns if c.name == (getattr(one, "most", "") or one.order)]
