@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from errno import ESTALE
 from functools import lru_cache
 from pathlib import Path
 
 from netbpf.errors import Unsupported, UsageError
+from netbpf.kernel.container_names import is_named
 from netbpf.kernel.credit import Credit
 from netbpf.system.lines import lines_of, unescape_path
 from netbpf.system.syscalls import filesystem_type, open_by_inode
@@ -61,38 +62,45 @@ def _no_cgroup(path: str) -> int:
     raise UsageError(f"--cgroup: there is no cgroup '{path}'", f"cgroups: ls {cgroup_root()}")
 
 
-def container_cgroup(prefix: str) -> int:
-    """Return the id of a cgroup of the container whose id begins with `prefix`."""
-    return container_cgroups(prefix)[0]
+def container_cgroup(word: str) -> int:
+    """Return the id of a cgroup of the container whose id begins with `word`, or named so."""
+    return container_cgroups(word)[0]
 
 
-def container_cgroups(prefix: str) -> list[int]:
-    """Return the ids of all cgroups of the container whose id begins with `prefix`.
+def container_cgroups(word: str) -> list[int]:
+    """Return the ids of all cgroups of the container whose id begins with `word`, or named so.
 
     An engine may create several, for example one for the container and one for exec sessions.
     Cgroups below another one of the same container are left out. Raises UsageError if no container
     or several match.
     """
-    if not re.fullmatch(r"[0-9a-f]{4,64}", prefix):
+    containers: dict[str, list[int]] = {}
+    if re.fullmatch(r"[0-9a-f]{4,64}", word):
+        containers = _containers(lambda identity: identity.startswith(word))
+    if not containers:
+        containers = _containers(lambda identity: is_named(identity, word))
+    if len(containers) != 1:
+        what = (f"more than one container matches '{word}'" if containers else
+                f"no container's cgroup matches '{word}'")  # fmt: skip
         raise UsageError(
-            f"--container: '{prefix}' is not a container id", "give at least 4 of its hex digits"
+            f"--container: {what}",
+            "give at least 4 digits of its id, or its name; see systemd-cgls or docker ps",
         )
+    return containers.popitem()[1]
+
+
+def _containers(wanted: Callable[[str], bool]) -> dict[str, list[int]]:
+    """Return {container id: ids of its cgroups} of the containers whose ids are wanted."""
     containers: dict[str, list[int]] = {}
     for directory, below, _ in os.walk(cgroup_root() or "/nonexistent"):
         for name in list(below):
             identity = container_of(name)
-            if identity.startswith(prefix):
+            if identity and wanted(identity):
                 below.remove(name)
                 with suppress(OSError):  # removed in between
                     inode = os.stat(os.path.join(directory, name)).st_ino
                     containers.setdefault(identity, []).append(inode)
-    if len(containers) != 1:
-        what = f"more than one container id begins with '{prefix}'" if containers else (
-            f"no container's cgroup matches '{prefix}'")  # fmt: skip
-        raise UsageError(
-            f"--container: {what}", "give more of the id; see systemd-cgls or docker ps"
-        )
-    return containers.popitem()[1]
+    return containers
 
 
 def level_of(cgroup: int) -> int | None:

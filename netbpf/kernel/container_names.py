@@ -67,6 +67,12 @@ def name_of(identity: str) -> ContainerName | None:
         return next(filter(any, _names(identity)), ContainerName())
 
 
+def is_named(identity: str, word: str) -> bool:
+    """Return whether the container is named so, as "name" or "namespace/pod/name"."""
+    names = next(filter(any, _names(identity)), ContainerName())
+    return bool(names.name) and word in (names.name, "/".join(filter(None, reversed(names))))
+
+
 _credit = Credit(share=0.1, most=0.5)
 _lists: dict[str, tuple[tuple[int, ...], dict[str, str]]] = {}  # path: (version, {id: name})
 

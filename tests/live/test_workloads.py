@@ -301,3 +301,17 @@ def test_text_has_the_names_in_two_columns(netbpf: Any, one_host: Host) -> None:
         ("-", "user@65533.service/netbpf-web.service"),
         (identity(6)[:12], PLACES["no-file"].names[4]),
     }
+
+
+@pytest.mark.parametrize("word", ["nginx", "netbpf-shop/web-1/nginx", identity(1)[:12]])
+def test_filter_by_the_name_of_a_container(netbpf: Any, one_host: Host, word: str) -> None:
+    chosen = [PLACES[name] for name in ("containerd", "docker")]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(workload(one_host, place)) for place in chosen]
+        words = ("--netns", one_host.inode)
+        run = stack.enter_context(netbpf("soconnect", *words, "--container", word))
+        everybody = stack.enter_context(netbpf("soconnect", *words))
+        play(processes)
+        everybody.wait_for(lambda found: all(of(found, p.pid) for p in processes))
+        run.wait_for(1)
+    assert {event["pid"] for event in run.events} == {processes[0].pid}
