@@ -8,12 +8,22 @@ DESCRIPTION
 
   A session between two programs of this machine has two sockets, and therefore two lines.
 
+  --open lists the sessions that are still open, with their state, age, idle time and the bytes that
+  wait: received and not read by the owner (UNREAD), written and not sent (UNSENT), and written and
+  not acknowledged by the peer (UNACKED, those not sent included). --state, --min-idle and --min-age
+  list only such sessions, and no session that ends. "Which connections are old and idle" is
+
+    netbpf tcplife --min-idle 10m -d 1
+
 EXAMPLES
   netbpf tcplife                          all sessions as they end
   netbpf tcplife -L 80,443                sessions with this machine's web server
   netbpf tcplife --raddr 10.1.0.0/16 -w   sessions with one network, all columns
   netbpf tcplife -p 1234 --json           sessions of one process, as JSON lines
   netbpf tcplife --open -d 10             trace for 10 seconds, then list open sessions
+  netbpf tcplife --min-idle 10m -d 1      open sessions without data for ten minutes
+  netbpf tcplife --state close-wait -d 1  sessions that a program of this machine does not close
+  netbpf tcplife --open --by comm,state 5  how many sessions each program has open, by state
 
   A client and a server of this machine, two lines per session (netbpf tcplife):
 
@@ -49,6 +59,9 @@ OVERHEAD
   from the first change of state on, unless a process may still accept them.
 
 LIMITS
+  The kernel does not store when a session began. For sessions older than the start, age_us is at
+  least that long (">" in text): the time since the earlier of the last data sent and received.
+  idle_us is as exact as the kernel's tick, 1 to 10 ms. Data in a sockmap is in none of these.
   duration_us and handshake_us are null for sessions that began before the start, and for sessions
   that were restored in repair mode, whose role is also null. The owner is the process that
   connected, accepted, or last closed; for an open session that was passed to another process, it is
