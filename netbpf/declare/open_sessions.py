@@ -12,11 +12,12 @@ from netbpf.declare.open_rows import OpenRows
 from netbpf.declare.options import Option, seconds
 from netbpf.declare.values import TCP_STATES
 
-# The columns of text without -w.
-_SHOWN = (
+# The first columns of text; those in _WITH_ROOM only with -w, and where 80 characters are exceeded.
+_FIRST = (
     "pid", "comm", "laddr", "lport", "raddr", "rport", "state", "age_us", "idle_us", "rx_unread",
     "tx_unsent", "tx_unacked",
 )  # fmt: skip
+_WITH_ROOM = {"lport": 64, "laddr": 63, "tx_unacked": 62}  # with their priorities
 _NEVER_OPEN = ("CLOSE", "LISTEN", "NEW_SYN_RECV", "TIME_WAIT")  # or not in a table of files
 _STATES = tuple(word for word in TCP_STATES.values() if word not in _NEVER_OPEN)
 
@@ -49,11 +50,11 @@ def open_columns() -> dict[str, Column]:
     return {
         "age_us": Age(
             "time since an open session was established, at least; since connect() if it is not",
-            header="AGE_S", width=7, priority=66, **hidden,
+            header="AGE_S", width=6, priority=66, **hidden,
         ),
         "idle_us": Span(
             "time since an open session sent or received data, or was established",
-            header="IDLE_S", width=7, priority=67, **hidden,
+            header="IDLE_S", width=6, priority=67, **hidden,
         ),
         "rx_unread": Count(
             "bytes received that the owner of an open session has not read", header="UNREAD",
@@ -70,16 +71,13 @@ def text_of_open(columns: Sequence[Column]) -> list[Column]:
     """Return the columns of open sessions in text: what these are asked for first."""
     by_name = {column.name: copy(column) for column in columns}
     for name, column in by_name.items():
-        if name in _SHOWN:
-            column.wide, column.in_text = False, True
-        else:
-            column.wide = True
+        column.wide, column.option = name not in _FIRST or name in _WITH_ROOM, ""
+        column.in_text = name in _FIRST or (column.in_text and name != "close")
+        column.priority = _WITH_ROOM.get(name, column.priority)
     by_name["state"].priority = 64
     by_name["tx_unacked"].header, by_name["tx_unacked"].width = "UNACKED", 7
-    return [
-        *(by_name[name] for name in _SHOWN),
-        *(c for n, c in by_name.items() if n not in _SHOWN),
-    ]
+    rest = [column for name, column in by_name.items() if name not in _FIRST]
+    return [*(by_name[name] for name in _FIRST), *rest]
 
 
 def states(text: str) -> list[str]:
