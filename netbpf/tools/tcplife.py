@@ -1,4 +1,4 @@
-"""tcplife - finished TCP sessions: process, duration, bytes, how they ended
+"""tcplife - TCP sessions, finished or open: process, duration, bytes, how they ended
 
 DESCRIPTION
   Shows each TCP session when it ends: both endpoints, the process that owned the local end, the

@@ -242,6 +242,25 @@ def test_nonsense_is_a_usage_error(netbpf: Any, words: tuple[str, str]) -> None:
     assert words[0] in done.stderr
 
 
+def test_text_of_nothing_but_open_sessions(netbpf: Any, one_host: Host, pair: Any) -> None:
+    one = pair()
+    one.client.sendall(b"o" * 42)
+    words = ("tcplife", "--netns", one_host.inode, "--state", "established")
+    with netbpf(*words, json_lines=False) as run:
+        pass
+    head, *rows = run.stdout.splitlines()
+    assert head.split()[:4] == ["PID", "COMM", "RADDR", "RPORT"]
+    assert {row.split()[4] for row in rows} == {"ESTABLISHED"} and len(rows) == 2
+    with netbpf(*words, "--by", "state,rport", json_lines=False) as summed:
+        pass
+    head, *rows = summed.stdout.splitlines()
+    assert head.split()[:4] == ["STATE", "RPORT", "SESSIONS", "OPEN"]
+    ports = {str(one.port), str(one.client.getpeername()[1])}
+    assert {tuple(row.split()[:4]) for row in rows} == {
+        ("ESTABLISHED", port, "0", "1") for port in ports
+    }
+
+
 def test_text_tells_open_from_ended_sessions(netbpf: Any, one_host: Host, pair: Any) -> None:
     earlier = pair()
     with netbpf("tcplife", "--open", "--netns", one_host.inode, json_lines=False) as run:

@@ -10,6 +10,7 @@ from typing import Any, Optional
 from netbpf.bpf.maps import Map
 from netbpf.bpf.ringbuf import RingBuffer
 from netbpf.declare.cgroup_names import cgroup_column
+from netbpf.declare.column import Column
 from netbpf.declare.memory import ring_size
 from netbpf.declare.probes import Role
 from netbpf.declare.record import AmendedEvent, Event
@@ -51,7 +52,9 @@ class EventResult(Result):
         self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
         self.columns = event.columns
         self.event = event
-        self.heading &= not (tool.open_rows and tool.open_rows.only(settings))
+        self._open_columns = self._text_of_open()
+        if self._open_columns and tool.open_rows and tool.open_rows.only(settings):
+            self.columns, self.heading = self._open_columns, False
         self._decode = event.decoder()
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
@@ -75,6 +78,11 @@ class EventResult(Result):
         self._written = False
         self._pending_ns = 0
 
+    def _text_of_open(self) -> tuple[Column, ...]:
+        rows = self.tool.open_rows
+        text = self.settings["output"] == "text"
+        return tuple(rows.columns(self.event.columns)) if rows and text else ()
+
     @property
     def invalid_records(self) -> int:
         """The number of records of the ring buffer that do not match the declaration."""
@@ -84,8 +92,8 @@ class EventResult(Result):
         """Watch the ring buffer."""
         super().begin(stop, writer)
         stop.watch(self.ring.fd, data=True)
-        rows = self.settings["output"] == "text" and self.tool.open_rows
-        self._open_writer = writer.sibling(rows.columns(self.columns)) if rows else writer
+        apart = self._open_columns and self.columns is self.event.columns
+        self._open_writer = writer.sibling(self._open_columns) if apart else writer
         self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
 
     def next_due(self) -> float:
