@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Optional
 
+from netbpf.declare.cgroup_names import NAMES, name_columns
 from netbpf.declare.column import Column
-from netbpf.declare.columns import Addr, Container
+from netbpf.declare.columns import Addr
 from netbpf.declare.record import Row
 
 # Column names that identify something, and take few values compared with the number of events.
 VOCABULARY = tuple(
     """
-    comm pid uid cgroup container netns owner family proto op host service func result laddr lport
-    listener raddr rport saddr sport daddr dport state oldstate newstate role close kind reason
-    location errno err dev queue cpu
+    comm pid uid cgroup container container_name pod pod_uid unit user_unit netns owner family
+    proto op host service func result laddr lport listener raddr rport saddr sport daddr dport state
+    oldstate newstate role close kind reason location errno err dev queue cpu
     """.split()
 )
 
@@ -45,7 +46,7 @@ def block(address: str, prefix: int) -> str:
 def keys_of(columns: Iterable[Column]) -> tuple[str, ...]:
     """Return the keys that events with these columns have."""
     names = [column.name for column in columns]
-    names += ["container"] if "cgroup" in names and "container" not in names else []
+    names += NAMES if "cgroup" in names else ()
     return tuple(name for name in VOCABULARY if name in names)
 
 
@@ -75,7 +76,7 @@ def key_columns(keys: Sequence[Key], columns: Sequence[Column]) -> list[Column]:
     found = []
     for key in keys:
         shown = by_name.get(key.name)
-        column = copy(shown) if shown else Container("container of the process")
+        column = copy(shown) if shown else name_columns()[key.name]
         column.name = key.name
         column.wide, column.in_text, column.option = False, True, ""
         if key.prefix is not None:
