@@ -94,9 +94,11 @@ def key_record(
 
 
 def plain(column: Column) -> Column:
-    """Return a column without what it joins from other columns: an address without its port."""
-    if isinstance(column, Addr) and type(column).cell is not Column.cell:
-        alone = Addr(column.help, width=max(column.width, Addr.width))
-        alone.name = column.name
-        return alone
-    return column
+    """Return a column without what its text joins from other columns, such as a port."""
+    if type(column).cell is Column.cell:
+        return column
+    alone = copy(column)
+    if isinstance(column, Addr):
+        alone.width = max(column.width, Addr.width)
+    alone.cell = lambda values: alone.text(values[alone.name])  # type: ignore[method-assign]
+    return alone

@@ -34,7 +34,7 @@ def schema_of(tool: Tool) -> dict[str, Any]:
     if tool.event:
         kinds = ("event", "interval") if tool.interval else ("event",)
         lines += [_line(tool, kind, _columns(tool.event.columns)) for kind in kinds]
-    if tool.histogram:
+    if tool.histogram and not tool.aggregation:  # which has these, and others
         lines.append(_line(tool, "histogram", _histogram(tool.histogram)))
     for table in tool.tables:
         lines.append(_line(tool, "interval", _columns(table.row.columns)))
