@@ -2,18 +2,9 @@
 /* tcplife: one event per finished TCP session. Front-end: netbpf/tools/tcplife.py */
 #include "sessions.bpf.h"
 #include <netbpf/records.h>
+#include "idle.bpf.h"
 #include "resets.bpf.h"
 #include "sockmap.bpf.h"
-
-/* How long the session has been usable, in ns; a Fast Open child is from its SYN on. */
-static inline u64 age_of(const struct session_state *session, u64 now)
-{
-	u64 since = session->established_ns;
-
-	if (!since && session->role == ROLE_PASSIVE)
-		since = session->begin_ns;
-	return since ? now - since : UNKNOWN;
-}
 
 /* Fill in what is known of a session that is in `state`, or was before CLOSE. */
 static inline void fill(struct session *ev, struct sock *sk, struct session_state *session,
@@ -34,6 +25,7 @@ static inline void fill(struct session *ev, struct sock *sk, struct session_stat
 	ev->handshake_us = session->handshake_ns ? session->handshake_ns : UNKNOWN;
 	ev->duration_us = age_of(session, ev->time);
 	ev->role = session->role;
+	ev->age_us = ev->idle_us = ev->rx_unread = ev->tx_unsent = UNKNOWN;
 	SET_OWNER(ev, owner);
 	SET_ENDS(ev, &ends);
 }
@@ -117,6 +109,19 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 	return 0;
 }
 
+static inline void fill_open(struct session *ev, struct sock *sk, struct session_state *session)
+{
+	struct idleness idle = {};
+
+	read_idleness(&idle, sk, ev->state);
+	ev->idle_us = idle.idle_ns;
+	ev->rx_unread = idle.unread;
+	ev->tx_unsent = idle.unsent;
+	ev->age_us = session->begin_ns ? ev->time - session->begin_ns : idle.age_ns;
+	if (ev->duration_us != UNKNOWN)
+		ev->age_us = ev->duration_us;
+}
+
 /* Sessions that are still open: every TCP socket in a file table. */
 static inline int on_open(struct task_file_context *ctx, struct task_struct *task, struct sock *sk)
 {
@@ -134,6 +139,7 @@ static inline int on_open(struct task_file_context *ctx, struct task_struct *tas
 	if (!pass_owner(&owner) || !pass_ends(sk))
 		return 0;
 	fill(&ev, sk, &session, &owner, ev.state);
+	fill_open(&ev, sk, &session);
 	bpf_seq_write(ctx->meta->seq, &ev, sizeof(ev));
 	return 0;
 }

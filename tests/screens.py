@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -97,7 +98,7 @@ def _write(tool: Tool, lines: Sequence[Line], out: Terminal, settings: Mapping[s
     if lines[0]["type"] == "event" and isinstance(writer, TextWriter):
         writer.heading_now()
     for group in _groups(lines):
-        kind, columns = group[0]["type"], _shape(group[0], shapes)
+        kind, columns = _kind(tool, group[0], shapes)
         if columns not in writers:
             writers[columns] = writer.sibling(columns)
         if kind == "event":
@@ -113,6 +114,23 @@ def _write(tool: Tool, lines: Sequence[Line], out: Terminal, settings: Mapping[s
             writer.counters(_AT, group[0]["counters"])
         else:
             writer.summary(group[0])
+
+
+def _kind(
+    tool: Tool, line: Line, shapes: Sequence[tuple[Column, ...]]
+) -> tuple[str, tuple[Column, ...]]:
+    """Return the type of a line and its columns; what is still open is as an event."""
+    columns = _shape(line, shapes)
+    if line["type"] == "interval" and tool.open_rows and tool.event:
+        if columns == tool.event.columns:
+            return "event", _open_columns(tool)
+    return line["type"], columns
+
+
+@lru_cache
+def _open_columns(tool: Tool) -> tuple[Column, ...]:
+    assert tool.open_rows and tool.event
+    return tuple(tool.open_rows.columns(tool.event.columns))
 
 
 def _shapes(tool: Tool, settings: Mapping[str, Any]) -> Iterator[tuple[Column, ...]]:

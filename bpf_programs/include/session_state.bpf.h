@@ -35,6 +35,16 @@ struct session_state {
 	u8 pad;
 };
 
+/* How long the session has been usable, in ns; a Fast Open child is from its SYN on. */
+static inline u64 age_of(const struct session_state *session, u64 now)
+{
+	u64 since = session->established_ns;
+
+	if (!since && session->role == ROLE_PASSIVE)
+		since = session->begin_ns;
+	return since ? now - since : UNKNOWN;
+}
+
 /* Are there bytes, or a FIN, that have not been handed to IP? */
 static inline bool is_unsent(struct tcp_sock *tp)
 {

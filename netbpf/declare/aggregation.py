@@ -215,7 +215,8 @@ class Aggregation:
     @property
     def measured(self) -> list[str]:
         """The columns of events that are durations or sizes."""
-        return [c.name for c in self.event if isinstance(c, (Duration, Micros, Bytes))]
+        measured = (Duration, Micros, Bytes)
+        return [c.name for c in self.event if isinstance(c, measured) and not c.option]
 
     def distribution(self, column: str, by: Sequence[Key]) -> Histogram:
         """Return the histogram of a column by keys."""

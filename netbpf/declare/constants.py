@@ -7,10 +7,13 @@ each run, and must not require another compiled program.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from typing import Optional
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Optional
 
 Range = tuple[int, int]  # first and last
+
+_CLOCK_MONOTONIC_COARSE = 6  # its resolution is the kernel's tick
 
 
 def load_constant(number: int) -> str:
@@ -55,3 +58,8 @@ def device_filter(names: Optional[Iterable[str]]) -> dict[str, str]:
 
 def _any(tests: Iterable[str]) -> str:
     return f"({' || '.join(tests)})"
+
+
+def tick(settings: Mapping[str, Any]) -> dict[str, object]:
+    """Return the length of the kernel's tick, a jiffy, in us: many times are in ticks."""
+    return {"TICK_US": round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e6)}

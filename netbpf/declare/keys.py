@@ -7,17 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, Optional
 
+from netbpf.declare.cgroup_names import NAMES, name_columns
 from netbpf.declare.column import Column
-from netbpf.declare.columns import Addr, Container
+from netbpf.declare.columns import Addr
 from netbpf.declare.record import Row
 from netbpf.declare.stacks import StackEnd, UserStack, end_of, stacks_last
 
 # Column names that identify something, and take few values compared with the number of events.
 VOCABULARY = tuple(
     """
-    comm pid uid cgroup container netns owner family proto op host service func result laddr lport
-    listener raddr rport saddr sport daddr dport state oldstate newstate role close kind reason
-    location errno err dev queue cpu stack
+    comm pid uid cgroup container container_name pod pod_uid unit user_unit netns owner family
+    proto op host service func result laddr lport listener raddr rport saddr sport daddr dport state
+    oldstate newstate role close kind reason location errno err dev queue cpu stack
     """.split()
 )
 
@@ -46,7 +47,7 @@ def block(address: str, prefix: int) -> str:
 def keys_of(columns: Iterable[Column]) -> tuple[str, ...]:
     """Return the keys that events with these columns have."""
     names = [column.name for column in columns]
-    names += ["container"] if "cgroup" in names and "container" not in names else []
+    names += NAMES if "cgroup" in names else ()
     return tuple(name for name in VOCABULARY if name in names)
 
 
@@ -76,7 +77,7 @@ def key_columns(keys: Sequence[Key], columns: Sequence[Column]) -> list[Column]:
     found = []
     for key in keys:
         shown = by_name.get(key.name)
-        column = copy(shown) if shown else Container("container of the process")
+        column = copy(shown) if shown else name_columns()[key.name]
         column.name = key.name
         column.wide, column.in_text, column.option = False, True, ""
         if key.prefix is not None:
@@ -110,9 +111,11 @@ def key_record(
 
 
 def plain(column: Column) -> Column:
-    """Return a column without what it joins from other columns: an address without its port."""
-    if isinstance(column, Addr) and type(column).cell is not Column.cell:
-        alone = Addr(column.help, width=max(column.width, Addr.width))
-        alone.name = column.name
-        return alone
-    return column
+    """Return a column without what its text joins from other columns, such as a port."""
+    if type(column).cell is Column.cell:
+        return column
+    alone = copy(column)
+    if isinstance(column, Addr):
+        alone.width = max(column.width, Addr.width)
+    alone.cell = lambda values: alone.text(values[alone.name])  # type: ignore[method-assign]
+    return alone

@@ -266,8 +266,8 @@ PROCESS = (
     Option("-u", "--uid", metavar="LIST", parse=nonempty, help="only these users, by id or name"),
     Option("--cgroup", metavar="PATH", parse=nonempty,
            help="only processes in this cgroup (version 2) and below"),
-    Option("--container", metavar="ID", parse=nonempty,
-           help="only processes of this container, by a prefix of its id"),
+    Option("--container", metavar="ID|NAME", parse=nonempty,
+           help="only processes of this container, by a prefix of its id, or by its name"),
 )  # fmt: skip
 NETNS = (
     Option("--netns", metavar="PID|NAME|INODE", parse=nonempty, help="only this network namespace"),

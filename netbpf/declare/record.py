@@ -11,6 +11,7 @@ from collections.abc import Container, Iterator, Sequence
 from copy import copy
 from typing import Any, Callable, ClassVar
 
+from netbpf.declare.cgroup_names import names_beside
 from netbpf.declare.columns import (
     Addr,
     Cgroup,
@@ -51,7 +52,9 @@ class Record:
             {c.name: copy(c) for c in columns if c.name not in own} for columns in cls.shared
         )
         named = {**first, **own, **last}
-        for name in first.keys() | last.keys():
+        added = cls.added(tuple(named.values()))
+        named.update(added)
+        for name in first.keys() | last.keys() | added.keys():
             setattr(cls, name, named[name])
         cls.columns = tuple(named.values())
         inside = [*cls.head, *(column for column in cls.columns if column.ctype)]
@@ -59,6 +62,11 @@ class Record:
         used = sum(column.size for column in cls.members)
         widest = max((column.alignment for column in cls.members), default=1)
         cls.size = -(-used // widest) * widest
+
+    @classmethod
+    def added(cls, columns: tuple[Column, ...]) -> dict[str, Column]:
+        """Return further columns of a record with these columns, by name."""
+        return {}
 
     @classmethod
     def layout(cls) -> struct.Struct:
@@ -119,6 +127,11 @@ class Event(Record):
     """
 
     head: ClassVar[tuple[Column, ...]] = named(time=Column("when it happened", ctype="u64"))
+
+    @classmethod
+    def added(cls, columns: tuple[Column, ...]) -> dict[str, Column]:
+        """Return the names of the cgroup, if there is one."""
+        return names_beside(columns)
 
 
 class SocketEvent(Event):

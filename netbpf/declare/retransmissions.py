@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ Values = Mapping[str, Any]
 KINDS = {0: "SYN", 1: "SYNACK", 2: "RTO", 3: "FAST", 4: "TLP", 5: "FAILED", 6: "PROBE"}
 LETTERS = {"SYNACK": "S", "TLP": "L", "PROBE": "L", "FAILED": "F"}
 CA_STATES = {0: "open", 1: "disorder", 2: "cwr", 3: "recovery", 4: "loss"}
-_CLOCK_MONOTONIC_COARSE = 6  # its resolution is the kernel's tick
 
 
 class Local(Endpoint):
@@ -142,11 +140,6 @@ def compare_counters(summary: Values, settings: Values) -> list[str]:
             f"{counters.get('TcpExt.TCPLossProbes', 0)}"
         )
     return notes
-
-
-def tick(settings: Values) -> dict[str, object]:
-    """Return the length of the kernel's tick in us: its timeouts are in ticks."""
-    return {"TICK_US": round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e6)}
 
 
 def was_sent(values: Mapping[str, Any], ended: bool) -> bool:

@@ -10,12 +10,14 @@ from pkgutil import iter_modules
 from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.aggregation import Aggregation
+from netbpf.declare.cgroup_names import NAMES, OfCgroup
 from netbpf.declare.columns import Cgroup, Comm, Container, Owner, Pid, Uid
 from netbpf.declare.costs import Cost
 from netbpf.declare.docs import written
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keyed import Keyed, KeyedTable
 from netbpf.declare.memory import Memory
+from netbpf.declare.open_rows import OpenRows
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCESS, SORT, Option
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
 from netbpf.declare.probes import Probe
@@ -27,7 +29,7 @@ from netbpf.errors import UsageError, did_you_mean
 Settings = Mapping[str, Any]  # by option name, as parsed from the command line
 Values = dict[str, Any]  # of one event, by column
 Notes = Sequence[str]
-_OF_OWNERS = (Pid, Comm, Uid, Cgroup, Container, Owner)
+_OF_OWNERS = (Pid, Comm, Uid, Cgroup, Container, OfCgroup, Owner)
 
 
 class Tool:
@@ -99,6 +101,7 @@ class Tool:
         kernel_constants: Optional[Callable[[Settings, Any], Mapping[str, object]]] = None,
         enrich: Optional[Callable[[Values, Settings], Optional[Values]]] = None,
         identity: Optional[Callable[[Values], object]] = None,
+        open_rows: Optional[OpenRows] = None,
         notes: Optional[Callable[[Values, Settings], Notes]] = None,
         histogram_notes: Optional[Callable[[Sequence[Values]], Iterable[str]]] = None,
         count_unseen: Optional[Callable[[Mapping[str, int], Mapping[str, int], Any], int]] = None,
@@ -135,6 +138,7 @@ class Tool:
         self.kernel_constants = kernel_constants
         self.enrich = enrich
         self.identity = identity
+        self.open_rows = open_rows
         self.notes = notes
         self.histogram_notes = histogram_notes
         self.count_unseen = count_unseen
@@ -227,7 +231,9 @@ class Tool:
         if user_stacks(self.records, settings):
             found["WITH_USER_STACKS"] = 1
         if self.keyed:
-            found.update(self.keyed.constants(settings.get("by") or ()))
+            by = settings.get("by") or ()
+            found.update(self.keyed.constants(by))
+            found.update({"BY_CGROUP": 1} if any(key.name in NAMES for key in by) else {})
         if self.constants:
             found.update(self.constants(settings))
         for option in self.own_options:

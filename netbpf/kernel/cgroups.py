@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from errno import ESTALE
 from functools import lru_cache
 from pathlib import Path
 
 from netbpf.errors import Unsupported, UsageError
+from netbpf.kernel.container_names import is_named
+from netbpf.kernel.credit import Credit
 from netbpf.system.lines import lines_of, unescape_path
 from netbpf.system.syscalls import filesystem_type, open_by_inode
 
 _FIRST_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO of include/linux/proc_ns.h
 _CGROUP2 = 0x63677270  # CGROUP2_SUPER_MAGIC of include/uapi/linux/magic.h
-_SEARCH_SECONDS = 0.05
+_SEARCH_SECONDS = 0.05  # at most for one search
+_MAX_KNOWN = 1 << 16  # ids whose paths are kept
 # The monitor of podman and CRI-O (conmon) has a group of its own with the container's id.
 _CONTAINER = re.compile(r"(?:^|(?<!conmon)[-/:])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
 
@@ -58,38 +62,45 @@ def _no_cgroup(path: str) -> int:
     raise UsageError(f"--cgroup: there is no cgroup '{path}'", f"cgroups: ls {cgroup_root()}")
 
 
-def container_cgroup(prefix: str) -> int:
-    """Return the id of a cgroup of the container whose id begins with `prefix`."""
-    return container_cgroups(prefix)[0]
+def container_cgroup(word: str) -> int:
+    """Return the id of a cgroup of the container whose id begins with `word`, or named so."""
+    return container_cgroups(word)[0]
 
 
-def container_cgroups(prefix: str) -> list[int]:
-    """Return the ids of all cgroups of the container whose id begins with `prefix`.
+def container_cgroups(word: str) -> list[int]:
+    """Return the ids of all cgroups of the container whose id begins with `word`, or named so.
 
     An engine may create several, for example one for the container and one for exec sessions.
     Cgroups below another one of the same container are left out. Raises UsageError if no container
     or several match.
     """
-    if not re.fullmatch(r"[0-9a-f]{4,64}", prefix):
+    containers: dict[str, list[int]] = {}
+    if re.fullmatch(r"[0-9a-f]{4,64}", word):
+        containers = _containers(lambda identity: identity.startswith(word))
+    if not containers:
+        containers = _containers(lambda identity: is_named(identity, word))
+    if len(containers) != 1:
+        what = (f"more than one container matches '{word}'" if containers else
+                f"no container's cgroup matches '{word}'")  # fmt: skip
         raise UsageError(
-            f"--container: '{prefix}' is not a container id", "give at least 4 of its hex digits"
+            f"--container: {what}",
+            "give at least 4 digits of its id, or its name; see systemd-cgls or docker ps",
         )
+    return containers.popitem()[1]
+
+
+def _containers(wanted: Callable[[str], bool]) -> dict[str, list[int]]:
+    """Return {container id: ids of its cgroups} of the containers whose ids are wanted."""
     containers: dict[str, list[int]] = {}
     for directory, below, _ in os.walk(cgroup_root() or "/nonexistent"):
         for name in list(below):
             identity = container_of(name)
-            if identity.startswith(prefix):
+            if identity and wanted(identity):
                 below.remove(name)
                 with suppress(OSError):  # removed in between
                     inode = os.stat(os.path.join(directory, name)).st_ino
                     containers.setdefault(identity, []).append(inode)
-    if len(containers) != 1:
-        what = f"more than one container id begins with '{prefix}'" if containers else (
-            f"no container's cgroup matches '{prefix}'")  # fmt: skip
-        raise UsageError(
-            f"--container: {what}", "give more of the id; see systemd-cgls or docker ps"
-        )
-    return containers.popitem()[1]
+    return containers
 
 
 def level_of(cgroup: int) -> int | None:
@@ -118,20 +129,52 @@ def _is_whole(mounts: bytes, root: str) -> bool:
 
 def container_of(path: str) -> str:
     """Return the container id in a cgroup's path (docker, containerd, CRI-O, podman), or ""."""
-    ids = _CONTAINER.findall(path)
-    return str(ids[-1]) if ids else ""
+    return (containers_of(path) or [""])[-1]
 
 
-@lru_cache(maxsize=1024)
+def containers_of(path: str) -> list[str]:
+    """Return the ids of the containers in a cgroup's path, the outer ones first."""
+    return _CONTAINER.findall(path)
+
+
 def path_of(cgroup: int) -> str:
-    """Return the path of the cgroup with id `cgroup` below the root, "" if there is none.
+    """Return the path of the cgroup with id `cgroup` below the root, "" if unknown."""
+    return find_path(cgroup) or ""
 
-    Without CAP_DAC_READ_SEARCH the hierarchy is searched for a short time, so the result is "" also
-    if there are too many cgroups: any user may have a part of the hierarchy and create many.
+
+def find_path(cgroup: int) -> str | None:
+    """Return the path of a cgroup below the root, "" if there is none, None if not found in time.
+
+    A version 2 cgroup keeps its path (they cannot be renamed), and its id is not used again, so
+    that both answers are kept. Without CAP_DAC_READ_SEARCH the hierarchy is searched for a short
+    time, at most a tenth of all time: any user may have a part of the hierarchy and create many
+    cgroups.
     """
-    root = cgroup_root()
-    path = _path_by_inode(root, cgroup)
-    return path if path is not None else _search(root, cgroup)
+    path = _known.get(cgroup)
+    if path is None:
+        path = _path_by_inode(cgroup_root(), cgroup)
+        path = _search(cgroup_root(), cgroup) if path is None else path
+        if path is not None:
+            _remember(cgroup, path)
+    return path
+
+
+_known: dict[int, str] = {}
+_rest: dict[str, Iterator[tuple[int, str]]] = {}  # of the last search, which ran out of time
+_credit = Credit(share=0.1, most=0.25)
+
+
+def forget_paths() -> None:
+    """Forget all paths, and what was searched."""
+    _known.clear()
+    _rest.clear()
+    _credit.refill()
+
+
+def _remember(cgroup: int, path: str) -> None:
+    if len(_known) >= _MAX_KNOWN:
+        _known.clear()
+    _known[cgroup] = path
 
 
 def _path_by_inode(root: str, cgroup: int) -> str | None:
@@ -158,16 +201,31 @@ def _path_below(root: str, descriptor: int) -> str | None:
     return path[len(root) :] if f"{path}/".startswith(f"{root}/") else None
 
 
-def _search(root: str, cgroup: int) -> str:
-    end = time.monotonic() + _SEARCH_SECONDS
-    for directory, below, _ in os.walk(root or "/nonexistent"):
-        for name in below:
-            full = os.path.join(directory, name)
-            try:
-                if os.stat(full).st_ino == cgroup:
-                    return full[len(root) :]
-            except OSError:
-                continue  # removed in between
-        if time.monotonic() > end:
-            break
-    return ""
+def _search(root: str, cgroup: int) -> str | None:
+    """Search the hierarchy, from where the last search stopped; None if time is over."""
+    with _credit.spent() as allowed:
+        end = time.monotonic() + _SEARCH_SECONDS
+        for rest in (_rest.pop(root, iter(())), _below(root)) if allowed else ():
+            for number, path in rest:
+                _remember(number, path)
+                if number == cgroup:
+                    _rest[root] = rest
+                    return path
+                if time.monotonic() > end:
+                    _rest[root] = rest
+                    return None
+        return "" if allowed else None
+
+
+def _below(root: str) -> Iterator[tuple[int, str]]:
+    """Yield id and path of each cgroup, the higher levels first."""
+    level = [""]
+    while level:
+        parents, level = level, []
+        for parent in parents:
+            with suppress(OSError), os.scandir(f"{root or '/nonexistent'}{parent}") as entries:
+                for entry in entries:  # may be removed in between
+                    if entry.is_dir(follow_symlinks=False):
+                        path = f"{parent}/{entry.name}"
+                        level.append(path)
+                        yield entry.inode(), path

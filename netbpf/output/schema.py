@@ -37,7 +37,7 @@ def schema_of(tool: Tool) -> dict[str, Any]:
         columns = tool.event.columns
         optional = [column.name for column in columns if is_on_request(column)]
         lines += [_line(tool, kind, _columns(columns), optional) for kind in kinds]
-    if tool.histogram:
+    if tool.histogram and not tool.aggregation:  # which has these, and others
         lines.append(_line(tool, "histogram", _histogram(tool.histogram)))
     for table in tool.tables:
         lines.append(_line(tool, "interval", _columns(table.row.columns)))

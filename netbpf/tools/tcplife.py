@@ -1,4 +1,4 @@
-"""tcplife - finished TCP sessions: process, duration, bytes, how they ended
+"""tcplife - TCP sessions, finished or open: process, duration, bytes, how they ended
 
 DESCRIPTION
   Shows each TCP session when it ends: both endpoints, the process that owned the local end, the
@@ -8,12 +8,22 @@ DESCRIPTION
 
   A session between two programs of this machine has two sockets, and therefore two lines.
 
+  --open lists the sessions that are still open, with their state, age, idle time and the bytes that
+  wait: received and not read by the owner (UNREAD), written and not sent (UNSENT), and written and
+  not acknowledged by the peer (UNACKED, those not sent included). --state, --min-idle and --min-age
+  list only such sessions, and no session that ends. "Which connections are old and idle" is
+
+    netbpf tcplife --min-idle 10m -d 1
+
 EXAMPLES
   netbpf tcplife                          all sessions as they end
   netbpf tcplife -L 80,443                sessions with this machine's web server
   netbpf tcplife --raddr 10.1.0.0/16 -w   sessions with one network, all columns
   netbpf tcplife -p 1234 --json           sessions of one process, as JSON lines
   netbpf tcplife --open -d 10             trace for 10 seconds, then list open sessions
+  netbpf tcplife --min-idle 10m -d 1      open sessions without data for ten minutes
+  netbpf tcplife --state close-wait -d 1  sessions that a program of this machine does not close
+  netbpf tcplife --open --by comm,state 5  how many sessions each program has open, by state
 
   A client and a server of this machine, two lines per session (netbpf tcplife):
 
@@ -49,6 +59,9 @@ OVERHEAD
   from the first change of state on, unless a process may still accept them.
 
 LIMITS
+  The kernel does not store when a session began. For sessions older than the start, age_us is at
+  least that long (">" in text): the time since the earlier of the last data sent and received.
+  idle_us is as exact as the kernel's tick, 1 to 10 ms. Data in a sockmap is in none of these.
   duration_us and handshake_us are null for sessions that began before the start, and for sessions
   that were restored in repair mode, whose role is also null. The owner is the process that
   connected, accepted, or last closed; for an open session that was passed to another process, it is
@@ -67,8 +80,10 @@ from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, AmendedEvent, Option
 from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.constants import tick
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
+from netbpf.declare.open_sessions import FILTERS_OF_OPEN, OPEN_ROWS, open_columns, passes
 from netbpf.declare.resets import RESET_PROBES
 from netbpf.declare.sockets import ends_of
 from netbpf.declare.states import state_probe
@@ -115,6 +130,7 @@ class Session(AmendedEvent):
     uid = c.Uid("user id of the owner", wide=True)
     netns = c.Netns()
     cgroup = c.Cgroup()
+    age_us, idle_us, rx_unread, tx_unsent = open_columns().values()
 
 
 class SessionsRow(Row):
@@ -159,12 +175,15 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
-        Option("--open", help="list sessions that are still open, at each INTERVAL and at exit"),
+        *FILTERS_OF_OPEN,
         Option("-s", help="same as --output csv, as in bcc's tcplife", sets={"output": "csv"}),
     ),
     counters=(
         "Tcp.ActiveOpens", "Tcp.PassiveOpens", "Tcp.AttemptFails", "Tcp.EstabResets", "Tcp.OutRsts",
     ),
+    constants=tick,
+    enrich=passes,
     identity=ends_of,
+    open_rows=OPEN_ROWS,
     summary_fields={"open": {"type": "integer", "description": "sessions open at the end"}},
 )  # fmt: skip

@@ -51,6 +51,7 @@ from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare import retransmissions as r
+from netbpf.declare.constants import tick
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import Endpoint, IpVersion, SendError, Share
@@ -159,7 +160,7 @@ TOOL = Tool(
         "TcpExt.TCPTimeouts", "TcpExt.TCPLossProbes", "TcpExt.TCPFastRetrans",
         "TcpExt.TCPSlowStartRetrans", "TcpExt.TCPLostRetransmit",
     ),
-    constants=r.tick,
+    constants=tick,
     notes=r.compare_counters,
     count_unseen=r.count_unseen,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from netbpf.errors import Unsupported, UsageError
-from netbpf.kernel import cgroups
+from netbpf.kernel import cgroups, container_names
 from netbpf.kernel.cgroups import (
     cgroup_id,
     container_cgroup,
@@ -17,6 +17,7 @@ from netbpf.kernel.cgroups import (
     level_of,
     path_of,
 )
+from netbpf.kernel.container_names import ContainerName
 
 WEB, DB = "ab" * 32, "ac" + "0" * 62
 
@@ -34,7 +35,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for directory in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
         (directory / "cgroup.procs").write_text("")
     monkeypatch.setattr(cgroups, "cgroup_root", lambda: str(tmp_path))
-    path_of.cache_clear()
+    cgroups.forget_paths()
     return tmp_path
 
 
@@ -77,10 +78,10 @@ def test_container_is_not_its_monitor(tree):
     ("prefix", "why"),
     [
         ("ffff", "no container's cgroup matches"),
-        ("abc", "is not a container id"),
-        ("ABAB", "is not a container id"),
-        ("web1", "is not a container id"),
-        ("../..", "is not a container id"),
+        ("abc", "no container's cgroup matches 'abc'"),
+        ("ABAB", "no container's cgroup matches 'ABAB'"),
+        ("web1", "no container's cgroup matches 'web1'"),
+        ("../..", "no container's cgroup matches '../..'"),
     ],
 )
 def test_unknown_container_is_a_usage_error(tree, prefix, why):
@@ -88,9 +89,22 @@ def test_unknown_container_is_a_usage_error(tree, prefix, why):
         container_cgroup(prefix)
 
 
+@pytest.mark.parametrize("word", ["web", "shop/web-1/web"])
+def test_container_is_found_by_its_name(tree, monkeypatch, word):
+    names = {WEB: ContainerName("web", "shop/web-1"), DB: ContainerName("db")}
+    monkeypatch.setattr(container_names, "_names", lambda identity: iter([names[identity]]))
+    wanted = inode(tree / "system.slice" / f"docker-{WEB}.scope")
+    assert container_cgroups(word) == [wanted]
+    with pytest.raises(UsageError, match="no container's cgroup matches"):
+        container_cgroups("None/db")
+    names[DB] = names[WEB]
+    with pytest.raises(UsageError, match="more than one container matches"):
+        container_cgroups(word)
+
+
 def test_ambiguous_container_is_a_usage_error(tree):
     (tree / f"docker-{WEB[:8]}{'0' * 56}.scope").mkdir()
-    with pytest.raises(UsageError, match="more than one container"):
+    with pytest.raises(UsageError, match="more than one container matches"):
         container_cgroup(WEB[:8])
 
 
@@ -158,7 +172,7 @@ def test_search_for_a_cgroup_is_bounded(tree, monkeypatch):
 
 
 def test_kernel_returns_the_path_of_a_cgroup(tmp_path):
-    path_of.cache_clear()
+    cgroups.forget_paths()
     root = cgroups.cgroup_root()
     group = Path(root, f"netbpf-unit-{os.getpid()}", "below")
     try:

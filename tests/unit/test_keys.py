@@ -47,6 +47,19 @@ def rows_of(tool, by, events, **settings):
     return one.since_last()[1]
 
 
+KEYED = [(tool, key) for tool in all_tools() if tool.keyed for key in tool.keyed.keys]
+
+
+@pytest.mark.parametrize(
+    ("tool", "key"), [*CASES, *KEYED], ids=lambda one: one if isinstance(one, str) else one.name
+)
+def test_text_of_a_key_needs_no_other_column(tool, key):
+    columns = tool.keyed.parts if tool.keyed else tool.event.columns
+    (column,) = key_columns(parse_keys(key, columns), columns)
+    for value in (value_of(column, random.Random(key)), None):
+        assert column.cell({key: value}) == column.text(value)
+
+
 @pytest.mark.parametrize(
     ("tool", "key"), CASES, ids=lambda one: one if isinstance(one, str) else one.name
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
+from netbpf.declare.cgroup_names import NAMES
 from netbpf.declare.columns import Column
 from netbpf.declare.keys import Key
-from netbpf.kernel.cgroups import container_of, path_of
+from netbpf.kernel.workloads import names_of
 from netbpf.output.writers import Writer
 from netbpf.run.stop import Stop
 
@@ -102,8 +103,10 @@ class Result:
         return self.fields
 
 
-def with_container(values: dict[str, Any], by: Sequence[Key]) -> dict[str, Any]:
-    """Add the container of an event's cgroup, if it is a key."""
-    if any(key.name == "container" for key in by) and "container" not in values:
-        values["container"] = container_of(path_of(values["cgroup"])) or None
-    return values
+def with_names(values: dict[str, Any], by: Iterable[Key]) -> dict[str, Any]:
+    """Add the names of a cgroup that are keys to the values that have its id."""
+    wanted = [key.name for key in by if key.name in NAMES]
+    if not wanted:
+        return values
+    names = names_of(values["cgroup"])
+    return {**values, **{name: names[name] for name in wanted}}

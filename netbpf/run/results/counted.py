@@ -10,7 +10,6 @@ from netbpf.declare.keys import key_columns
 from netbpf.declare.shown import bucket_columns
 from netbpf.kernel.clock import kernel_ns
 from netbpf.run.results.aggregates import Aggregator
-from netbpf.run.results.base import with_container
 from netbpf.run.results.events import EventResult
 from netbpf.run.results.histograms import HistogramCounter
 
@@ -30,7 +29,7 @@ class DistributionResult(EventResult):
         self.counter = HistogramCounter(declared, self.settings["map_entries"], by)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.counter.add(with_container(values, self.settings.get("by") or ()))
+        self.counter.add(values)
 
     def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
         pass
@@ -72,15 +71,14 @@ class AggregateResult(EventResult):
         super().__init__(*context)
         by = self.settings.get("by") or ()
         self.columns = tuple(declared.columns(by))
-        self._by = by
         self._intervals = 0
         self.reader = Aggregator(declared, self.settings)
 
     def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(with_container(values, self._by), True)
+        self.reader.add(values, True)
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(with_container(values, self._by), False)
+        self.reader.add(values, False)
 
     def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
         self._show_open(ns, values)

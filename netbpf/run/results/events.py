@@ -9,14 +9,15 @@ from typing import Any, Optional
 
 from netbpf.bpf.maps import Map
 from netbpf.bpf.ringbuf import RingBuffer
-from netbpf.declare.columns import Container
+from netbpf.declare.cgroup_names import cgroup_column
+from netbpf.declare.column import Column
 from netbpf.declare.memory import ring_size
 from netbpf.declare.probes import Role
 from netbpf.declare.record import AmendedEvent, Event
 from netbpf.declare.stacks import decoder_with, shown_with
 from netbpf.declare.tool import Tool
-from netbpf.kernel.cgroups import container_of, path_of
 from netbpf.kernel.clock import kernel_ns
+from netbpf.kernel.workloads import names_of
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.program import Attached
@@ -52,6 +53,9 @@ class EventResult(Result):
         self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
         self.columns = shown_with(event.columns, settings)
         self.event = event
+        self._open_columns = self._text_of_open()
+        if self._open_columns and tool.open_rows and tool.open_rows.only(settings):
+            self.columns, self.heading = self._open_columns, False
         self._decode = decoder_with(event, settings)
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
@@ -66,7 +70,7 @@ class EventResult(Result):
         self._unowned, self._refreshed = False, 0.0
         # A column that the probes in use cannot fill holds zeros in C.
         self._missing = {c.name: None for c in event.columns if c.name in attached.missing}
-        self._containers = [c.name for c in event.columns if isinstance(c, Container)]
+        self._cgroup = cgroup_column(event.columns)
         self.pending: Optional[Pending] = None
         if tool.pending:
             name, age = tool.pending
@@ -74,6 +78,11 @@ class EventResult(Result):
         self._waiting: dict[bytes, tuple[Any, ...]] = {}
         self._written = False
         self._pending_ns = 0
+
+    def _text_of_open(self) -> tuple[Column, ...]:
+        rows = self.tool.open_rows
+        text = self.settings["output"] == "text"
+        return tuple(rows.columns(self.event.columns)) if rows and text else ()
 
     @property
     def invalid_records(self) -> int:
@@ -84,6 +93,8 @@ class EventResult(Result):
         """Watch the ring buffer."""
         super().begin(stop, writer)
         stop.watch(self.ring.fd, data=True)
+        apart = self._open_columns and self.columns is self.event.columns
+        self._open_writer = writer.sibling(self._open_columns) if apart else writer
         self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
 
     def next_due(self) -> float:
@@ -203,11 +214,14 @@ class EventResult(Result):
 
     def _values(self, raw: Sequence[Any]) -> Optional[dict[str, Any]]:
         values: dict[str, Any] = {**self._decode(raw), **self._missing}
-        for name in self._containers:
-            values[name] = container_of(path_of(values[name])) or None
+        self._name(values)
         if self.tool.refresh_owners and values["owner"] == "unknown":
             self._unowned = self._unowned or values[self.tool.refresh_owners] == "yes"
         return self._enrich(values, self.settings) if self._enrich else values
+
+    def _name(self, values: dict[str, Any]) -> None:
+        if self._cgroup:
+            values.update(names_of(values[self._cgroup] or 0))
 
     def collect(self, final: bool) -> None:
         """Read the open events, and note the position in the ring at which the interval ends."""
@@ -265,11 +279,11 @@ class EventResult(Result):
         key = self.tool.identity
         assert key, "a probe with the role OPEN needs identity="
         for raw in self._open:
-            values = self._decode(raw)
-            if key(values) not in seen:
+            values: Optional[dict[str, Any]] = self._values(raw)
+            if values and key(values) not in seen:
                 seen.add(key(values))
                 self._show_open(raw[self._time], values)
         self.fields["open"] = len(seen)
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self.writer.event(ns, values, "interval")
+        self._open_writer.event(ns, values, "interval")

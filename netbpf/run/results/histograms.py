@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from netbpf.bpf.maps import Map, possible_cpus
 from netbpf.declare.histogram import SLOTS, Histogram, bucket_bounds
 from netbpf.declare.keys import Key
-from netbpf.run.results.base import with_container
+from netbpf.run.results.base import with_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ class HistogramReader:
         for raw_key, sums in grown.items():
             whole = self._decode(self.declared.key.layout().unpack(raw_key))
             if self.declared.keyed:
-                whole = self.declared.keyed.values(with_container(whole, self._by), self._by)
+                whole = self.declared.keyed.values(with_names(whole, self._by), self._by)
             key = {name: whole[name] for name in self._shown}
             same = joined.get(tuple(key.values()))
             joined[tuple(key.values())] = (key, sums if same is None else same[1] + sums)

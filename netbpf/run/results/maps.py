@@ -19,7 +19,7 @@ from netbpf.output.screen import report
 from netbpf.output.writer import Writer
 from netbpf.run.filters import netns_of
 from netbpf.run.program import Attached
-from netbpf.run.results.base import Result, with_container
+from netbpf.run.results.base import Result, with_names
 from netbpf.run.results.histograms import HistogramReader
 from netbpf.run.results.tables import TableReader
 from netbpf.run.snapshot import run_in_namespaces, run_iterators
@@ -157,7 +157,7 @@ class TableResult(Result):
         now, entries = self._taken
         self.writer.new_table()
         by = self.settings.get("by") or ()
-        entries = [(with_container(key, by), sums) for key, sums in entries]
+        entries = [(with_names(key, by), sums) for key, sums in entries]
         rows = [{**row, **self._missing} for row in self.table.build(entries, self.settings)]
         if not any(option.name == "sort" for option in self.tool.own_options):
             rows = sorted_rows(rows, self.settings.get("sort") or "")
