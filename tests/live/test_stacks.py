@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -332,13 +333,19 @@ def test_perf_map_names_compiled_code(netbpf: Netbpf, port: int, program: Path) 
     assert event["stack_end"] == "no-unwind"  # frame pointers led through the compiled code
 
 
+@pytest.fixture
+def open_program(program: Path) -> Iterator[Path]:
+    """The program where another user can execute it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(shutil.copy(program, directory))
+
+
 def test_perf_map_of_another_user_is_not_believed(
-    netbpf: Netbpf, port: int, program: Path, tmp_path: Path
+    netbpf: Netbpf, port: int, open_program: Path
 ) -> None:
-    for directory in (program.parent, *program.parents[1:3]):
-        directory.chmod(0o755)
     with netbpf("soconnect", "--stack", "--comm", COMM) as run:
-        with dialling(program, port, 1, "jit", "late", user=NOBODY) as process:
+        with dialling(open_program, port, 1, "jit", "late", user=NOBODY) as process:
             perf_map(process.pid).write_text("0 7fffffffffff forged\n")
             begin(process)
             (event,) = run.wait_for(1)
