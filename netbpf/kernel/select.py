@@ -145,9 +145,12 @@ def _choose(
             "run it as root, or grant these privileges; 'netbpf doctor' lists what each tool needs",
         )
     tried = "; ".join(f"{text}: {why}" for text, why in rejected)
+    refused = any(name == probe.name for name, _ in excluded)
     raise Unsupported(
         f"kernel {kernel.release} has no usable alternative for probe '{probe.name}' ({tried})",
-        "run 'netbpf doctor' to see what each tool can use here",
+        "-v shows why the kernel refused the program"
+        if refused
+        else "run 'netbpf doctor' to see what each tool can use here",
     )
 
 
@@ -204,7 +207,10 @@ def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:
 
 def _missing_arguments(needed: Sequence[Sequence[str]], offered: Collection[str]) -> str:
     missing = [names[0] for names in needed if not any(name in offered for name in names)]
-    return f"it has no {', '.join(missing)} on this kernel" if missing else ""
+    if not missing:
+        return ""
+    others = ", ".join(name for name in offered if not name.startswith("common_"))
+    return f"it has no {', '.join(missing)} on this kernel" + (f", only {others}" if others else "")
 
 
 def _check_forced(probes: Sequence[Probe], forced: Mapping[str, str]) -> None:

@@ -151,12 +151,22 @@ def types_from(path: Any) -> Generator[None, None, None]:
         raise
 
 
+def _source(tool: Tool) -> str:
+    path = layout.program_directory() / f"{tool.name}.bpf.c"
+    if not path.is_file():
+        raise NetbpfError(
+            f"tool '{tool.name}' has no program '{path}'",
+            "a tool's docstring begins with its name, which its three files have too",
+        )
+    return layout.program_text(path)
+
+
 def _start(
     tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], log: Log
 ) -> Attached:
     probes = probes_of(tool, settings)
     forced = parse_forced(settings.get("probe"))
-    text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")
+    text = _source(tool)
     refused: dict[tuple[str, str], str] = {}
 
     def find_target(function: str) -> int:
@@ -205,7 +215,7 @@ def generated(
 
 def generated_text(tool: Tool, kernel: Kernel) -> str:
     """Return the C text generated for `tool` on `kernel`, with all of its probes."""
-    text = layout.program_text(layout.program_directory() / f"{tool.name}.bpf.c")
+    text = _source(tool)
     headers, entries = generated(tool, text, kernel, select(tool.all_probes, kernel))
     parts = {**{f"<netbpf/{name}>": part for name, part in headers.items()}, "entries": entries}
     return "\n".join(f"/* {name} */\n{part}" for name, part in parts.items())

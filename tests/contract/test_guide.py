@@ -29,7 +29,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_example_passes_the_tests_of_every_tool(copy: Path):
     pytest_words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "tests/unit")
     done = guide.run(copy, *pytest_words, "-k", f"{guide.NAME} or test_compared")
-    assert done.returncode == 0, done.stdout[-4000:]
+    where = "in a copy of this tree with the example; first repair what fails in the tree itself:"
+    assert done.returncode == 0, f"{where}\n{done.stdout[-4000:]}"
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) > 50
 

@@ -33,7 +33,7 @@ def test_docstring_is_a_manual(name):
     assert len(tool.summary) <= SUMMARY, f"the summary has {len(tool.summary)} characters"
     assert not tool.summary.endswith(".")
     for line in tool.doc.splitlines():
-        assert len(line) <= DOC
+        assert len(line) <= DOC, f"the manual has a line of {len(line)} characters: {line}"
 
 
 @every_tool

@@ -18,6 +18,9 @@ PLACES = {
     "rcvfull.bpf.c": "bpf_programs",
     "test_rcvfull.py": "tests/live",
 }
+# What the sample has and no tool has yet: an event, fields of the kernel's structs, an option.
+NEWS = ("udp_fail_queue_rcv_skb", "sk_rcvbuf", "sk_backlog", "--least-kb")
+IN_COPY = "in a copy of this tree with one more tool; first repair what fails in the tree itself:"
 # What knows no tool, and takes long.
 OTHERS = (
     "test_new_tool.py",
@@ -46,22 +49,23 @@ def python(tree: Path, *words: str) -> str:
         [sys.executable, "-m", *words], cwd=tree, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout[-8000:]}{done.stderr[-2000:]}"
+    output = f"{done.stdout[-8000:]}{done.stderr[-2000:]}"
+    assert done.returncode == 0, f"{IN_COPY}\n{output}"
     return done.stdout
 
 
 def test_sample_has_what_no_tool_has_yet():
+    sample = "".join((NEW / name).read_text() for name in PLACES)
     ours = "".join(path.read_text() for path in (ROOT / "netbpf/tools").glob("*.py"))
-    programs = "".join(path.read_text() for path in (ROOT / "bpf_programs").rglob("*.bpf.[ch]"))
-    for name in ("udp_fail_queue_rcv_skb", "rcvbuf_bytes", "full_percent", "--least-kb"):
-        assert name in (NEW / "rcvfull.py").read_text() and name not in ours
-    for name in ("sk_rcvbuf", "sk_backlog"):
-        assert name in (NEW / "rcvfull.bpf.c").read_text() and name not in programs
+    ours += "".join(path.read_text() for path in (ROOT / "bpf_programs").rglob("*.bpf.[ch]"))
+    assert all(name in sample for name in NEWS)
+    known = [name for name in NEWS if name in ours]
+    if known:  # no failure: a new tool need not edit the sample
+        pytest.skip(f"tools have {', '.join(known)} now: the sample in {NEW.name} proves less")
 
 
 def test_a_tool_is_three_files(tree):
     assert "rcvfull" in python(tree, "netbpf", "list")
-    documents = [path.relative_to(tree).as_posix() for path in (tree / "docs").glob("*.md")]
     documents = [str(path.relative_to(tree)) for path in (tree / "docs").glob("*.md")]
     python(tree, "netbpf.docs", "--tables", "README.md", *documents)
     left_out = [f"--ignore=tests/contract/{name}" for name in OTHERS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from netbpf.declare.columns import Owner
 from tests.contract.conventions import every_tool, program, tool_of
 
 
@@ -14,6 +15,16 @@ def test_program_has_what_each_probe_calls(name):
             function = alternative.call or f"on_{probe.name}"
             found = re.search(rf"\b{function}\(", program(name))
             assert found, f"{name}.bpf.c has no {function}(), which probe {probe.name} calls"
+
+
+@every_tool
+def test_tool_that_shows_owners_has_probes_that_find_them(name):
+    tool = tool_of(name)
+    records = [tool.event, *(table.row for table in tool.tables)]
+    columns = [column for record in records if record for column in record.columns]
+    if any(isinstance(column, Owner) for column in columns):
+        kinds = {way.kind for probe in tool.all_probes for way in probe.alternatives}
+        assert "iter" in kinds, f"{name} finds no owner of a socket: declare it with owners=True"
 
 
 @every_tool

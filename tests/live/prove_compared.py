@@ -32,6 +32,8 @@ def passes(claim: Claim, spoil: str = "") -> bool:
 def main(wanted: list[str]) -> int:
     """Prove the marks of all files, or of those that are named; return the exit status."""
     claims = [claim for claim in all_claims() if chosen(claim, wanted)]
+    if not claims:
+        print(f"no marks in {' '.join(wanted)}: name files (test_tcplife.py)", file=sys.stderr)
     sound: dict[tuple[str, str], bool] = {}
     failures = 0
     for claim in claims:

@@ -26,7 +26,9 @@ TOOLS = {tool.name: tool for tool in all_tools()}
 
 
 def case_of(name: str) -> Case | None:
-    """Return what the test file of a tool declares."""
+    """Return what the test file of a tool declares; contract tests report that there is no file."""
+    if not Path(__file__).with_name(f"test_{name}.py").is_file():
+        return None
     return getattr(import_module(f"test_{name}"), "ALTERNATIVES", None)
 
 

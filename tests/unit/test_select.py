@@ -57,7 +57,7 @@ def test_alternative_without_a_needed_argument_is_not_usable():
     kernel = FakeKernel(FORMAT, {"inet_sock_set_state": ("sk", "oldstate")})
     [selection] = select([STATE], kernel)
     assert selection.kind == "tp"
-    assert selection.rejected[0][1] == "it has no newstate on this kernel"
+    assert selection.rejected[0][1] == "it has no newstate on this kernel, only sk, oldstate"
 
 
 def test_first_usable_name_is_the_target():
@@ -321,8 +321,14 @@ def test_required_probe_without_alternatives_is_unsupported_with_all_reasons():
         "tracepoint sock:inet_sock_set_state: no; "
         "kprobe tcp_set_state: this kernel has no kprobes)"
     )
-    assert "netbpf doctor" in caught.value.hint
+    assert "-v" in caught.value.hint
     assert caught.value.exit_code == 69
+
+
+def test_hint_names_doctor_if_no_program_was_refused():
+    with pytest.raises(Unsupported) as caught:
+        select([STATE], FakeKernel())
+    assert "netbpf doctor" in caught.value.hint
 
 
 def test_selections_keep_the_order_of_the_probes():

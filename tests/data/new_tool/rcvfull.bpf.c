@@ -19,12 +19,13 @@ static inline int on_full(struct sock *sk)
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 	struct full_buffer ev = {};
 
-	ev.rcvbuf_bytes = READ(sk, sk_rcvbuf);
+	ev.rcvfull_bytes = READ(sk, sk_rcvbuf);
 	ev.netns = READ(net, ns.inum);
-	if (ev.rcvbuf_bytes < LEAST_BYTES || !pass_netns(ev.netns))
+	if (ev.rcvfull_bytes < LEAST_BYTES || !pass_netns(ev.netns))
 		return 0;
-	if (ev.rcvbuf_bytes)
-		ev.full_percent = (u64)READ(sk, sk_backlog.rmem_alloc.counter) * 100 / ev.rcvbuf_bytes;
+	if (ev.rcvfull_bytes)
+		ev.rcvfull_percent =
+			(u64)READ(sk, sk_backlog.rmem_alloc.counter) * 100 / ev.rcvfull_bytes;
 	return submit(&ev);
 }
 

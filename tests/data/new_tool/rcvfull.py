@@ -38,8 +38,8 @@ class FullBuffer(Event):
     cstruct = "full_buffer"
 
     comm = c.Comm("the task that ran, which need not own the socket")
-    rcvbuf_bytes = c.Bytes("size of the receive buffer", header="BUF_KB")
-    full_percent = Fullness("how full it was")
+    rcvfull_bytes = c.Bytes("size of the receive buffer", header="BUF_KB")
+    rcvfull_percent = Fullness("how full it was")
     netns = c.Netns()
 
 
@@ -51,7 +51,7 @@ TOOL = Tool(
             "full",
             p.RawTracepoint("udp_fail_queue_rcv_skb", args=("sk",)),
             p.Tracepoint("udp:udp_fail_queue_rcv_skb", args=("rc",), call="on_full_without_socket",
-                         loses=("rcvbuf_bytes", "full_percent", "netns")),
+                         loses=("rcvfull_bytes", "rcvfull_percent", "netns")),
         ),
     ),
     options=(

@@ -11,7 +11,7 @@ from harness import Run
 from topology import Host
 
 
-@compares("rcvfull", "time", "comm", "rcvbuf_bytes", "full_percent", "netns")
+@compares("rcvfull", "time", "comm", "rcvfull_bytes", "rcvfull_percent", "netns")
 def test_each_drop_is_one_line(netbpf: Any, one_host: Host) -> None:
     with one_host.socket(socket.AF_INET, socket.SOCK_DGRAM) as full:
         full.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -25,8 +25,8 @@ def test_each_drop_is_one_line(netbpf: Any, one_host: Host) -> None:
         size = full.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     assert drops > 0
     for event in run.events:
-        assert (event["rcvbuf_bytes"], event["netns"]) == (size, one_host.inode)
-        assert 50 <= event["full_percent"] <= 100
+        assert (event["rcvfull_bytes"], event["netns"]) == (size, one_host.inode)
+        assert 50 <= event["rcvfull_percent"] <= 100
         assert event["comm"] and run.summary["start"] <= event["time"] <= run.summary["end"]
 
 
