@@ -23,6 +23,7 @@ CANDIDATES = (
     "::1", "22", "1-1024,5432",
     "lo,eth0", "veth1234567890a,wg0", "a=tp", "b=fexit", "/run/a", "/run/b", str(os.getpid()),
     "4026531840", "a*", "b", "comm", "netns", "send", "recv",
+    "ESTABLISHED", "CLOSING",
 )  # fmt: skip
 # Those whose argument does decide, or is looked up on the machine.
 DECIDE = {
@@ -70,7 +71,7 @@ def test_what_is_compiled_is_the_same_for_any_argument(name: str, option: Option
 def form_of(value: object) -> object:
     """Return what may decide the text: types, how many parts there are, numbers or names."""
     if isinstance(value, str):
-        return re.sub(r"[a-z]+", "a", re.sub(r"[0-9]+", "0", value))
+        return re.sub(r"[A-Za-z]+", "a", re.sub(r"[0-9]+", "0", value))
     parts = value if isinstance(value, (list, tuple)) else ()
     return (type(value), *(form_of(part) for part in parts))
 

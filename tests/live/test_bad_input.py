@@ -47,7 +47,7 @@ BAD_WORDS: dict[str, tuple[list[str], str]] = {
     "cidr": (["tcplife", "--laddr", "10.0.0.0/33"], "10.0.0.0/33"),
     "cidr-with-host-bits": (["tcplife", "--raddr", "10.0.0.1/8"], "10.0.0.1/8"),
     "address": (["tcplife", "--raddr", "localhost"], "localhost"),
-    "ports": (["tcplife", "--lport", "80,http"], "http"),
+    "ports": (["tcplife", "--lport", "80,htpp"], "htpp"),
     "port-too-high": (["tcplife", "--rport", "65536"], "65536"),
     "port-range-backwards": (["tcplife", "-L", "443-80"], "443-80"),
     "ports-empty-item": (["tcplife", "-D", "80,,443"], "80,,443"),
@@ -185,8 +185,8 @@ def test_without_root_the_way_to_it_is_shown(public_tree: Path, tool: str) -> No
 
 
 def test_bad_words_count_more_than_missing_privileges(public_tree: Path) -> None:
-    done = as_nobody(SYSTEM_PYTHON, "-m", "netbpf", "tcplife", "-L", "http", cwd=public_tree)
-    check(done, USAGE, "http")
+    done = as_nobody(SYSTEM_PYTHON, "-m", "netbpf", "tcplife", "-L", "htpp", cwd=public_tree)
+    check(done, USAGE, "htpp")
 
 
 @pytest.mark.parametrize(

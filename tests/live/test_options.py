@@ -89,7 +89,13 @@ REFUSED = {
     "proto": ["tcp,netbpf-no-such"],
     "min_ms": ["-1"],
     "top": ["0"],
-    "sort": ["comm", ""],
+    "sort": ["netbpf_no_such", ""],
+    "by": ["netbpf_no_such", "comm,comm", "comm/8", ""],
+    "histogram": ["netbpf_no_such", ""],
+    "op": ["send,netbpf-no-such"],
+    "state": ["NETBPF_NO_SUCH", ""],
+    "min_idle": ["-1", "soon"],
+    "min_age": ["-1", "soon"],
     "map_entries": ["0"],
     "max_events": ["0"],
 }
@@ -103,6 +109,8 @@ EMPTY = {
     "raddr": ["2001:db8:dead::/48"],
     "host": ["netbpf-no-such-host.invalid"],
     "min_ms": ["999999999"],
+    "min_idle": ["9999999"],
+    "min_age": ["9999999"],
 }
 # Two that exclude each other.
 PAIRS = [

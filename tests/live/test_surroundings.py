@@ -103,5 +103,5 @@ def test_ci_takes_no_arguments() -> None:
 def test_a_tool_that_shows_nothing_yet_names_what_it_traces(tool: str) -> None:
     done = shell('"$@"', tool, "-d", "0.3")
     first = done.stderr.splitlines()[0]
-    assert first.startswith(f"{tool}: tracing for 0.3 s, results at the end: ")
+    assert first.startswith(f"{tool}: tracing for 0.3 s or until Ctrl-C, results at the end: ")
     assert "tracing" not in shell('"$@"', tool, "-d", "0.3", "--json").stderr

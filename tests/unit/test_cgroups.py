@@ -14,10 +14,12 @@ from netbpf.kernel.cgroups import (
     container_cgroup,
     container_cgroups,
     container_of,
+    find_path,
     level_of,
     path_of,
 )
 from netbpf.kernel.container_names import ContainerName
+from netbpf.kernel.credit import Credit
 
 WEB, DB = "ab" * 32, "ac" + "0" * 62
 
@@ -169,6 +171,52 @@ def test_search_for_a_cgroup_is_bounded(tree, monkeypatch):
         (tree / "user.slice" / str(number) / "x").mkdir(parents=True)
     wanted = inode(tree / "user.slice" / "29" / "x")
     assert path_of(wanted) == ""  # one directory was listed
+
+
+def test_what_was_not_found_for_lack_of_time_is_found_later(tree, monkeypatch):
+    wanted = inode(tree / "system.slice" / "ssh.service")
+    monkeypatch.setattr(cgroups._credit, "_left", -1e9)  # noqa: SLF001
+    assert (find_path(wanted), path_of(wanted)) == (None, "")
+    cgroups._credit.refill()  # noqa: SLF001
+    assert find_path(wanted) == path_of(wanted) == "/system.slice/ssh.service"
+    assert find_path(2**63) == ""
+
+
+def test_search_goes_on_where_it_stopped(tree, monkeypatch):
+    for number in range(5):
+        (tree / "user.slice" / str(number)).mkdir(parents=True)
+    wanted = inode(tree / "user.slice" / "4")
+    monkeypatch.setattr(cgroups, "_SEARCH_SECONDS", -1)  # one directory at a time
+    found = [find_path(wanted) for _ in range(30)]
+    assert found[0] is None and found[-1] == "/user.slice/4"
+
+
+def test_a_path_is_kept_when_the_cgroup_is_gone(tree):
+    path = tree / "system.slice" / "ssh.service"
+    wanted = inode(path)
+    assert path_of(wanted) == "/system.slice/ssh.service"
+    (path / "cgroup.procs").unlink()
+    path.rmdir()
+    assert path_of(wanted) == "/system.slice/ssh.service"
+
+
+def test_credit_is_a_share_of_the_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("netbpf.kernel.credit.time.monotonic", lambda: now[0])
+    credit = Credit(share=0.1, most=0.25)
+
+    def work(seconds: float) -> bool:
+        with credit.spent() as allowed:
+            now[0] += seconds if allowed else 0
+        return allowed
+
+    assert [work(0.1) for _ in range(4)] == [True, True, True, False]
+    now[0] += 0.4
+    assert not work(0.1)
+    now[0] += 0.2
+    assert work(0.1) and not work(0.1)
+    now[0] += 1000
+    assert [work(0.1) for _ in range(4)] == [True, True, True, False]
 
 
 def test_kernel_returns_the_path_of_a_cgroup(tmp_path):

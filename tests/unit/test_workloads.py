@@ -226,7 +226,8 @@ def test_all_names_of_a_cgroup(files, hierarchy):
 def test_a_cgroup_that_others_could_have_made_gets_no_name_of_roots_containers(
     files, hierarchy, path
 ):
-    files(DOCKER, {"Name": "/web"})
+    for identity in (WEB, DB):
+        files(DOCKER.replace(WEB, identity), {"Name": "/web"})
     names = names_of(hierarchy(path))
     assert (names["container"], names["container_name"]) == (WEB, None)
 
