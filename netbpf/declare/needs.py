@@ -79,6 +79,8 @@ STACKS = (
          running=True, helper=True),
     Need(MAPPED.any_of, "open mapped files that were deleted or replaced",
          "user stacks have no names of deleted or replaced files", running=True, helper=True),
+    Need(("CAP_SYS_NICE",), "read the mappings of a process before it ends",
+         "user stacks of processes that end soon may lack functions", running=True, helper=True),
 )  # fmt: skip
 _OTHERS = "kernel counters do not include all network namespaces"
 COUNTERS = (

@@ -174,7 +174,6 @@ def confine_finder() -> None:
 
 def confine_unwinder() -> None:
     """Drop, in the process that unwinds user stacks, what it does not need."""
-    _may_preempt()
     _confine_worker(STACKS, syscall_filter.Allowed(probes=ids_differ(), files=True))
 
 
