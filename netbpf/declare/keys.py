@@ -115,6 +115,7 @@ def plain(column: Column) -> Column:
     if type(column).cell is Column.cell:
         return column
     alone = copy(column)
+    alone.header = ""
     if isinstance(column, Addr):
         alone.width = max(column.width, Addr.width)
     alone.cell = lambda values: alone.text(values[alone.name])  # type: ignore[method-assign]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Optional
 
 from netbpf.declare.aliases import chosen_columns
+from netbpf.declare.column import prefer
 from netbpf.declare.columns import Column
 from netbpf.declare.record import text_columns
 from netbpf.output.layout import Layout, texts_of
@@ -25,6 +27,8 @@ class TextWriter(Writer):
     def begin(self) -> None:
         """Prepare the columns; the heading is written before the first row."""
         style = self.style
+        self.columns = tuple(copy(column) for column in self.columns)
+        prefer(self.columns, style.sort)
         selected = bool(style.columns or style.shown)
         base = style.chosen(self.columns) if style.columns else self._usual()
         self._hidden = not base

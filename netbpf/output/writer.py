@@ -37,6 +37,7 @@ class Style:
         self.interval = bool(settings.get("interval"))
         self.verbose = bool(settings.get("verbose"))
         self.columns: Sequence[str] = settings.get("columns") or ()
+        self.sort = str(settings.get("sort") or "")
         self.shown: Sequence[Shown] = settings.get("shown") or ()
         self.screen = screen
 

@@ -64,6 +64,7 @@ def test_text_of_a_key_needs_no_other_column(tool, key):
     (column,) = key_columns(parse_keys(key, columns), columns)
     for value in (value_of(column, random.Random(key)), None):
         assert column.cell({key: value}) == column.text(value)
+    assert ":" not in column.title and "xN" not in column.title
 
 
 @pytest.mark.parametrize(

@@ -277,3 +277,12 @@ def test_bars_of_a_histogram_fit_the_terminal():
         assert max(map(len, lines)) == min(width, 76)
         assert lines[-2].count("*") == min(width, 76) - 36
         assert lines[-1].count("*") > 0
+
+
+@pytest.mark.parametrize("sort", [None, "laddr"])
+def test_column_of_sort_is_kept_on_a_narrow_terminal(sort):
+    stream = Terminal(40)
+    written(stream, ROW, sort=sort)
+    heading = stream.getvalue().splitlines()[0]
+    assert ("LADDR" in heading) == (sort == "laddr")
+    assert Line.laddr.priority == 28  # of other runs
