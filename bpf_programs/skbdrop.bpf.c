@@ -15,6 +15,9 @@
 
 #include "drop_counts.bpf.h"
 
+#if defined(BY_STACK) && !defined(USE_STACKS)
+#define USE_STACKS 1
+#endif
 #ifdef USE_STACKS
 BPF_STACK_TRACE(stacks, 4096);
 #endif

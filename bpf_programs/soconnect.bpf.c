@@ -96,23 +96,30 @@ static inline int on_gone(struct sock *sk)
 	return 0;
 }
 
+BPF_PERCPU_ARRAY(open_attempt, struct connection, 1); /* too large for the stack */
+
 /* Attempts that are still under way: every TCP socket in SYN_SENT that a process holds. */
 static inline int on_open(struct task_file_context *ctx, struct task_struct *task, struct sock *sk)
 {
 	struct attempt now = {}, *attempt;
-	struct connection ev = {};
+	struct connection *ev;
 	u64 key = (u64)sk;
+	int zero = 0;
 
 	if (!is_wanted(PROTO_TCP) || READ(sk, __sk_common.skc_state) != TCP_SYN_SENT)
 		return 0;
+	ev = open_attempt.lookup(&zero);
+	if (!ev)
+		return 0;
+	__builtin_memset(ev, 0, sizeof(*ev));
 	attempt = attempts.lookup(&key);
 	if (attempt)
 		now = *attempt;
 	else if (!find_owner(sk, &now.owner))
 		owner_from_task(&now.owner, task, OWNER_SNAPSHOT);
 	read_attempt(&now, sk);
-	if (pass_owner(&now.owner) && fill_attempt(&ev, &now))
-		bpf_seq_write(ctx->meta->seq, &ev, sizeof(ev));
+	if (pass_owner(&now.owner) && fill_attempt(ev, &now))
+		bpf_seq_write(ctx->meta->seq, ev, sizeof(*ev));
 	return 0;
 }
 

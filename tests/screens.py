@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 from netbpf.declare.columns import Column
+from netbpf.declare.stacks import shown_with
 from netbpf.declare.tool import Tool, find_tool
 from netbpf.output import screen
 from netbpf.output.clock import Clock
@@ -135,7 +136,7 @@ def _open_columns(tool: Tool) -> tuple[Column, ...]:
 def _shapes(tool: Tool, settings: Mapping[str, Any]) -> Iterator[tuple[Column, ...]]:
     by = settings.get("by") or ()
     if tool.event:
-        yield tool.event.columns
+        yield shown_with(tool.event.columns, settings)
     for table in tool.tables_of(settings) if by else tool.tables:
         yield tuple(table.columns({**settings, "by": by}))
     if tool.aggregation:

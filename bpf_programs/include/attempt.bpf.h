@@ -23,6 +23,9 @@ struct attempt {
 	u64 returned_ns; /* 0: not yet */
 	struct owner owner;
 	struct endpoints ends;
+#ifdef WITH_USER_STACKS
+	u64 stack;
+#endif
 	s32 error; /* of the socket */
 	s32 ret; /* of connect() */
 	u32 retransmits;
@@ -79,6 +82,9 @@ static inline bool fill_attempt(struct connection *ev, struct attempt *attempt)
 			     : attempt->answered  ? RESULT_CLOSED
 						  : RESULT_UNANSWERED;
 	ev->retransmits = attempt->retransmits;
+#ifdef WITH_USER_STACKS
+	ev->stack = attempt->stack;
+#endif
 	ev->proto = PROTO_TCP;
 	ev->rport = attempt->ends.rport;
 	any_ip(&ev->raddr, attempt->ends.raddr);

@@ -8,6 +8,7 @@
 
 #include "anysock.bpf.h"
 #include "blocks.bpf.h"
+#include "user_stacks.bpf.h"
 
 #if defined(BY_COMM) || defined(BY_PID) || defined(BY_UID) || defined(BY_CGROUP)
 #define BY_PROCESS_PARTS 1
@@ -20,6 +21,7 @@ static inline void fill_key(struct by_key *key, int op, int proto, struct sock *
 {
 	SET_BY_op(key, op);
 	SET_BY_proto(key, proto);
+	SET_BY_stack(key, user_stack());
 #ifdef BY_PROCESS_PARTS
 	struct process process = {};
 

@@ -6,6 +6,7 @@
 #define SNAPSHOT_STATES (1 << TCP_SYN_SENT)
 #include "owners.bpf.h"
 #include "early.bpf.h"
+#include "user_stacks.bpf.h"
 #include <netbpf/records.h>
 
 enum { EINTR = 4, EAGAIN = 11, EADDRNOTAVAIL = 99, EINPROGRESS = 115 }; /* asm-generic/errno.h */

@@ -36,6 +36,7 @@ static inline void fill_key(struct drop_by *by, struct drop_key *key, struct pac
 	SET_BY_uid(by, owner->how ? owner->process.uid : NO_UID);
 	SET_BY_cgroup(by, owner->process.cgroup);
 	SET_BY_owner(by, owner->how);
+	SET_BY_stack(by, key->stack);
 }
 #endif
 

@@ -6,26 +6,13 @@
 #ifndef NETBPF_USER_BPF_H
 #define NETBPF_USER_BPF_H
 
-#include "netbpf.bpf.h"
+#include "user_memory.bpf.h"
 
 KERNEL_FIELDS(task_struct, mm)
 KERNEL_FIELDS(mm_struct, exe_file)
 KERNEL_FIELDS(file, f_inode)
 KERNEL_FIELDS(inode, i_ino, i_sb)
 KERNEL_FIELDS(super_block, s_dev)
-
-/* Not by bcc's names: bcc reads all of /proc/kallsyms for each call of those. */
-static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
-static long (*read_user_text)(void *to, u32 size,
-			      const void *from) = (void *)BPF_FUNC_probe_read_user_str;
-
-static inline u64 read_user_word(u64 address)
-{
-	u64 word = 0;
-
-	read_user(&word, sizeof(word), (void *)address);
-	return word;
-}
 
 /*
  * The stack pointer at the entry and at the return of one call, made equal: x86 pops the return

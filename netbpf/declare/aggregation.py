@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 from netbpf.declare.column import Column, prefer
 from netbpf.declare.columns import Bytes, Duration, Micros
 from netbpf.declare.histogram import Histogram
-from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
+from netbpf.declare.keys import Key, key_record, keys_of, parse_keys, row_columns
 from netbpf.declare.options import Option, count, nonempty
 from netbpf.declare.record import Row
 
@@ -182,11 +182,11 @@ class Aggregation:
         prefer(row.columns, order)
         self.aggregates = {c.name: c.over for c in row.columns if c.over is not None}
         self.keys: tuple[str, ...] = ()
-        self._event: Sequence[Column] = ()
+        self.event: Sequence[Column] = ()
 
     def bind(self, event: Sequence[Column]) -> None:
         """Take the columns of the events, which can be keys."""
-        self._event = tuple(event)
+        self.event = tuple(event)
         self.keys = keys_of(event)
 
     def columns(self, by: Sequence[Key]) -> Sequence[Column]:
@@ -194,14 +194,14 @@ class Aggregation:
         if not by:
             return self.row.columns
         sums = [c for c in self.row.columns if c.over is not None and c.name not in self.keys]
-        return (*key_columns(by, self._event), *sums)
+        return row_columns(by, self.event, sums)
 
     def options(self) -> tuple[Option, ...]:
         """Return the options that select and sort the rows."""
         return (
             Option("--summary", help="a row per key instead of a line per event"),
             Option(
-                "--by", metavar="LIST", parse=lambda text: parse_keys(text, self._event),
+                "--by", metavar="LIST", parse=lambda text: parse_keys(text, self.event),
                 sets={"summary": True},
                 help=f"a row for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
             ),
@@ -216,12 +216,12 @@ class Aggregation:
     def measured(self) -> list[str]:
         """The columns of events that are durations or sizes."""
         measured = (Duration, Micros, Bytes)
-        return [c.name for c in self._event if isinstance(c, measured) and not c.option]
+        return [c.name for c in self.event if isinstance(c, measured) and not c.option]
 
     def distribution(self, column: str, by: Sequence[Key]) -> Histogram:
         """Return the histogram of a column by keys."""
-        (measured,) = [one for one in self._event if one.name == column]
-        return Histogram("", key_record(by, self._event), measured.unit, of=column)
+        (measured,) = [one for one in self.event if one.name == column]
+        return Histogram("", key_record(by, self.event), measured.unit, of=column)
 
 
 def percentile(values: Sequence[int], percent: int) -> Optional[int]:

@@ -19,6 +19,7 @@ from netbpf.declare.columns import (
     Uid,
 )
 from netbpf.declare.constants import device_filter, in_ranges, one_of
+from netbpf.declare.keyed import add_up
 from netbpf.declare.network import (
     DropReason,
     KernelStack,
@@ -29,6 +30,7 @@ from netbpf.declare.network import (
 )
 from netbpf.declare.reasons import MEANINGS
 from netbpf.declare.record import key, sums
+from netbpf.declare.stacks import Functions
 from netbpf.declare.table import Entry
 
 COUNTERS = (
@@ -93,6 +95,7 @@ DropBy = key(
     daddr=Addr("destination address"),
     dport=Port("destination port", null=0),
     dev=Text("device"),
+    stack=KernelStack("call stack, innermost function first", header=" "),
 )
 DropCounts = sums("drop_counts", "count bytes")
 DropSums = sums(
@@ -151,7 +154,18 @@ def from_location(stack: Optional[list[str]], location: str) -> Optional[list[st
     """Return `stack` from the function of `location` on, without the functions that free."""
     functions = [frame.partition("+")[0] for frame in stack or ()]
     function = location.partition("+")[0]
-    return stack[functions.index(function) :] if stack and function in functions else stack
+    if not stack or function not in functions:
+        return stack
+    return Functions(stack[functions.index(function) :])
+
+
+def by_keys(groups: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row for each value of the columns `names`."""
+    if "stack" not in names:
+        return add_up(groups, names)
+    found = [({**group, "stack": from_location(group["stack"], group["location"])}, counts)
+             for group, counts in groups]  # fmt: skip
+    return add_up(found, names)
 
 
 def notes(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

@@ -9,9 +9,10 @@ from typing import Any, Callable, Optional, Union
 from netbpf.declare.column import Column, prefer
 from netbpf.declare.columns import Addr
 from netbpf.declare.constants import load_constant
-from netbpf.declare.keys import Key, key_columns, key_record, keys_of, parse_keys
+from netbpf.declare.keys import Key, key_record, keys_of, parse_keys, row_columns, with_end
 from netbpf.declare.options import Option, count, nonempty
 from netbpf.declare.record import Record, Row
+from netbpf.declare.stacks import StackEnd, UserStack
 from netbpf.declare.table import Entry, Table, sorted_rows
 
 # Adds up entries: returns a row for each combination of values of the named columns.
@@ -53,6 +54,8 @@ class Keyed:
         addresses = {c.name for c in self.parts if isinstance(c, Addr)} & prefixes.keys()
         names = {"cgroup" if name == "container" else name for name in prefixes}
         names |= {"family"} if addresses else set()  # says whether there is an address
+        if "stack" in names and any(column.name == "location" for column in self.parts):
+            names.add("location")  # where the stack begins
         names -= set(self.filled)
         parts = {name: load_constant(prefixes[name]) if name in addresses else 1 for name in names}
         defined = {f"BY_{name.upper()}": parts[name] for name in sorted(parts)}
@@ -115,7 +118,7 @@ class KeyedTable(Table):
 
     def columns(self, settings: Mapping[str, Any]) -> Sequence[Column]:
         """Return the columns of rows by the keys of --by."""
-        return (*key_columns(settings["by"], self.keyed.parts), *self.counts)
+        return row_columns(settings["by"], self.keyed.parts, self.counts)
 
     def options(self) -> tuple[Option, ...]:
         """Return the options that select and sort the rows."""
@@ -138,7 +141,8 @@ class KeyedTable(Table):
         rows = self.fold(groups, [one.name for one in by])
         rows = sorted_rows(rows, settings["sort"] or self.most)
         unused = dict.fromkeys(self.keyed.keys)
-        return [{**unused, **row} for row in rows[: settings["top"] or None]]
+        shown = rows[: settings["top"] or None]
+        return [with_end({**unused, **row}, self.keyed.parts) for row in shown]
 
 
 class RowsByKey(KeyedTable):
@@ -172,6 +176,8 @@ class RowsByKey(KeyedTable):
 def row_of(keyed: Keyed, counts: Sequence[Column]) -> Any:
     """Return a row of all keys, and of copies of the columns `counts`."""
     copies = {column.name: copy(column) for column in counts}
+    if any(isinstance(column, UserStack) for column in keyed.parts):
+        copies["stack_end"] = StackEnd()
     return key_record([Key(name) for name in keyed.keys], keyed.parts, copies)
 
 

@@ -11,13 +11,14 @@ from netbpf.declare.cgroup_names import NAMES, name_columns
 from netbpf.declare.column import Column
 from netbpf.declare.columns import Addr
 from netbpf.declare.record import Row
+from netbpf.declare.stacks import StackEnd, UserStack, end_of, stacks_last
 
 # Column names that identify something, and take few values compared with the number of events.
 VOCABULARY = tuple(
     """
     comm pid uid cgroup container container_name pod pod_uid unit user_unit netns owner family
     proto op host service func result laddr lport listener raddr rport saddr sport daddr dport state
-    oldstate newstate role close kind reason location errno err dev queue cpu
+    oldstate newstate role close kind reason location errno err dev queue cpu stack
     """.split()
 )
 
@@ -83,6 +84,22 @@ def key_columns(keys: Sequence[Key], columns: Sequence[Column]) -> list[Column]:
             column.width += 3
         found.append(plain(column))
     return found
+
+
+def row_columns(
+    keys: Sequence[Key], columns: Sequence[Column], sums: Sequence[Column]
+) -> tuple[Column, ...]:
+    """Return the columns of a row: those of the keys, then `sums`, then stacks."""
+    found = [*key_columns(keys, columns), *sums]
+    ends = [StackEnd() for column in found if isinstance(column, UserStack)]
+    return tuple(stacks_last([*found, *ends]))
+
+
+def with_end(row: dict[str, Any], columns: Iterable[Column]) -> dict[str, Any]:
+    """Return a row of a record with `columns`, with how its user stack ends."""
+    if not any(isinstance(column, UserStack) for column in columns):
+        return row
+    return {**row, "stack_end": end_of(row["stack"])}
 
 
 def key_record(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netbpf.declare.network import KernelStack, KernelSymbol
+from netbpf.declare.stacks import user_stacks, wants_stacks
 
 if TYPE_CHECKING:
     from netbpf.declare.tool import Tool
@@ -71,6 +72,16 @@ MAPPED = Need(
     helper=True,
 )
 LOOKUPS = (UPROBES, PROCESSES, FILES, MAPPED)
+STACKS = (
+    Need(("CAP_SYS_PTRACE",), "read the mappings of other users' processes",
+         "user stacks of other users' processes are not unwound", running=True, helper=True),
+    Need(FILES.any_of, FILES.to, "user stacks have no names of files that this user cannot read",
+         running=True, helper=True),
+    Need(MAPPED.any_of, "open mapped files that were deleted or replaced",
+         "user stacks have no names of deleted or replaced files", running=True, helper=True),
+    Need(("CAP_SYS_NICE",), "read the mappings of a process before it ends",
+         "user stacks of processes that end soon may lack functions", running=True, helper=True),
+)  # fmt: skip
 _OTHERS = "kernel counters do not include all network namespaces"
 COUNTERS = (
     Need(("CAP_SYS_ADMIN",), "enter network namespaces to read kernel counters", _OTHERS,
@@ -132,6 +143,8 @@ def needs_of(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
     needs = [PROGRAMS, ATTACH]
     if tool.uprobes:
         needs += LOOKUPS
+    if user_stacks(tool.records, settings):
+        needs += STACKS
     if any(table.first for table in tool.tables_of(settings)):
         needs += FIRST
     if tool.counters or tool.interval_counters:
@@ -150,6 +163,6 @@ def _shows_symbols(tool: Tool, settings: Mapping[str, Any]) -> bool:
     columns = [column for record in (*records, *rows) for column in record.columns]
     return any(
         isinstance(column, KernelSymbol)
-        or (isinstance(column, KernelStack) and settings.get(column.option))
+        or (isinstance(column, KernelStack) and wants_stacks(settings))
         for column in columns
     )

@@ -22,6 +22,7 @@ from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, PROCES
 from netbpf.declare.owners import OWNER_OPTIONS, owner_probes
 from netbpf.declare.probes import Probe
 from netbpf.declare.record import Event, Record
+from netbpf.declare.stacks import user_stacks
 from netbpf.declare.table import Table
 from netbpf.errors import UsageError, did_you_mean
 
@@ -227,6 +228,8 @@ class Tool:
     def own_constants(self, settings: Mapping[str, Any]) -> dict[str, object]:
         """Return the C constants of the tool's own options."""
         found: dict[str, object] = {}
+        if user_stacks(self.records, settings):
+            found["WITH_USER_STACKS"] = 1
         if self.keyed:
             by = settings.get("by") or ()
             found.update(self.keyed.constants(by))

@@ -8,6 +8,7 @@ from typing import Any
 from netbpf.declare.columns import Column, Container
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keys import Key
+from netbpf.declare.stacks import is_on_request
 from netbpf.declare.tool import Tool
 
 _TIME = {"type": "string", "format": "date-time", "description": "RFC 3339, UTC, microseconds"}
@@ -33,7 +34,9 @@ def schema_of(tool: Tool) -> dict[str, Any]:
     lines = []
     if tool.event:
         kinds = ("event", "interval") if tool.interval else ("event",)
-        lines += [_line(tool, kind, _columns(tool.event.columns)) for kind in kinds]
+        columns = tool.event.columns
+        optional = [column.name for column in columns if is_on_request(column)]
+        lines += [_line(tool, kind, _columns(columns), optional) for kind in kinds]
     if tool.histogram and not tool.aggregation:  # which has these, and others
         lines.append(_line(tool, "histogram", _histogram(tool.histogram)))
     for table in tool.tables:
@@ -58,11 +61,13 @@ def schema_of(tool: Tool) -> dict[str, Any]:
     }
 
 
-def _line(tool: Tool, kind: str, properties: dict[str, Any]) -> dict[str, Any]:
+def _line(
+    tool: Tool, kind: str, properties: dict[str, Any], optional: Sequence[str] = ()
+) -> dict[str, Any]:
     head = {"tool": {"const": tool.name}, "type": {"const": kind}, "time": _TIME}
     if kind == "event":
-        return _object({**head, **properties})
-    return _object({**head, **properties, "lost": _LOST}, ["lost"])
+        return _object({**head, **properties}, optional)
+    return _object({**head, **properties, "lost": _LOST}, ["lost", *optional])
 
 
 def _object(properties: dict[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:

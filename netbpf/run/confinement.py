@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Optional
 
@@ -18,6 +18,7 @@ from netbpf.declare.needs import (
     PLACES,
     PROGRAMS,
     READY_FILE,
+    STACKS,
     SYMBOLS,
     UNDISTURBED,
     UPROBES,
@@ -25,6 +26,7 @@ from netbpf.declare.needs import (
     Need,
     needs_of,
 )
+from netbpf.declare.stacks import user_stacks
 from netbpf.declare.tool import Tool
 from netbpf.kernel.kallsyms import addresses_visible
 from netbpf.kernel.processes import ids_differ
@@ -157,19 +159,31 @@ class Confinement:
             syscall_filter.Allowed(
                 namespaces=enters,
                 ready_file=ready_file,
-                worker=bool(self._tool and self._tool.uprobes),
+                worker=bool(
+                    self._tool
+                    and (self._tool.uprobes or user_stacks(self._tool.records, self._settings))
+                ),
             )
         )
 
 
 def confine_finder() -> None:
     """Drop, in the process that finds and probes programs, what it does not need."""
+    _confine_worker(LOOKUPS, syscall_filter.Allowed(probes=True))
+
+
+def confine_unwinder() -> None:
+    """Drop, in the process that unwinds user stacks, what it does not need."""
+    _confine_worker(STACKS, syscall_filter.Allowed(probes=ids_differ(), files=True))
+
+
+def _confine_worker(needs: Sequence[Need], allowed: syscall_filter.Allowed) -> None:
     # Processes of another PID namespace are identified by a BPF program.
     extra = [PROGRAMS, ATTACH] if ids_differ() else []
-    kept = kept_for([*LOOKUPS, MAPS, *extra])
+    kept = kept_for([*needs, MAPS, *extra])
     put_in_force = None
     if syscall_filter.available():
-        put_in_force = syscall_filter.prepare(syscall_filter.Allowed(probes=True))
+        put_in_force = syscall_filter.prepare(allowed)
     privileges.drop_capabilities(kept)
     if put_in_force:
         with suppress(OSError):  # a kernel without filters

@@ -11,6 +11,7 @@ from functools import cached_property
 from netbpf.bpf.maps import Map
 from netbpf.declare.network import KernelStack, Resolved
 from netbpf.declare.record import Record
+from netbpf.declare.stacks import Functions
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
 from netbpf.kernel.drop_reasons import DropReasons
@@ -28,7 +29,7 @@ class Names:
         self._kernel = kernel
         self._symbols = KernelSymbols()
         self._used = False
-        self._stacks: dict[int, list[str]] = {}
+        self._stacks: dict[int, Functions] = {}
         self._map: Map | None = None
 
     def bind(self, tool: Tool, maps: dict[str, int]) -> None:
@@ -91,14 +92,15 @@ class Names:
         self._used = True
         return self._symbols.name(address)
 
-    def stack(self, ident: int) -> list[str] | None:
+    def stack(self, ident: int) -> Functions | None:
         """Return the functions of a stack, innermost first; None if it was not recorded."""
         if ident < 0 or not self._map:
             return None
         if ident not in self._stacks:
             raw = self._map.get(struct.pack("=I", ident)) or b""
             addresses = struct.unpack(f"={len(raw) // 8}Q", raw)
-            self._stacks[ident] = [self.symbol(address) for address in addresses if address]
+            names = (self.symbol(address) for address in addresses if address)
+            self._stacks[ident] = Functions(names)
         return self._stacks[ident]
 
     def notes(self) -> list[str]:

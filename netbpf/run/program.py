@@ -17,6 +17,7 @@ from netbpf.declare.network import KernelStack
 from netbpf.declare.owners import OWNER_PROBES
 from netbpf.declare.probes import Iterator, Probe, Role
 from netbpf.declare.record import AmendedEvent
+from netbpf.declare.stacks import RECORDS_OF_STACKS, user_stacks, wants_stacks
 from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, NetbpfError, UsageError
 from netbpf.kernel import thread_stacks
@@ -247,8 +248,9 @@ def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
     tables = tool.tables_of(settings)
     names += [table.map for table in tables]
     keys = [column for table in tables for column in table.key.columns]
-    names += [c.map for c in keys if isinstance(c, KernelStack) and settings.get(c.option)]
-    return names
+    if wants_stacks(settings):
+        names += [column.map for column in keys if isinstance(column, KernelStack)]
+    return names + list(RECORDS_OF_STACKS if user_stacks(tool.records, settings) else ())
 
 
 def parse_forced(text: Any) -> dict[str, str]:

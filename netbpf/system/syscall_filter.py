@@ -50,13 +50,14 @@ class Allowed(NamedTuple):
 
     `probes`: attach uprobes to new programs and send their descriptors; `worker`: receive them from
     a worker process and kill it; `namespaces`: enter network namespaces; `ready_file`: create and
-    remove --ready-file.
+    remove --ready-file; `files`: open files below the root directory of any process.
     """
 
     probes: bool = False
     worker: bool = False
     namespaces: bool = False
     ready_file: bool = False
+    files: bool = False
 
 
 def available() -> bool:
@@ -86,7 +87,7 @@ def prepare(allowed: Allowed) -> Callable[[], None]:
         _add(rules, seccomp.ALLOW, name, arguments)
     # A filter cannot check arguments in memory. With ENOSYS the C library makes the older call.
     absent = seccomp.ERRNO(errno.ENOSYS)
-    for name in ("clone3", *([] if allowed.probes else ["openat2"])):
+    for name in ("clone3", *([] if allowed.probes or allowed.files else ["openat2"])):
         _add(rules, absent, name, ())
     return lambda: _install(rules)
 
@@ -134,7 +135,9 @@ def _rules(seccomp: Any, allowed: Allowed) -> Iterable[Rule]:
     yield from one_of("ioctl", 1, (*_FILE, *(_PERF if allowed.probes else ())))
     yield from one_of("bpf", 0, (*_MAPS, *(_PROGRAMS if allowed.probes else ())))
     if allowed.probes:
-        yield from ((name, ()) for name in ("perf_event_open", "openat2", "sendmsg"))
+        yield "perf_event_open", ()
+    if allowed.probes or allowed.files:
+        yield from ((name, ()) for name in ("openat2", "sendmsg"))
         yield from one_of("kill", 1, (signal.SIGKILL,))  # a hanging worker, see system/worker.py
     if allowed.worker:
         yield from ((name, ()) for name in ("recvmsg", "kill"))

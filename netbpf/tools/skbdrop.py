@@ -17,6 +17,7 @@ EXAMPLES
                                           packets dropped by the firewall
   netbpf skbdrop --by dev,reason,saddr/24 5   by device, reason and sender's network
   netbpf skbdrop --stack -d 10            with the call stacks of the drops
+  netbpf skbdrop --by dev,stack -d 10     by device and call stack
 
   Packets to ports without a socket (netbpf skbdrop -d 2):
 
@@ -123,7 +124,7 @@ TOOL = Tool(
         Table("drops", drops.DropKey, drops.DropSums, DropRow, drops.rows, warn=explain,
               refresh=("stale",)),
         KeyedTable("drops_by_key", drops.DropBy, drops.DropCounts, DropRow.columns[4:6], "count",
-                   warn=explain, refresh=("stale",)),
+                   warn=explain, refresh=("stale",), fold=drops.by_keys),
     ),
     totals=Totals,
     probes=(

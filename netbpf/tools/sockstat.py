@@ -26,6 +26,8 @@ EXAMPLES
   netbpf sockstat --by comm,raddr/24 -d 10  by program and network
   netbpf sockstat --op connect --by container,proto,op 1
                                      who connects, per container
+  netbpf sockstat --op connect --by comm,stack -d 10
+                                     by which code programs connect
   netbpf sockstat --json 1 | jq 'select(.errors > 0)'
 
   A web server under load, one second (netbpf sockstat --comm nginx 1):
@@ -40,7 +42,8 @@ OVERHEAD
   Everything is counted in the kernel, per CPU: there is no event per call. A message costs about
   0.2 us, another call about 0.4 us. If the kernel has no fentry, system calls are seen through
   their tracepoints: every system call of the machine then takes about 20 ns more. --top, a filter
-  of processes and a filter of addresses cost about 0.1 us each.
+  of processes and a filter of addresses cost about 0.1 us each. The key stack costs about
+  0.1 us per function of the stack, and ten more for the first calls of a process.
 
 LIMITS
   A send or recv that fails before it reaches a socket (invalid descriptor or buffer, denied by a
@@ -52,7 +55,8 @@ LIMITS
   uses (NFS and others) are counted. An IPv6 socket with an IPv4-mapped address is tcp4 or udp4, and
   MPTCP counts as TCP. --top and --by hold 4 rows per --map-entries: a call of a further process or
   key counts as map_full, with --top also in the first table; each INTERVAL frees the rows. A socket
-  that does not exist yet (socket, socketpair) has no addresses.
+  that does not exist yet (socket, socketpair) has no addresses. Stacks are those of the program's
+  own code, and how far they are known is in stack_end: see docs/results.md.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool
@@ -65,6 +69,7 @@ from netbpf.declare.memory import Memory
 from netbpf.declare.options import count, one_or_more
 from netbpf.declare.record import key, sums
 from netbpf.declare.sockets import AnyFamily
+from netbpf.declare.stacks import UserStack
 from netbpf.errors import UsageError
 
 COUNTERS = (
@@ -115,6 +120,7 @@ ByKey = key(
     proto=c.Enum("protocol", PROTOS), op=c.Enum("operation", OPS, width=10),
     laddr=c.Addr("local address"), lport=c.Port("local port", null=0),
     raddr=c.Addr("remote address"), rport=c.Port("remote port", null=0), error=c.Errno("error"),
+    stack=UserStack(),
 )  # fmt: skip
 
 

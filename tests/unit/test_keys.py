@@ -9,12 +9,16 @@ import pytest
 from netbpf.declare.aggregation import Number, Sum
 from netbpf.declare.columns import Addr, Enum, Text
 from netbpf.declare.keys import Key, block, key_columns, parse_keys
+from netbpf.declare.stacks import COMPLETE, CUT, Frame, Functions, Stack, UserStack
 from netbpf.declare.tool import all_tools, find_tool
 from netbpf.output.schema import schema_of
 from netbpf.run.results.aggregates import Aggregator
 from netbpf.run.results.histograms import HistogramCounter
 
 TOOLS = [tool for tool in all_tools() if tool.aggregation]
+FRAME = Frame(function="connect", offset=16, file="/lib/libc.so.6", build_id=None)
+STACKS = [Stack([FRAME], COMPLETE), Stack([FRAME], CUT), Stack([FRAME, FRAME], COMPLETE)]
+FUNCTIONS = [Functions(["a+0x1"]), Functions(["b+0x2", "a+0x1"])]
 CASES = [(tool, key) for tool in TOOLS for key in tool.aggregation.keys]
 
 
@@ -30,6 +34,8 @@ def value_of(column, chance):
         return chance.choice([word for word in column.words.values() if word])
     if isinstance(column, Text) or column.json_type == "string":
         return chance.choice([None, "a", "b"])
+    if column.json_type == "array":
+        return chance.choice([None, *(STACKS if isinstance(column, UserStack) else FUNCTIONS)])
     return chance.choice([0, 1, 7, 1000])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netbpf.declare.aggregation import Aggregation, Number
-from netbpf.declare.keys import Key
+from netbpf.declare.keys import Key, with_end
 from netbpf.declare.table import sorted_rows
 from netbpf.kernel.clock import kernel_ns
 
@@ -61,6 +61,8 @@ class Aggregator:
             }
             for key, states in taken.items()
         ]
+        if "stack" in self._null:
+            rows = [with_end(row, self._declared.event) for row in rows]
         kept = [row for row in rows if self._declared.having(row, self._settings)]
         kept = sorted_rows(kept, self._order)
         return kernel_ns(), kept[: self._settings.get("top") or None]

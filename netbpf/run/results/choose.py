@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from netbpf.declare.stacks import user_stacks
 from netbpf.declare.tool import Tool
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
@@ -14,6 +15,7 @@ from netbpf.run.results.base import Result
 from netbpf.run.results.counted import AggregateResult, DistributionResult
 from netbpf.run.results.events import EventResult
 from netbpf.run.results.maps import HistogramResult, TableResult
+from netbpf.run.stacks import StackReader
 from netbpf.run.stop import Stop
 
 
@@ -154,6 +156,8 @@ def make_result(
     if tool.uprobes:
         manager = import_module(f"netbpf.run.{tool.uprobes}").UprobeManager
         parts.append(manager(tool, settings, attached))
+    if user_stacks(tool.records, settings):
+        parts.append(StackReader(tool, settings, attached))
     if len(parts) == 1:
         return parts[0]
     return Results(parts, main_part(parts) if settings["output"] == "csv" else 0)

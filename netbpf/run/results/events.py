@@ -14,6 +14,7 @@ from netbpf.declare.column import Column
 from netbpf.declare.memory import ring_size
 from netbpf.declare.probes import Role
 from netbpf.declare.record import AmendedEvent, Event
+from netbpf.declare.stacks import decoder_with, shown_with
 from netbpf.declare.tool import Tool
 from netbpf.kernel.clock import kernel_ns
 from netbpf.kernel.workloads import names_of
@@ -50,12 +51,12 @@ class EventResult(Result):
         super().__init__()
         self.title, self.requested = "the events", bool(tool.event_option)
         self.tool, self.settings, self.attached, self.clock = tool, settings, attached, clock
-        self.columns = event.columns
+        self.columns = shown_with(event.columns, settings)
         self.event = event
         self._open_columns = self._text_of_open()
         if self._open_columns and tool.open_rows and tool.open_rows.only(settings):
             self.columns, self.heading = self._open_columns, False
-        self._decode = event.decoder()
+        self._decode = decoder_with(event, settings)
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
         self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
