@@ -11,7 +11,7 @@ from netbpf.declare.values import LOOKUP_RESULTS, address, clean
 
 
 class LookupResult(Enum):
-    """The result of a name lookup: OK or EAI_*, None while it is pending; described in text."""
+    """The result of a name lookup: OK or EAI_*, described in text; `none` is the text of None."""
 
     ctype = "s32"
     width = 14
@@ -20,9 +20,10 @@ class LookupResult(Enum):
     whole = False
     prefix = ""
 
-    def __init__(self, help: str, **options: Any) -> None:
+    def __init__(self, help: str, *, none: str = "still waiting", **options: Any) -> None:
         names = {number: name for number, (name, _) in LOOKUP_RESULTS.items()}
         super().__init__(help, {**names, 1: None}, **options)
+        self.none = none
 
     def is_alert(self, value: Any) -> bool:
         """Return whether the lookup failed."""
@@ -31,7 +32,7 @@ class LookupResult(Enum):
     def text(self, value: Any) -> str:
         """Describe the result; success is empty."""
         descriptions = dict(LOOKUP_RESULTS.values())
-        return "still waiting" if value is None else descriptions.get(value, str(value))
+        return self.none if value is None else descriptions.get(value, str(value))
 
 
 def is_cut(values: Mapping[str, Any], name: str = "host") -> bool:

@@ -112,7 +112,7 @@ class LookupsRow(Row):
                         over=a.Percentile("latency_us", 50))  # fmt: skip
     p99_us = c.Duration("99 % took no longer", header="P99ms", width=8,
                         over=a.Percentile("latency_us", 99))  # fmt: skip
-    top_error = LookupResult("most frequent error", header="ERROR",
+    top_error = LookupResult("most frequent error", header="ERROR", none="-",
                              over=a.MostCommon("result", a.failed))  # fmt: skip
 
 

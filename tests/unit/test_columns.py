@@ -106,6 +106,7 @@ CASES = [
     (LookupResult("x"), -2, "EAI_NONAME", "no such name"),
     (LookupResult("x"), -99, "-99", "-99"),
     (LookupResult("x"), 1, None, "still waiting"),
+    (LookupResult("x", none="-"), 1, None, "-"),
 ]  # fmt: skip
 
 
