@@ -100,6 +100,7 @@ def test_make_test_runs_every_test_once():
 
 
 def test_lanes_fail_if_one_of_them_does(monkeypatch, capfd):
+    monkeypatch.setattr(lanes, "precompile", lambda: None)
     marks = {lanes.BESIDE: 0, lanes.LIVE: 0, lanes.ALONE: 0}
     code = "import sys; print('ran', sys.argv[1]); sys.exit(int(sys.argv[2]))"
     monkeypatch.setattr(
@@ -111,6 +112,15 @@ def test_lanes_fail_if_one_of_them_does(monkeypatch, capfd):
         marks[lane] = 1
         assert lanes.main([]) == 1
         marks[lane] = 0
+
+
+def test_processes_of_the_tests_find_compiled_modules(monkeypatch):
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "")
+    lanes.precompile()
+    code = "import netbpf.cli; print(netbpf.cli.__cached__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    path = Path(done.stdout.strip())
+    assert path.is_file() and path.is_relative_to(ROOT / "build")
 
 
 @pytest.mark.parametrize("target", ["unit", "contract"])
