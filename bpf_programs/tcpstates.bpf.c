@@ -66,6 +66,9 @@ static inline void on_change(struct sock *sk, struct current_state *state, struc
 		return;
 	SET_OWNER(&ev, owner);
 	SET_ENDS(&ev, &ends);
+	/* Older kernels set the addresses of a connection, by which IPv4 is told, after this state. */
+	if (newstate == TCP_SYN_RECV && ends.family == AF_INET6 && !ends.rport)
+		ev.family = 0;
 	ev.sock = (u64)sk;
 	if (state->connect_ns)
 		emit_change(&ev, TCP_CLOSE, TCP_SYN_SENT, state->connect_ns, 0);

@@ -33,9 +33,11 @@ OVERHEAD
 
 LIMITS
   The first change seen of a socket has no time. A connection in NEW_SYN_RECV has no socket yet and
-  is not seen. TIME_WAIT has no full socket: it begins with the change from FIN_WAIT2 to CLOSE at
-  the end that closed first. With -L, the change to SYN_SENT is shown together with the next one, as
-  the local port is chosen after it. MPTCP connections are shown as subflows.
+  is not seen. On older kernels such as 6.1, the change from LISTEN to SYN_RECV has no remote
+  address yet, and that of an IPv6 socket, which may get an IPv4 address, no family. TIME_WAIT has
+  no full socket: it begins with the change from FIN_WAIT2 to CLOSE at the end that closed first.
+  With -L, the change to SYN_SENT is shown together with the next one, as the local port is chosen
+  after it. MPTCP connections are shown as subflows.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, Option, Row, SocketEvent, Tool

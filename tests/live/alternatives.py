@@ -16,6 +16,8 @@ from topology import Host
 
 # Columns with durations, which differ as no two probes run at the same instant.
 MEASURED = ("_us", "_ns", "time")
+# The reader looks these up by the cgroup's id, if it finds them in time.
+NAMES = ("container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 
 
 class Stage(NamedTuple):
@@ -59,7 +61,7 @@ def plain(line: Json, lost: set[str]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (name, repr(value))
         for name, value in sorted(line.items())
-        if name not in lost and not name.endswith(MEASURED) and name != "type"
+        if name not in (*lost, *NAMES, "type") and not name.endswith(MEASURED)
     )
 
 
