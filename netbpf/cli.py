@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NoReturn, Optional
 
@@ -249,7 +248,7 @@ def _fail(error: NetbpfError, verbose: bool) -> NoReturn:
     if verbose:
         if error.detail:
             print(error.detail, file=sys.stderr)
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
     sys.exit(error.exit_code)
 
 

@@ -15,9 +15,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -206,7 +203,7 @@ def unmap_text_pages() -> None:
 def _in_child(work: Callable[[], bytes]) -> tuple[bytes, str]:
     """Return the result of `work` in a forked child, and the text that the child prints."""
     reader, writer = os.pipe()
-    output = tempfile.TemporaryFile()
+    output = open(os.memfd_create("netbpf-compiler"), "w+b")
     child = os.fork()
     if child == 0:
         _child(work, writer, output.fileno())
@@ -260,6 +257,8 @@ def _private_directory() -> str:
         return detached_mount("tmpfs")
     except OSError:
         # Without CAP_SYS_ADMIN or before 5.2: an ordinary directory, removed after compiling.
+        import tempfile
+
         return tempfile.mkdtemp(prefix="netbpf-")
 
 
@@ -267,11 +266,14 @@ def _remove(directory: str) -> None:
     if directory.startswith("/proc/self/fd/"):
         os.close(int(directory.rpartition("/")[2]))
     else:
+        import shutil
+
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _header_files(headers: Mapping[str, str]) -> Files:
-    machine = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    name = os.uname().machine
+    machine = {"x86_64": "x86", "aarch64": "arm64"}.get(name, name)
     own = (program_directory() / "include" / "kernel").iterdir()
     files = {f"include/linux/{path.name}": path.read_text() for path in sorted(own)}
     files.update({f"include/netbpf/{name}": text for name, text in headers.items()})

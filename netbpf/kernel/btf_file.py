@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from netbpf.binaries.elf import ElfFile
 from netbpf.errors import UsageError
 from netbpf.system.untrusted import UnreadableBinary, open_regular
 
@@ -58,6 +57,8 @@ def _content(path: str) -> bytes:
         if len(data) > MAX_BYTES:
             raise unreadable(path, "too large")
         return data
+    from netbpf.binaries.elf import ElfFile  # the running kernel's has no ELF header
+
     with ElfFile(path) as elf:
         section = elf.section(".BTF")
         if not section:

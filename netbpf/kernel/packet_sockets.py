@@ -6,12 +6,12 @@ resets them.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
 
 _SOCK_DIAG, _BY_FAMILY = 4, 20  # NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY
+_AF_PACKET = 17  # include/linux/socket.h
 _DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _SHOW_MEMINFO, _MEMINFO = 1 << 4, 6  # include/uapi/linux/packet_diag.h
 _DROPS = 8  # SK_MEMINFO_DROPS
@@ -22,6 +22,8 @@ class PacketSockets:
     """The packet sockets of the namespace in which the calling thread creates this object."""
 
     def __init__(self) -> None:
+        import socket  # takes 4 ms, and few runs have packet sockets
+
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG)
         self._socket.settimeout(_TIMEOUT)
 
@@ -29,9 +31,7 @@ class PacketSockets:
         """Return {"Packet.INODE.drops": number}, {} on a kernel without packet_diag."""
         drops: dict[str, int] = {}
         # struct packet_diag_req: family, protocol, pad, inode, show flags, cookie
-        request = struct.pack(
-            "=BBHIIII", socket.AF_PACKET, 0, 0, 0, _SHOW_MEMINFO, 2**32 - 1, 2**32 - 1
-        )
+        request = struct.pack("=BBHIIII", _AF_PACKET, 0, 0, 0, _SHOW_MEMINFO, 2**32 - 1, 2**32 - 1)
         header = struct.pack("=IHHII", 16 + len(request), _BY_FAMILY, _DUMP, 1, 0)
         with suppress(OSError, struct.error):
             self._socket.send(header + request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
@@ -37,7 +36,7 @@ def has_left(pid: int, thread: int, sp: int, return_address: int) -> bool:
 
 
 def _is_overwritten(pid: int, sp: int, return_address: int) -> bool:
-    if platform.machine() != "x86_64":
+    if os.uname().machine != "x86_64":
         return False  # elsewhere the return address is first in a register
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -23,7 +23,6 @@ from netbpf.declare.options import COMM_TOKEN, FILTERS, Network, Option, devices
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
 from netbpf.kernel.cgroups import cgroup_id, container_cgroups, level_of
-from netbpf.kernel.devices import all_devices, device_names
 from netbpf.kernel.namespaces import NAMED, is_namespace, namespace_of
 from netbpf.kernel.processes import kernel_pid
 from netbpf.system.privileges import lacks, missing_privileges, privilege_error
@@ -218,6 +217,8 @@ def with_devices(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _devices(option: Option, settings: Mapping[str, Any]) -> list[str]:
+    from netbpf.kernel.devices import all_devices, device_names
+
     names: set[str] = set()
     for word in settings[option.name]:
         known = device_names(word, netns_of(settings))

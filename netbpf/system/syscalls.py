@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 import time
 from functools import cache
 
-_X86 = platform.machine() == "x86_64"
+_X86 = os.uname().machine == "x86_64"
 SYS_BPF = 321 if _X86 else 280
 SYS_PERF_EVENT_OPEN = 298 if _X86 else 241
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same everywhere, since Linux 5.2

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.contract.conventions import PACKAGE
@@ -29,6 +33,7 @@ HEIGHTS = {
     "__main__": 10,
 }
 ONLY_IN = {"bcc": "bpf/compiler.py", "click": "cli.py"}
+CLICK = Path(click.__file__).parents[1]
 LAZY = ("bcc", "numpy", "elftools")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -99,6 +104,27 @@ def test_tools_know_declarations_only():
         for name in all_imports(path):
             if name.startswith("netbpf."):
                 assert room(name) in ("declare", "errors"), f"{path.name}: a tool declares: {name}"
+
+
+# What a run without special options can do without: each takes 2 to 15 ms of a start.
+NOT_AT_START = {
+    "asyncio", "netbpf.binaries.elf", "netbpf.run.stacks", "platform", "shutil", "socket",
+    "subprocess", "tempfile", "traceback", "urllib.request", "uuid", "xml",
+}  # fmt: skip
+
+
+def test_start_imports_no_more_than_a_run_needs():
+    code = (
+        "import sys, click; before = set(sys.modules); import netbpf.cli, netbpf.run.runner, "
+        "netbpf.tools.tcplife; print(*(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-S", "-c", code]
+    paths = os.pathsep.join([str(PACKAGE.parent), str(CLICK)])
+    done = subprocess.run(
+        command, env={"PYTHONPATH": paths}, capture_output=True, text=True, check=True
+    )
+    assert "netbpf.run.runner" in done.stdout.split()
+    assert NOT_AT_START.isdisjoint(done.stdout.split())
 
 
 def test_early_imports_are_told_from_late_ones(tmp_path):

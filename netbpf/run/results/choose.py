@@ -15,7 +15,6 @@ from netbpf.run.results.base import Result
 from netbpf.run.results.counted import AggregateResult, DistributionResult
 from netbpf.run.results.events import EventResult
 from netbpf.run.results.maps import HistogramResult, TableResult
-from netbpf.run.stacks import StackReader
 from netbpf.run.stop import Stop
 
 
@@ -157,7 +156,7 @@ def make_result(
         manager = import_module(f"netbpf.run.{tool.uprobes}").UprobeManager
         parts.append(manager(tool, settings, attached))
     if user_stacks(tool.records, settings):
-        parts.append(StackReader(tool, settings, attached))
+        parts.append(import_module("netbpf.run.stacks").StackReader(tool, settings, attached))
     if len(parts) == 1:
         return parts[0]
     return Results(parts, main_part(parts) if settings["output"] == "csv" else 0)
