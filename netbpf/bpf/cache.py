@@ -143,7 +143,7 @@ def key_of(*parts: Any) -> str:
     """
     kernel = os.uname()
     setting = sorted(item for item in os.environ.items() if item[0].startswith("BCC_"))
-    here = [MAGIC.hex(), compiler(), setting, os.uname().machine, kernel.release, kernel.version]
+    here = [MAGIC.hex(), compiler(), setting, kernel.machine, kernel.release, kernel.version]
     page = os.sysconf("SC_PAGE_SIZE")
     return hashlib.sha256(json.dumps([*here, page, *parts]).encode()).hexdigest()
 

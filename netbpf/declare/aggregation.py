@@ -205,7 +205,7 @@ class Aggregation:
                 sets={"summary": True},
                 help=f"a row for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
             ),
-            Option("--top", metavar="N", parse=count, help="only the first N rows"),
+            Option("--top", metavar="N", parse=count, help="show the first N rows only"),
             Option("--sort", metavar="COLUMN", parse=nonempty,
                    help=f"sort rows by this column, the most first (default {self.order})"),
             Option("--histogram", metavar="COLUMN", choices=self.measured,

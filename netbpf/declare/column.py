@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional, Union
+
+from netbpf.declare.batch import Memo
 
 Converter = Callable[[Any], Any]
 
@@ -126,6 +128,11 @@ class Column:
         if null is None:
             return None
         return lambda raw: None if raw == null else raw
+
+    def batch_converter(self) -> Optional[Callable[[Sequence[Any]], Sequence[Any]]]:
+        """Return the function from raw to decoded values of many records, or None."""
+        convert = self.converter()
+        return Memo(convert).all if convert else None
 
     def text(self, value: Any) -> str:
         """Format `value` for text output."""

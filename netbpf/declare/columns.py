@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno as errno_names
 import os
-from collections.abc import Mapping
-from typing import Any, Optional
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, Optional
 
 from netbpf.declare.column import Column as Column
 from netbpf.declare.column import Converter as Converter
@@ -61,6 +61,10 @@ class Duration(Column):
     def converter(self) -> Optional[Converter]:
         """Return the conversion from ns to us; U64_MAX is unknown."""
         return lambda raw: None if raw == U64_MAX else raw // 1000
+
+    def batch_converter(self) -> Callable[[Sequence[Any]], Sequence[Any]]:
+        """Return the conversion of many values, which are seldom the same."""
+        return lambda raws: [None if raw == U64_MAX else raw // 1000 for raw in raws]
 
     def text(self, value: Any) -> str:
         """Format as milliseconds; small values have two decimals."""

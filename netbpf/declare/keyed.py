@@ -124,7 +124,7 @@ class KeyedTable(Table):
         """Return the options that select and sort the rows."""
         return (
             self.keyed.option(),
-            Option("--top", metavar="N", parse=count, help="only the first N rows"),
+            Option("--top", metavar="N", parse=count, help="show the first N rows only"),
             Option("--sort", metavar="COLUMN", parse=nonempty,
                    help=f"sort rows by this column, the most first (default {self.most})"),
         )  # fmt: skip

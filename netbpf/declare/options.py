@@ -197,6 +197,11 @@ class Option:
         longest = max(flags, key=len)
         self.name = longest.lstrip("-").replace("-", "_")
 
+    @property
+    def is_filter(self) -> bool:
+        """Whether the option leaves out what does not match: its help begins with "only"."""
+        return self.help.startswith("only ")
+
     def constant(self, value: Any) -> dict[str, object]:
         """Return the C constants for the option's value."""
         if not self.define or not (value or self.number):

@@ -11,6 +11,7 @@ from collections.abc import Container, Iterator, Sequence
 from copy import copy
 from typing import Any, Callable, ClassVar
 
+from netbpf.declare.batch import Columns
 from netbpf.declare.cgroup_names import names_beside
 from netbpf.declare.columns import (
     Addr,
@@ -74,6 +75,22 @@ class Record:
         codes = "".join(column.format for column in cls.members)
         used = struct.calcsize("=" + codes)
         return struct.Struct(f"={codes}{cls.size - used}x")
+
+    @classmethod
+    def batch_decoder(cls) -> Callable[[Sequence[Sequence[Any]]], Columns]:
+        """Return decoder() for many unpacked C structs, at least one; the result is by column."""
+        names = [column.name for column in cls.members]
+        steps = [(i, f) for i, c in enumerate(cls.members) if (f := c.batch_converter())]
+        shown = [(c.name, names.index(c.name) if c.ctype else -1) for c in cls.columns]
+
+        def decode(raws: Sequence[Sequence[Any]]) -> Columns:
+            columns: list[Sequence[Any]] = list(zip(*raws))
+            for index, convert in steps:
+                columns[index] = convert(columns[index])
+            unknown = (None,) * len(raws)
+            return {name: columns[i] if i >= 0 else unknown for name, i in shown}
+
+        return decode
 
     @classmethod
     def decoder(cls) -> Callable[[Sequence[Any]], dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
+from netbpf.declare.batch import Columns
 from netbpf.declare.column import Column, Converter
 from netbpf.declare.options import Option
 from netbpf.declare.record import Event, Record, named
@@ -183,20 +184,20 @@ def shown_with(columns: Sequence[Column], settings: Mapping[str, Any]) -> tuple[
 
 def decoder_with(
     record: type[Record], settings: Mapping[str, Any]
-) -> Callable[[Sequence[Any]], dict[str, Any]]:
-    """Return the decoder of an event, with its user stack only if these settings fill it."""
-    decode = record.decoder()
+) -> Callable[[Sequence[Sequence[Any]]], Columns]:
+    """Return the decoder of events, with their user stacks only if these settings fill them."""
+    decode = record.batch_decoder()
     if not any(isinstance(column, UserStack) for column in record.columns):
         return decode
 
-    def without(raw: Sequence[Any]) -> dict[str, Any]:
-        values = decode(raw)
-        del values["stack"], values["stack_end"]
-        return values
+    def without(raws: Sequence[Sequence[Any]]) -> Columns:
+        columns = decode(raws)
+        del columns["stack"], columns["stack_end"]
+        return columns
 
-    def with_end(raw: Sequence[Any]) -> dict[str, Any]:
-        values = decode(raw)
-        return {**values, "stack_end": end_of(values["stack"])}
+    def with_end(raws: Sequence[Sequence[Any]]) -> Columns:
+        columns = decode(raws)
+        return {**columns, "stack_end": [end_of(stack) for stack in columns["stack"]]}
 
     return with_end if wants_stacks(settings) else without
 

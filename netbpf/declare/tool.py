@@ -58,6 +58,7 @@ class Tool:
 
     Functions, each optional:
     - `enrich(values, settings)` returns the completed values of an event, or None to omit it;
+      without `enriches(settings)`, which saves time, events stay as they are;
     - `identity(values)` returns the key that two open events of one object share;
     - `notes(summary, settings)` returns notes on a run;
     - `histogram_notes(histograms)` returns notes on the histograms of an interval;
@@ -100,6 +101,7 @@ class Tool:
         constants: Optional[Callable[[Settings], Mapping[str, object]]] = None,
         kernel_constants: Optional[Callable[[Settings, Any], Mapping[str, object]]] = None,
         enrich: Optional[Callable[[Values, Settings], Optional[Values]]] = None,
+        enriches: Optional[Callable[[Settings], object]] = None,
         identity: Optional[Callable[[Values], object]] = None,
         open_rows: Optional[OpenRows] = None,
         notes: Optional[Callable[[Values, Settings], Notes]] = None,
@@ -137,6 +139,7 @@ class Tool:
         self.constants = constants
         self.kernel_constants = kernel_constants
         self.enrich = enrich
+        self.enriches = enriches
         self.identity = identity
         self.open_rows = open_rows
         self.notes = notes

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+_SECOND = 10**9  # ns
 _SAMPLES = 5
 _TOLERANCE = 1000  # ns: smaller steps are invisible at microsecond resolution
 _MAX_STEPS = 64
@@ -47,12 +48,24 @@ class Clock:
 
     def _wall(self, ns: int) -> tuple[int, int]:
         offset = next((offset for end, offset in self._past if ns < end), self._offset)
-        return divmod(ns + offset, 10**9)
+        return divmod(ns + offset, _SECOND)
 
     def rfc3339(self, ns: int) -> str:
         """Return UTC with microseconds, such as "2026-01-31T23:59:59.123456Z"."""
         seconds, rest = self._wall(ns)
         return f"{_utc(seconds)}.{rest // 1000:06d}Z"
+
+    def rfc3339s(self, times: Sequence[int]) -> list[str]:
+        """Return rfc3339() of many times."""
+        if self._past:
+            return [self.rfc3339(ns) for ns in times]
+        stamps, last, prefix = [], -1, ""
+        for ns in times:
+            seconds, rest = divmod(ns + self._offset, _SECOND)
+            if seconds != last:
+                last, prefix = seconds, _utc(seconds)
+            stamps.append(f"{prefix}.{rest // 1000:06d}Z")
+        return stamps
 
     def local(self, ns: int) -> str:
         """Return the local time of day with microseconds."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
+from netbpf.declare.batch import Columns, Memo, rows_of
 from netbpf.declare.columns import Column
 
 # Characters by which columns grow, so that headings are seldom repeated.
@@ -92,6 +93,13 @@ class Layout:
             for column, width, text in zip(self.shown, self.widths, texts)
         ]
 
+    def template(self) -> str:
+        """Return the "%" format of a line, for texts that fit."""
+        return " ".join(
+            "%s" if column.below else f"%{width}s" if column.is_number else f"%-{width}s"
+            for column, width in zip(self.shown, self.widths)
+        )
+
     def _cell(self, column: Column, width: int, text: str) -> str:
         if self.limit is not None and len(text) > width:
             if column.is_cut or (len(text) > _LONGEST and not column.is_number):
@@ -152,6 +160,28 @@ class Layout:
 def _stepped(column: Column, length: int) -> int:
     step = _STEP_OF_ADDRESSES if column.whole else _STEP_OF_TEXT
     return column.full if length <= column.full else -(-length // step) * step
+
+
+class Texts:
+    """The texts of many rows, by column; those of values that repeat are made once."""
+
+    def __init__(self) -> None:
+        self._memos: dict[Column, Memo] = {}
+
+    def of(self, shown: Sequence[Column], columns: Columns) -> list[Sequence[str]]:
+        """Return the texts of each column shown."""
+        rows: list[dict[str, Any]] = []
+        texts: list[Sequence[str]] = []
+        for column in shown:
+            if type(column).cell is not Column.cell:  # it combines several values
+                rows = rows or list(rows_of(columns))
+                texts.append([column.cell(row) for row in rows])
+            elif column.json_type == "array":
+                texts.append([column.text(value) for value in columns[column.name]])
+            else:
+                memo = self._memos.setdefault(column, Memo(column.text))
+                texts.append(memo.all(columns[column.name]))
+        return texts
 
 
 def texts_of(columns: Sequence[Column], values: Mapping[str, Any]) -> list[str]:

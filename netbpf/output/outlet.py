@@ -14,6 +14,7 @@ import select
 import stat
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Optional
 
@@ -83,6 +84,13 @@ class Outlet(io.TextIOBase):
             while self.blocked and sum(map(len, self._lines)) > _MAX_MESSAGES:
                 self._lines.pop()
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]
+        """Buffer many records."""
+        if self.error is None and not self._messages:
+            self._lines.extend(lines)
+        else:
+            super().writelines(lines)
 
     def aside(self, text: str) -> None:
         """Buffer text that is not a record."""

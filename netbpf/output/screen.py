@@ -90,12 +90,16 @@ class Resizes:
         signal.signal(signal.SIGWINCH, self._before or signal.SIG_DFL)
 
 
-def end_echoed_line() -> None:
-    """Begin a new line if the terminal has shown ^C for the Ctrl-C that stopped us."""
-    for stream in (sys.stderr, sys.stdout):
+def end_echoed_line(out: Any) -> None:
+    """Begin a new line if the terminal has shown ^C for the Ctrl-C that stopped us.
+
+    `out` is standard output as an Outlet: a terminal that does not accept it must not block us.
+    """
+    for stream in (sys.stderr, out):
         if stream.isatty():
             if _echoes(stream):
-                print(file=stream, flush=True)
+                getattr(stream, "aside", stream.write)("\n")
+                stream.flush()
             return
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, Optional
 
 from netbpf.declare.aliases import chosen_columns
+from netbpf.declare.batch import Columns
 from netbpf.declare.column import prefer
 from netbpf.declare.columns import Column
 from netbpf.declare.record import text_columns
-from netbpf.output.layout import Layout, texts_of
+from netbpf.output.layout import Layout, Texts, texts_of
 from netbpf.output.screen import BOLD, RED, fold
 from netbpf.output.text import describe_histogram, describe_loss
 from netbpf.output.writer import Writer
@@ -39,6 +40,7 @@ class TextWriter(Writer):
             base, extra, order=base if selected else self.columns,
             limit=self._limit, taken=taken, pinned=bool(style.columns), roomy=style.wide,
         )  # fmt: skip
+        self._all_texts = Texts()
         self._headed = False
         self._separate = False
 
@@ -72,6 +74,31 @@ class TextWriter(Writer):
                 for cell, column in zip(cells, self._layout.shown)
             ]
         self.out.write(" ".join([*self._stamps(ns), *cells]).rstrip() + "\n")
+
+    def events(self, times: Sequence[int], columns: Columns) -> None:
+        """Write one line per event; by column if all texts fit and have no colours."""
+        if self._hidden:
+            return
+        lines = None if self.style.screen.colour else self._lines(times, columns)
+        if lines is None:
+            super().events(times, columns)
+        else:
+            self.heading_now()
+            self.out.writelines(lines)
+
+    def _lines(self, times: Sequence[int], columns: Columns) -> Optional[Iterable[str]]:
+        """Return the lines, None if the columns shown, or their widths, must change for them."""
+        if self._layout.resize(self._limit):
+            return None
+        shown, widths = self._layout.shown, self._layout.widths
+        texts = self._all_texts.of(shown, columns)
+        for column, width, cells in zip(shown, widths, texts):
+            if not column.below and max(map(len, cells)) > width:
+                return None
+        lines: Iterable[str] = map(self._layout.template().__mod__, zip(*texts))
+        if self._day or self.style.timestamp:
+            lines = (" ".join([*self._stamps(ns), line]) for ns, line in zip(times, lines))
+        return [line.rstrip() + "\n" for line in lines]
 
     def rows(self, ns: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write all rows of an interval, in columns that are wide enough for each of them."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO, Union
 
 from netbpf.declare.aliases import Shown
+from netbpf.declare.batch import Columns, rows_of
 from netbpf.declare.columns import Column
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
@@ -76,6 +77,11 @@ class Writer:
     def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
         """Write one event (or row of an interval); `ns` is its CLOCK_MONOTONIC time."""
         raise NotImplementedError
+
+    def events(self, times: Sequence[int], columns: Columns) -> None:
+        """Write many events with the same columns."""
+        for ns, values in zip(times, rows_of(columns)):
+            self.event(ns, values)
 
     def rows(self, ns: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write all rows of an interval."""

@@ -7,8 +7,10 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from itertools import repeat
+from typing import Any, Callable, Optional
 
+from netbpf.declare.batch import Columns, Memo
 from netbpf.declare.columns import Column
 from netbpf.declare.values import escape
 from netbpf.output.clock import Clock
@@ -20,8 +22,42 @@ from netbpf.output.writer import Writer as Writer
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
+_NULLS = ("null",) * 4096
+
+
+def _all_null(values: Sequence[Any]) -> bool:
+    return values[0] is None and values.count(None) == len(values) <= len(_NULLS)
+
+
+def _encoder(json_type: Any) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Return the function from the values of a column to their JSON, or what "%s" makes such."""
+    if json_type == "integer":
+        return lambda values: ["null" if value is None else value for value in values]
+    if json_type == "string":
+        encoded = Memo(_encode).all
+        return lambda values: _NULLS[: len(values)] if _all_null(values) else encoded(values)
+    return lambda values: [_encode(value) for value in values]
+
+
 class JsonWriter(Writer):
     """Writes one JSON object per line."""
+
+    _template = ""
+
+    def events(self, times: Sequence[int], columns: Columns) -> None:
+        """Write one object per event."""
+        if not self._template:
+            self._prepare(columns)
+        texts = [encode(values) for encode, values in zip(self._encoders, columns.values())]
+        rows = zip(self.clock.rfc3339s(times), *texts)
+        self.out.writelines(map(self._template.__mod__, rows))
+
+    def _prepare(self, columns: Columns) -> None:
+        head = _encode({"tool": self.tool, "type": "event", "time": "%s"})[:-1]
+        fields = [f",{_encode(name)}:%s" for name in columns]
+        self._template = "".join([head, *fields, "}\n"])
+        types = {column.name: column.json_type for column in self.columns}
+        self._encoders = [_encoder(types.get(name)) for name in columns]
 
     def event(self, ns: int, values: Mapping[str, Any], kind: str = "event") -> None:
         """Write one object."""
@@ -58,6 +94,19 @@ class _Nothing(Writer):
         """Write nothing."""
 
 
+class _Lines(list[str]):
+    """The lines that a csv.writer writes."""
+
+    write = list.append
+
+
+def _plain(value: Any) -> Any:
+    """Return what CSV has for a value."""
+    if isinstance(value, list):
+        return ";".join(value)
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 class CsvWriter(Writer):
     """Writes RFC 4180: a header and one row per record or histogram bucket."""
 
@@ -80,6 +129,23 @@ class CsvWriter(Writer):
         """Write one row; unknown values are empty."""
         self._row(ns, kind, values)
 
+    def events(self, times: Sequence[int], columns: Columns) -> None:
+        """Write one row per event."""
+        if self.style.screen.terminal:
+            super().events(times, columns)
+            return
+        unknown = (None,) * len(times)
+        cells = [self._cells(column, columns.get(column.name, unknown)) for column in self.columns]
+        lost = [unknown] * self._with_losses
+        lines = _Lines()
+        rows = zip(self.clock.rfc3339s(times), repeat("event"), *cells, *lost)
+        csv.writer(lines).writerows(rows)
+        self.out.writelines(lines)
+
+    def _cells(self, column: Column, values: Sequence[Any]) -> Sequence[Any]:
+        plain = column.json_type in ("integer", "string")
+        return values if plain else [_plain(value) for value in values]
+
     def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
         """Write one row per bucket."""
         for bucket in histogram["buckets"]:
@@ -88,8 +154,7 @@ class CsvWriter(Writer):
     def _row(self, ns: int, kind: str, values: Mapping[str, Any]) -> None:
         # Programs get raw strings; terminals must not receive escape sequences.
         cells = [values.get(column.name) for column in self.columns]
-        cells = [";".join(cell) if isinstance(cell, list) else cell for cell in cells]
-        cells = [str(cell).lower() if isinstance(cell, bool) else cell for cell in cells]
+        cells = [_plain(cell) for cell in cells]
         if self.style.screen.terminal:
             cells = [escape(cell) if isinstance(cell, str) else cell for cell in cells]
         if self._with_losses:

@@ -19,7 +19,7 @@ from typing import Any
 
 from netbpf.declare.constants import in_ranges, load_constant, one_of
 from netbpf.declare.needs import OF_DEVICES, OF_PROCESS
-from netbpf.declare.options import COMM_TOKEN, FILTERS, Network, Option, devices
+from netbpf.declare.options import COMM_TOKEN, Network, Option, devices
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
 from netbpf.kernel.cgroups import cgroup_id, container_cgroups, level_of
@@ -30,8 +30,6 @@ from netbpf.system.untrusted import read_text
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses of IPv6 sockets
 # Options of single tools that filter.
-_OWN_FILTERS = {"dev", "interface", "reason", "host", "failed", "errors", "min_ms", "port",
-                "proto"}  # fmt: skip
 _MAX_THREADS = 100  # whose names are compared
 _MAX_NAMES = 20  # of devices, in a hint
 _FIRST_NAMESPACE = 0xEFFFFFF8  # inode numbers of namespaces start above: PROC_UTS_INIT_INO etc.
@@ -187,11 +185,10 @@ def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def active_filters(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
     """Return the filter options that were given, as on the command line."""
-    names = {option.name for option in FILTERS} | _OWN_FILTERS
     given = []
     for option in tool.options:
         value = settings.get(option.name)
-        if option.name in names and value:
+        if option.is_filter and value:
             given.append(
                 option.flags[-1] if value is True else f"{option.flags[-1]} {_as_given(value)}"
             )
@@ -201,6 +198,8 @@ def active_filters(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
 def _as_given(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(_as_given, value))
+    if isinstance(value, float):
+        return f"{value:.12g}"
     return "-".join(map(str, dict.fromkeys(value))) if isinstance(value, tuple) else str(value)
 
 

@@ -24,6 +24,7 @@ from netbpf.run.filters import active_filters, checked, filter_defines, netns_of
 from netbpf.run.kernel_counters import KernelCounters
 from netbpf.run.losses import Budget, Cost, LossLedger
 from netbpf.run.names import Names
+from netbpf.run.pace import Pace
 from netbpf.run.program import start
 from netbpf.run.ready import ReadyFile
 from netbpf.run.reports import Reports
@@ -133,18 +134,22 @@ class Run:
             self.stop.watch(self.steps.fd)
         percent = self.settings.get("max_overhead")
         budget = Budget(self.cost, percent) if percent else None
-        to_out = self.settings["output"] == "json"
-        self.reports = Reports(self.ledger, self.out, self._write_progress, to_out)
+        as_json = self.settings["output"] == "json"
+        self.reports = Reports(self.ledger, self.out, self._write_progress, as_json)
         interval = self.settings.get("interval") or 0.0
         due = time.monotonic() + interval if interval else float("inf")
         left = self.settings.get("count") or 0
+        pace, pause = Pace(), 0.0
         while not self.stop.reason:
-            self.stop.wait(min(due, self.reports.due, self.result.next_due(), self.counters.due))
+            until = min(due, self.reports.due, self.result.next_due(), self.counters.due)
+            self.stop.pause(min(pause, until - time.monotonic()))
+            self.stop.wait(until)
             self._check_clock()
             if self.resizes and self.resizes.seen():
                 self.writer.style.screen.refresh()
             self.out.flush()
             self.result.read()
+            pause = pace.pause(self.result.seen, self.result.waiting)
             self.out.flush()
             self.counters.update(self.result.namespaces)
             if time.monotonic() >= due and not self.stop.reason:

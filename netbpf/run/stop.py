@@ -39,6 +39,8 @@ class Stop:
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_write = wake_write
         self._poll.register(self._wake, select.EPOLLIN)
+        self._signals = select.poll()
+        self._signals.register(self._wake, select.POLLIN)
         with suppress(OSError):  # a file cannot be polled, and is never closed by a reader
             self._poll.register(out.fileno(), 0)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -111,6 +113,13 @@ class Stop:
             self.now("max-events")
         return max(self._most - seen, 0)
 
+    def pause(self, seconds: float) -> None:
+        """Sleep until a signal arrives, or for some seconds at most."""
+        end = min(time.monotonic() + seconds, self._deadline)
+        left = end - time.monotonic()
+        if left > 0 and not self.reason:
+            self._signals.poll(left * 1000)
+
     def wait(self, until: Optional[float] = None) -> None:
         """Sleep until a descriptor is readable, a signal arrives, or the monotonic time `until`.
 
@@ -147,7 +156,7 @@ class Stop:
         """Begin a new line if Ctrl-C stopped the tool, as the terminal has shown ^C; once."""
         if self.reason == "SIGINT" and not self._line_begun:
             self._line_begun = True
-            end_echoed_line()
+            end_echoed_line(self._out)
 
     def close(self) -> None:
         """Stop watching, and restore the signal handlers."""

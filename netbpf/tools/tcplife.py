@@ -83,7 +83,7 @@ from netbpf.declare import probes as p
 from netbpf.declare.constants import tick
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
-from netbpf.declare.open_sessions import FILTERS_OF_OPEN, OPEN_ROWS, open_columns, passes
+from netbpf.declare.open_sessions import FILTERS_OF_OPEN, OPEN_ROWS, only_open, open_columns, passes
 from netbpf.declare.resets import RESET_PROBES
 from netbpf.declare.sockets import ends_of
 from netbpf.declare.states import state_probe
@@ -183,6 +183,7 @@ TOOL = Tool(
     ),
     constants=tick,
     enrich=passes,
+    enriches=only_open,
     identity=ends_of,
     open_rows=OPEN_ROWS,
     summary_fields={"open": {"type": "integer", "description": "sessions open at the end"}},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import stat
 import subprocess
 import sys
@@ -345,12 +344,11 @@ def test_key_depends_on_kernel_machine_bcc_and_its_settings(bcc, monkeypatch):
         assert len(set(seen)) == len(seen), f"change {len(seen) - 1} made no other name"
 
     kernel = os.uname()
-    for release, version in (("9.9", kernel.version), ("9.9", "#2 SMP")):
-        uname = SimpleNamespace(release=release, version=version)
+    machine = kernel.machine
+    for values in (("9.9", kernel.version, machine), ("9.9", "#2", machine), ("9.9", "#2", "vax")):
+        uname = SimpleNamespace(**dict(zip(("release", "version", "machine"), values)))
         monkeypatch.setattr(cache.os, "uname", lambda uname=uname: uname)
         changed()
-    monkeypatch.setattr(platform, "machine", lambda: "vax")
-    changed()
     bcc.library.write_text("a fix")
     changed()
     bcc.package.write_text("a fix")

@@ -72,8 +72,8 @@ def test_event_has_the_columns_only_if_they_are_asked_for():
     tool = find_tool("soconnect")
     event = tool.event
     raw = event.layout().unpack(bytes(event.size))
-    assert not {"stack", "stack_end"} & decoder_with(event, {})(raw).keys()
-    assert {"stack", "stack_end"} <= decoder_with(event, {"stack": True})(raw).keys()
+    assert not {"stack", "stack_end"} & decoder_with(event, {})([raw]).keys()
+    assert {"stack", "stack_end"} <= decoder_with(event, {"stack": True})([raw]).keys()
     names = [column.name for column in shown_with(event.columns, {})]
     assert "stack" not in names and "stack_end" not in names
     assert len(shown_with(event.columns, {"stack": True})) == len(names) + 2

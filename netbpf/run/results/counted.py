@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from netbpf.declare.aggregation import Aggregation
+from netbpf.declare.batch import Columns, rows_of
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keys import key_columns
 from netbpf.declare.shown import bucket_columns
@@ -28,8 +30,9 @@ class DistributionResult(EventResult):
         self.columns = (*keys, *bucket_columns())
         self.counter = HistogramCounter(declared, self.settings["map_entries"], by)
 
-    def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.counter.add(values)
+    def _show(self, times: Sequence[int], columns: Columns) -> None:
+        for values in rows_of(columns):
+            self.counter.add(values)
 
     def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
         pass
@@ -74,8 +77,9 @@ class AggregateResult(EventResult):
         self._intervals = 0
         self.reader = Aggregator(declared, self.settings)
 
-    def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, True)
+    def _show(self, times: Sequence[int], columns: Columns) -> None:
+        for values in rows_of(columns):
+            self.reader.add(values, True)
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
         self.reader.add(values, False)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from netbpf.bpf.maps import Map
 from netbpf.bpf.ringbuf import RingBuffer
-from netbpf.declare.cgroup_names import cgroup_column
+from netbpf.declare.batch import Columns
 from netbpf.declare.column import Column
 from netbpf.declare.memory import ring_size
 from netbpf.declare.probes import Role
 from netbpf.declare.record import AmendedEvent, Event
-from netbpf.declare.stacks import decoder_with, shown_with
+from netbpf.declare.stacks import shown_with
 from netbpf.declare.tool import Tool
 from netbpf.kernel.clock import kernel_ns
-from netbpf.kernel.workloads import names_of
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
 from netbpf.run.program import Attached
 from netbpf.run.results.base import Result
+from netbpf.run.results.decoded import EventDecoder
 from netbpf.run.results.held import AMENDMENT, Held
 from netbpf.run.results.pending import Pending
 from netbpf.run.snapshot import read_records, run_iterators
@@ -56,7 +56,7 @@ class EventResult(Result):
         self._open_columns = self._text_of_open()
         if self._open_columns and tool.open_rows and tool.open_rows.only(settings):
             self.columns, self.heading = self._open_columns, False
-        self._decode = decoder_with(event, settings)
+        self._decoder = EventDecoder(tool, event, settings, attached)
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
         self.ring = RingBuffer(attached.loaded.maps["events"], size, event.layout())
@@ -66,11 +66,7 @@ class EventResult(Result):
         self._end = (1 << 64) - 1
         self._end_position = self._late_events = self._read_after_stop = 0
         self._open: list[tuple[Any, ...]] = []
-        self._enrich = tool.enrich
-        self._unowned, self._refreshed = False, 0.0
-        # A column that the probes in use cannot fill holds zeros in C.
-        self._missing = {c.name: None for c in event.columns if c.name in attached.missing}
-        self._cgroup = cgroup_column(event.columns)
+        self._refreshed = 0.0
         self.pending: Optional[Pending] = None
         if tool.pending:
             name, age = tool.pending
@@ -93,7 +89,7 @@ class EventResult(Result):
         """Watch the ring buffer."""
         super().begin(stop, writer)
         stop.watch(self.ring.fd, data=True)
-        apart = self._open_columns and self.columns is self.event.columns
+        apart = self._open_columns and self.columns is not self._open_columns
         self._open_writer = writer.sibling(self._open_columns) if apart else writer
         self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
 
@@ -120,7 +116,7 @@ class EventResult(Result):
             self._write_all(self._delayed.release(now))
         else:
             self._write_all(rows)
-        if self._unowned:
+        if self._decoder.unowned:
             self._refresh_owners()
         written, self._written = self._written, False
         return bool(rows) or written
@@ -135,7 +131,7 @@ class EventResult(Result):
 
     def _refresh_owners(self) -> None:
         # Sockets created without a traced call: the next packet has the owner.
-        self._unowned, now = False, time.monotonic()
+        self._decoder.unowned, now = False, time.monotonic()
         if now - self._refreshed > _REFRESH_SECONDS:
             self._refreshed = now
             run_iterators(self.attached.with_role(Role.STALE))  # stale entries may fill the map
@@ -189,39 +185,30 @@ class EventResult(Result):
             pending = self.pending.waiting()
             self._show_pending({k: raw for k, raw in self._waiting.items() if k in pending})
 
-    def _write_all(self, rows: Iterable[Sequence[Any]]) -> None:
-        for row in rows:
-            for event in self.pending.events_of(tuple(row)) if self.pending else (row,):
-                self._write(event)
+    def _write_all(self, raws: Sequence[Sequence[Any]]) -> None:
+        if self.pending:
+            raws = [event for raw in raws for event in self.pending.events_of(tuple(raw))]
+        self._write(raws)
 
-    def _write(self, raw: Sequence[Any]) -> None:
-        if raw[self._time] > self._end:
-            self._late_events += 1
+    def _write(self, raws: Sequence[Sequence[Any]]) -> None:
+        timely = [raw for raw in raws if raw[self._time] <= self._end]
+        self._late_events += len(raws) - len(timely)
+        wanted = self.stop.remaining(self.seen)
+        if not timely or not wanted:
             return
-        if not self.stop.remaining(self.seen):
-            return
-        values = self._values(raw)
-        if values is None:
-            return
-        self.namespaces.add(values.get("netns") or 0)
-        self._show(raw[self._time], values)
-        self._written = True  # a delayed event is written although no record was read
-        self.seen += 1
-        self.stop.remaining(self.seen)
+        times, columns = self._decoder.events([raw[self._time] for raw in timely], timely)
+        if len(times) > wanted:
+            times = times[:wanted]
+            columns = {name: values[:wanted] for name, values in columns.items()}
+        if times:
+            self.namespaces.update(number or 0 for number in columns.get("netns", (0,)))
+            self._show(times, columns)
+            self._written = True  # a delayed event is written although no record was read
+            self.seen += len(times)
+            self.stop.remaining(self.seen)
 
-    def _show(self, ns: int, values: dict[str, Any]) -> None:
-        self.writer.event(ns, values)
-
-    def _values(self, raw: Sequence[Any]) -> Optional[dict[str, Any]]:
-        values: dict[str, Any] = {**self._decode(raw), **self._missing}
-        self._name(values)
-        if self.tool.refresh_owners and values["owner"] == "unknown":
-            self._unowned = self._unowned or values[self.tool.refresh_owners] == "yes"
-        return self._enrich(values, self.settings) if self._enrich else values
-
-    def _name(self, values: dict[str, Any]) -> None:
-        if self._cgroup:
-            values.update(names_of(values[self._cgroup] or 0))
+    def _show(self, times: Sequence[int], columns: Columns) -> None:
+        self.writer.events(times, columns)
 
     def collect(self, final: bool) -> None:
         """Read the open events, and note the position in the ring at which the interval ends."""
@@ -252,14 +239,14 @@ class EventResult(Result):
         assert self.pending
         self._read_to(self.ring.written)
         for raw in self.pending.remove_abandoned(kernel_ns()):
-            self._write(raw)
+            self._write([raw])
 
     def _show_pending(self, waiting: Mapping[bytes, tuple[Any, ...]]) -> None:
         """Write the pending events `waiting`, the oldest first."""
         assert self.pending and self.tool.pending
         age = self.tool.pending[1]
         values = (
-            self._values(self.pending.aged(raw, self._pending_ns)) for raw in waiting.values()
+            self._decoder.one(self.pending.aged(raw, self._pending_ns)) for raw in waiting.values()
         )
         rows = sorted((row for row in values if row), key=lambda row: -row[age])
         for row in rows:
@@ -279,7 +266,7 @@ class EventResult(Result):
         key = self.tool.identity
         assert key, "a probe with the role OPEN needs identity="
         for raw in self._open:
-            values: Optional[dict[str, Any]] = self._values(raw)
+            values = self._decoder.one(raw)
             if values and key(values) not in seen:
                 seen.add(key(values))
                 self._show_open(raw[self._time], values)
