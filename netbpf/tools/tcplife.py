@@ -71,7 +71,7 @@ LIMITS
   does not store it: retransmitted SYN-ACK, TCP_DEFER_ACCEPT, SYN cookies. A connect() that sends no
   SYN (no free port, Fast Open without data yet) has no line. Byte counts of a socket in a sockmap
   are null, as its data bypasses TCP; if a BPF program added the socket, netbpf notices when a
-  session is set up, accepted, or closed by the other end. A line may be 20 ms late, as a RST can
+  session is set up, accepted, or closed by the other end. A line may be 0.1 s late, as a RST can
   follow it. --open lists sockets that processes hold open, not sockets that wait to be accepted.
   MPTCP sessions are shown as subflows; only the first one has an owner immediately.
 """

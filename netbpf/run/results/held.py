@@ -8,12 +8,13 @@ from typing import Any, Callable
 
 from netbpf.declare.record import AmendedEvent
 
-_SECONDS = 0.02  # an amendment follows its event within microseconds
+# An amendment follows its event within microseconds, unless the task is preempted in between.
+_SECONDS = 0.1
 AMENDMENT = 1
 
 
 class Held:
-    """A queue of events in order; one with a key is delayed by 20 ms. See AmendedEvent."""
+    """A queue of events in order; one with a key is delayed by 0.1 s. See AmendedEvent."""
 
     def __init__(
         self, event: type[AmendedEvent], late: Callable[[], Mapping[int, int]] = dict
