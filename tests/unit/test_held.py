@@ -68,9 +68,9 @@ def test_amendment_of_another_socket_changes_no_delayed_event():
 def test_second_event_with_a_key_can_be_amended_when_the_first_is_written():
     held = Held(Ended)
     held.add([row(16, 1)], now=5.0)
-    held.add([row(16, 2)], now=5.015)
-    assert hows(held.release(5.021)) == [1]
-    held.add([row(17, 9)], now=5.022)
+    held.add([row(16, 2)], now=5.075)
+    assert hows(held.release(5.11)) == [1]
+    held.add([row(17, 9)], now=5.12)
     assert hows(held.release()) == [9]
 
 
