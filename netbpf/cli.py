@@ -9,6 +9,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Callable, NoReturn, Optional
 
 import click
@@ -241,10 +242,13 @@ def demo(tools: Sequence[str]) -> None:
 
 
 def _fail(error: NetbpfError, verbose: bool) -> NoReturn:
+    from netbpf.output.screen import report
+
     # Messages may quote untrusted input.
-    print(f"netbpf: error: {escape(error.message)}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {escape(error.hint)}", file=sys.stderr)
+    with suppress(BrokenPipeError):
+        report(f"netbpf: error: {escape(error.message)}")
+        if error.hint:
+            report(f"hint: {escape(error.hint)}")
     if verbose:
         if error.detail:
             print(error.detail, file=sys.stderr)

@@ -52,14 +52,14 @@ def keys_of(columns: Iterable[Column]) -> tuple[str, ...]:
 
 
 def parse_keys(text: str, columns: Sequence[Column]) -> tuple[Key, ...]:
-    """Parse "comm,raddr/24"; raise ValueError with the keys that there are."""
+    """Parse "comm,raddr/24"; raise ValueError, to which the option adds the keys that there are."""
     known = keys_of(columns)
     addresses = {column.name for column in columns if isinstance(column, Addr)}
     found = []
     for word in filter(None, text.split(",")):
         name, slash, length = word.partition("/")
         if name not in known:
-            raise ValueError(f"'{name}' is not one of {', '.join(known)}")
+            raise ValueError(f"'{name}' is not a key of this tool")
         if not slash:
             found.append(Key(name))
         elif name in addresses and length.isdigit() and int(length) <= 128:

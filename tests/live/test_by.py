@@ -175,7 +175,7 @@ def test_distribution_of_a_column_by_key(netbpf: Any, stage: Stage, words: tuple
 
 def test_what_cannot_be_counted_is_a_usage_error() -> None:
     for words, text in (
-        (("soconnect", "--by", "colour"), "'colour' is not one of comm, pid"),
+        (("soconnect", "--by", "colour"), "'colour' is not a key"),
         (("tcplife", "--by", "comm/8"), "only addresses have blocks"),
         (("tcpretrans", "--flows", "--by", "comm"), "--by counts events"),
         (("tcplife", "--summary", "--sort", "no_column"), "--sort"),

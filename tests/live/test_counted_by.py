@@ -225,4 +225,5 @@ def test_losses_of_listeners_added_up(netbpf: Any, one_host: Host) -> None:
 def test_keys_that_a_tool_cannot_tell_are_usage_errors() -> None:
     for tool, key in (("netsize", "comm"), ("tcpsynbl", "raddr"), ("tcpnagle", "dev")):
         done = netbpf_once(tool, "--by", key)
-        assert done.returncode == 2 and f"'{key}' is not one of " in done.stderr
+        assert done.returncode == 2 and f"'{key}' is not a key" in done.stderr
+        assert "hint: --by: a row for each value of these: " in done.stderr

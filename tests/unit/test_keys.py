@@ -123,7 +123,7 @@ def test_block_is_the_network_of_an_address(address, prefix, expected):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("foo", "'foo' is not one of comm, pid"), ("comm/8", "only addresses have blocks"),
+    [("foo", "'foo' is not a key"), ("comm/8", "only addresses have blocks"),
      ("raddr/x", "only addresses"), ("raddr/129", "only addresses"),
      ("comm,comm", "different keys"),
      ("", "different keys"), (",", "different keys")],
