@@ -74,6 +74,10 @@ def _causes(lost: Mapping[str, int], zeros: bool) -> str:
     return ", ".join(f"{cause} {number}" for cause, number in lost.items() if number or zeros)
 
 
+def _number(number: int, things: str) -> str:
+    return f"{number} {things.removesuffix('s') if number == 1 else things}"
+
+
 def describe_summary(summary: Mapping[str, Any], zeros: bool = False) -> list[str]:
     """Return lines about events and losses, probes and their cost, counters, and notes.
 
@@ -94,7 +98,7 @@ def describe_summary(summary: Mapping[str, Any], zeros: bool = False) -> list[st
     reader = cost.get("reader_cpu_seconds") or 0
     reader_percent = f"{100 * reader / max(summary['seconds'], 1e-3):.2g} %"
     lines = [
-        f"{tool}: {summary['events']} {summary['unit']} in {summary['seconds']:.1f} s; "
+        f"{tool}: {_number(summary['events'], summary['unit'])} in {summary['seconds']:.1f} s; "
         f"{completeness}",
         f"{tool}: probes {probes}; cost: {overhead}, reader {reader_percent}",
     ]

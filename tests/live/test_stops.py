@@ -80,7 +80,7 @@ def reader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reader]:
 
 def numbers(stderr: str) -> dict[str, int]:
     """Return {cause: number} of the summary in words, which names no zeros."""
-    (first,) = re.findall(r"^\w+: \d+ events in .*$", stderr, re.MULTILINE)
+    (first,) = re.findall(r"^\w+: \d+ events? in .*$", stderr, re.MULTILINE)
     return {cause: int(number) for cause, number in re.findall(r"(\w+) (\d+)[,)]", first)}
 
 
@@ -317,7 +317,7 @@ def test_device_that_takes_nothing_is_a_full_disk(tmp_path: Path) -> None:
         run = harness.start(tmp_path, "tcplife", "-d", "0.3", stdout=full)
     assert run.wait_end(harness.START_TIMEOUT) == 1
     assert "No space left on device" in run.stderr
-    assert re.search(r"^tcplife: \d+ events in ", run.stderr, re.MULTILINE)
+    assert re.search(r"^tcplife: \d+ events? in ", run.stderr, re.MULTILINE)
 
 
 # --- the ready file -----------------------------------------------------------------------------
