@@ -164,7 +164,7 @@ class Run:
                 self._check_budget(budget)
                 if self.out.blocked:  # -n counts events that happened, even if unread
                     missed = self.ledger.total.get("ring_full", 0)
-                    self.stop.remaining(self.result.seen + self.result.waiting + missed)
+                    self.stop.remaining(self.result.seen + self.result.unwritten + missed)
             if self.out.error:
                 closed = isinstance(self.out.error, BrokenPipeError)
                 self.stop.now("closed pipe" if closed else "output error")

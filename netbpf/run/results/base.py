@@ -85,6 +85,11 @@ class Result:
         return 0
 
     @property
+    def unwritten(self) -> int:
+        """The number of events that are not written yet."""
+        return self.waiting
+
+    @property
     def unread(self) -> int:
         """The number of events from before the end that were not read."""
         return 0

@@ -74,6 +74,11 @@ class Results(Result):
         return sum(part.waiting for part in self.parts)
 
     @property
+    def unwritten(self) -> int:
+        """The number of events that the parts have not written."""
+        return sum(part.unwritten for part in self.parts)
+
+    @property
     def unread(self) -> int:
         """The number of events before the end that no part has read."""
         return sum(part.unread for part in self.parts)

@@ -157,6 +157,11 @@ class EventResult(Result):
         return self.ring.count(self.ring.done, self.ring.written)
 
     @property
+    def unwritten(self) -> int:
+        """The number of records in the ring, and of events that may be amended yet."""
+        return self.waiting + (self._delayed.number if self._delayed else 0)
+
+    @property
     def unread(self) -> int:
         """The number of events in the ring from before the end, at most as many as are wanted."""
         count = self.ring.count(self.ring.done, self._end_position)

@@ -28,6 +28,11 @@ class Held:
         self._elsewhere: dict[int, int] = {}
 
     @property
+    def number(self) -> int:
+        """The number of events in the queue."""
+        return len(self._queue)
+
+    @property
     def due(self) -> float:
         """The monotonic time in seconds at which the first event is due."""
         return self._queue[0][0] if self._queue else float("inf")
