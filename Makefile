@@ -96,8 +96,9 @@ man: setup-dev ## generate man pages in build/man
 readme: setup-dev ## regenerate the tables in README.md and docs
 	@$(VENV)/python -m netbpf.docs --tables README.md docs/*.md
 
-bench: setup-bench ## measure startup cost, compared with bcc and libbpf-tools (root)
+bench: setup-bench ## measure a start, compared with bcc and libbpf-tools, and the reader (root)
 	@$(ROOT) /usr/bin/python3 bench/start.py
+	@/usr/bin/python3 bench/reader.py
 
 wheel: setup-dev ## build a source archive and a wheel in dist
 	@$(VENV)/python -m build --no-isolation --outdir dist
