@@ -17,12 +17,12 @@ class Pace:
     """Decides after each read for how long the reader pauses."""
 
     def __init__(self) -> None:
-        self._last, self._seen = time.monotonic(), 0
+        self._last, self._taken = time.monotonic(), 0
 
-    def pause(self, seen: int, waiting: int) -> float:
-        """Return seconds: 0 if events are rare, or more are `waiting`; `seen` events were read."""
+    def pause(self, taken: int, waiting: int) -> float:
+        """Return seconds: 0 if events are rare, or more are `waiting`; `taken` were read so far."""
         now = time.monotonic()
-        elapsed, events = now - self._last, seen - self._seen
-        self._last, self._seen = now, seen
+        elapsed, events = now - self._last, taken - self._taken
+        self._last, self._taken = now, taken
         often = events > _OFTEN * elapsed
         return PAUSE if often and waiting < _MANY else 0.0

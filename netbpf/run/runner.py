@@ -149,7 +149,7 @@ class Run:
                 self.writer.style.screen.refresh()
             self.out.flush()
             self.result.read()
-            pause = pace.pause(self.result.seen, self.result.waiting)
+            pause = pace.pause(self.result.taken, self.result.waiting)
             self.out.flush()
             self.counters.update(self.result.namespaces)
             if time.monotonic() >= due and not self.stop.reason:

@@ -80,6 +80,11 @@ class Result:
         """Write the remaining events from before the end; probes are detached."""
 
     @property
+    def taken(self) -> int:
+        """The number of records that were read from the ring buffer."""
+        return 0
+
+    @property
     def waiting(self) -> int:
         """The number of events that are not read yet."""
         return 0

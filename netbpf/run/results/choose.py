@@ -69,6 +69,11 @@ class Results(Result):
             part.collect(final)
 
     @property
+    def taken(self) -> int:
+        """The number of records that all parts have read."""
+        return sum(part.taken for part in self.parts)
+
+    @property
     def waiting(self) -> int:
         """The number of unread events of all parts."""
         return sum(part.waiting for part in self.parts)

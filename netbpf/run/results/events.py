@@ -72,7 +72,7 @@ class EventResult(Result):
             name, age = tool.pending
             self.pending = Pending(event, attached.loaded.maps[name], age, attached)
         self._waiting: dict[bytes, tuple[Any, ...]] = {}
-        self._written = False
+        self._written, self._taken = False, 0
         self._pending_ns = 0
 
     def _text_of_open(self) -> tuple[Column, ...]:
@@ -110,6 +110,7 @@ class EventResult(Result):
 
     def _read_batch(self, limit: int) -> bool:
         rows = [row[1:] for row in self.ring.take(limit)]
+        self._taken += len(rows)
         if self._delayed:
             now = time.monotonic()
             self._delayed.add(rows, now)
@@ -150,6 +151,11 @@ class EventResult(Result):
                 time.sleep(0.001)
         if self._delayed:
             self._write_all(self._delayed.release())
+
+    @property
+    def taken(self) -> int:
+        """The number of records that were read from the ring."""
+        return self._taken
 
     @property
     def waiting(self) -> int:
