@@ -45,6 +45,13 @@ ALIASES = (
         notes=("Operations are recv and send where the book has read and write. KB is added.",),
     ),
     Alias(
+        "soconnlat",
+        "soconnect",
+        "latency of connections that programs open, by program and by the code that connects",
+        "--histogram latency_us --by comm,stack",
+        notes=("The latency is that of the attempt, also where connect(2) does not wait for it.",),
+    ),
+    Alias(
         "tcpconnect-tp",
         "soconnect",
         "TCP connections that programs of this machine open",

@@ -29,10 +29,12 @@ def alias_sections(alias: Alias, man: bool = False) -> list[Section]:
         ["[INTERVAL [COUNT]]"] if alias.tool.interval else []
     )  # fmt: skip
     name = f"netbpf-{alias.name}" if man else alias.name
+    parts = ["flags"] * bool(alias.flags) + ["text columns"] * bool(alias.columns)
     same = (
-        f"Runs {alias.tool_name} with the {'flags and the ' if alias.flags else ''}text columns of "
-        f"{alias.name} in {alias.suite}. -w shows all columns. JSON and CSV are those of "
-        f"{alias.tool_name}."
+        f"Runs {alias.tool_name} with the {' and the '.join(parts)} of {alias.name} in "
+        f"{alias.suite}. -w shows all columns. JSON and CSV are those of {alias.tool_name}."
+        if parts
+        else f"Shows with {alias.tool_name} what {alias.name} in {alias.suite} shows."
     )
     first = (Paragraph(f"Same as: {alias.same_as}"),) if man else ()
     tool_page = f"netbpf-{alias.tool_name}(8)" if man else f"'netbpf {alias.tool_name} --help'"

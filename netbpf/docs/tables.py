@@ -59,7 +59,7 @@ def aliases_table(tools: Sequence[Tool]) -> str:
     rows = []
     for alias in all_aliases():
         columns = [column.title for column in alias_columns(alias)]
-        shown = " ".join(["TIME"] * bool(alias.time) + columns)
+        shown = " ".join(["TIME"] * bool(alias.time) + columns) or "a histogram"
         rows.append((f"`{alias.name}`", alias.suite, f"`{alias.same_as.partition(' ')[2]}`", shown))
     return _table(("name", "of", "same as", "text columns"), rows)
 

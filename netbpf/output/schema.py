@@ -8,7 +8,7 @@ from typing import Any
 from netbpf.declare.columns import Column, Container
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.keys import Key
-from netbpf.declare.stacks import is_on_request
+from netbpf.declare.stacks import StackEnd, is_on_request
 from netbpf.declare.tool import Tool
 
 _TIME = {"type": "string", "format": "date-time", "description": "RFC 3339, UTC, microseconds"}
@@ -48,6 +48,8 @@ def schema_of(tool: Tool) -> dict[str, Any]:
         lines.append(_line(tool, "interval", _columns(rows.columns(keys))))
         shown = _histogram(tool.histogram or rows.distribution(rows.measured[0], keys))
         shown["key"]["required"] = []
+        if "stack" in rows.keys:
+            shown["key"]["properties"]["stack_end"] = StackEnd().schema()
         lines.append(_line(tool, "histogram", {**shown, "unit": {"type": "string"}}))
     if tool.interval_counters:
         numbers = {"type": "object", "additionalProperties": {"type": "integer"}}

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from netbpf.declare.columns import Column
 from netbpf.declare.values import escape
 from netbpf.output.screen import fold
 
@@ -17,17 +18,24 @@ _MAX_PROBES = 12
 
 
 def describe_histogram(
-    histogram: Mapping[str, Any], stamp: str = "", width: Optional[int] = None
+    histogram: Mapping[str, Any],
+    stamp: str = "",
+    width: Optional[int] = None,
+    below: Sequence[Column] = (),
 ) -> str:
     """Return one histogram as text: key, headline and one bar per bucket.
 
-    Lines have at most `width` characters, if it is given.
+    Lines have at most `width` characters, if it is given. Values of the key in the columns `below`
+    have lines of their own.
     """
-    named = ((k, "-" if v is None else str(v)) for k, v in histogram["key"].items())
+    stacks = "".join(column.text(histogram["key"][column.name]) for column in below)
+    aside = {"stack_end", *(column.name for column in below)}
+    parts = {name: value for name, value in histogram["key"].items() if name not in aside}
+    named = ((k, "-" if v is None else str(v)) for k, v in parts.items())
     key = " ".join(f"{name}={escape(value)}" for name, value in named)
     head = histogram.get("headline", "")
     first = " ".join(part for part in (stamp, key) if part) + (f": {head}" if head else "")
-    lines = ["", fold(first, width)]
+    lines = ["", fold(first, width) + stacks]
     buckets = histogram["buckets"]
     if buckets:
         lines.append(f"{histogram['unit']:>21} : {'count':<9} distribution")

@@ -110,7 +110,8 @@ class TextWriter(Writer):
     def histogram(self, ns: int, histogram: Mapping[str, Any]) -> None:
         """Write the histogram as bars."""
         stamp = " ".join(self._stamps(ns))
-        self.out.write(describe_histogram(histogram, stamp, self.style.screen.width))
+        below = [c for c in self.columns if c.below and c.name in histogram["key"]]
+        self.out.write(describe_histogram(histogram, stamp, self.style.screen.width, below))
 
     def counters(self, ns: int, counters: Mapping[str, int]) -> None:
         """Write the counters that changed, and a blank line between intervals."""

@@ -130,6 +130,7 @@ ACCEPTED: dict[str, Settings] = {
     "tcpsynbl -6": {"ipv6": True},
     "udpconnect": {"proto": ["udp"], "time": "seconds"},
     "tcpconnect-tp": {"proto": None, "time": "seconds"},
+    "soconnlat": {"histogram": "latency_us", "by": parse_keys("comm,stack", _CONNECTIONS)},
     "sofamily": {"op": ["connect", "accept"]},
     "soprotocol": {"op": ["connect", "accept"]},
     "socketio": {"op": ["send", "recv"]},
@@ -254,7 +255,7 @@ def test_columns_are_those_of_the_tool_and_fit(alias: Alias) -> None:
     assert alias.summary and not alias.summary.endswith(".")
     shown = alias_columns(alias)
     assert [column.name for column in shown] == [one.name for one in alias.columns]
-    width = sum(column.width + 1 for column in shown[:-1]) + len(shown[-1].title)
+    width = sum(column.width + 1 for column in shown[:-1]) + sum(len(c.title) for c in shown[-1:])
     assert width + 9 * bool(alias.time) <= COLUMNS
 
 

@@ -381,6 +381,25 @@ def test_calls_are_counted_by_stack(netbpf: Netbpf, port: int, program: Path) ->
     assert by_caller == {"outer": times + 1, "other": 2 * (times + 1)}
 
 
+def test_latencies_are_distributed_by_stack(netbpf: Netbpf, port: int, program: Path) -> None:
+    times = 7
+    words = ("soconnect", "--histogram", "latency_us", "--by", "comm,stack", "--comm", COMM)
+    with netbpf(*words) as run, netbpf(*words, json_lines=False) as text:
+        with dialling(program, port, times, "two") as process:
+            wait_until(lambda: idle(process.pid))
+            time.sleep(0.2)  # for the last stack that was reported
+    found: dict[Any, int] = {}
+    for histogram in run.histograms:
+        key = histogram["key"]
+        assert key["comm"] == COMM and key["stack_end"] == "complete"
+        found[functions(key)[2]] = found.get(functions(key)[2], 0) + histogram["count"]
+    assert found == {"outer": times, "other": 2 * times}
+    head = text.stdout.split("\n\n")[-1].splitlines()
+    assert head[0] == f"comm={COMM}" and [line.split("+")[0] for line in head[1:3]] == [
+        "    connect", "    dial",
+    ]  # fmt: skip
+
+
 def test_more_stacks_than_are_copied_are_counted(netbpf: Netbpf, port: int, program: Path) -> None:
     times = 400
     with netbpf("sockstat", "--op", "connect", "--comm", COMM, "--by", "stack") as run:

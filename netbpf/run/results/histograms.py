@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from netbpf.bpf.maps import Map, possible_cpus
 from netbpf.declare.histogram import SLOTS, Histogram, bucket_bounds
 from netbpf.declare.keys import Key
+from netbpf.declare.stacks import end_of
 from netbpf.run.results.base import with_names
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class HistogramCounter:
         histograms = []
         for key, slots in taken.items():
             named = dict(zip((one.name for one in self._keys), key))
+            if "stack" in named:
+                named["stack_end"] = end_of(named["stack"])
             histograms.append(_fields(self._declared, named, np.array(slots, np.uint64), {}))
         return sorted(histograms, key=_order)
 
