@@ -103,9 +103,14 @@ def half(pair: Pair) -> None:
     assert error_of(pair.client) == 0
 
 
+def arrived(sock: socket.socket, size: int) -> None:
+    """Wait until a socket has so many bytes, and leave them unread."""
+    assert len(sock.recv(size, socket.MSG_PEEK | socket.MSG_WAITALL)) == size
+
+
 def unread(pair: Pair) -> None:
     pair.server.sendall(b"d" * 70)
-    time.sleep(PAUSE)
+    arrived(pair.client, 70)
     pair.client.close()
     assert error_of(pair.server) == errno.ECONNRESET
 
@@ -131,6 +136,7 @@ def unread_after_fin(pair: Pair) -> None:
     """The server has the client's FIN, and closes with its request unread."""
     pair.client.sendall(b"u" * 70)
     pair.client.shutdown(socket.SHUT_WR)
+    arrived(pair.server, 70)
     time.sleep(PAUSE)
     pair.server.close()
     assert error_of(pair.client) == errno.ECONNRESET
@@ -139,7 +145,7 @@ def unread_after_fin(pair: Pair) -> None:
 def unread_after_own_fin(pair: Pair) -> None:
     pair.client.shutdown(socket.SHUT_WR)
     pair.server.sendall(b"d" * 70)
-    time.sleep(PAUSE)
+    arrived(pair.client, 70)
     pair.client.close()
     with contextlib.suppress(OSError):
         pair.server.sendall(b"d")
