@@ -141,5 +141,7 @@ def test_command_lines_of_documents_are_accepted(path: Path):
                 settings_of(find_tool(name), context.params)
 
 
-def test_readme_has_command_lines_to_check():
+def test_documents_have_command_lines_to_check():
     assert len(command_lines(DOCUMENTS[0])) >= 6
+    found = {words[0] for path in DOCUMENTS for words in command_lines(path)}
+    assert len(found & set(tool_names())) > len(tool_names()) / 2
