@@ -14,10 +14,10 @@ import traffic
 from harness import Json, Run
 from topology import Host
 
+from netbpf.declare.cgroup_names import NAMES
+
 # Columns with durations, which differ as no two probes run at the same instant.
 MEASURED = ("_us", "_ns", "time")
-# The reader looks these up by the cgroup's id, if it finds them in time.
-NAMES = ("container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 
 
 class Stage(NamedTuple):
@@ -61,6 +61,7 @@ def plain(line: Json, lost: set[str]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (name, repr(value))
         for name, value in sorted(line.items())
+        # The reader looks up NAMES by the cgroup's id, if it finds them in time.
         if name not in (*lost, *NAMES, "type") and not name.endswith(MEASURED)
     )
 
