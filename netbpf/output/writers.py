@@ -22,11 +22,8 @@ from netbpf.output.writer import Writer as Writer
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
-_NULLS = ("null",) * 4096
-
-
 def _all_null(values: Sequence[Any]) -> bool:
-    return values[0] is None and values.count(None) == len(values) <= len(_NULLS)
+    return values[0] is None and values.count(None) == len(values)
 
 
 def _encoder(json_type: Any) -> Callable[[Sequence[Any]], Sequence[Any]]:
@@ -35,7 +32,7 @@ def _encoder(json_type: Any) -> Callable[[Sequence[Any]], Sequence[Any]]:
         return lambda values: ["null" if value is None else value for value in values]
     if json_type == "string":
         encoded = Memo(_encode).all
-        return lambda values: _NULLS[: len(values)] if _all_null(values) else encoded(values)
+        return lambda values: ["null"] * len(values) if _all_null(values) else encoded(values)
     return lambda values: [_encode(value) for value in values]
 
 
