@@ -61,7 +61,9 @@ class Results(Result):
 
     def read(self) -> bool:
         """Read all parts."""
-        return True in [part.read() for part in self.parts]
+        found = [part.read() for part in self.parts]
+        self.seen = self.parts[0].seen
+        return True in found
 
     def collect(self, final: bool) -> None:
         """Collect for all parts."""
