@@ -66,7 +66,7 @@ static inline void on_change(struct sock *sk, struct current_state *state, struc
 		return;
 	SET_OWNER(&ev, owner);
 	SET_ENDS(&ev, &ends);
-	/* Older kernels set the addresses of a connection, by which IPv4 is told, after this state. */
+	/* Older kernels set the addresses later: an IPv6 socket may be an IPv4 connection. */
 	if (newstate == TCP_SYN_RECV && ends.family == AF_INET6 && !ends.rport)
 		ev.family = 0;
 	ev.sock = (u64)sk;
