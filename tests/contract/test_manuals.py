@@ -132,7 +132,7 @@ def command_lines(path: Path) -> list[list[str]]:
 def test_command_lines_of_documents_are_accepted(path: Path):
     for name, *words in command_lines(path):
         if (path, name) == (guide.GUIDE, guide.NAME):
-            continue  # tests/contract/test_guide.py runs it where that tool exists
+            continue  # tests/packaging/test_guide.py runs it where that tool exists
         command = cli.get_command(click.Context(cli), name)
         assert command, name
         with contextlib.suppress(click.exceptions.Exit):  # --help

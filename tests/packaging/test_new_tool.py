@@ -23,8 +23,6 @@ NEWS = ("udp_fail_queue_rcv_skb", "sk_rcvbuf", "sk_backlog", "--least-kb")
 IN_COPY = "in a copy of this tree with one more tool; first repair what fails in the tree itself:"
 # What knows no tool, and takes long.
 OTHERS = (
-    "test_new_tool.py",
-    "test_guide.py",
     "test_make.py",
     "test_vagrant.py",
     "test_vagrant_host.py",
