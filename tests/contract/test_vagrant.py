@@ -167,7 +167,8 @@ def test_kvm_works_if_a_kernel_misses_its_root():
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
 <testcase classname="tests.live.test_tcplife" name="test_close" />
-<testcase classname="tests.live.test_tcplife" name="test_reset[v6]"><failure/></testcase>
+<testcase classname="tests.live.test_tcplife" name="test_reset[v6]">
+<failure message="2 != 1">>       assert lines == 1&#10;E       assert 2 == 1</failure></testcase>
 <testcase classname="tests.live.test_tcplife.TestOpen" name="test_it"><error/></testcase>
 <testcase classname="tests.live.test_netsize" name="test_gro"><skipped message="no GRO"/></testcase>
 <testcase classname="tests.live.test_runner" name="test_stop" />
@@ -205,7 +206,7 @@ def test_tools_are_those_of_the_package():
     }
 
 
-def test_table_has_a_column_per_machine_and_names_failed_tests():
+def test_table_has_a_column_per_machine_and_says_which_tests_failed_and_why():
     absent = report.Outcome(named("bullseye"), missing="vagrant up took longer than 10 min")
     text = report.table([absent, outcome_of(JUNIT, status=1, facts={"release": "7.2.1"})])
     lines = text.splitlines()
@@ -214,7 +215,12 @@ def test_table_has_a_column_per_machine_and_names_failed_tests():
     assert "other    -           1/0/0" in lines
     assert "result   no machine  failed" in lines
     assert "bullseye: vagrant up took longer than 10 min" in lines
-    assert "sid: failed: tests/live/test_tcplife.py::test_reset[v6]" in lines
+    failed = lines.index("sid: failed: tests/live/test_tcplife.py::test_reset[v6]")
+    assert lines[failed + 1 : failed + 3] == [
+        "    >       assert lines == 1",
+        "    E       assert 2 == 1",
+    ]
+    assert lines[-1] == "    cannot import"
 
 
 PASSING = '<testsuites><testcase classname="tests.live.test_netsize" name="test_a"/></testsuites>'

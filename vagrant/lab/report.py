@@ -14,6 +14,7 @@ from .rows import PROJECT, Row, provides_recording
 
 PASSED, FAILED, USAGE, UNAVAILABLE, NO_ROOT = 0, 1, 2, 69, 77
 OTHER = "other"
+REASON_LINES, REASON_WIDTH = 40, 2000
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Outcome:
     # By file: "netem" for test_netem.py; "doctor/tcplife" for a parameter that is a tool.
     tests: dict[str, Counts] = field(default_factory=dict)
     failing: list[str] = field(default_factory=list)
+    # What pytest says about a failed test, by its id.
+    reasons: dict[str, str] = field(default_factory=dict)
     skips: list[str] = field(default_factory=list)
 
     @property
@@ -88,9 +91,11 @@ def tool_of(name: str, tools: Iterable[str]) -> str:
 
 def _count(outcome: Outcome, case: ElementTree.Element, counts: Counts) -> None:
     skip = case.find("skipped")
-    if case.find("failure") is not None or case.find("error") is not None:
+    failure = next((found for kind in ("failure", "error") for found in case.iter(kind)), None)
+    if failure is not None:
         counts.failed += 1
         outcome.failing.append(test_id(case))
+        outcome.reasons[test_id(case)] = failure.text or failure.get("message", "")
     elif skip is not None:
         counts.skipped += 1
         outcome.skips.append(f"{test_id(case)}: {skip.get('message', '')}")
@@ -148,7 +153,10 @@ def _troubles(outcomes: Iterable[Outcome]) -> Iterable[str]:
             yield f"{name}: {outcome.missing or outcome.died}"
         elif outcome.failed and not outcome.failing:
             yield f"{name}: no test failed, but the run exited with status {outcome.status}"
-        yield from (f"{name}: failed: {test}" for test in outcome.failing)
+        for test in outcome.failing:
+            yield f"{name}: failed: {test}"
+            reason = outcome.reasons.get(test, "").strip().splitlines()
+            yield from (f"    {line[:REASON_WIDTH]}" for line in reason[-REASON_LINES:])
 
 
 def save(outcomes: Iterable[Outcome], rows: Sequence[Row], work: Path, project: Path) -> list[Path]:
