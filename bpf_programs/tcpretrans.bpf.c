@@ -17,11 +17,10 @@ KERNEL_FIELDS(sock, sk_write_queue.next)
 
 /*
  * Count a retransmission for the comparison with the kernel's counters, find its owner, and apply
- * the filters. The owner is that of `owner_sk`, or of `other` if `owner_sk` has none yet. A
- * retransmission that is filtered out costs these reads and uses no map entry.
+ * the filters. A retransmission that is filtered out costs these reads and uses no map entry.
  */
 static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends,
-			     struct sock *owner_sk, struct sock *other)
+			     struct sock *sk)
 {
 	struct owner owner = {};
 
@@ -30,8 +29,7 @@ static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends,
 			  ev->segs);
 	if (!pass_endpoints(ends))
 		return false;
-	if (!find_owner(owner_sk, &owner) && other)
-		find_owner(other, &owner);
+	find_owner(sk, &owner);
 	if (!pass_owner(&owner))
 		return false;
 	SET_OWNER(ev, &owner);
@@ -58,7 +56,7 @@ static inline int on_retransmit(struct sock *sk, struct sk_buff *skb, int err)
 	ev.ca_state = read_inet_connection_sock_icsk_ca_state(icsk);
 	ev.kind = err ? KIND_FAILED : kind_of(sk, cb, ev.ca_state);
 	ev.segs = READ(cb, tcp_gso_segs);
-	if (!is_wanted(&ev, &ends, sk, NULL))
+	if (!is_wanted(&ev, &ends, sk))
 		return 0;
 	ev.state = READ(sk, __sk_common.skc_state);
 	ev.len = READ(skb, len);
@@ -83,12 +81,13 @@ static inline int on_synack(struct sock *sk, struct request_sock *req)
 	struct connection connection = {};
 	struct retransmission ev = {};
 	struct endpoints ends = {};
+	struct sock *owned = has_record(sk) ? sk : READ(req, __req_common.skc_listener);
 
 	read_endpoints((struct sock *)req, &ends);
 	ends.lport = READ((struct sock *)req, __sk_common.skc_num);
 	ev.kind = KIND_SYNACK;
 	ev.segs = 1;
-	if (!is_wanted(&ev, &ends, sk, READ(req, __req_common.skc_listener)))
+	if (!is_wanted(&ev, &ends, owned))
 		return 0;
 	ev.state = TCP_SYN_RECV;
 	ev.seq = READ((struct tcp_request_sock *)req, snt_isn);
@@ -126,7 +125,7 @@ static inline int on_loss_probe(struct sock *sk)
 		return 0;
 	read_endpoints(sk, &ends);
 	ev.kind = KIND_PROBE;
-	if (!is_wanted(&ev, &ends, sk, NULL))
+	if (!is_wanted(&ev, &ends, sk))
 		return 0;
 	ev.state = READ(sk, __sk_common.skc_state);
 	ev.ca_state = read_inet_connection_sock_icsk_ca_state(icsk);

@@ -25,8 +25,6 @@ struct descriptors {
 /* Too large for the stack. A program that interrupts another one here makes it miss a file. */
 BPF_PERCPU_ARRAY(descriptors, struct descriptors, 1);
 
-enum holding { HOLDS_NOT, HOLDS, HOLDS_MAYBE };
-
 static inline struct fdtable *descriptors_of(struct task_struct *leader)
 {
 	struct files_struct *files = READ(leader, files);
@@ -34,26 +32,10 @@ static inline struct fdtable *descriptors_of(struct task_struct *leader)
 	return READ(files, fdt);
 }
 
-/* Is descriptor `fd` of a table this open file? */
-static inline bool is_file(struct fdtable *table, s32 fd, struct file *file)
-{
-	struct file *found = NULL;
-	u64 at = (u32)fd; /* LLVM 11 crashes where it has to extend the sign */
-
-	if (at < READ(table, max_fds))
-		bpf_probe_read_kernel(&found, sizeof(found), (void **)READ(table, fd) + at);
-	return found == file;
-}
-
-/* Has a child the file under this number, or under inetd's (0) or that of systemd's Accept=yes (3)? */
-static inline bool has_inherited(struct task_struct *child, s32 fd, struct file *file)
-{
-	struct fdtable *table = descriptors_of(child);
-
-	return is_file(table, fd, file) | is_file(table, 0, file) | is_file(table, 3, file);
-}
-
-/* Returns a number whose highest bit is 0 if `a` and `b` are equal, and 1 otherwise. */
+/*
+ * Returns a number whose highest bit is 0 if `a` and `b` are equal, and 1 otherwise. Jumps in a loop
+ * would double the paths that the verifier follows with each round, and the time to load a program.
+ */
 static inline u64 differ(u64 a, const void *b)
 {
 	u64 difference = a ^ (u64)b, negative = -difference;
@@ -62,11 +44,41 @@ static inline u64 differ(u64 a, const void *b)
 	return difference | negative;
 }
 
+/* The open file of descriptor `fd` of a table, 0 if there is none. Each table has 64 or more. */
+static inline u64 file_at(struct fdtable *table, u32 fd)
+{
+	u64 found = 0, at = (u64)((void **)READ(table, fd) + (u64)fd);
+
+	if (!__builtin_constant_p(fd)) {
+		u64 inside = (s64)((u64)fd - READ(table, max_fds)) >> 63; /* all ones, or 0 */
+
+		asm volatile("" : "+r"(inside));
+		at &= inside; /* reading address 0 fails, and leaves 0 */
+	}
+	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
+	return found;
+}
+
 /*
- * Does a process have an open file? HOLDS_NOT if the address of its task is out of date. A process
- * that uses io_uring may have files without a descriptor.
+ * Has a child the file under this number, or under inetd's (0) or that of systemd's Accept=yes (3)?
+ * Returns 0 or all ones.
  */
-static inline enum holding holds_file(struct task_struct *leader, struct file *file, s32 fd)
+static inline u64 has_inherited(struct task_struct *child, s32 fd, struct file *file)
+{
+	struct fdtable *table = descriptors_of(child);
+	u64 differs = differ(file_at(table, fd), file) & differ(file_at(table, 0), file) &
+		      differ(file_at(table, 3), file);
+	u64 equal = (differs >> 63) - 1;
+
+	asm volatile("" : "+r"(equal));
+	return equal;
+}
+
+/*
+ * Does a process have an open file among its first descriptors? False if the address of its task is
+ * out of date.
+ */
+static inline bool holds_file(struct task_struct *leader, struct file *file, s32 fd)
 {
 	struct fdtable *table = descriptors_of(leader);
 	u64 size = READ(table, max_fds) * sizeof(struct file *);
@@ -74,27 +86,32 @@ static inline enum holding holds_file(struct task_struct *leader, struct file *f
 	int zero = 0;
 	struct descriptors *row = descriptors.lookup(&zero);
 
-	if (!row || !table)
-		return HOLDS_NOT;
-	if (is_file(table, fd, file))
-		return HOLDS;
+	if (!row || file_at(table, fd) == (u64)file)
+		return row;
 	bpf_probe_read_kernel(row, sizeof(struct descriptors), NULL); /* fails, and leaves zeros */
 	size = size < sizeof(struct descriptors) ? size : sizeof(struct descriptors);
 	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */
 	bpf_probe_read_kernel(row, size & (2 * sizeof(struct descriptors) - 1), READ(table, fd));
-	/* The highest bit stays 1 only if all files differ; this takes no jump per descriptor. */
+	/* The highest bit stays 1 only if all files differ. */
 #pragma nounroll
 	for (u64 i = 0; i < DESCRIPTORS; i += 4) {
 		all_differ &= differ(row->file[i], file) & differ(row->file[i + 1], file) &
 			      differ(row->file[i + 2], file) & differ(row->file[i + 3], file);
 	}
-	if (!(all_differ >> 63))
-		return HOLDS;
+	return !(all_differ >> 63);
+}
+
+/*
+ * Can a process have files that holds_file() does not see: under a higher descriptor, or under none,
+ * as io_uring can have them?
+ */
+static inline bool may_hold_more(struct task_struct *leader)
+{
 #ifdef HAVE_task_struct_io_uring
 	if (READ(leader, io_uring))
-		return HOLDS_MAYBE;
+		return true;
 #endif
-	return READ(table, max_fds) > DESCRIPTORS ? HOLDS_MAYBE : HOLDS_NOT;
+	return READ(descriptors_of(leader), max_fds) > DESCRIPTORS;
 }
 
 #endif

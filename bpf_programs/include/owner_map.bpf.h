@@ -114,21 +114,23 @@ static inline void owner_from_current(struct owner *owner)
  */
 static inline bool find_heir(struct owner *owner, struct file *file)
 {
-	struct task_struct *parent = (struct task_struct *)owner->leader, *heir = NULL;
+	struct task_struct *parent = (struct task_struct *)owner->leader;
 	const void *node = READ(parent, children.prev);
+	u64 heir = 0;
 
 	/* After the eldest child comes the list's head, where no process is read. */
 #pragma nounroll
 	for (int i = 0; i < CHILDREN; i++) {
 		struct task_struct *child =
 			(void *)node - (u64)FIELD_AT((struct task_struct *)0, sibling);
+		u64 inherited = has_inherited(child, owner->fd, file);
 
-		heir = has_inherited(child, owner->fd, file) ? child : heir;
+		heir = (heir & ~inherited) | ((u64)child & inherited);
 		node = READ(child, sibling.prev);
 	}
-	if (!heir || READ(heir, tgid) <= 0)
+	if (!heir || READ((struct task_struct *)heir, tgid) <= 0)
 		return false;
-	owner_from_task(owner, heir, OWNER_EXACT);
+	owner_from_task(owner, (struct task_struct *)heir, OWNER_EXACT);
 	return true;
 }
 
@@ -142,6 +144,13 @@ static inline bool recorded_owner(struct sock *sk, struct owner *to)
 		return false;
 	*to = *known;
 	return true;
+}
+
+static inline bool has_record(struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	return owners.lookup(&key);
 }
 
 /*
@@ -160,15 +169,13 @@ static inline bool find_owner(struct sock *sk, struct owner *to)
 		return true;
 	leader = (struct task_struct *)to->leader;
 	if (READ(leader, tgid) == to->process.pid) {
-		enum holding holding = holds_file(leader, file, to->fd);
-
-		if (holding == HOLDS)
+		if (holds_file(leader, file, to->fd))
 			return true;
 		if (find_heir(to, file)) {
 			owners.update(&key, to); /* replaces an entry: there is room */
 			return true;
 		}
-		if (holding == HOLDS_MAYBE)
+		if (may_hold_more(leader))
 			return true;
 	}
 	__builtin_memset(to, 0, sizeof(*to));

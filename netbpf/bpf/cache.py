@@ -130,7 +130,7 @@ def describe() -> tuple[bool, str]:
             files = _files(directory)
     except NoCache as reason:
         return False, f"none, every start compiles: {reason}"
-    return True, f"{path}, {len(files)} compiled, {sum(f.size for f in files) >> 10} KB"
+    return True, f"{path}, {len(files)} files, {sum(f.size for f in files) >> 10} KB"
 
 
 # --- file names -----------------------------------------------------------------------------------

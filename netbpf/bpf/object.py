@@ -56,19 +56,26 @@ def constant_loads(code: bytes) -> Iterator[int]:
 
 
 def _loads(code: bytes, wanted: int) -> Iterator[int]:
-    for offset, operation, source in instructions(code):
-        if operation == _LOAD_64 and source == wanted and offset + 16 <= len(code):
-            yield offset + 4
+    operations = code[::8]  # of instructions; the second half of a 64-bit load has operation 0
+    index = operations.find(_LOAD_64)
+    while 0 <= index < len(code) // 8 - 1:
+        if _source_register(code[index * 8 + 1]) == wanted:
+            yield index * 8 + 4
+        index = operations.find(_LOAD_64, index + 2)
 
 
 def instructions(code: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (offset in bytes, operation, src_reg); a 64-bit load is one of twice the size."""
     offset = 0
     while offset + 8 <= len(code):
-        operation, registers = code[offset], code[offset + 1]
-        # struct bpf_insn: dst_reg and src_reg are bit fields of four bits each.
-        yield offset, operation, registers >> 4 if sys.byteorder == "little" else registers & 15
+        operation = code[offset]
+        yield offset, operation, _source_register(code[offset + 1])
         offset += 16 if operation == _LOAD_64 else 8
+
+
+def _source_register(registers: int) -> int:
+    # struct bpf_insn: dst_reg and src_reg are bit fields of four bits each.
+    return registers >> 4 if sys.byteorder == "little" else registers & 15
 
 
 def with_maps(code: bytes, numbers: Mapping[int, int]) -> bytes:

@@ -112,6 +112,7 @@ def record(path: str, btf: str = "") -> None:
 def recording_of(kernel: LiveKernel) -> dict[str, Any]:
     """Return the recording of `kernel` for JSON, in the format that `RecordedKernel` reads."""
     btf = kernel.btf
+    assert isinstance(btf, Btf)
     structs, enums = btf.names(STRUCT, UNION), btf.names(ENUM, ENUM64)
     recorder = QueryRecorder(kernel)
     machine.kernel_checks(recorder)

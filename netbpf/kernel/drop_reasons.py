@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
 from netbpf.kernel.btf import Btf
+from netbpf.kernel.known_types import KnownTypes
 
 _CORE, _SUBSYSTEMS = "SKB_DROP_REASON_", "SKB_DROP_REASON_SUBSYS_"
 # Subsystems have their own enums, in the module if they are built as one: (module, enum).
@@ -17,7 +18,7 @@ class DropReasons:
     The high 16 bits of a reason are the subsystem's number, 0 for the network core.
     """
 
-    def __init__(self, btf: Btf) -> None:
+    def __init__(self, btf: Union[Btf, KnownTypes]) -> None:
         """Read the enum from the running kernel's types."""
         self._btf = btf
         reasons = btf.enumerators("skb_drop_reason")
@@ -47,7 +48,8 @@ class DropReasons:
     def _read_others(self) -> dict[int, str]:
         names: dict[int, str] = {}
         for module, enum in _ENUMS:
-            types = self._btf if self._btf.enumerators(enum) else self._btf.module(module)
-            numbers = types.enumerators(enum) if types else {}
+            numbers = self._btf.enumerators(enum)
+            if not numbers and (types := self._btf.module(module)):
+                numbers = types.enumerators(enum)
             names.update({number & 0xFFFFFFFF: name for name, number in numbers.items()})
         return names

@@ -13,10 +13,11 @@ import re
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Optional, Protocol
+from typing import Optional, Protocol, Union
 
 from netbpf.declare.needs import MOUNT, TRACEFS, Need
 from netbpf.kernel.btf import FUNC, VAR, VMLINUX, Btf, Field
+from netbpf.kernel.known_types import KnownTypes
 from netbpf.kernel.recorded import RecordedKernel as RecordedKernel
 from netbpf.system.privileges import lacks
 from netbpf.system.syscalls import accepts_fentry, detached_mount
@@ -69,10 +70,10 @@ class Kernel(Protocol):
 class LiveKernel:
     """The running kernel."""
 
-    def __init__(self, btf: str = "") -> None:
-        """Read types from the file `btf`, or from the running kernel."""
+    def __init__(self, btf: str = "", known: Optional[KnownTypes] = None) -> None:
+        """Read types from the file `btf`, else take them from `known` or the running kernel."""
         self.release = os.uname().release
-        self.btf = Btf(btf or VMLINUX)
+        self.btf: Union[Btf, KnownTypes] = (known if not btf else None) or Btf(btf or VMLINUX)
         self._preempts: dict[str, bool] = {}  # a query takes 1 ms, and each alternative makes one
 
     def tracepoint(self, name: str) -> Optional[tuple[str, ...]]:

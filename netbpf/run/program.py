@@ -103,6 +103,15 @@ class Attached:
         self.loaded.programs.clear()
         self.loaded.maps.clear()
 
+    def log_choice(self, log: Log) -> None:
+        """Log the kind and targets of each probe, and why better ones were rejected."""
+        for selection in self.selections:
+            resolved = "resolved while running" if selection.kind else ""
+            where = f"{selection.kind or 'none'} {', '.join(selection.targets) or resolved}"
+            log(f"probe {selection.probe.name}: {where}".rstrip())
+            for text, why in selection.rejected:
+                log(f"  not {text}: {why}")
+
     def described(self) -> list[dict[str, Any]]:
         """Return the summary's list of probes, without redundant ones."""
         return [

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Optional, TextIO
 
+from netbpf.bpf.type_answers import keep_answers, open_kernel
 from netbpf.declare.constants import load_constant
 from netbpf.declare.memory import ring_size
 from netbpf.declare.tool import Tool
 from netbpf.errors import EXIT_LOST, NetbpfError
 from netbpf.kernel.clock import StepAlarm, kernel_ns
-from netbpf.kernel.inspect import LiveKernel
 from netbpf.output.clock import Clock
 from netbpf.output.outlet import Outlet
 from netbpf.output.screen import Resizes, report
@@ -66,24 +66,25 @@ class Run:
 
     def execute(self) -> int:
         """Do the whole sequence; return the exit status."""
-        kernel = LiveKernel(self.settings.get("btf") or "")
-        self.names = Names(kernel)
+        self.kernel = open_kernel(self.settings.get("btf") or "", self._log)
+        self.names = Names(self.kernel)
         self.defines += self._named_constants()
         with ExitStack() as self.opened:
-            self._open(kernel)
+            self._open()
             self._announce()
             return self._trace()
 
-    def _open(self, kernel: LiveKernel) -> None:
+    def _open(self) -> None:
         # Closed in reverse order.
         keep = self.opened.callback
         keep(self.out.close)
         if self.ready_file:
             keep(self.ready_file.close)
             keep(self.ready_file.close)  # a second try, as the file outlives this process
-        self.attached = start(self.tool, self.settings, kernel, self.defines, self._log)
+        self.attached = start(self.tool, self.settings, self.kernel, self.defines, self._log)
         keep(self.attached.close)
         self.names.bind(self.tool, self.attached.loaded.maps)
+        keep_answers(self.kernel, self._log)
         self.cost = Cost(self.attached.loaded.programs)
         keep(self.cost.close)
         self.clock = Clock(kernel_ns)
@@ -252,15 +253,7 @@ class Run:
         return read_totals(self.tool.totals, self.attached.loaded.maps["totals"])
 
     def _ready(self) -> None:
-        for selection in self.attached.selections:
-            targets = ", ".join(selection.targets) or (
-                "resolved while running" if selection.kind else ""
-            )
-            self._log(
-                f"probe {selection.probe.name}: {selection.kind or 'none'} {targets}".rstrip()
-            )
-            for text, why in selection.rejected:
-                self._log(f"  not {text}: {why}")
+        self.attached.log_choice(self._log)
         if self.ready_file:
             self.ready_file.create()
         self._log("ready")

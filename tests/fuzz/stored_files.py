@@ -1,4 +1,4 @@
-"""Stored files: compiled programs in the cache, and recordings of kernels."""
+"""Stored files: compiled programs and types in the cache, and recordings of kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from netbpf.bpf import type_answers
 from netbpf.bpf.constants import with_constants
 from netbpf.bpf.object import MAGIC, BpfObject, MapSpec, map_references, pack, unpack, with_maps
 from netbpf.kernel.recorded import AT, SIZE, NotRecorded, RecordedKernel
@@ -69,6 +70,24 @@ def codes(data: bytes) -> None:
     for offset, _ in map_references(data):
         assert 0 <= offset <= len(data) - 4
     struct.pack("=I", len(with_constants(data, [1] * 256)))
+
+
+ANSWERS: dict[str, type_answers.Answer] = {
+    "size sock": 760, "field sock sk_x": [64, "u32 %s", 0], "parameters tcp_close": ["sk"],
+    "size absent": None, "enumerators mode": {"ON": 1},
+}  # fmt: skip
+STORED = type_answers.pack(ANSWERS, KEY)
+
+
+def types_file(data: bytes) -> None:
+    """A file is unpacked to answers of the right types, or to None."""
+    text = data[32:]
+    for file in (data, hashlib.sha256(KEY.encode() + text).digest() + text):
+        answers = type_answers.unpack(file, KEY)
+        assert type_answers.unpack(file, "1" * 64) is None
+        for query, answer in (answers or {}).items():
+            assert isinstance(query, str)
+            assert answer is None or isinstance(answer, (int, list, dict))
 
 
 RECORDING: dict[str, Any] = {
@@ -139,6 +158,7 @@ def answered(question: Callable[[], Any]) -> None:
 TARGETS = (
     Target("cache-file", mutated(PACKED, range(600)), cache_file),
     Target("cache-object", st.tuples(SHAPES, PROGRAMS, st.text(max_size=4)), round_trip),
+    Target("cache-types", mutated([STORED], range(200)), types_file),
     Target("cache-code", mutated([CODE, MOVE + EXIT]), codes),
     Target("recording", CHANGES, recorded),
 )

@@ -8,6 +8,7 @@ import os
 import stat
 import struct
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,10 @@ from crowd import QUICK_ENDS, Crowd
 from harness import SOURCE_TREE, START_TIMEOUT, Run, command, netbpf_once, validator
 from traffic import Line
 
+from netbpf.bpf import type_answers
 from netbpf.bpf.object import BpfObject, pack, unpack
 from netbpf.declare.tool import tool_names
+from netbpf.kernel.btf import Btf
 
 pytestmark = pytest.mark.beside
 
@@ -54,7 +57,8 @@ def was_compiled(text: str) -> bool:
 
 
 def files(place: Path) -> list[str]:
-    return sorted(path.name for path in place.iterdir())
+    """The names of all files but the one with the kernel's types, which all tools share."""
+    return sorted(path.name for path in place.iterdir() if path.name != type_answers.file_name())
 
 
 def test_second_start_takes_what_is_kept_and_sees_as_well_what_it_is_asked_for(
@@ -254,9 +258,10 @@ def test_it_is_in_run_by_default_and_off_writes_nothing() -> None:
     assert not (SOURCE_TREE / "off").exists()
     said, found = in_an_empty_run("")
     assert was_compiled(said)
-    directory, file = sorted(found, reverse=True)
+    directory, *kept = sorted(found, reverse=True)
     assert directory == "700 /run/netbpf"
-    assert file.startswith("600 /run/netbpf/")
+    assert len(kept) == 2, "the compiled program and the kernel's types"
+    assert all(file.startswith("600 /run/netbpf/") for file in kept)
 
 
 @pytest.mark.parametrize("where", ["/proc/netbpf", "/sys/netbpf", "/no/such/place", "/dev/null"])
@@ -309,7 +314,70 @@ def test_doctor_says_where_it_is_or_why_there_is_none(place: Path) -> None:
     assert told(place)["words"] == f"{place}, created by the first start"
     assert not place.exists()
     once(place)
-    assert told(place)["words"].startswith(f"{place}, 1 compiled, ")
+    assert told(place)["words"].startswith(f"{place}, 2 files, ")
     assert told(place)["state"] == "ok"
     off = told("off")
     assert off["state"] == "absent" and "NETBPF_CACHE is off" in off["words"]
+
+
+# --- the kernel's types ---------------------------------------------------------------------------
+
+
+def read_types(place: Path, *words: object) -> tuple[bool, str]:
+    """Start a tool; return whether it read the kernel's BTF, and what -v says."""
+    trace = place.parent / "trace"
+    trace.unlink(missing_ok=True)
+    code = (
+        "import sys; seen = open(sys.argv.pop(1), 'a')\n"
+        "from netbpf.kernel import known_types\n"
+        "whole = known_types.Btf\n"
+        "known_types.Btf = lambda *words: (seen.write('read'), seen.flush(), whole(*words))[-1]\n"
+        "from netbpf.cli import main; main()"
+    )
+    started = [sys.executable, "-c", code, trace, *words, "-d", "0.1", "--json", "-v"]
+    done = subprocess.run(
+        list(map(str, started)), env=with_cache(place), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return "read" in trace.read_text(), done.stderr
+
+
+def test_types_are_read_once_by_all_starts_of_a_tool(place: Path) -> None:
+    assert read_types(place, "tcplife")[0]
+    assert not read_types(place, "tcplife")[0]
+    # Another tool needs others, and adds them.
+    assert read_types(place, "skbdrop")[0]
+    assert [read_types(place, tool)[0] for tool in ("tcplife", "skbdrop")] == [False, False]
+
+
+def test_known_types_are_those_of_the_kernel(place: Path) -> None:
+    for tool in ("tcplife", "skbdrop", "soconnect"):
+        once(place, tool)
+    answers = type_answers.unpack(
+        (place / type_answers.file_name()).read_bytes(), type_answers.file_name()
+    )
+    assert answers and len(answers) > 100
+    btf = Btf()
+    for question, known in answers.items():
+        query, *words = question.split(" ")
+        arguments = [int(word) if word.isdecimal() else word for word in words]
+        found = getattr(btf, query)(*arguments)
+        assert known == (list(found) if isinstance(found, tuple) else found), question
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "of another boot"])
+def test_damaged_types_are_read_again(place: Path, damage: str) -> None:
+    once(place)
+    path = place / type_answers.file_name()
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": data[:-1],
+            "changed": data.replace(b"sock", b"sick"),
+            "empty": b"",
+            "of another boot": type_answers.pack({"size sock": 8}, "0" * 64),
+        }[damage]
+    )
+    read, said = read_types(place, "tcplife")
+    assert read and "its content is invalid" in said
+    assert path.read_bytes() == data

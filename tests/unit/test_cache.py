@@ -296,7 +296,7 @@ def test_description_counts(directory):
     assert cache.describe() == (True, f"{directory}, created by the first start")
     cache.put(KEYS[1], bytes(3000))
     cache.put(KEYS[2], bytes(3000))
-    assert cache.describe() == (True, f"{directory}, 2 compiled, 5 KB")
+    assert cache.describe() == (True, f"{directory}, 2 files, 5 KB")
 
 
 # --- the name of a file ---------------------------------------------------------------------------
