@@ -53,6 +53,23 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def width_of(text: str) -> int:
+    """Return the terminal columns that `text` takes: 2 per wide character, 0 per combining one."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width  # lazy: 1 MB of tables, seldom needed
+
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def cut(text: str, width: int) -> str:
+    """Return the beginning of `text` that takes at most `width` terminal columns."""
+    text = text[: width + sum(not character.isascii() for character in text)]
+    while width_of(text) > width:
+        text = text[:-1]
+    return text
+
+
 def clean(raw: bytes) -> str:
     """Decode an untrusted C string up to its NUL, undecodable bytes as \\xNN."""
     return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")

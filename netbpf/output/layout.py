@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional
 
 from netbpf.declare.batch import Columns, Memo, rows_of
 from netbpf.declare.columns import Column
+from netbpf.declare.values import cut, width_of
 
 # Characters by which columns grow, so that headings are seldom repeated.
 _STEP_OF_TEXT, _STEP_OF_ADDRESSES = 8, 4
@@ -80,9 +81,10 @@ class Layout:
         """
         grown = False
         for column, width, text in zip(self.shown, self.widths, texts):
-            if len(text) > width and len(text) > self._seen.get(column.name, 0):
+            taken = width_of(text)
+            if taken > width and taken > self._seen.get(column.name, 0):
                 exact = exactly or self.limit is None or column.is_number
-                self._seen[column.name] = len(text) if exact else _stepped(column, len(text))
+                self._seen[column.name] = taken if exact else _stepped(column, taken)
                 grown = grown or not column.below
         return grown and self.choose()
 
@@ -94,17 +96,19 @@ class Layout:
         ]
 
     def template(self) -> str:
-        """Return the "%" format of a line, for texts that fit."""
+        """Return the "%" format of a line, for ASCII texts that fit."""
         return " ".join(
             "%s" if column.below else f"%{width}s" if column.is_number else f"%-{width}s"
             for column, width in zip(self.shown, self.widths)
         )
 
     def _cell(self, column: Column, width: int, text: str) -> str:
-        if self.limit is not None and len(text) > width:
-            if column.is_cut or (len(text) > _LONGEST and not column.is_number):
-                text = text[: width - 1] + "~"
-        return f"{text:>{width}}" if column.is_number else f"{text:<{width}}"
+        taken = width_of(text)
+        if self.limit is not None and taken > width:
+            if column.is_cut or (taken > _LONGEST and not column.is_number):
+                text = cut(text, width - 1) + "~"
+        padding = " " * (width - width_of(text))
+        return padding + text if column.is_number else text + padding
 
     def _total(self, chosen: Mapping[Column, int]) -> int:
         return self._taken + sum(width + 1 for width in chosen.values()) - 1

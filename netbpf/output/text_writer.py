@@ -87,7 +87,7 @@ class TextWriter(Writer):
             self.out.writelines(lines)
 
     def _lines(self, times: Sequence[int], columns: Columns) -> Optional[Iterable[str]]:
-        """Return the lines, None if the columns shown, or their widths, must change for them."""
+        """Return the lines; None if the layout must change for them, or a text is not ASCII."""
         if self._layout.resize(self._limit):
             return None
         shown, widths = self._layout.shown, self._layout.widths
@@ -95,7 +95,9 @@ class TextWriter(Writer):
         for column, width, cells in zip(shown, widths, texts):
             if not column.below and max(map(len, cells)) > width:
                 return None
-        lines: Iterable[str] = map(self._layout.template().__mod__, zip(*texts))
+        lines: Iterable[str] = list(map(self._layout.template().__mod__, zip(*texts)))
+        if not all(map(str.isascii, lines)):  # see width_of()
+            return None
         if self._day or self.style.timestamp:
             lines = (" ".join([*self._stamps(ns), line]) for ns, line in zip(times, lines))
         return [line.rstrip() + "\n" for line in lines]

@@ -12,6 +12,7 @@ from netbpf.declare.network import KernelStack
 from netbpf.declare.record import Record
 from netbpf.declare.sockets import CallResult
 from netbpf.declare.tool import all_tools
+from netbpf.declare.values import width_of
 from netbpf.output import screen
 from netbpf.output.layout import Layout
 from netbpf.output.screen import Screen, fold, report
@@ -111,6 +112,33 @@ def test_long_path_in_a_column_of_addresses_is_cut():
     one.grow([path])
     assert one.cells([path])[0].endswith("~")
     assert len(one.cells([path])[0]) <= 50
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "shown"),
+    [("redis", 8, "redis   "), ("数据库", 8, "数据库  "), ("数据库服务", 8, "数据库~ "),
+     ("a数据库服务", 8, "a数据库~"), ("naïve", 8, "naïve   "),
+     ("nai\u0308ve", 8, "nai\u0308ve   ")],
+)  # fmt: skip
+def test_wide_characters_take_two_columns_and_combining_ones_none(text, width, shown):
+    assert width_of(shown) == width
+    fitted = Layout([Comm("name", width=width)], limit=width)
+    assert fitted.widths == [width]
+    assert fitted.cells([text]) == [shown]
+
+
+@pytest.mark.parametrize("limit", [None, 80])
+def test_lines_with_wide_characters_are_aligned(limit):
+    out = Terminal(limit) if limit else io.StringIO()
+    writer = make_writer("text", "tcplife", Line.columns, FixedClock(), out)
+    writer.begin()
+    row = {"pid": 7, "laddr": "10.0.0.1", "raddr": "10.0.0.2", "rport": 80, "errno": None}
+    names = ["redis", "数据库", "nai\u0308ve"]
+    columns = {name: [value] * len(names) for name, value in row.items()}
+    writer.events([0, 1, 2], {**columns, "comm": names})
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 4
+    assert len({width_of(line.partition(" 10.0.0.1")[0]) for line in lines[1:]}) == 1
 
 
 def test_columns_grow_in_a_pipe_and_nothing_is_cut():
