@@ -79,8 +79,8 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 	if (READ(sk, sk_protocol) != IPPROTO_TCP || newstate == TCP_LISTEN)
 		return 0;
 	if (!pass_ends(sk)) {
-		/* Ends that were not set at the first state change are set in these states. */
-		if (newstate == TCP_ESTABLISHED || newstate == TCP_CLOSE) {
+		/* Ends that were not set at the first change of state are set after the next one. */
+		if (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV) {
 			sessions.delete(&key);
 			forget_owner(sk);
 		}

@@ -19,8 +19,7 @@ KERNEL_FIELDS(sock, sk_write_queue.next)
  * Count a retransmission for the comparison with the kernel's counters, find its owner, and apply
  * the filters. A retransmission that is filtered out costs these reads and uses no map entry.
  */
-static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends,
-			     struct sock *sk)
+static inline bool is_wanted(struct retransmission *ev, struct endpoints *ends, struct sock *sk)
 {
 	struct owner owner = {};
 

@@ -27,18 +27,30 @@ struct process {
 	char comm[TASK_COMM_LEN];
 };
 
-static inline void read_process(struct process *process, struct task_struct *task)
+/* Read what the process filters compare. */
+static inline void read_identity(struct process *process, struct task_struct *task)
 {
 	struct task_struct *leader = READ(task, group_leader);
-	struct css_set *set = READ(task, cgroups);
-	struct cgroup *cgroup = READ(set, dfl_cgrp);
-	struct kernfs_node *node = READ(cgroup, kn);
 	struct cred *cred = READ(task, cred);
 
-	process->cgroup = READ(node, id);
 	process->pid = READ(task, tgid);
 	process->uid = READ(cred, uid.val);
 	READ_INTO(process->comm, leader, comm);
+}
+
+static inline void read_cgroup(struct process *process, struct task_struct *task)
+{
+	struct css_set *set = READ(task, cgroups);
+	struct cgroup *cgroup = READ(set, dfl_cgrp);
+	struct kernfs_node *node = READ(cgroup, kn);
+
+	process->cgroup = READ(node, id);
+}
+
+static inline void read_process(struct process *process, struct task_struct *task)
+{
+	read_identity(process, task);
+	read_cgroup(process, task);
 }
 
 /* The id of the ancestor at a level; the cgroup itself is at its own level. */
@@ -83,6 +95,33 @@ static inline bool in_cgroup(struct task_struct *task, u64 id)
 #endif
 }
 
+#ifdef FILTER_COMM_LENGTH
+/* Bit k of `of[c]`: the k-th token of the pattern matches the character c. Filled by the reader. */
+struct comm_tokens {
+	u32 of[256];
+};
+BPF_ARRAY(comm_tokens, struct comm_tokens, 1);
+
+/* Bit k of `matched` says that the first k tokens of the pattern match up to here. */
+static inline bool pass_comm(const char *comm)
+{
+	int zero = 0;
+	struct comm_tokens *tokens = comm_tokens.lookup(&zero);
+	u32 matched = 1, stars = FILTER_COMM_STARS;
+
+	if (!tokens)
+		return false;
+	for (int i = 0; i < TASK_COMM_LEN; i++) {
+		u8 c = comm[i];
+
+		if (!c)
+			break;
+		matched = (matched & tokens->of[c]) << 1 | (matched & stars);
+	}
+	return matched >> FILTER_COMM_LENGTH & 1;
+}
+#endif
+
 /* Does the process pass the filters? */
 static inline bool pass_process(const struct process *process, struct task_struct *task)
 {
@@ -94,21 +133,8 @@ static inline bool pass_process(const struct process *process, struct task_struc
 	if (!FILTER_UID(process->uid))
 		return false;
 #endif
-#ifdef FILTER_COMM_TOKENS
-	/*
-	 * A glob over at most 15 characters is a bit-parallel automaton: bit k of `matched` says
-	 * that the first k characters of the pattern match up to here.
-	 */
-	u32 matched = 1;
-
-	for (int i = 0; i < TASK_COMM_LEN; i++) {
-		u8 c = process->comm[i];
-
-		if (!c)
-			break;
-		matched = (matched & FILTER_COMM_TOKENS(c)) << 1 | (matched & FILTER_COMM_STARS);
-	}
-	if (!(matched >> FILTER_COMM_LENGTH & 1))
+#ifdef FILTER_COMM_LENGTH
+	if (!pass_comm(process->comm))
 		return false;
 #endif
 #ifdef FILTER_CGROUP
@@ -118,7 +144,7 @@ static inline bool pass_process(const struct process *process, struct task_struc
 	return true;
 }
 
-#if defined(FILTER_PID) || defined(FILTER_UID) || defined(FILTER_COMM_TOKENS) ||                   \
+#if defined(FILTER_PID) || defined(FILTER_UID) || defined(FILTER_COMM_LENGTH) ||                   \
 	defined(FILTER_CGROUP)
 #define FILTER_PROCESS 1
 #endif

@@ -89,16 +89,30 @@ static inline void set_owner(struct sock *sk, struct owner *owner)
 		count_unfollowed(COUNTED_BY(key, owner));
 }
 
-/* Fill in an owner: `how` is the kind of proof that `task` owns a socket. */
+/*
+ * Fill in an owner: `how` is the kind of proof that `task` owns a socket. Of a process that filters
+ * exclude, only what they compare is read.
+ */
 static inline void owner_from_task(struct owner *owner, struct task_struct *task, int how)
 {
 	/* A kernel thread closes for others (delayed fput) or for the kernel itself. */
 	if (READ(task, flags) & PF_KTHREAD)
 		return;
-	read_process(&owner->process, task);
 	owner->leader = (u64)READ(task, group_leader);
 	owner->how = how;
+	owner->pass = false;
+#ifdef FILTER_PID
+	owner->process.pid = READ(task, tgid);
+	if (!FILTER_PID(owner->process.pid))
+		return;
+#endif
+	read_identity(&owner->process, task);
 	owner->pass = pass_process(&owner->process, task);
+#ifdef FILTER_PROCESS
+	if (!owner->pass)
+		return;
+#endif
+	read_cgroup(&owner->process, task);
 }
 
 static inline void owner_from_current(struct owner *owner)

@@ -62,7 +62,7 @@ static inline int own_new_sock(struct sock *sk, s32 fd)
 {
 	struct owner owner = {.fd = fd};
 
-	if (!sk || is_closed(sk))
+	if (!sk || is_closed(sk) || !may_pass_socket(sk))
 		return 0;
 	owner_from_current(&owner);
 	if (owner.how)

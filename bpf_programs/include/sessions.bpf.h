@@ -38,32 +38,18 @@ static inline void on_owner(struct sock *sk, bool pass)
 #include "owners.bpf.h"
 
 /*
- * Do the session's ends pass the filters, as far as they are set? Ports come first, as one read of
- * each excludes most sockets; a port that is not chosen yet excludes nothing, nor do the addresses of
- * a child that is still a copy of its listener.
+ * Do the session's ends pass the filters, as far as they are set? The addresses of a child that is
+ * still a copy of its listener exclude nothing, nor do those of a socket whose port is not chosen yet.
  */
 static inline bool pass_ends(struct sock *sk)
 {
-#ifdef FILTER_SOCKET
-	u16 sport = READ((struct inet_sock *)sk, inet_sport);
-	u16 dport = READ(sk, __sk_common.skc_dport);
+	if (!pass_ports(sk))
+		return false;
+#ifdef FILTER_ADDRESSES
 	struct endpoints ends = {};
 
-#ifdef FILTER_LPORT
-	if (sport && !FILTER_LPORT(swap16(sport)))
-		return false;
-#endif
-#ifdef FILTER_RPORT
-	if (dport && !FILTER_RPORT(swap16(dport)))
-		return false;
-#endif
-	if (!sport || !dport) {
-		struct net *net = READ(sk, __sk_common.skc_net.net);
-
-		return pass_netns(READ(net, ns.inum));
-	}
 	read_endpoints(sk, &ends);
-	return pass_endpoints(&ends);
+	return !ends.lport || !ends.rport || pass_peer(&ends);
 #else
 	return true;
 #endif

@@ -84,8 +84,11 @@ static inline bool in_block(const u8 *addr, u64 net0, u64 net1, u64 mask0, u64 m
 	return (words[0] & mask0) == net0 && (words[1] & mask1) == net1;
 }
 
-#if defined(FILTER_NETNS) || defined(FILTER_FAMILY) || defined(FILTER_LPORT) ||                    \
-	defined(FILTER_RPORT) || defined(FILTER_LADDR) || defined(FILTER_RADDR)
+#if defined(FILTER_FAMILY) || defined(FILTER_LADDR) || defined(FILTER_RADDR)
+#define FILTER_ADDRESSES 1
+#endif
+#if defined(FILTER_NETNS) || defined(FILTER_LPORT) || defined(FILTER_RPORT) ||                     \
+	defined(FILTER_ADDRESSES)
 #define FILTER_SOCKET 1
 #endif
 
@@ -125,23 +128,43 @@ static inline bool pass_endpoints(const struct endpoints *ends)
 	return pass_netns(ends->netns) && pass_lport(ends->lport) && pass_peer(ends);
 }
 
-/*
- * May a socket with these ends pass the filters, now or later? A local port may be chosen yet
- * (SYN_SENT), and a socket without a peer, such as a listener, may get one of either family.
- */
-static inline bool may_pass(const struct endpoints *ends)
+/* Do the namespace and the ports of a socket pass, as far as they are set? Costs a read or two each. */
+static inline bool pass_ports(struct sock *sk)
 {
-	return pass_netns(ends->netns) && (!ends->lport || pass_lport(ends->lport)) &&
-	       (!ends->rport || pass_peer(ends));
+#ifdef FILTER_NETNS
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+
+	if (!pass_netns(READ(net, ns.inum)))
+		return false;
+#endif
+#ifdef FILTER_LPORT
+	u16 sport = READ((struct inet_sock *)sk, inet_sport);
+
+	if (sport && !FILTER_LPORT(swap16(sport)))
+		return false;
+#endif
+#ifdef FILTER_RPORT
+	u16 dport = READ(sk, __sk_common.skc_dport);
+
+	if (dport && !FILTER_RPORT(swap16(dport)))
+		return false;
+#endif
+	return true;
 }
 
+/*
+ * May a socket pass the filters, now or later? A local port may be chosen yet (SYN_SENT), and a socket
+ * without a peer, such as a listener, may get one of either family.
+ */
 static inline bool may_pass_socket(struct sock *sk)
 {
-#ifdef FILTER_SOCKET
+	if (!pass_ports(sk))
+		return false;
+#ifdef FILTER_ADDRESSES
 	struct endpoints ends = {};
 
 	read_endpoints(sk, &ends);
-	return may_pass(&ends);
+	return !ends.rport || pass_peer(&ends);
 #else
 	return true;
 #endif

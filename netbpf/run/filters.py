@@ -19,12 +19,13 @@ from typing import Any
 
 from netbpf.declare.constants import in_ranges, load_constant, one_of
 from netbpf.declare.needs import OF_DEVICES, OF_PROCESS
-from netbpf.declare.options import COMM_TOKEN, Network, Option, devices
+from netbpf.declare.options import Network, Option, devices
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
 from netbpf.kernel.cgroups import cgroup_id, container_cgroups, level_of
 from netbpf.kernel.namespaces import NAMED, is_namespace, namespace_of
 from netbpf.kernel.processes import kernel_pid
+from netbpf.run.comm_automaton import CommAutomaton
 from netbpf.system.privileges import lacks, missing_privileges, privilege_error
 from netbpf.system.untrusted import read_text
 
@@ -45,7 +46,7 @@ def filter_defines(settings: Mapping[str, Any], proc: str = "/proc") -> list[str
         uids = [_user(word) for word in settings["uid"].split(",")]
         lines.append(f"#define FILTER_UID(x) {one_of('x', uids)}")
     if settings.get("comm"):
-        lines += comm_automaton(settings["comm"])
+        lines += CommAutomaton.of(settings["comm"]).defines()
     lines += _cgroup_defines(_cgroups(settings))
     if settings.get("netns"):
         netns = network_namespace(settings["netns"], proc)
@@ -96,41 +97,6 @@ def block_constants(block: Network) -> str:
     network = mapped + block.network_address.packed
     mask = (b"\xff" * 12 if mapped else b"") + block.netmask.packed
     return ", ".join(map(load_constant, struct.unpack("=4Q", network + mask)))
-
-
-def comm_automaton(glob: str) -> list[str]:
-    """Return the constants of the bit-parallel automaton in filter.bpf.h for a glob.
-
-    The pattern is `fnmatch`'s: *, ?, [abc], [a-z], [!abc]. Bit k of TOKENS(c) is set if the k-th
-    token matches the character c, bit k of STARS if a star precedes the k-th token.
-    """
-    tokens: list[str] = []
-    stars = 0
-    for part in COMM_TOKEN.findall(glob):
-        if part == "*":
-            stars |= 1 << len(tokens)
-        else:
-            tokens.append(_token(part))
-    shifted = " | ".join(f"(u32)({token}) << {i}" for i, token in enumerate(tokens))
-    return [
-        f"#define FILTER_COMM_TOKENS(c) ({shifted or 0})",
-        f"#define FILTER_COMM_STARS {stars}U",
-        f"#define FILTER_COMM_LENGTH {len(tokens)}",
-    ]
-
-
-def _token(part: str) -> str:
-    if part == "?":
-        return "1"
-    if len(part) == 1:
-        return f"(c) == {ord(part)}"
-    inside, negated = part[1:-1], part[1] == "!"
-    tests = [
-        f"((c) >= {ord(first)} && (c) <= {ord(last or first)})"
-        for first, last in re.findall(r"(.)(?:-(.))?", inside[1:] if negated else inside, re.DOTALL)
-    ]
-    joined = " || ".join(tests) or "0"
-    return f"!({joined})" if negated else joined
 
 
 def _user(word: str) -> int:

@@ -11,7 +11,7 @@ from netbpf.bpf import generate, layout
 from netbpf.bpf.attach import attach, release
 from netbpf.bpf.compiler import compile_and_load
 from netbpf.bpf.loader import Loaded
-from netbpf.bpf.maps import possible_cpus
+from netbpf.bpf.maps import Map, possible_cpus
 from netbpf.declare.memory import format_size
 from netbpf.declare.network import KernelStack
 from netbpf.declare.owners import OWNER_PROBES
@@ -25,6 +25,7 @@ from netbpf.kernel.btf import FUNC, Btf
 from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.select import Selection, select
+from netbpf.run import comm_automaton
 from netbpf.system.privileges import refusal_reason
 
 Log = Callable[[str], None]
@@ -193,6 +194,8 @@ def _start(
             log(memory_text(loaded.memory))
             attached = Attached(selections, loaded)
             try:
+                if settings.get("comm"):
+                    _fill_tokens(loaded, settings["comm"])
                 attached.attach_targets()
             except BaseException:
                 attached.close()
@@ -204,6 +207,11 @@ def _start(
             )
             log(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
             refused[error.probe, kind] = error.message
+
+
+def _fill_tokens(loaded: Loaded, glob: str) -> None:
+    tokens = Map.from_fd(loaded.maps[comm_automaton.MAP])
+    tokens.set(bytes(tokens.key_size), comm_automaton.CommAutomaton.of(glob).table())
 
 
 def generated(
@@ -249,6 +257,8 @@ def maps_of(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
         names += ["events", *(["late"] if issubclass(tool.event, AmendedEvent) else [])]
     if tool.pending:
         names.append(tool.pending[0])
+    if settings.get("comm"):
+        names.append(comm_automaton.MAP)
     if tool.totals:
         names.append("totals")
     histogram = tool.histogram_of(settings)

@@ -30,7 +30,6 @@ DECIDE = {
     "buffer": "the size of a map",
     "map_entries": "the size of a map",
     "by": "which members of the key are filled",
-    "comm": "a pattern becomes an automaton",
     "cgroup": "looked up: one number, as tests/unit/test_filters.py shows",
     "container": "looked up: one number, as tests/unit/test_filters.py shows",
     "proto": "a name decides, and soconnect leaves out code",

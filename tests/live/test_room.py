@@ -280,8 +280,9 @@ WIDEST: dict[str, list[tuple[object, ...]]] = {
 def test_memory_is_stated(netbpf: Any, tool: str) -> None:
     stated = memory.by_default(find_tool(tool), possible_cpus())
     taken = []
+    by_name = ("--comm", "*") if "comm" in {o.name for o in find_tool(tool).options} else ()
     for words in WIDEST.get(tool, [()]):
-        with netbpf(tool, "-v", *words) as run:
+        with netbpf(tool, "-v", *words, *by_name) as run:
             found = maps_of(run)
         buffer = found["events"].bytes if "events" in found else 0
         taken.append(sum(one.bytes for one in found.values()) - buffer)

@@ -15,7 +15,8 @@ import pytest
 from netbpf.declare.options import comm_glob, network, ports
 from netbpf.errors import UsageError
 from netbpf.run import filters
-from netbpf.run.filters import block_constants, comm_automaton, filter_defines, network_namespace
+from netbpf.run.comm_automaton import CommAutomaton
+from netbpf.run.filters import block_constants, filter_defines, network_namespace
 
 
 def evaluate(expression: str, **values: int) -> int:
@@ -34,21 +35,18 @@ def body_of(line: str) -> str:
 
 
 class Automaton:
-    """The loop of pass_process() in filter.bpf.h."""
+    """The loop of pass_comm() in filter.bpf.h, with what it gets from Python."""
 
     def __init__(self, glob: str) -> None:
-        tokens, stars, length = map(body_of, comm_automaton(glob))
-        self.tokens = tokens
-        self.stars = evaluate(stars)
-        self.length = int(length)
-        self.known: dict[int, int] = {}
+        automaton = CommAutomaton.of(glob)
+        stars, length = map(body_of, automaton.defines())
+        self.tokens = struct.unpack("=256I", automaton.table())
+        self.stars, self.length = evaluate(stars), evaluate(length)
 
     def match(self, name: str) -> bool:
         matched = 1
         for c in name.encode("latin-1"):
-            if c not in self.known:
-                self.known[c] = evaluate(self.tokens, c=c)
-            matched = (matched & self.known[c]) << 1 | (matched & self.stars)
+            matched = (matched & self.tokens[c]) << 1 & 0xFFFFFFFF | (matched & self.stars)
         return bool(matched >> self.length & 1)
 
 
@@ -104,10 +102,9 @@ def test_automaton_fits_into_32_bits():
     assert Automaton(glob).match("x" * 15)
 
 
-def test_no_character_of_a_pattern_reaches_the_compiler():
-    for glob in ('"; evil(); "', "'", "\\", "/*", "*/", "\n", "a(b)c", "#define x"):
-        text = "\n".join(comm_automaton(glob))
-        assert not re.search(r"[\"'\\;]|/\*|evil|define x|\n(?!#define)", text), glob
+def test_all_patterns_are_the_same_program():
+    texts = {re.sub(r"\d+", "N", "\n".join(CommAutomaton.of(glob).defines())) for glob in GLOBS}
+    assert len(texts) == 1
 
 
 def test_port_ranges_match_exactly_these_ports():
