@@ -76,7 +76,7 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 	struct owner current = {};
 	u64 key = (u64)sk;
 
-	if (READ(sk, sk_protocol) != IPPROTO_TCP || newstate == TCP_LISTEN)
+	if (newstate == TCP_LISTEN)
 		return 0;
 	if (!pass_ends(sk)) {
 		/* Ends that were not set at the first change of state are set after the next one. */
@@ -86,6 +86,8 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 		}
 		return 0;
 	}
+	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
 	if (oldstate == TCP_LISTEN) {
 		/* The owner of the listener, or of an earlier socket at the child's address. */
 		forget_owner(sk);
