@@ -46,10 +46,8 @@ static inline bool pass_ends(struct sock *sk)
 	if (!pass_ports(sk))
 		return false;
 #ifdef FILTER_ADDRESSES
-	struct endpoints ends = {};
-
-	read_endpoints(sk, &ends);
-	return !ends.lport || !ends.rport || pass_peer(&ends);
+	return !READ((struct inet_sock *)sk, inet_sport) || !READ(sk, __sk_common.skc_dport) ||
+	       pass_addresses(sk);
 #else
 	return true;
 #endif

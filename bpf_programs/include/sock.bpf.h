@@ -40,6 +40,29 @@ static inline bool is_mapped(const u8 *addr)
 	return !words[0] && !words[1] && words[2] == 0xffff0000; /* 00 00 ff ff in memory */
 }
 
+/* An address of a socket; `to` stays as it is where the kernel has no IPv6. */
+static inline void read_laddr(u8 *to, struct sock *sk, u16 family)
+{
+	if (family == AF_INET) {
+		map_ipv4(to, READ(sk, __sk_common.skc_rcv_saddr));
+		return;
+	}
+#ifdef HAVE_sock___sk_common_skc_v6_rcv_saddr
+	READ_INTO(to, sk, __sk_common.skc_v6_rcv_saddr);
+#endif
+}
+
+static inline void read_raddr(u8 *to, struct sock *sk, u16 family)
+{
+	if (family == AF_INET) {
+		map_ipv4(to, READ(sk, __sk_common.skc_daddr));
+		return;
+	}
+#ifdef HAVE_sock___sk_common_skc_v6_daddr
+	READ_INTO(to, sk, __sk_common.skc_v6_daddr);
+#endif
+}
+
 static inline void read_endpoints(struct sock *sk, struct endpoints *ends)
 {
 	struct net *net = READ(sk, __sk_common.skc_net.net);
@@ -52,17 +75,10 @@ static inline void read_endpoints(struct sock *sk, struct endpoints *ends)
 	ends->lport = swap16(sport);
 	ends->rport = swap16(dport);
 	ends->family = family;
-	if (family == AF_INET) {
-		map_ipv4(ends->laddr, READ(sk, __sk_common.skc_rcv_saddr));
-		map_ipv4(ends->raddr, READ(sk, __sk_common.skc_daddr));
-		return;
-	}
-#ifdef HAVE_sock___sk_common_skc_v6_daddr
-	READ_INTO(ends->laddr, sk, __sk_common.skc_v6_rcv_saddr);
-	READ_INTO(ends->raddr, sk, __sk_common.skc_v6_daddr);
-	if (is_mapped(ends->laddr) || is_mapped(ends->raddr))
+	read_laddr(ends->laddr, sk, family);
+	read_raddr(ends->raddr, sk, family);
+	if (family != AF_INET && (is_mapped(ends->laddr) || is_mapped(ends->raddr)))
 		ends->family = AF_INET;
-#endif
 }
 
 /* Copy the columns of both ends, from endpoints or from another struct that has them. */
@@ -152,6 +168,34 @@ static inline bool pass_ports(struct sock *sk)
 	return true;
 }
 
+#ifdef FILTER_ADDRESSES
+/* Do family and addresses pass? One address is read at a time, as there is little room on the stack. */
+static inline bool pass_addresses(struct sock *sk)
+{
+	u16 family = READ(sk, __sk_common.skc_family);
+	u8 addr[16] __attribute__((aligned(8))) = {};
+	bool mapped;
+
+	read_laddr(addr, sk, family);
+	mapped = is_mapped(addr);
+#ifdef FILTER_LADDR
+	if (!in_block(addr, FILTER_LADDR))
+		return false;
+#endif
+	read_raddr(addr, sk, family);
+	mapped |= is_mapped(addr);
+#ifdef FILTER_RADDR
+	if (!in_block(addr, FILTER_RADDR))
+		return false;
+#endif
+#ifdef FILTER_FAMILY
+	return (mapped ? AF_INET : family) == FILTER_FAMILY;
+#else
+	return true;
+#endif
+}
+#endif
+
 /*
  * May a socket pass the filters, now or later? A local port may be chosen yet (SYN_SENT), and a socket
  * without a peer, such as a listener, may get one of either family.
@@ -161,10 +205,7 @@ static inline bool may_pass_socket(struct sock *sk)
 	if (!pass_ports(sk))
 		return false;
 #ifdef FILTER_ADDRESSES
-	struct endpoints ends = {};
-
-	read_endpoints(sk, &ends);
-	return !ends.rport || pass_peer(&ends);
+	return !READ(sk, __sk_common.skc_dport) || pass_addresses(sk);
 #else
 	return true;
 #endif
