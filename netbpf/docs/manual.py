@@ -166,10 +166,11 @@ def _describe_type(column: Column) -> str:
 def _histogram_fields(histogram: Histogram) -> Iterator[tuple[str, str]]:
     for column in histogram.key.columns:
         yield _column(column, "key.")
-    yield "unit", f"unit of the values: {histogram.unit}"
+    units = " or ".join(histogram.units)
+    yield "unit", f"unit of the values: {units}"
     yield "buckets", "list of {low, high, count}; low and high are inclusive"
     yield "count", "number of values [integer]"
-    yield "sum", f"sum of the values [integer, {histogram.unit}]"
+    yield "sum", f"sum of the values [integer, {units}]"
     yield "percentiles", "p50, p90 and p99, as the upper bound of the bucket of each"
     for name, schema in histogram.fields.items():
         yield from _describe_schema(name, schema)

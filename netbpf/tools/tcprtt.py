@@ -1,0 +1,109 @@
+"""tcprtt - distribution of round trip times of TCP connections
+
+DESCRIPTION
+  Counts round trip times as the kernel's TCP measures them: a value for each received segment that
+  acknowledges new data. The value is one of these (--of):
+
+    srtt     smoothed round trip time, which 'ss -i' shows as rtt: the default
+    rtt      the latest measurement
+    min_rtt  the minimum of the last minutes (net.ipv4.tcp_min_rtt_wlen)
+    mdev     the mean deviation, by which the smoothed time varies
+
+  A segment that only brings data measures nothing, and is not counted: a program that downloads
+  has as many values as its requests were acknowledged.
+
+EXAMPLES
+  netbpf tcprtt                          all connections, until Ctrl-C
+  netbpf tcprtt 1 10                     every second, ten times
+  netbpf tcprtt --by raddr/24 -L 443 -d 60
+                                         clients of a web server, by network
+  netbpf tcprtt --of min_rtt --by raddr  the distance to each remote address
+  netbpf tcprtt --by comm,rport 5        by program and service
+  netbpf tcprtt --raddr 10.0.0.0/8 --ms  of a network, in milliseconds
+
+OVERHEAD
+  A program per segment that arrives for an established connection.
+
+LIMITS
+  The kernel shows a segment before it handles its acknowledgement: a value is the one that was
+  measured last, and the last one of a connection is not counted. The handshake is the first
+  measurement of a connection that was opened here. Of accepted ones it is in srtt, min_rtt and
+  mdev, not in rtt. Acknowledgements before the first measurement are in the summary (not_measured).
+  A receiver that delays its acknowledgements (40 ms and more) is in the values. Segments during
+  the handshake and after close() has sent a FIN are not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Option, Record, Tool
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
+from netbpf.declare.options import count
+from netbpf.declare.record import sums
+
+MEASURES = {0: "srtt", 1: "rtt", 2: "min_rtt", 3: "mdev"}
+NUMBERS = {word: number for number, word in MEASURES.items()}
+
+
+class RttKey(Record):
+    """The key by which round trip times are counted."""
+
+    cstruct = "rtt_key"
+
+    of = c.Enum("what was measured: srtt, rtt, min_rtt or mdev (--of)", MEASURES, width=7)
+    comm = c.Comm("name of the process that owns the socket (--by)")
+    pid = c.Pid("process that owns the socket (--by)")
+    uid = c.Uid("user id of the owner (--by)")
+    cgroup = c.Cgroup("cgroup id of the owner (--by)")
+    netns = c.Netns()
+    family = c.Family("address family, IPv4-mapped addresses count as ipv4 (--by)")
+    laddr = c.Addr("local address or network (--by)")
+    lport = c.Port("local port (--by)")
+    raddr = c.Addr("remote address or network (--by)")
+    rport = c.Port("remote port (--by)")
+
+
+RttSums = sums("rtt_sums", "total_us")
+
+
+class Totals(Record):
+    """What is not in the distributions."""
+
+    not_measured = c.Count("acknowledgements before the first measurement of a connection")
+
+
+def describe(histogram: Mapping[str, Any], sums: Mapping[str, int]) -> dict[str, Any]:
+    """Return the average, in the unit of the histogram, and a headline with it."""
+    per_unit = 1000 if histogram["unit"] == "ms" else 1
+    average = round(sums["total_us"] / (histogram["count"] or 1) / per_unit, 3)
+    headline = f"{histogram['count']} samples, average {average:g} {histogram['unit']}"
+    return {"average": average, "headline": headline}
+
+
+TOOL = Tool(
+    __doc__,
+    histogram=Histogram(
+        "rtts", RttKey, "us", extra=RttSums, describe=describe,
+        fields={"average": {"type": "number", "description": "mean of the values"}},
+        fixed=("of",), unused=[column.name for column in RttKey.columns if column.name != "of"],
+        coarser=("ms", "ms"),
+    ),
+    totals=Totals,
+    probes=(p.tracepoint_probe("segment", "tcp:tcp_probe", ("sk", "skb"), ("skaddr", "skbaddr")),),
+    owners=True,
+    options=(
+        *PROCESS,
+        *NETNS,
+        *SOCKET,
+        Option("--of", choices=tuple(NUMBERS), default="srtt", define="MEASURE",
+               number=lambda word: NUMBERS[word or "srtt"],
+               help="what to count: srtt (the default), rtt, min_rtt or mdev"),
+        Option("--ms", define="US_PER_UNIT", number=lambda given: 1000 if given else 1,
+               help="count milliseconds instead of microseconds"),
+        Option("--map-entries", metavar="N", parse=count, default="16384",
+               help="how many owners of sockets can be tracked, and keys of --by: one eighth"),
+    ),
+)  # fmt: skip
