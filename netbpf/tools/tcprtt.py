@@ -25,12 +25,12 @@ OVERHEAD
   A program per segment that arrives for an established connection.
 
 LIMITS
-  The kernel shows a segment before it handles its acknowledgement: a value is the one that was
-  measured last, and the last one of a connection is not counted. The handshake is the first
-  measurement of a connection that was opened here. Of accepted ones it is in srtt, min_rtt and
-  mdev, not in rtt. Acknowledgements before the first measurement are in the summary (not_measured).
-  A receiver that delays its acknowledgements (40 ms and more) is in the values. Segments during
-  the handshake and after close() has sent a FIN are not seen.
+  TCP handles an acknowledgement after the tool has seen it: the value is that of the measurement
+  before. The first one of a connection is from its handshake, and the last one is not counted. In
+  accepted connections the handshake is in srtt, min_rtt and mdev, but not in rtt. The summary has
+  the number of acknowledgements before the first measurement (not_measured).
+  If the receiver delays an acknowledgement, often by 40 ms, so is the measurement. Only connections
+  in the state ESTABLISHED are seen: none after a FIN of either end.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ TOOL = Tool(
         *SOCKET,
         Option("--of", choices=tuple(NUMBERS), default="srtt", define="MEASURE",
                number=lambda word: NUMBERS[word or "srtt"],
-               help="what to count: srtt (the default), rtt, min_rtt or mdev"),
+               help="what to count"),
         Option("--ms", define="US_PER_UNIT", number=lambda given: 1000 if given else 1,
                help="count milliseconds instead of microseconds"),
         Option("--map-entries", metavar="N", parse=count, default="16384",
-               help="how many owners of sockets can be tracked, and keys of --by: one eighth"),
+               help="how many owners of sockets are tracked at once, and eight times the keys of --by"),
     ),
 )  # fmt: skip
