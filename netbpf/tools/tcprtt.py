@@ -77,9 +77,10 @@ class Totals(Record):
 
 def describe(histogram: Mapping[str, Any], sums: Mapping[str, int]) -> dict[str, Any]:
     """Return the average, in the unit of the histogram, and a headline with it."""
-    per_unit = 1000 if histogram["unit"] == "ms" else 1
-    average = round(sums["total_us"] / (histogram["count"] or 1) / per_unit, 3)
-    headline = f"{histogram['count']} samples, average {average:g} {histogram['unit']}"
+    values, unit = histogram["count"], histogram["unit"]
+    mean = sums["total_us"] / (values or 1)
+    average = round(mean / 1000, 3) if unit == "ms" else round(mean, 1)
+    headline = f"{values} value{'s' * (values != 1)}, average {average:g} {unit}"
     return {"average": average, "headline": headline}
 
 
@@ -104,6 +105,6 @@ TOOL = Tool(
         Option("--ms", define="US_PER_UNIT", number=lambda given: 1000 if given else 1,
                help="count milliseconds instead of microseconds"),
         Option("--map-entries", metavar="N", parse=count, default="16384",
-               help="how many owners of sockets are tracked at once, and eight times the keys of --by"),
+               help="how many sockets have an owner, and eight times the keys of --by"),
     ),
 )  # fmt: skip

@@ -126,7 +126,7 @@ def test_values_are_those_of_tcp_info_at_each_acknowledgement(
     assert found["key"] == {"of": measure or "srtt"}
     assert (found["count"], found["sum"], found["unit"]) == (EXCHANGES, sum(values), "us")
     assert filled(found) == log2_buckets(values)
-    assert found["average"] == pytest.approx(sum(values) / EXCHANGES, abs=0.001)
+    assert found["average"] == pytest.approx(sum(values) / EXCHANGES, abs=0.05)
     for percent in (50, 90, 99):
         value = sorted(values)[-(-EXCHANGES * percent // 100) - 1]
         assert found["percentiles"][f"p{percent}"] == (1 << value.bit_length()) - 1
@@ -164,7 +164,7 @@ def test_milliseconds(netbpf: Any, pair: Exchange) -> None:
     assert filled(found) == log2_buckets(whole)
     assert found["average"] == pytest.approx(sum(values) / 23 / 1000, abs=0.001)
     assert f"\n{'ms':>21} : count" in text.stdout
-    assert f"23 samples, average {found['average']:g} ms\n" in text.stdout
+    assert f"23 values, average {found['average']:g} ms\n" in text.stdout
 
 
 def test_ss_shows_the_value_of_the_next_sample(netbpf: Any, one_host: Host, pair: Exchange) -> None:
