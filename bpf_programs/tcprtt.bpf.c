@@ -9,6 +9,8 @@
 #if defined(FILTER_PROCESS) || defined(BY_COMM) || defined(BY_PID) || defined(BY_UID) ||           \
 	defined(BY_CGROUP)
 #define NEEDS_OWNER 1
+#endif
+#if defined(NEEDS_OWNER) || defined(USE_session_iter)
 #include "owners.bpf.h"
 #endif
 
@@ -79,8 +81,7 @@ static inline u32 read_rtt(struct tcp_sock *tp)
 	return MEASURE == OF_MDEV ? READ(tp, mdev_us) >> 2 : srtt >> 3;
 }
 
-/* A segment has come in for an established connection. */
-static inline int on_segment(struct sock *sk, struct sk_buff *skb)
+static inline int count_value(struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
 	struct endpoints ends = {};
@@ -88,8 +89,6 @@ static inline int on_segment(struct sock *sk, struct sk_buff *skb)
 	struct rtt_sums *sums;
 	u32 rtt;
 
-	if (!is_new_ack(tp, skb))
-		return 0;
 #if defined(FILTER_SOCKET) || defined(BY_KEY)
 	read_endpoints(sk, &ends);
 	if (!pass_endpoints(&ends))
@@ -125,3 +124,26 @@ static inline int on_segment(struct sock *sk, struct sk_buff *skb)
 	sums->total_us += rtt;
 	return 0;
 }
+
+/* A segment has come in for an established connection. */
+static inline int on_segment(struct sock *sk, struct sk_buff *skb)
+{
+	return is_new_ack((struct tcp_sock *)sk, skb) ? count_value(sk) : 0;
+}
+
+#ifdef USE_session_iter
+/* By the address of the socket: in which pass over all files it was counted. */
+BPF_TABLE("lru_hash", u64, u64, passes, LRU_ENTRIES(MAP_ENTRIES));
+
+/* An open socket, once for each process that has it open. */
+static inline int on_session(struct task_file_context *ctx, struct task_struct *task,
+			     struct sock *sk)
+{
+	u64 key = (u64)sk, pass = ctx->meta->session_id, *last = passes.lookup(&key);
+
+	if (READ(sk, __sk_common.skc_state) != TCP_ESTABLISHED || (last && *last == pass))
+		return 0;
+	passes.update(&key, &pass);
+	return count_value(sk);
+}
+#endif

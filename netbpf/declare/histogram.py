@@ -34,6 +34,8 @@ class Histogram:
 
     `coarser` is (option, unit): with that option of the tool, C counts in the other unit.
 
+    `refresh` names probes (iterators) to run before each read.
+
     With `of`, the name of a column of the tool's events, there is no map: that column is counted in
     user space by the columns of `key` (also columns of the event), and shown instead of the events
     if the tool's option `option` is given.
@@ -53,6 +55,7 @@ class Histogram:
         unused: Sequence[str] = (),
         fixed: Sequence[str] = (),
         coarser: tuple[str, str] = ("", ""),
+        refresh: Sequence[str] = (),
     ) -> None:
         self.map = map
         self.key = key
@@ -64,6 +67,7 @@ class Histogram:
         self.option = option
         self.fixed = tuple(fixed)
         self.coarser = coarser
+        self.refresh = tuple(refresh)
         names = [column.name for column in key.columns]
         self.usual = tuple(name for name in names if name not in unused)
         filled = [name for name in self.usual if name not in fixed]

@@ -72,6 +72,8 @@ def describe_conditions(probe: Probe) -> str:
     conditions = []
     if probe.option:
         conditions.append(f"only with --{probe.option.replace('_', '-')}")
+    if probe.unless:
+        conditions.append(f"only without --{probe.unless.replace('_', '-')}")
     if probe.with_probe:
         conditions.append(f"only if '{probe.with_probe}' uses the same kind")
     if probe.complements:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import topology
 import traffic
 from alternatives import Case, Stage
 from compared import compares
-from harness import Json, Run, wait_until
+from harness import Json, Run, kill, wait_until
 from packets import log2_buckets
 from topology import Host
 from traffic import Peer, Session
@@ -246,6 +247,34 @@ def test_intervals_add_up_to_the_whole(netbpf: Any, pair: Exchange) -> None:
             assert len(run.histograms) >= wanted
     assert samples(run) == done
     assert sum(len(h["buckets"]) > 0 for h in run.histograms) == len(run.histograms)
+
+
+def test_each_open_session_is_counted_once_per_interval(netbpf: Any, one_host: Host) -> None:
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(contextlib.closing(Exchange(one_host))) for _ in range(7)]
+        for number, pair in enumerate(pairs):
+            for _ in range(number):
+                pair.once()
+        values = [u32(pair.info(), LAST_RTT) for pair in pairs]
+        # Two descriptors of one process, and two processes.
+        stack.enter_context(pairs[1].client.dup())
+        handed = pairs[2].client.fileno()
+        holder = subprocess.Popen(["sleep", "infinity"], pass_fds=[handed])
+        stack.callback(kill, holder)
+        args = ("tcprtt", "--per", "session", "--netns", one_host.inode)
+        ports = ",".join(str(pair.port) for pair in pairs)
+        with netbpf(*args, "-D", ports, "0.2") as run:
+            wait_until(lambda: len(run.histograms) >= 3, what="three intervals")
+            pairs[0].close()
+            wait_until(lambda: run.histograms[-1]["count"] == 6, what="an interval without it")
+        with netbpf(*args, "-D", ports) as rest, netbpf(*args, "-D", "9") as none:
+            pass
+    counts = [histogram["count"] for histogram in run.histograms]
+    assert counts == sorted(counts, reverse=True) and set(counts) == {6, 7}
+    for histogram in run.histograms:
+        assert filled(histogram) == log2_buckets(values[7 - histogram["count"] :])
+    assert only(rest)["sum"] == sum(values[1:])
+    assert none.histograms == []
 
 
 # --- keys -----------------------------------------------------------------------------------------
