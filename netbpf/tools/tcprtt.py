@@ -50,6 +50,7 @@ from typing import Any
 from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Option, Record, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
 from netbpf.declare.record import sums
 
@@ -95,6 +96,7 @@ def describe(histogram: Mapping[str, Any], sums: Mapping[str, int]) -> dict[str,
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(1_650_000, cpu=40_000, entry=245, entry_cpu=44),
     histogram=Histogram(
         "rtts", RttKey, "us", extra=RttSums, describe=describe,
         fields={"average": {"type": "number", "description": "mean of the values"}},
@@ -122,4 +124,5 @@ TOOL = Tool(
         Option("--map-entries", metavar="N", parse=count, default="16384",
                help="how many connections are tracked, and eight times the keys of --by"),
     ),
+    no_filter="it shows distributions, not events",
 )  # fmt: skip
