@@ -1,6 +1,6 @@
 """Tools of bcc (tools/, and libbpf-tools/ with the same names) that a tool of netbpf replaces."""
 
-from netbpf.declare.aliases import Alias, Mapped, Refused, Sets, Shown, Shows
+from netbpf.declare.aliases import Alias, Mapped, Positional, Refused, Sets, Shown, Shows
 from netbpf.declare.columns import Duration
 from netbpf.declare.network import IpVersion
 
@@ -125,6 +125,27 @@ ALIASES = (
             Mapped("--lossprobe", option="loss"),
             Mapped("--count", option="flows"),
             _program("tcpretrans"),
+        ),
+    ),
+    Alias(
+        "tcprtt",
+        "tcprtt",
+        flags=(
+            Positional("-i", "--interval", argument="interval"),
+            Mapped("-m", "--milliseconds", "--millisecond", option="ms"),
+            Refused("-p", what="selects a local port", always=True,
+                    hint="-L LIST shows only these local ports, --pid LIST only these processes"),
+            Mapped("-P", option="rport"),
+            Mapped("-a", option="laddr"),
+            Mapped("-A", option="raddr"),
+            Sets("-b", "--byladdr", option="by", value="laddr"),
+            Sets("-B", "--byraddr", option="by", value="raddr"),
+            Refused("-e", "--extension", what="also shows the average",
+                    hint="the average is always shown: leave it out"),
+            Refused("-D", "--debug", what="prints the BPF program",
+                    hint="'netbpf schema --c tcprtt' prints the generated C; -D LIST shows only "
+                    "these remote ports"),
+            _program("tcprtt"),
         ),
     ),
     Alias(

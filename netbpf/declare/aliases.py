@@ -48,6 +48,15 @@ class Mapped:
         self.option = option
 
 
+class Positional:
+    """Flags of the original that have the value of the tool's positional argument `argument`."""
+
+    def __init__(self, *flags: str, argument: str) -> None:
+        self.flags = flags
+        self.argument = argument
+        self.name = f"positional_{argument}"
+
+
 class Shows:
     """Flags of the original, switches that add the text column `column`."""
 
@@ -90,7 +99,7 @@ class Refused:
 
 
 POSITIONAL = "positional"  # name of the original's argument on the command line
-Flag = Union[Mapped, Shows, Sets, Refused]
+Flag = Union[Mapped, Positional, Shows, Sets, Refused]
 
 
 class Alias:
@@ -153,6 +162,10 @@ class Alias:
         """Return the flags that are usage errors."""
         return [flag for flag in self.flags if isinstance(flag, Refused)]
 
+    def positionals(self) -> list[Positional]:
+        """Return the flags that have the value of a positional argument."""
+        return [flag for flag in self.flags if isinstance(flag, Positional)]
+
     def shows(self) -> list[Shows]:
         """Return the switches that add a text column."""
         return [flag for flag in self.flags if isinstance(flag, Shows)]
@@ -190,6 +203,9 @@ class Alias:
         given = dict(arguments)
         if (value := given.pop(POSITIONAL, None)) is not None:
             given[self.argument[1]] = value
+        for one in self.positionals():
+            if (value := given.pop(one.name, None)) is not None:
+                given[one.argument] = value
         for flag in self.sets():
             if given.get(flag.name) and given.get(flag.option) is None:
                 given[flag.option] = flag.value

@@ -7,7 +7,8 @@ The C map's value is `struct histogram` (include/histogram.bpf.h) followed by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Callable, Optional
 
 from netbpf.declare.column import Column
@@ -31,6 +32,10 @@ class Histogram:
     `unused` are columns of the key that only --by fills, `fixed` those that are always shown. With
     either, the keys of --by are the columns of `key` (see `netbpf.declare.keyed.Keyed`).
 
+    `coarser` is (option, unit): with that option of the tool, C counts in the other unit.
+
+    `refresh` names probes (iterators) to run before each read.
+
     With `of`, the name of a column of the tool's events, there is no map: that column is counted in
     user space by the columns of `key` (also columns of the event), and shown instead of the events
     if the tool's option `option` is given.
@@ -49,6 +54,8 @@ class Histogram:
         option: str = "",
         unused: Sequence[str] = (),
         fixed: Sequence[str] = (),
+        coarser: tuple[str, str] = ("", ""),
+        refresh: Sequence[str] = (),
     ) -> None:
         self.map = map
         self.key = key
@@ -59,10 +66,26 @@ class Histogram:
         self.of = of
         self.option = option
         self.fixed = tuple(fixed)
+        self.coarser = coarser
+        self.refresh = tuple(refresh)
         names = [column.name for column in key.columns]
         self.usual = tuple(name for name in names if name not in unused)
         filled = [name for name in self.usual if name not in fixed]
         self.keyed = Keyed(key, fixed, filled) if unused or fixed else None
+
+    @property
+    def units(self) -> list[str]:
+        """The units that the values can have."""
+        return [unit for unit in (self.unit, self.coarser[1]) if unit]
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Histogram:
+        """Return the histogram in the unit of its values with these settings."""
+        option, unit = self.coarser
+        if not option or not settings.get(option):
+            return self
+        other = copy(self)
+        other.unit = unit
+        return other
 
     def columns(self, by: Sequence[Key]) -> Sequence[Column]:
         """Return the columns of the key that are shown with --by, or without it."""

@@ -194,6 +194,9 @@ class Tool:
         shown = [table.columns(settings) for table in self.tables_of(settings)]
         if self.event and self.has_events(settings):
             shown.append(self.event.columns)
+        histogram = self.histogram_of(settings)
+        if histogram and histogram.map:
+            shown.append(histogram.columns(settings.get("by") or ()))
         columns = [column for columns in shown for column in columns]
         return any(isinstance(column, _OF_OWNERS) for column in columns) or any(
             settings.get(option.name) for option in PROCESS
@@ -206,7 +209,7 @@ class Tool:
             return None
         if self.by_table and settings.get("by"):
             return None
-        return declared
+        return declared.with_settings(settings)
 
     def tables_of(self, settings: Mapping[str, Any]) -> list[Table]:
         """Return the tables that the tool shows with these settings."""

@@ -71,17 +71,17 @@ def own_options(tool: Tool) -> list[Option]:
 
 def tool_options(tool: Tool, alias: Optional[Alias] = None) -> Iterator[Block]:
     """Yield the description of the options that a tool has, under its own name or as `alias`."""
-    own = own_options(tool)
-    if alias:
-        own = [option for option in own if alias.spellings(option)]
-    shared = [o for o in tool.options if o not in own and not (alias and not alias.spellings(o))]
+    extension = extension_of(tool)
+    named = alias or extension
+    own = [option for option in own_options(tool) if named.spellings(option)]
+    shared = [o for o in tool.options if o not in own and named.spellings(o)]
     pairs: Pairs = []
     if tool.interval and not (alias and alias.argument[0]):
         pairs.append(
             ("INTERVAL", "show results every INTERVAL (seconds, or 1m), not only at the end")
         )
         pairs.append(("COUNT", "stop after this many intervals"))
-    pairs += map(describe_option, own)
+    pairs += (describe_option(option, named) for option in own)
     if pairs:
         yield Terms(tuple(pairs))
     for title, names in (
@@ -89,12 +89,11 @@ def tool_options(tool: Tool, alias: Optional[Alias] = None) -> Iterator[Block]:
         ("Output", _OUTPUT_NAMES),
         ("Limits", _LIMIT_NAMES),
     ):
-        group = [describe_option(option) for option in shared if option.name in names]
+        group = [describe_option(option, named) for option in shared if option.name in names]
         if title == "Limits":
             group.append(("-h, --help", "show this manual"))
         if group:
             yield from (Heading(title), Terms(tuple(group)))
-    extension = extension_of(tool)
     if not alias and extension.flags:
         yield Heading(f"Flags of {extension.suite}")
         yield Terms(tuple(describe_flags(extension)))
@@ -166,10 +165,11 @@ def _describe_type(column: Column) -> str:
 def _histogram_fields(histogram: Histogram) -> Iterator[tuple[str, str]]:
     for column in histogram.key.columns:
         yield _column(column, "key.")
-    yield "unit", f"unit of the values: {histogram.unit}"
+    units = " or ".join(histogram.units)
+    yield "unit", f"unit of the values: {units}"
     yield "buckets", "list of {low, high, count}; low and high are inclusive"
     yield "count", "number of values [integer]"
-    yield "sum", f"sum of the values [integer, {histogram.unit}]"
+    yield "sum", f"sum of the values [integer, {units}]"
     yield "percentiles", "p50, p90 and p99, as the upper bound of the bucket of each"
     for name, schema in histogram.fields.items():
         yield from _describe_schema(name, schema)

@@ -90,7 +90,7 @@ def _probe_rows(tool: Tool) -> Iterator[Sequence[str]]:
     for probe in tool.all_probes:
         kinds = tuple((a.how.label, a.loses) for a in probe.alternatives)
         partners = (bool(probe.with_probe), bool(probe.complements))
-        key = (kinds, probe.optional, probe.loses, probe.option, partners)
+        key = (kinds, probe.optional, probe.loses, probe.option, probe.unless, partners)
         groups.setdefault(key, []).append(probe)
     for probes in groups.values():
         names = ", ".join(f"`{probe.name}`" for probe in probes)

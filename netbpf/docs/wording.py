@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Optional
 
-from netbpf.declare.aliases import Alias, Mapped, Refused, Sets
+from netbpf.declare.aliases import Alias, Mapped, Positional, Refused, Sets
 from netbpf.declare.options import Option
 from netbpf.declare.probes import Alternative, Probe
 from netbpf.errors import EXIT_FAILURE, EXIT_LOST, EXIT_PRIVILEGE, EXIT_UNSUPPORTED, EXIT_USAGE
@@ -19,10 +20,11 @@ EXIT_STATUS = (
 )
 
 
-def describe_option(option: Option) -> tuple[str, str]:
-    """Return (flags and argument, help and default) of an option."""
+def describe_option(option: Option, alias: Optional[Alias] = None) -> tuple[str, str]:
+    """Return (flags and argument, help and default) of an option, with the flags of `alias`."""
     argument = "|".join(option.choices) or option.metavar
-    usage = ", ".join(option.flags) + (f" {argument}" if argument else "")
+    flags = [flag for flag in option.flags if not alias or flag in alias.spellings(option)]
+    usage = ", ".join(flags) + (f" {argument}" if argument else "")
     default = f" (default {option.default})" if option.default else ""
     return usage, option.help + default
 
@@ -40,6 +42,9 @@ def describe_flags(alias: Alias) -> Iterator[tuple[str, str]]:
             usage = f"{flags} {option.metavar}".rstrip()
             same = "" if option.help.startswith("same as") else f"same as {option.flags[-1]}: "
             yield usage, same + option.help
+        elif isinstance(flag, Positional):
+            argument = flag.argument.upper()
+            yield f"{flags} {argument}", f"same as the argument {argument}"
         elif isinstance(flag, Sets):
             yield flags, f"same as {options[flag.option].flags[-1]} {flag.value}"
         elif isinstance(flag, Refused):
@@ -67,6 +72,8 @@ def describe_conditions(probe: Probe) -> str:
     conditions = []
     if probe.option:
         conditions.append(f"only with --{probe.option.replace('_', '-')}")
+    if probe.unless:
+        conditions.append(f"only without --{probe.unless.replace('_', '-')}")
     if probe.with_probe:
         conditions.append(f"only if '{probe.with_probe}' uses the same kind")
     if probe.complements:

@@ -87,11 +87,11 @@ def _columns(columns: Sequence[Column]) -> dict[str, Any]:
 
 
 def _histogram(histogram: Histogram) -> dict[str, Any]:
-    bound = {"type": ["integer", "null"]}
+    bound, units = {"type": ["integer", "null"]}, histogram.units
     marks = {"bounds": {"type": "string"}, **{f"p{p}": bound for p in (50, 90, 99)}}
     return {
         "key": _histogram_key(histogram),
-        "unit": {"const": histogram.unit},
+        "unit": {"enum": units} if len(units) > 1 else {"const": histogram.unit},
         "buckets": {
             "type": "array",
             "items": _object({"low": _COUNT, "high": _COUNT, "count": _COUNT}),

@@ -136,7 +136,9 @@ def probes_of(tool: Tool, settings: Mapping[str, Any]) -> list[Probe]:
     return [
         probe
         for probe in tool.all_probes
-        if probe not in unused and (not probe.option or settings.get(probe.option))
+        if probe not in unused
+        and (not probe.option or settings.get(probe.option))
+        and not (probe.unless and settings.get(probe.unless))
     ]
 
 

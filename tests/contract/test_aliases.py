@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import shutil
 import subprocess
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from netbpf.cli import cli, settings_of
 from netbpf.declare.aliases import (
     Alias,
     Mapped,
+    Positional,
     Sets,
     Shows,
     all_aliases,
@@ -43,6 +45,7 @@ by_declaration = pytest.mark.parametrize(
 # beginning of the usage error and a part of the hint.
 Settings = dict[str, Any]
 _CONNECTIONS = find_tool("soconnect").event.columns
+_ROUND_TRIPS = find_tool("tcprtt").keyed.parts
 ACCEPTED: dict[str, Settings] = {
     "tcpconnect": {"proto": None, "summary": False},
     "tcpconnect -t": {"timestamp": True},
@@ -108,6 +111,22 @@ ACCEPTED: dict[str, Settings] = {
     "tcpretrans --count": {"flows": True},
     "tcpretrans -4": {"ipv4": True},
     "tcpretrans -6": {"ipv6": True},
+    "tcprtt": {"interval": None, "of": "srtt", "by": None, "ms": False},
+    "tcprtt -i 1 -d 10": {"interval": 1.0, "duration": 10.0},
+    "tcprtt --interval 5": {"interval": 5.0},
+    "tcprtt -m -T": {"ms": True, "time": True},
+    "tcprtt --milliseconds": {"ms": True},
+    "tcprtt --millisecond": {"ms": True},
+    "tcprtt --lport 80": {"lport": [(80, 80)]},
+    "tcprtt -P 80": {"rport": [(80, 80)], "lport": None},
+    "tcprtt -a 192.168.122.200": {"laddr": ip_network("192.168.122.200"), "raddr": None},
+    "tcprtt -A 192.168.122.100": {"raddr": ip_network("192.168.122.100"), "laddr": None},
+    "tcprtt -b": {"by": parse_keys("laddr", _ROUND_TRIPS)},
+    "tcprtt --byladdr": {"by": parse_keys("laddr", _ROUND_TRIPS)},
+    "tcprtt -B": {"by": parse_keys("raddr", _ROUND_TRIPS)},
+    "tcprtt -B --by raddr/24": {"by": parse_keys("raddr/24", _ROUND_TRIPS)},
+    "tcprtt -4": {"ipv4": True},
+    "tcprtt -6": {"ipv6": True},
     "gethostlatency": {"pid": None},
     "gethostlatency -p 181": {"pid": [181]},
     "tcpstates": {"output": "text"},
@@ -157,6 +176,12 @@ REFUSED: dict[str, tuple[str, str]] = {
     "tcpconnlat --lport 10": ("tcpconnlat has no -L, --lport", "'netbpf soconnect -L LIST'"),
     "tcpstates -Y": ("tcpstates has no -Y, --journal", "systemd-cat"),
     "tcpstates --journal": ("tcpstates has no -Y, --journal", "systemd-cat"),
+    "tcprtt -p 80": ("tcprtt has no -p, which in bcc selects a local port", "-L LIST"),
+    "tcprtt -i 1 -p 80": ("tcprtt has no -p, which in bcc selects a local port", "--pid LIST"),
+    "tcprtt -e": ("tcprtt has no -e, --extension, which in bcc also shows", "always shown"),
+    "tcprtt -i 1 -e": ("tcprtt has no -e, --extension", "always shown"),
+    "tcprtt -D": ("tcprtt: -D needs an argument; in bcc it prints", "'netbpf schema --c tcprtt'"),
+    "tcprtt --debug": ("tcprtt has no --debug, which in bcc prints", "'netbpf schema --c tcprtt'"),
     "gethostlatency -l /lib/libc.so.6": ("gethostlatency has no -l, --libc", "-p and --comm"),
 }
 
@@ -228,6 +253,7 @@ def test_names_and_flags_are_unambiguous(alias: Alias) -> None:
     options = {option.name: option for option in alias.tool.options}
     flags = [flag for option in options.values() for flag in alias.spellings(option)]
     flags += [flag for switch in alias.switches() for flag in switch.flags]
+    flags += [flag for one in alias.positionals() for flag in one.flags]
     flags += [flag for refused in alias.refused() for flag in alias.alone(refused)]
     assert len(set(flags)) == len(flags), "one flag with two meanings: refuse it"
     for flag in alias.flags:
@@ -237,7 +263,10 @@ def test_names_and_flags_are_unambiguous(alias: Alias) -> None:
         elif isinstance(flag, Shows):
             assert alias.columns and flag.column in {c.name for c in shown_record(alias)}
         elif isinstance(flag, Sets):
-            assert options[flag.option].value(flag.value) and flag.columns
+            assert options[flag.option].value(flag.value)
+            assert flag.columns or alias.tool.histogram, "rows need columns"
+        elif isinstance(flag, Positional):
+            assert flag.argument in alias.arguments
     for refused in alias.refused():
         colliding = set(refused.flags) - set(alias.alone(refused))
         for option in options.values():

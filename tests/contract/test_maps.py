@@ -9,7 +9,7 @@ import pytest
 from tests.contract.conventions import PROGRAMS
 
 _SOURCES = sorted(PROGRAMS.rglob("*.bpf.[ch]"))
-_LRU = re.compile(r'"lru_\w*hash", [^;]*?, (\w+), (\w+\(\d+\)|\w+)\);')
+_LRU = re.compile(r'"lru_\w*hash", [^;]*?, (\w+), (\w+\(\w+\)|\w+)\);')
 _UNUSED = re.compile(r"^\t+(\w+)\.(?:update|insert)\(", re.MULTILINE)
 # What is stored without a look at the result: those that are looked up at once, which shows whether
 # there is room, those with room for every key, and what takes the place of an entry.

@@ -273,6 +273,7 @@ WIDEST: dict[str, list[tuple[object, ...]]] = {
     "tcplife": [("--open",)],
     "tcpnagle": [("--top", 5)],
     "tcpretrans": [(), ("--flows",)],
+    "tcprtt": [("--per", "session", "--by", "comm")],
 }
 
 

@@ -80,6 +80,8 @@ class HistogramResult(Result):
         """Read the histograms of the interval."""
         if final and self._devices:
             self._compare(self._devices)
+        for probe in self.reader.declared.refresh:
+            run_iterators(self.attached.links.get(probe, ()))
         self._taken = (kernel_ns(), self.reader.since_last())
         if final and self.tool.pending_state:
             self._note_pending_state()
