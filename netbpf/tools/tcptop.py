@@ -1,0 +1,146 @@
+"""tcptop - which TCP sessions move how many bytes, per interval
+
+DESCRIPTION
+  Shows the TCP sessions that moved data in each interval (a second, if none is given), those with
+  the most bytes first: the process, both ends, and how many bytes the process wrote (TX_KB) and
+  read (RX_KB). Sessions that ended in the interval are included. With --by, sessions with the same
+  process, address block, port, container ... are one row, and SESSIONS is how many of them moved
+  data.
+
+  Bytes are those of the programs: without headers, SYN, FIN and retransmissions. Data counts as sent
+  when the program has written it, and as received when it has read it, whichever system call does
+  that (write, sendmsg, sendfile, splice, io_uring ...). Data that is only peeked at does not count.
+
+  A session between two programs of this machine has two sockets, and therefore two rows.
+
+EXAMPLES
+  netbpf tcptop                           a table every second
+  netbpf tcptop --top 10 5                the ten busiest sessions, every five seconds
+  netbpf tcptop --by pid,comm             by process
+  netbpf tcptop -L 443 --by raddr/24 60 1 a minute of a web server, by network of its clients
+  netbpf tcptop --by container,lport 10   by container and local port
+  netbpf tcptop --comm 'nginx*' --json | jq 'select(.tx_bytes > 1000000)'
+
+OVERHEAD
+  Nothing per packet or system call: the kernel counts anyway. A program of about a microsecond per
+  change of a TCP state, four to seven times per session, and one when a socket is destroyed. At the
+  end of each interval, about half a microsecond per open session. The accept system calls are
+  traced to find owners.
+
+LIMITS
+  A session has one owner in an interval: the process that connected or accepted, or a child of it
+  that has the socket instead. If another process uses the same socket, its bytes are the owner's.
+  A session accepted through io_uring has no owner until it is closed, unless fentry or kprobes are
+  used. Bytes of a session that was not set up when the run began count from the first one, those of
+  an older session from the start of the run. Data in a sockmap bypasses TCP and is not counted, nor
+  is data that was read between a reset and a connect(AF_UNSPEC) in the same interval. An attempt to
+  connect with TCP Fast Open counts when it has succeeded. MPTCP sessions are shown as subflows.
+  There is room for 4 sessions per --map-entries, including those that ended in this interval and
+  the one before: a further session counts as map_full.
+"""
+
+from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
+from netbpf.declare.keyed import Keyed, KeyedTable
+from netbpf.declare.memory import Memory
+from netbpf.declare.network import Endpoint
+from netbpf.declare.record import copied, key, named, sums
+from netbpf.declare.states import GONE, state_probe
+from netbpf.declare.table import sorted_rows
+
+
+class SessionRow(Row):
+    """A session that moved bytes in an interval."""
+
+    pid = c.Pid("process that owns this end")
+    comm = c.Comm("its name", width=12)
+    owner = c.Owner(
+        "how the owner was found: exact, snapshot (open at the start) or unknown", wide=True
+    )
+    family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
+    laddr = Endpoint("local address", "lport")
+    lport = c.Port("local port", text=False)
+    raddr = Endpoint("remote address", "rport")
+    rport = c.Port("remote port", text=False)
+    rx_bytes = c.Bytes("bytes that the process read", header="RX_KB")
+    tx_bytes = c.Bytes("bytes that the process wrote", header="TX_KB")
+    bytes = c.Bytes("bytes that it read and wrote", header="KB", text=False)
+    uid = c.Uid("user id of the owner", wide=True)
+    netns = c.Netns()
+    cgroup = c.Cgroup()
+
+
+Session = key(
+    "session",
+    sk=c.Count("address of the socket"),
+    since=c.Count("when it was first seen, in ns"),
+)
+SessionSums = sums(
+    "session_sums", "rx_bytes tx_bytes",
+    gauges="cgroup over last_tx last_rx first_acked first_received",
+    pid=c.Pid("process"), comm=c.Comm("its name"), owner=c.Owner("how it was found"),
+    uid=c.Uid("its user"), netns=c.Netns(), family=c.Family("address family"),
+    laddr=c.Addr("local address"), lport=c.Port("local port"),
+    raddr=c.Addr("remote address"), rport=c.Port("remote port"),
+    **{name: c.Column(name, ctype="u32") for name in ("first_written", "first_read")},
+    **{name: c.Column(name, ctype="u8") for name in ("finished", "gone", "pass")},
+)  # fmt: skip
+KEYS = "pid comm owner family laddr lport raddr rport uid netns cgroup"
+
+
+def complete(entries):
+    """Return rows of all that is known of each session."""
+    return [
+        {**key, **values, "bytes": values["rx_bytes"] + values["tx_bytes"]}
+        for key, values in entries
+    ]
+
+
+def by_session(entries, settings):
+    """Return a row per session: the first --top of them, by --sort."""
+    found = sorted_rows(complete(entries), settings["sort"] or "bytes")
+    names = [column.name for column in SessionRow.columns]
+    return [{name: row[name] for name in names} for row in found[: settings["top"] or None]]
+
+
+class ByKey(KeyedTable):
+    """Sessions added up by the keys of --by."""
+
+    def _groups(self, entries, settings):
+        names = ("rx_bytes", "tx_bytes", "bytes")
+        return [
+            (row, {"sessions": 1, **{name: row[name] for name in names}})
+            for row in complete(entries)
+        ]
+
+
+COMMON = {"per_cpu": False, "first": "unheld", "refresh": ("totals",), "forget": "over"}
+COUNTS = (*named(sessions=c.Count("sessions that moved bytes", width=8)),
+          *copied(SessionRow, "rx_bytes tx_bytes bytes").values())  # fmt: skip
+
+TOOL = Tool(
+    __doc__,
+    memory=Memory(1_450_000, cpu=26_000, entry=1400),
+    table=(
+        Table("moved", Session, SessionSums, SessionRow, by_session, **COMMON),
+        ByKey("moved", Session, SessionSums, COUNTS, "bytes",
+              keyed=Keyed(type("Keys", (Row,), copied(SessionRow, KEYS)), filled=KEYS.split()),
+              **COMMON),
+    ),
+    probes=(
+        state_probe(),
+        GONE,
+        p.Probe("unheld", p.Iterator("tcp"), optional=True),
+        p.Probe("totals", p.Iterator("bpf_map_elem", over="moved")),
+    ),
+    owners=True,
+    default_interval=1,
+    options=(
+        *PROCESS,
+        *NETNS,
+        *SOCKET,
+        Option("-C", "--noclear", help="no effect: the screen is never cleared (bcc's tcptop)"),
+        Option("-S", "--nosummary", help="no effect: no system summary is shown (bcc's tcptop)"),
+    ),
+)
