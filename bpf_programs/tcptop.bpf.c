@@ -46,7 +46,7 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 	u64 key = (u64)sk, crossed = CROSSED;
 	struct session_sums *sums;
 
-	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (READ(sk, sk_protocol) != IPPROTO_TCP || newstate == TCP_LISTEN)
 		return 0;
 	if (oldstate == TCP_LISTEN || newstate == TCP_SYN_SENT)
 		leave_session(sk);
@@ -55,9 +55,10 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 		return 0;
 	}
 	owner_on_state(sk, newstate);
-	if (oldstate == TCP_SYN_SENT && newstate == TCP_SYN_RECV)
-		current_sessions.update(&key, &crossed);
-	else if (newstate == TCP_ESTABLISHED || oldstate == TCP_SYN_RECV)
+	if (oldstate == TCP_SYN_SENT && newstate == TCP_SYN_RECV &&
+	    current_sessions.update(&key, &crossed))
+		count_unfollowed(key);
+	if (newstate == TCP_ESTABLISHED || oldstate == TCP_SYN_RECV)
 		on_established(sk, oldstate);
 	if (newstate != TCP_FIN_WAIT1 && newstate != TCP_LAST_ACK && newstate != TCP_CLOSE)
 		return 0;

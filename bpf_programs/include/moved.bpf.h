@@ -8,6 +8,7 @@
 #define NETBPF_MOVED_BPF_H
 
 #include "streams.bpf.h"
+#include "unfollowed.bpf.h"
 
 /* `since` of a socket's session, or CROSSED. By address of the socket, until it is destroyed. */
 BPF_HASH(current_sessions, u64, u64, MAP_ENTRIES);
@@ -41,8 +42,12 @@ static inline void begin_session(struct sock *sk, const struct streams *first, b
 	fresh.first_received = first->received;
 	fresh.first_written = first->written;
 	fresh.first_read = first->read;
-	if (moved.update(&key, &fresh) || current_sessions.update(&key.sk, &key.since))
-		count_loss(LOSS_MAP_FULL);
+	if (moved.update(&key, &fresh)) {
+		count_unfollowed(key.sk);
+	} else if (current_sessions.update(&key.sk, &key.since)) {
+		moved.delete(&key);
+		count_unfollowed(key.sk);
+	}
 }
 
 /* A session that is older than the run: only what it moves from now on counts. */

@@ -7,37 +7,43 @@ DESCRIPTION
   process, address block, port, container ... are one row, and SESSIONS is how many of them moved
   data.
 
-  Bytes are those of the programs: without headers, SYN, FIN and retransmissions. Data counts as sent
-  when the program has written it, and as received when it has read it, whichever system call does
-  that (write, sendmsg, sendfile, splice, io_uring ...). Data that is only peeked at does not count.
+  Bytes are those of the programs: without headers, SYN, FIN and retransmissions. Data counts when
+  the program has written or read it, by any system call (write, sendmsg, sendfile, splice, io_uring
+  ...). Data that it only looks at (MSG_PEEK), or has not read yet, does not count.
 
   A session between two programs of this machine has two sockets, and therefore two rows.
 
 EXAMPLES
   netbpf tcptop                           a table every second
-  netbpf tcptop --top 10 5                the ten busiest sessions, every five seconds
-  netbpf tcptop --by pid,comm             by process
-  netbpf tcptop -L 443 --by raddr/24 60 1 a minute of a web server, by network of its clients
-  netbpf tcptop --by container,lport 10   by container and local port
-  netbpf tcptop --comm 'nginx*' --json | jq 'select(.tx_bytes > 1000000)'
+  netbpf tcptop --top 10 5                the ten busiest sessions, every 5 s
+  netbpf tcptop --by comm,pid             processes
+  netbpf tcptop -L 443 --by raddr/24 60 1
+                                          clients of a web server by network, for
+                                          a minute
+  netbpf tcptop --by container,lport --sort rx_bytes 10
+  netbpf tcptop --json | jq -c 'select(.tx_bytes > 1000000)'
 
 OVERHEAD
-  Nothing per packet or system call: the kernel counts anyway. A program of about a microsecond per
-  change of a TCP state, four to seven times per session, and one when a socket is destroyed. At the
-  end of each interval, about half a microsecond per open session. The accept system calls are
-  traced to find owners.
+  Nothing per packet or system call: the kernel counts the bytes. A program of about a microsecond
+  runs per change of a TCP state, four to seven times per session, and one when a socket is
+  destroyed. The end of each interval takes about half a microsecond per session. The accept system
+  calls are also traced, on kernels without kprobes through the syscall tracepoints.
 
 LIMITS
-  A session has one owner in an interval: the process that connected or accepted, or a child of it
-  that has the socket instead. If another process uses the same socket, its bytes are the owner's.
-  A session accepted through io_uring has no owner until it is closed, unless fentry or kprobes are
-  used. Bytes of a session that was not set up when the run began count from the first one, those of
-  an older session from the start of the run. Data in a sockmap bypasses TCP and is not counted, nor
-  is data that was read between a reset and a connect(AF_UNSPEC) in the same interval. An attempt to
-  connect with TCP Fast Open counts when it has succeeded. MPTCP sessions are shown as subflows.
-  There is room for 4 sessions per --map-entries, including those that ended in this interval and
-  the one before: a further session counts as map_full.
+  Bytes of sessions that are older than the run count from its start. All bytes of a session in an
+  interval are those of its owner: the process that connected or accepted, or a child of it that has
+  the socket instead at the end of the interval. The owner of a session accepted through io_uring is
+  determined when it is closed, unless fentry or kprobes are used.
+
+  Data in a sockmap bypasses TCP: it is not counted. Data of TCP Fast Open counts once the handshake
+  is complete. Data that is read after a reset counts, except if connect(AF_UNSPEC) follows in the
+  same interval. MPTCP sessions are shown as subflows.
+
+  There is room for as many sockets as --map-entries, and for four times as many sessions, including
+  those that ended in the last two intervals. A session without room counts as map_full.
 """
+
+from typing import Any
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, Table, Tool
 from netbpf.declare import columns as c
@@ -76,6 +82,10 @@ Session = key(
     sk=c.Count("address of the socket"),
     since=c.Count("when it was first seen, in ns"),
 )
+_OF_THE_PROGRAM: Any = {
+    **{name: c.Column(name, ctype="u32") for name in ("first_written", "first_read")},
+    **{name: c.Column(name, ctype="u8") for name in ("finished", "gone", "pass")},
+}
 SessionSums = sums(
     "session_sums", "rx_bytes tx_bytes",
     gauges="cgroup over last_tx last_rx first_acked first_received",
@@ -83,10 +93,8 @@ SessionSums = sums(
     uid=c.Uid("its user"), netns=c.Netns(), family=c.Family("address family"),
     laddr=c.Addr("local address"), lport=c.Port("local port"),
     raddr=c.Addr("remote address"), rport=c.Port("remote port"),
-    **{name: c.Column(name, ctype="u32") for name in ("first_written", "first_read")},
-    **{name: c.Column(name, ctype="u8") for name in ("finished", "gone", "pass")},
+    **_OF_THE_PROGRAM,
 )  # fmt: skip
-KEYS = "pid comm owner family laddr lport raddr rport uid netns cgroup"
 
 
 def complete(entries):
@@ -105,7 +113,15 @@ def by_session(entries, settings):
 
 
 class ByKey(KeyedTable):
-    """Sessions added up by the keys of --by."""
+    """Sessions added up by the keys of --by; the word session stands for no key."""
+
+    def options(self):
+        """Accept --by session, which is the default."""
+        by, *rest = super().options()
+        keys: Any = by.parse
+        by.parse = lambda text: () if text == "session" else keys(text)
+        by.help += "; default: session"
+        return (by, *rest)
 
     def _groups(self, entries, settings):
         names = ("rx_bytes", "tx_bytes", "bytes")
@@ -115,7 +131,9 @@ class ByKey(KeyedTable):
         ]
 
 
-COMMON = {"per_cpu": False, "first": "unheld", "refresh": ("totals",), "forget": "over"}
+COMMON: Any = {"per_cpu": False, "first": "unheld", "refresh": ("totals",), "forget": "over"}
+_KEYS = copied(SessionRow, "pid comm owner family laddr lport raddr rport uid netns cgroup")
+KEYS = Keyed(type("Keys", (Row,), _KEYS), filled=tuple(_KEYS))
 COUNTS = (*named(sessions=c.Count("sessions that moved bytes", width=8)),
           *copied(SessionRow, "rx_bytes tx_bytes bytes").values())  # fmt: skip
 
@@ -124,9 +142,7 @@ TOOL = Tool(
     memory=Memory(1_450_000, cpu=26_000, entry=1400),
     table=(
         Table("moved", Session, SessionSums, SessionRow, by_session, **COMMON),
-        ByKey("moved", Session, SessionSums, COUNTS, "bytes",
-              keyed=Keyed(type("Keys", (Row,), copied(SessionRow, KEYS)), filled=KEYS.split()),
-              **COMMON),
+        ByKey("moved", Session, SessionSums, COUNTS, "bytes", keyed=KEYS, **COMMON),
     ),
     probes=(
         state_probe(),
