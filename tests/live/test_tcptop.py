@@ -393,13 +393,8 @@ def test_each_session_has_its_process(netbpf: Any, crowd: Crowd) -> None:
 @compares("tcptop", "sessions", "rx_bytes", "tx_bytes", "bytes", shape="--by")
 def test_rows_by_key_add_up_to_the_sessions(netbpf: Any, crowd: Crowd) -> None:
     columns = ("comm", "pid", "uid", "container", "cgroup", "netns", "owner", "family", *ENDS)
-    lists = [
-        columns[:3],
-        columns[3:6],
-        columns[6:8],
-        *((one,) for one in ("pid", "lport", "raddr")),
-    ]
-    lists += [ENDS, ("container", "raddr")]
+    lists = [columns[:3], columns[3:6], columns[6:8], ENDS, ("container", "raddr")]
+    lists += [(one,) for one in ("pid", "lport", "raddr")]
     with contextlib.ExitStack() as stack:
         # One interval: a session is in one row.
         runs = {
