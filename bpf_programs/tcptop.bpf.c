@@ -83,6 +83,15 @@ static inline int on_gone(struct sock *sk)
 	return 0;
 }
 
+/* At the start, each socket in a file table: the probe `snapshot` is not used if no owner is shown. */
+static inline int on_held(struct task_file_context *ctx, struct task_struct *task, struct sock *sk)
+{
+#ifndef FILTER_PROCESS
+	begin_old(sk);
+#endif
+	return 0;
+}
+
 /* At the start, each TCP socket of a namespace: those that no file table has get no owner. */
 static inline int on_unheld(struct tcp_context *ctx, struct sock *sk)
 {

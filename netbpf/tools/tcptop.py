@@ -147,6 +147,7 @@ TOOL = Tool(
     probes=(
         state_probe(),
         GONE,
+        p.Probe("held", p.Iterator("task_file"), role=p.Role.SNAPSHOT),
         p.Probe("unheld", p.Iterator("tcp"), optional=True),
         p.Probe("totals", p.Iterator("bpf_map_elem", over="moved")),
     ),

@@ -432,6 +432,33 @@ def test_rows_by_key_add_up_to_the_sessions(netbpf: Any, crowd: Crowd) -> None:
         )
 
 
+@pytest.mark.parametrize("key", ["pid", "lport"])
+def test_old_sessions_by_key(netbpf: Any, one_host: Host, connect: Any, key: str) -> None:
+    """Also if no owner is shown; one session is in the listener's queue when the run begins."""
+    session = connect()
+    session.move()
+    session.written, session.read = [0, 0], [0, 0]
+    with one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = one_host.socket(socket.AF_INET, socket.SOCK_STREAM)
+        client.connect(listener.getsockname())
+        client.sendall(b"q" * 11)
+        words = ("--netns", one_host.inode, "--by", key, "-p" if key == "pid" else "-4")
+        words += (os.getpid(),) if key == "pid" else ()
+        with netbpf("tcptop", *words, 300) as run, client:
+            session.move(up=1009, down=503)
+            queued = Session(client, listener.accept()[0])
+            queued.fetch(1, 11)
+            queued.write(1, 7)
+            queued.fetch(0, 7)
+            queued.socks[1].close()
+    wanted = {**session.ledger, **queued.ledger}
+    ports = {(ends[1],): moved for ends, moved in wanted.items()}
+    whole = {(os.getpid(),): tuple(map(sum, zip(*wanted.values())))}
+    assert totals(run.rows, key) == (whole if key == "pid" else ports)
+
+
 def test_rows_by_network(netbpf: Any, crowd: Crowd) -> None:
     with netbpf("tcptop", "--by", "raddr/16", 300, "-p", crowd.root.pid) as run:
         sessions = [crowd.connect(family) for family in ("ipv4", "ipv6", "ipv4")]
