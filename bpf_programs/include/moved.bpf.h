@@ -63,8 +63,9 @@ static inline void begin_old(struct sock *sk)
 	state = READ(sk, __sk_common.skc_state); /* after the numbers: a FIN counts as written */
 	if (state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT)
 		begin_session(sk, &now, false);
-	else if (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING)
-		begin_session(sk, &now, true);
+	else if (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
+		 (state == TCP_CLOSE && READ(sk, __sk_common.skc_dport)))
+		begin_session(sk, &now, true); /* which can still read what has arrived */
 }
 
 /* A process proved that it holds the socket: if the filters exclude it, the session is removed. */

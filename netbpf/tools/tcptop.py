@@ -35,9 +35,10 @@ LIMITS
   the socket instead at the end of the interval. The owner of a session accepted through io_uring is
   determined when it is closed, unless fentry or kprobes are used.
 
-  Data in a sockmap bypasses TCP: it is not counted. Data of TCP Fast Open counts once the handshake
-  is complete. Data that is read after a reset counts, except if connect(AF_UNSPEC) follows in the
-  same interval. MPTCP sessions are shown as subflows.
+  Data in a sockmap bypasses TCP and is not counted. With kernel TLS, bytes are those of the TLS
+  records. Data of TCP Fast Open counts once the handshake is complete. Data that is read after a
+  reset counts, except if connect(AF_UNSPEC) follows in the same interval. MPTCP sessions are shown
+  as subflows.
 
   There is room for as many sockets as --map-entries, and for four times as many sessions, including
   those that ended in the last two intervals. A session without room counts as map_full.
@@ -65,12 +66,12 @@ class SessionRow(Row):
         "how the owner was found: exact, snapshot (open at the start) or unknown", wide=True
     )
     family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
-    laddr = Endpoint("local address", "lport")
+    laddr = Endpoint("local address", "lport", priority=28)
     lport = c.Port("local port", text=False)
-    raddr = Endpoint("remote address", "rport")
+    raddr = Endpoint("remote address", "rport", priority=68)
     rport = c.Port("remote port", text=False)
-    rx_bytes = c.Bytes("bytes that the process read", header="RX_KB")
-    tx_bytes = c.Bytes("bytes that the process wrote", header="TX_KB")
+    rx_bytes = c.Bytes("bytes that the process read", header="RX_KB", priority=71)
+    tx_bytes = c.Bytes("bytes that the process wrote", header="TX_KB", priority=71)
     bytes = c.Bytes("bytes that it read and wrote", header="KB", text=False)
     uid = c.Uid("user id of the owner", wide=True)
     netns = c.Netns()

@@ -432,6 +432,39 @@ def test_rows_by_key_add_up_to_the_sessions(netbpf: Any, crowd: Crowd) -> None:
         )
 
 
+def test_data_of_a_session_that_was_reset_before_the_start(
+    netbpf: Any, one_host: Host, connect: Any
+) -> None:
+    session = connect()
+    client, server = session.socks
+    session.write(0, 3001)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+    client.close()
+    session.fetch(1, 1)
+    session.written, session.read = [0, 0], [0, 0]
+    with netbpf("tcptop", "--netns", one_host.inode, "0.1") as run:
+        session.fetch(1, 2000)
+        wait_until(lambda: shown(run) >= 2000)
+        session.fetch(1, 1000)
+        server.close()
+    assert totals(run.rows, *ENDS) == session.ledger
+
+
+def test_an_old_session_in_a_namespace_without_a_path(netbpf: Any) -> None:
+    """Only its sockets keep the namespace: file tables have them."""
+    with topology.one_host() as host:
+        listener, client = (host.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in "12")
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client.connect(listener.getsockname())
+        session = Session(client, listener.accept()[0])
+        inode = host.inode
+    with listener, netbpf("tcptop", "--by", "netns", 300) as run:
+        session.move(up=1009, down=503)
+        session.close()
+    assert totals(run.rows, "netns")[inode,] == (1512, 1512)
+
+
 @pytest.mark.parametrize("key", ["pid", "lport"])
 def test_old_sessions_by_key(netbpf: Any, one_host: Host, connect: Any, key: str) -> None:
     """Also if no owner is shown; one session is in the listener's queue when the run begins."""
