@@ -48,6 +48,12 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 
 	if (READ(sk, sk_protocol) != IPPROTO_TCP || newstate == TCP_LISTEN)
 		return 0;
+	if (!may_pass_socket(sk)) {
+		/* A local port is chosen after SYN_SENT: the owner was recorded. */
+		if (newstate == TCP_ESTABLISHED || newstate == TCP_CLOSE)
+			forget_owner(sk);
+		return 0;
+	}
 	if (oldstate == TCP_LISTEN || newstate == TCP_SYN_SENT)
 		leave_session(sk);
 	if (oldstate == TCP_LISTEN) { /* the owner of the listener, or of an earlier socket */
@@ -75,8 +81,11 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 /* Until here the program can read what arrived before the session's end. */
 static inline int on_gone(struct sock *sk)
 {
-	struct session_sums *sums = session_of(sk);
+	struct session_sums *sums;
 
+	if (!may_pass_socket(sk))
+		return 0;
+	sums = session_of(sk);
 	if (sums)
 		measure_last(sk, sums);
 	leave_session(sk);
