@@ -23,6 +23,14 @@ EXAMPLES
   netbpf tcptop --by container,lport --sort rx_bytes 10
   netbpf tcptop --json | jq -c 'select(.tx_bytes > 1000000)'
 
+  iperf3 and a download over loopback, one second (netbpf tcptop):
+
+      PID COMM       LADDR                 RADDR                    RX_KB    TX_KB
+    25732 iperf3     127.0.0.1:5301        127.0.0.1:43846          24576     0.00
+    25818 iperf3     127.0.0.1:43846       127.0.0.1:5301            0.00    24576
+    25823 curl       [::1]:49420           [::1]:8099               64.14     0.07
+    25730 python3    [::1]:8099            [::1]:49420               0.07    64.14
+
 OVERHEAD
   Nothing per packet or system call: the kernel counts the bytes. A program of about 0.6 us runs per
   change of a TCP state, four to seven times per session, and one of 0.4 us when a socket is
