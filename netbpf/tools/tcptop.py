@@ -72,9 +72,7 @@ class SessionRow(Row):
 
     pid = c.Pid("process that owns this end")
     comm = c.Comm("its name", width=12)
-    owner = c.Owner(
-        "how the owner was found: exact, snapshot (open at the start) or unknown", wide=True
-    )
+    owner = c.Owner("how the owner was found: exact, snapshot or unknown", wide=True)
     family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
     laddr = Endpoint("local address", "lport", priority=28)
     lport = c.Port("local port", text=False)
