@@ -179,6 +179,8 @@ def settings_of(
             except ValueError as error:
                 hint = _try_help(alias.name if alias else tool.name)
                 raise UsageError(f"{name.upper()}: {error}", hint) from None
+    if tool.default_interval:
+        settings.setdefault("interval", tool.default_interval)
     settings = alias.complete(settings, given) if alias else settings
     check_columns(tool, settings)
     return settings

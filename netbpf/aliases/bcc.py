@@ -106,6 +106,25 @@ ALIASES = (
             "--all shows them.",
         ),
     ),
+    Alias(
+        "tcpsubnet",
+        "tcptop",
+        "bytes that programs send over TCP, by the receiver's network",
+        "--by raddr/24",
+        columns=(Shown("raddr", "SUBNET", 20), "sessions", "tx_bytes"),
+        flags=(
+            Refused("-f", "--format", what="selects the unit",
+                    hint="text shows KB, --json and -o csv show bytes"),
+            Refused("-i", "--interval", what="is the interval",
+                    hint="it is an argument: netbpf tcpsubnet 5"),
+            Refused("-J", what="selects JSON", hint="--json does"),
+            _program("tcptop"),
+        ),
+        notes=(
+            "Networks are the blocks of 24 bits that occur, not those of a list. --raddr selects "
+            "one, 'netbpf tcptop --by raddr/16' shows larger ones.",
+        ),
+    ),
     # Tools of the same name: flags of bcc that are spelled differently here.
     Alias("tcplife", "tcplife", flags=(*_LOCAL_AND_REMOTE, _program("tcplife"))),
     Alias(
@@ -116,6 +135,18 @@ ALIASES = (
             Refused("-Y", "--journal", what="writes to the systemd journal",
                     hint="'netbpf tcpstates --json | systemd-cat' does"),
             _program("tcpstates"),
+        ),
+    ),
+    Alias(
+        "tcptop",
+        "tcptop",
+        flags=(
+            Mapped("-r", "--rows", option="top"),
+            Mapped("-c", option="cgroup"),
+            Refused("-s", what="sorts by all, sent or received",
+                    hint="--sort bytes, tx_bytes or rx_bytes"),
+            *_maps(),
+            _program("tcptop"),
         ),
     ),
     Alias(

@@ -50,7 +50,8 @@ class Tool:
     with each interval. `summary_fields` maps fields that the functions below add to their JSON
     Schema. `memory` is a bound for the maps, `cost` the measured overhead.
 
-    Input. `options` are the tool's own and the shared filters that it supports; `no_filter` is the
+    Input. `default_interval` is the INTERVAL in seconds if none is given; 0 is one result at the
+    end. `options` are the tool's own and the shared filters that it supports; `no_filter` is the
     reason why it does not support the others. `constants` maps settings to further C constants (see
     `Option.define`). `owners` adds the probes that find a socket's owner. `refresh_owners` names a
     column of events that is "yes" if there is a socket: if its owner is unknown, the snapshot of
@@ -92,6 +93,7 @@ class Tool:
         options: Sequence[Option] = (),
         no_filter: str = "",
         interval: bool = False,
+        default_interval: float = 0,
         owners: bool = False,
         refresh_owners: str = "",
         show_time: Union[bool, str] = False,
@@ -130,6 +132,7 @@ class Tool:
         self.own_options = (*options, *(OWNER_OPTIONS if owners else ()))
         self.no_filter = no_filter
         self.interval = interval or bool(histogram or table)
+        self.default_interval = default_interval
         self.owners = owners
         self.refresh_owners = refresh_owners
         self.show_time = show_time

@@ -77,9 +77,9 @@ def tool_options(tool: Tool, alias: Optional[Alias] = None) -> Iterator[Block]:
     shared = [o for o in tool.options if o not in own and named.spellings(o)]
     pairs: Pairs = []
     if tool.interval and not (alias and alias.argument[0]):
-        pairs.append(
-            ("INTERVAL", "show results every INTERVAL (seconds, or 1m), not only at the end")
-        )
+        usual = tool.default_interval
+        rest = f"; default {usual:g}" if usual else ", not only at the end"
+        pairs.append(("INTERVAL", f"show results every INTERVAL (seconds, or 1m){rest}"))
         pairs.append(("COUNT", "stop after this many intervals"))
     pairs += (describe_option(option, named) for option in own)
     if pairs:

@@ -27,6 +27,7 @@ from netbpf.kernel.btf import Btf
 
 DROPPED = 10
 DATAGRAMS = 23
+TCP_BYTES = 1009
 NAMES = ("container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 PROGRAM = f"""
 import os, socket, sys
@@ -40,8 +41,11 @@ print("ready", flush=True)
 sys.stdin.readline()
 socket.getaddrinfo("localhost", 80)
 with socket.create_connection(server.getsockname()) as client:
-    server.accept()[0].close()
-    client.recv(1)
+    accepted = server.accept()[0]
+    accepted.sendall(bytes({TCP_BYTES}))
+    accepted.close()
+    while client.recv({TCP_BYTES}):
+        pass
 late = socket.socket()
 late.setblocking(False)
 late.connect_ex(("127.0.0.1", {DROPPED}))
@@ -259,6 +263,24 @@ def test_calls_by_each_name(netbpf: Any, one_host: Host) -> None:
             value = tuple(v if n in key.split(",") else None for n, v in zip(NAMES, place.names))
             wanted[value] = wanted.get(value, 0) + 2  # connect twice
         assert {names(row): row["calls"] for row in run.rows} == wanted, key
+
+
+@compares("tcptop", "container", "container_name", "pod", "pod_uid", shape="--by")
+@compares("tcptop", "unit", "user_unit", shape="--by")
+def test_bytes_by_each_name(netbpf: Any, one_host: Host) -> None:
+    chosen = [PLACES[name] for name in ("containerd", "user", "docker")]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(workload(one_host, place)) for place in chosen]
+        options = ("tcptop", "--netns", one_host.inode, 300, "--by")
+        runs = [stack.enter_context(netbpf(*options, k)) for k in (*NAMES, ",".join(NAMES))]
+        play(processes)
+    for name, run in zip(NAMES, runs):
+        wanted: dict[str | None, int] = {}
+        for place in chosen:
+            value = place.names[NAMES.index(name)]
+            wanted[value] = wanted.get(value, 0) + 2 * TCP_BYTES  # both ends
+        assert {row[name]: row["bytes"] for row in run.rows} == wanted
+    assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
 
 
 @compares("skbdrop", "container_name", "pod", "pod_uid", "unit", "user_unit", shape="--by")

@@ -159,7 +159,10 @@ class TableResult(Result):
         now, entries = self._taken
         self.writer.new_table()
         by = self.settings.get("by") or ()
-        entries = [(with_names(key, by), sums) for key, sums in entries]
+        if any(column.name == "cgroup" for column in self.table.key.columns):
+            entries = [(with_names(key, by), sums) for key, sums in entries]
+        else:
+            entries = [(key, with_names(sums, by)) for key, sums in entries]
         rows = [{**row, **self._missing} for row in self.table.build(entries, self.settings)]
         if not any(option.name == "sort" for option in self.tool.own_options):
             rows = sorted_rows(rows, self.settings.get("sort") or "")

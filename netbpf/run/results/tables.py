@@ -35,6 +35,7 @@ class TableReader:
         self._names = [column.name for column in members if column.ctype == "u64"]
         self._samples = [column.name for column in members if column.ctype != "u64"]
         self._sample_of = declared.sums.decoder()
+        self._sample_layout = declared.sums.layout()
         self._row = struct.Struct(f"={len(self._names)}Q")
         self._decode = declared.key.decoder()
         self._unpack = declared.key.layout().unpack
@@ -73,7 +74,7 @@ class TableReader:
             return {}
         rows = list(self._rows(raw))
         largest = rows.index(max(rows))  # by the first sum
-        layout = self._declared.sums.layout()
+        layout = self._sample_layout
         values = self._sample_of(layout.unpack_from(raw, largest * layout.size))
         return {name: values[name] for name in self._samples}
 
