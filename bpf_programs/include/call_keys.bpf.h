@@ -21,7 +21,9 @@ static inline void fill_key(struct by_key *key, int op, int proto, struct sock *
 {
 	SET_BY_op(key, op);
 	SET_BY_proto(key, proto);
+#ifdef BY_STACK
 	SET_BY_stack(key, user_stack());
+#endif
 #ifdef BY_PROCESS_PARTS
 	struct process process = {};
 

@@ -28,8 +28,9 @@ class Histogram:
     takes the histogram's fields and the extra sums, and returns fields to add to the machine
     formats and, as `headline`, the text above the text form.
 
-    `unused` are columns of the key that only --by fills, `fixed` those that are always shown. With
-    either, the keys of --by are the columns of `key` (see `netbpf.declare.keyed.Keyed`).
+    `unused` are columns of the key that only --by fills, `fixed` those that are always shown, and
+    `default` the keys that are filled and shown without --by. With any of these, the keys of --by
+    are the columns of `key` (see `netbpf.declare.keyed.Keyed`).
 
     With `of`, the name of a column of the tool's events, there is no map: that column is counted in
     user space by the columns of `key` (also columns of the event), and shown instead of the events
@@ -49,6 +50,7 @@ class Histogram:
         option: str = "",
         unused: Sequence[str] = (),
         fixed: Sequence[str] = (),
+        default: Sequence[str] = (),
     ) -> None:
         self.map = map
         self.key = key
@@ -60,9 +62,10 @@ class Histogram:
         self.option = option
         self.fixed = tuple(fixed)
         names = [column.name for column in key.columns]
-        self.usual = tuple(name for name in names if name not in unused)
-        filled = [name for name in self.usual if name not in fixed]
-        self.keyed = Keyed(key, fixed, filled) if unused or fixed else None
+        self.usual = tuple(default) or tuple(name for name in names if name not in unused)
+        filled = [] if default else [name for name in self.usual if name not in fixed]
+        by_key = unused or fixed or default
+        self.keyed = Keyed(key, fixed, filled, default) if by_key else None
 
     def columns(self, by: Sequence[Key]) -> Sequence[Column]:
         """Return the columns of the key that are shown with --by, or without it."""
