@@ -22,7 +22,7 @@ EXAMPLES
 
 OVERHEAD
   Everything is counted in the kernel, per CPU: there is no event per message. A message costs about
-  0.3 us.
+  0.2 us, with addresses in --by 0.3 us. Messages that the filters exclude cost less than 0.1 us.
 
 LIMITS
   A size is what the call returned, not the size of a packet: TCP may send several messages in one
@@ -70,17 +70,16 @@ def describe(histogram, sums):
     """Return the counts of calls, the average, the share of small messages, and a headline."""
     messages, total = histogram["count"] or 1, histogram["sum"]
     average, small = round(total / messages, 1), round(sums["small"] / messages, 4)
-    others = [name for name in ("errors", "would_block", "peeks") if sums[name]]
-    more = "".join(f", {name.replace('_', ' ')} {sums[name]}" for name in others)
-    counted = {name: sums[name] for name in ("errors", "would_block", "peeks")}
+    others = {name: sums[name] for name in ("errors", "would_block", "peeks")}
+    more = [f", {number} {name.replace('_', ' ')}" for name, number in others.items() if number]
     return {
         "calls": sums["calls"],
         "bytes": total,
-        **counted,
+        **others,
         "average": average,
         "small_share": small,
-        "headline": f"{sums['calls']} calls, {total} bytes, average {average:g}, {small:.0%} small"
-        f"{more}",
+        "headline": f"{sums['calls']} calls, {total} bytes, average {average:.12g}, "
+        f"{small:.0%} small{''.join(more)}",
     }
 
 
