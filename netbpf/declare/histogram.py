@@ -32,6 +32,9 @@ class Histogram:
     `default` the keys that are filled and shown without --by. With any of these, the keys of --by
     are the columns of `key` (see `netbpf.declare.keyed.Keyed`).
 
+    Distributions are in the order of their keys, or in falling order of the field `order`. `limit`
+    names an option that is how many are shown.
+
     With `of`, the name of a column of the tool's events, there is no map: that column is counted in
     user space by the columns of `key` (also columns of the event), and shown instead of the events
     if the tool's option `option` is given.
@@ -51,6 +54,8 @@ class Histogram:
         unused: Sequence[str] = (),
         fixed: Sequence[str] = (),
         default: Sequence[str] = (),
+        order: str = "",
+        limit: str = "",
     ) -> None:
         self.map = map
         self.key = key
@@ -60,6 +65,8 @@ class Histogram:
         self.fields = fields or {}
         self.of = of
         self.option = option
+        self.order = order
+        self.limit = limit
         self.fixed = tuple(fixed)
         names = [column.name for column in key.columns]
         self.usual = tuple(default) or tuple(name for name in names if name not in unused)

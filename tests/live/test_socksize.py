@@ -335,6 +335,19 @@ def test_sizes_by_address(netbpf: Any, one_host: Host) -> None:
     }
 
 
+def test_top_shows_the_keys_with_the_most_calls_first(netbpf: Any, start: Any) -> None:
+    workers = [start(f"nb-most-{name}") for name in "abc"]
+    words = ("socksize", "--comm", "nb-most-*", "--by", "comm")
+    with netbpf(*words) as run, netbpf(*words, "--top", 2) as first:
+        for worker, times in zip(workers, (3, 11, 7)):
+            worker.go("tcp4", times)
+    order = [histogram["key"]["comm"] for histogram in run.histograms]
+    assert order == ["nb-most-b", "nb-most-c", "nb-most-a"]
+    assert [histogram["key"]["comm"] for histogram in first.histograms] == order[:2]
+    assert found(first, "comm").items() <= found(run, "comm").items()
+    assert first.summary["events"] == run.summary["events"]
+
+
 # --- filters -------------------------------------------------------------------------------------
 
 
@@ -496,7 +509,14 @@ def test_csv_has_a_row_per_bucket(netbpf: Any, caller: Caller) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("--op", "connect"), ("--proto", "sctp"), ("--by", "dev"), ("--by", "stack"), ("-n", "3")],
+    [
+        ("--op", "connect"),
+        ("--proto", "sctp"),
+        ("--by", "dev"),
+        ("--by", "stack"),
+        ("-n", "3"),
+        ("--top", "0"),
+    ],
     ids=" ".join,
 )
 def test_nonsense_is_a_usage_error(words: tuple[str, ...]) -> None:
