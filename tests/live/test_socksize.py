@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import io
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,7 @@ from netbpf.kernel.btf import Btf
 
 MESSAGES = ("send", "recv")
 SMALL = 128
+PR_SET_NAME = 15  # linux/prctl.h
 EDGES = (0, 1, 2, 3, 4, 127, 128, 129, 255, 256, 4095, 4096, 65535, 65536)
 BY_PROCESS = ("tcp4", "tcp6", "udp4", "unix", "errors", "failures")  # any user may play these
 
@@ -163,14 +166,14 @@ def test_a_size_is_in_its_bucket_to_the_byte(netbpf: Any, caller: Caller) -> Non
 
 @compares("socksize", "comm", "op", shape="histogram")
 def test_strace_saw_the_same_sizes(netbpf: Any, start: Any, tmp_path: Path) -> None:
-    caller = start("nb-traced", trace=tmp_path / "strace")
-    with netbpf("socksize", "--comm", "nb-traced") as run:
+    caller = start("nb-sz-traced", trace=tmp_path / "strace")
+    with netbpf("socksize", "--comm", "nb-sz-traced") as run:
         for scene in ("tcp4", "tcp6", "unix", "netlink", "errors"):
             caller.go(scene, 3)
     caller.stop()
     sizes, peeks, failed = traced(tmp_path / "strace")
     for (op, comm), fields in found(run, "op", "comm").items():
-        assert comm == "nb-traced"
+        assert comm == "nb-sz-traced"
         assert fields["buckets"] == log2_buckets(sizes[op])
         assert (fields["bytes"], fields["peeks"]) == (sum(sizes[op]), peeks[op])
         assert fields["errors"] + fields["would_block"] == failed[op]
@@ -217,12 +220,21 @@ def test_sockstat_shows_the_same_calls_and_bytes(netbpf: Any, caller: Caller, sc
         assert found(run)["send", "unix"]["sum"] == 5 * 100003
 
 
-def test_threads_count_with_the_name_of_their_process(netbpf: Any, caller: Caller) -> None:
-    with netbpf("socksize", "--comm", caller.comm) as run:
-        told = caller.go("interrupted", 1, "recv", "restart", 3)
-    assert sums(run, "op", "comm") == {
-        (op, caller.comm): value for (op,), value in done(told, "op").items()
-    }
+def test_threads_count_with_the_name_of_their_process(netbpf: Any) -> None:
+    comm = Path("/proc/self/comm").read_text().rstrip("\n")
+    one, two = socket.socketpair()
+
+    def talk() -> None:
+        ctypes.CDLL(None).prctl(PR_SET_NAME, b"nb-sz-thread", 0, 0, 0)
+        for _ in range(7):
+            one.send(bytes(11))
+            two.recv(100)
+
+    with one, two, netbpf("socksize", "-p", os.getpid()) as run:
+        thread = threading.Thread(target=talk)
+        thread.start()
+        thread.join()
+    assert sums(run, "op", "comm") == {("send", comm): (7, 77), ("recv", comm): (7, 77)}
 
 
 # --- signals -------------------------------------------------------------------------------------
@@ -365,12 +377,19 @@ def test_filter_by_pid(netbpf: Any, start: Any, caller: Caller) -> None:
 
 
 def test_filter_by_name(netbpf: Any, start: Any) -> None:
-    only(netbpf, start("nb-mine-x"), [start("nb-mind"), start("nb-mine")], "--comm", "nb-mine-?")
+    only(
+        netbpf,
+        start("nb-sz-mine-x"),
+        [start("nb-sz-mind"), start("nb-sz-mine")],
+        "--comm",
+        "nb-sz-mine-?",
+    )
 
 
 def test_filter_by_user(netbpf: Any, start: Any, caller: Caller) -> None:
-    mine = start("nb-nobody", uid=NOBODY)
-    with netbpf("socksize", "-u", NOBODY, "--by", "op,proto") as run:
+    user = 100_000 + os.getpid()  # nobody else's
+    mine = start("nb-user", uid=user)
+    with netbpf("socksize", "-u", user, "--by", "op,proto") as run:
         told = mine.go("tcp4", 3)
         caller.go("tcp4", 5)
     assert not difference(found(run), wanted(told))
