@@ -2,8 +2,8 @@
 
 DESCRIPTION
   Shows how many bytes each send and each receive moved, as a distribution for each program and
-  operation. Many small sends (system calls, packets) or small receives (a buffer that is too small)
-  are what makes a program slow without moving much data: small_share is the share of messages of
+  operation. Each message costs a system call, and often a packet: a program whose messages are
+  small spends its time on them without moving much data. small_share is the share of messages of
   128 bytes and less.
 
   A message is what one call moved, no matter which call (write, sendmsg, io_uring ...); sendmmsg
