@@ -2,7 +2,7 @@
 /* sockstat: calls on sockets by operation, protocol and result. Front-end: netbpf/tools/sockstat.py */
 #include "netbpf.bpf.h"
 #include <netbpf/records.h>
-#include "anysock.bpf.h"
+#include "messages.bpf.h"
 
 #ifdef BY_KEY
 #include "call_keys.bpf.h"
@@ -62,15 +62,7 @@ static inline int count_call(int op, int proto, struct sock *sk, u16 family, s64
 {
 	struct counted what = {};
 
-#ifdef FILTER_OP
-	if (!FILTER_OP(op))
-		return 0;
-#endif
-#ifdef FILTER_PROTO
-	if (!FILTER_PROTO(proto))
-		return 0;
-#endif
-	if (!pass_current())
+	if (!pass_call(op, proto))
 		return 0;
 #ifdef BY_KEY
 	fill_key(&what.key, op, proto, sk, family);
@@ -115,17 +107,10 @@ static inline int on_make(int op, u16 family, u32 type, u16 protocol, s64 result
 			  result, 0);
 }
 
-#define MSG_PEEK 0x2 /* linux/socket.h */
-#define MSG_ERRQUEUE 0x2000
-
-/* A message, or an attempt that failed. Data that stays in the queue (MSG_PEEK) adds no bytes. */
 static inline int on_message(int op, struct sock *sk, int result, int flags)
 {
-	bool taken = result > 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE));
-
-	return on_socket_call(op, sk, result, taken ? result : 0);
+	return on_socket_call(op, sk, result, result > 0 && takes_data(flags) ? result : 0);
 }
 
-#include "messages.bpf.h"
 #include "socket_calls.bpf.h"
 #include "ring.bpf.h"

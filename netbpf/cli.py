@@ -101,8 +101,7 @@ def alias_command(alias: Alias) -> click.Command:
     parameters: list[click.Parameter] = [_parameter(option, alias) for option in options]
     parameters += [_unsupported(tool, option) for option in tool.unsupported_options]
     parameters += [_switch(flag.flags, flag.name) for flag in alias.switches()]
-    for one in alias.positionals():
-        parameters.append(click.Option([*one.flags, one.name], hidden=True))
+    parameters += [click.Option([*f.flags, f.name], hidden=True) for f in alias.positionals()]
     parameters += [_rejected(alias, refused) for refused in alias.refused() if alias.alone(refused)]
     for name in alias.arguments:
         parameters.append(click.Argument([name], required=False))

@@ -85,6 +85,20 @@ static inline bool pass_socket(struct sock *sk, u16 family)
 #endif
 }
 
+/* Does a call of the current process pass the filters of operations, protocols and processes? */
+static inline bool pass_call(int op, int proto)
+{
+#ifdef FILTER_OP
+	if (!FILTER_OP(op))
+		return false;
+#endif
+#ifdef FILTER_PROTO
+	if (!FILTER_PROTO(proto))
+		return false;
+#endif
+	return pass_current();
+}
+
 #ifdef FILTER_SOCKET
 /*
  * May the socket of a call that begins pass the filters when the call ends? False only if what is

@@ -10,7 +10,7 @@
 #include "blocks.bpf.h"
 #include "user_stacks.bpf.h"
 
-#if defined(BY_COMM) || defined(BY_PID) || defined(BY_UID) || defined(BY_CGROUP)
+#if defined(BY_PID) || defined(BY_UID) || defined(BY_CGROUP)
 #define BY_PROCESS_PARTS 1
 #endif
 #if defined(BY_NETNS) || defined(BY_FAMILY) || defined(BY_LPORT) || defined(BY_RPORT)
@@ -21,7 +21,9 @@ static inline void fill_key(struct by_key *key, int op, int proto, struct sock *
 {
 	SET_BY_op(key, op);
 	SET_BY_proto(key, proto);
+#ifdef BY_STACK
 	SET_BY_stack(key, user_stack());
+#endif
 #ifdef BY_PROCESS_PARTS
 	struct process process = {};
 
@@ -30,6 +32,11 @@ static inline void fill_key(struct by_key *key, int op, int proto, struct sock *
 	SET_BY_pid(key, process.pid);
 	SET_BY_uid(key, process.uid);
 	SET_BY_cgroup(key, process.cgroup);
+#elif defined(BY_COMM)
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct task_struct *leader = READ(task, group_leader);
+
+	READ_INTO(key->comm, leader, comm); /* all of the process would be six reads */
 #endif
 #ifdef BY_SOCKET_PARTS
 	struct endpoints ends = {};

@@ -74,11 +74,13 @@ static inline bool fill_call(struct connection *ev, struct call *call, s32 ret, 
 	/* inet_dgram_connect() found no free local port. */
 	if (ret == -EAGAIN && call->proto == PROTO_UDP)
 		ev->result = RESULT_PORTS_USED_UP;
+	if (!fill(ev, &call->owner, &ends))
+		return false;
 #ifdef WITH_USER_STACKS
 	if (end_ns)
 		ev->stack = user_stack();
 #endif
-	return fill(ev, &call->owner, &ends);
+	return true;
 }
 
 /* Is a call wanted that is made on no socket, by the family of its address? */
@@ -145,14 +147,14 @@ static inline void start_attempt(struct sock *sk, u64 key)
 	}
 	read_endpoints(sk, &attempt.ends);
 	attempt.begin_ns = bpf_ktime_get_ns();
-#ifdef WITH_USER_STACKS
-	attempt.stack = user_stack();
-#endif
 	attempt.port_chosen = attempt.ends.lport != 0;
 	attempt.retrans_before = READ((struct tcp_sock *)sk, total_retrans);
 	attempt.segs_before = READ((struct tcp_sock *)sk, segs_out);
 	rendezvous.delete(&key);
 	if (may_pass_endpoints(&attempt.ends)) {
+#ifdef WITH_USER_STACKS
+		attempt.stack = user_stack();
+#endif
 		if (!attempts.update(&key, &attempt))
 			return;
 		count_loss(LOSS_MAP_FULL);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Messages that are sent and received on sockets, by any call. A program that includes this has the
- * probes of MESSAGE_PROBES in declare/calls.py, and defines before
+ * probes of MESSAGE_PROBES in declare/calls.py, and defines
  *   on_message(op, sk, result, flags): `result` is the number of bytes, or a negative error.
  * It calls on_message() from the tracepoints that all messages pass (since 6.3). The functions here
  * are for older kernels, where each family has functions of its own.
@@ -13,6 +13,17 @@
 #include "calls.bpf.h"
 
 KERNEL_FIELDS(socket, sk)
+
+#define MSG_PEEK 0x2 /* linux/socket.h */
+#define MSG_ERRQUEUE 0x2000
+
+static inline int on_message(int op, struct sock *sk, int result, int flags);
+
+/* Does a receive with these flags take data? MSG_PEEK leaves it in the queue. */
+static inline bool takes_data(int flags)
+{
+	return !(flags & (MSG_PEEK | MSG_ERRQUEUE));
+}
 
 /*
  * A message on an AF_UNIX socket that keeps packets apart passes unix_seqpacket_*msg() and, unless

@@ -115,8 +115,7 @@ ALIASES = (
         flags=(
             Refused("-f", "--format", what="selects the unit",
                     hint="text shows KB, --json and -o csv show bytes"),
-            Refused("-i", "--interval", what="is the interval",
-                    hint="it is an argument: netbpf tcpsubnet 5"),
+            Positional("-i", "--interval", argument="interval"),
             Refused("-J", what="selects JSON", hint="--json does"),
             _program("tcptop"),
         ),

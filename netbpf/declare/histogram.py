@@ -29,8 +29,12 @@ class Histogram:
     takes the histogram's fields and the extra sums, and returns fields to add to the machine
     formats and, as `headline`, the text above the text form.
 
-    `unused` are columns of the key that only --by fills, `fixed` those that are always shown. With
-    either, the keys of --by are the columns of `key` (see `netbpf.declare.keyed.Keyed`).
+    `unused` are columns of the key that only --by fills, `fixed` those that are always shown, and
+    `default` the keys that are filled and shown without --by. With any of these, the keys of --by
+    are the columns of `key` (see `netbpf.declare.keyed.Keyed`).
+
+    Distributions are in the order of their keys, or in falling order of the field `order`. `limit`
+    names an option that is how many are shown.
 
     `coarser` is (option, unit): with that option of the tool, C counts in the other unit.
 
@@ -56,6 +60,9 @@ class Histogram:
         fixed: Sequence[str] = (),
         coarser: tuple[str, str] = ("", ""),
         refresh: Sequence[str] = (),
+        default: Sequence[str] = (),
+        order: str = "",
+        limit: str = "",
     ) -> None:
         self.map = map
         self.key = key
@@ -65,13 +72,16 @@ class Histogram:
         self.fields = fields or {}
         self.of = of
         self.option = option
+        self.order = order
+        self.limit = limit
         self.fixed = tuple(fixed)
         self.coarser = coarser
         self.refresh = tuple(refresh)
         names = [column.name for column in key.columns]
-        self.usual = tuple(name for name in names if name not in unused)
-        filled = [name for name in self.usual if name not in fixed]
-        self.keyed = Keyed(key, fixed, filled) if unused or fixed else None
+        self.usual = tuple(default) or tuple(name for name in names if name not in unused)
+        filled = [] if default else [name for name in self.usual if name not in fixed]
+        by_key = unused or fixed or default
+        self.keyed = Keyed(key, fixed, filled, default) if by_key else None
 
     @property
     def units(self) -> list[str]:

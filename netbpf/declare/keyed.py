@@ -25,29 +25,37 @@ class Keyed:
     Those in `filled` are filled in any case; for the others the program has the generated macros
     SET_BY_<column>(key, value), and SET_BY_<column>(key, value, family) for addresses, which do
     nothing if the key is not in --by. BY_KEY is defined if --by is given, BY_<COLUMN> for each of
-    its keys: for addresses it is the length of the prefix.
+    its keys: for addresses it is the length of the prefix. `default` are the keys without --by.
     """
 
     def __init__(
-        self, key: type[Record], fixed: Sequence[str] = (), filled: Sequence[str] = ()
+        self,
+        key: type[Record],
+        fixed: Sequence[str] = (),
+        filled: Sequence[str] = (),
+        default: Sequence[str] = (),
     ) -> None:
         self.parts = tuple(column for column in key.columns if column.name not in fixed)
         self.filled = tuple(filled)
+        self.default = tuple(Key(name) for name in default)
         self.keys = keys_of(self.parts)
 
     def option(self) -> Option:
         """Return the option --by."""
         return Option(
             "--by", metavar="LIST", parse=lambda text: parse_keys(text, self.parts),
-            help=f"a row for each value of these: {', '.join(self.keys)}{self._blocks()}",
+            help=f"a row for each value of these: {', '.join(self.keys)}{self._more()}",
         )  # fmt: skip
 
-    def _blocks(self) -> str:
+    def _more(self) -> str:
         addresses = [column.name for column in self.parts if isinstance(column, Addr)]
-        return f"; blocks: {addresses[-1]}/24" if addresses else ""
+        blocks = f"; blocks: {addresses[-1]}/24" if addresses else ""
+        default = ",".join(key.name for key in self.default)
+        return blocks + (f" (default {default})" if default else "")
 
     def constants(self, by: Sequence[Key]) -> dict[str, object]:
         """Return the C constants that say which keys to fill."""
+        by = by or self.default
         if not by:
             return {}
         prefixes = {key.name: 128 if key.prefix is None else key.prefix for key in by}

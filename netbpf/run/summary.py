@@ -21,9 +21,9 @@ def intent_of(settings: Mapping[str, Any]) -> str:
     duration, events = settings.get("duration"), settings.get("max_events")
     ends = [f"for {duration:g} s"] if duration else []
     if interval and count:
-        ends.append(f"for {count} intervals")
+        ends.append(f"for {count} interval{'s' * (count != 1)}")
     if events:
-        ends.append(f"until {events} events")
+        ends.append(f"until {events} event{'s' * (events != 1)}")
     until = " or ".join([*ends, "until Ctrl-C"])
     return f"tracing {until}, results {f'every {interval:g} s' if interval else 'at the end'}"
 

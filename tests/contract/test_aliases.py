@@ -160,6 +160,7 @@ ACCEPTED: dict[str, Settings] = {
     "tcptop -c /sys/fs/cgroup/unified": {"cgroup": "/sys/fs/cgroup/unified"},
     "tcpsubnet": {"by": parse_keys("raddr/24", _CONNECTIONS), "interval": 1},
     "tcpsubnet -v": {"verbose": True},
+    "tcpsubnet -i 5": {"interval": 5},
     "udpconnect": {"proto": ["udp"], "time": "seconds"},
     "tcpconnect-tp": {"proto": None, "time": "seconds"},
     "soconnlat": {"histogram": "latency_us", "by": parse_keys("comm,stack", _CONNECTIONS)},
@@ -200,7 +201,6 @@ REFUSED: dict[str, tuple[str, str]] = {
     "tcptop -s sent": ("tcptop has no -s, which in bcc", "--sort bytes, tx_bytes"),
     "tcpsubnet -f k": ("tcpsubnet has no -f, --format", "--json"),
     "tcpsubnet --format K": ("tcpsubnet has no -f, --format", "-o csv"),
-    "tcpsubnet -i 5": ("tcpsubnet has no -i, --interval", "netbpf tcpsubnet 5"),
     "tcpsubnet -J": ("tcpsubnet has no -J", "--json"),
     "gethostlatency -l /lib/libc.so.6": ("gethostlatency has no -l, --libc", "-p and --comm"),
 }

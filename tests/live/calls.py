@@ -14,7 +14,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Optional
 
 import pytest
 from harness import TIMEOUT, Json, Run, kill
@@ -44,13 +45,18 @@ class Row(NamedTuple):
 
 
 Rows = dict[tuple[Any, ...], Row]
+Size = tuple[str, str, Optional[int]]
 
 
 class Told(NamedTuple):
-    """What a process says that it did: rows by op and proto, and errors by op and proto."""
+    """What a process says that it did: rows by op and proto, and errors by op and proto.
+
+    `sizes` counts messages by op, proto and size, which is None if the data was only looked at.
+    """
 
     rows: Rows
     errors: dict[tuple[str, str], Counter[str]]
+    sizes: Mapping[Size, int] = MappingProxyType({})
 
     @classmethod
     def of(cls, lines: Iterable[tuple[str, str, str, int, int]]) -> Told:
@@ -148,7 +154,9 @@ class Caller:
     def go(self, scene: str, times: int = 1, *words: object) -> Told:
         """Have a scene played and return what was done."""
         self.tell(scene, times, *words)
-        return Told.of(self.answer()["rows"])
+        answer = self.answer()
+        sizes = {(op, proto, size): n for op, proto, size, n in answer["sizes"]}
+        return Told.of(answer["rows"])._replace(sizes=sizes)
 
     def stop(self) -> None:
         """Let it end and wait for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import socket
@@ -143,6 +144,80 @@ def test_socketio_counts_messages_and_bytes(netbpf: Any, one_host: Host) -> None
     sent = [comm, str(os.getpid()), "send", "tcp4", str(port), str(NUMBER), f"{NUMBER * 2}.00"]
     assert sent in lines
     assert {line[2] for line in lines if line[0] == comm} <= {"send", "recv"}
+
+
+@contextlib.contextmanager
+def listening(host: Host, family: int, address: Any) -> Iterator[Any]:
+    """Yield the address of a socket that connections wait at."""
+    with host.socket(family, socket.SOCK_STREAM) as listener:
+        listener.bind(address)
+        listener.listen(NUMBER)
+        yield listener
+
+
+def test_every_family_is_counted_also_by_accepts_that_ask_for_no_address(
+    netbpf: Any, one_host: Host
+) -> None:
+    comm = open("/proc/self/comm").read().strip()
+    libc = ctypes.CDLL(None, use_errno=True)
+    families = {
+        "ipv4": (socket.AF_INET, ("127.0.0.1", 0), 2, "tcp4"),
+        "ipv6": (socket.AF_INET6, ("::1", 0), 3, "tcp6"),
+        "unix": (socket.AF_UNIX, f"\0netbpf-{os.getpid()}", NUMBER, "unix"),
+    }
+    with (
+        text(netbpf, one_host, "sofamily", "-p", os.getpid()) as by_family,
+        text(netbpf, one_host, "soprotocol", "-p", os.getpid()) as by_protocol,
+    ):
+        for family, address, times, _ in families.values():
+            with listening(one_host, family, address) as listener:
+                for _ in range(times):
+                    with one_host.socket(family, socket.SOCK_STREAM) as client:
+                        client.connect(listener.getsockname())
+                        os.close(libc.accept(listener.fileno(), None, None))
+    lines = [rows(run)[1] for run in (by_family, by_protocol)]
+    wanted = [
+        [comm, word, op, str(times)]
+        for family, (_, _, times, proto) in families.items()
+        for op in ("accept", "connect")
+        for word in (family, proto)
+    ]
+    ours = [line for part in lines for line in part if line[0] == comm]
+    assert sorted(ours) == sorted(wanted)
+
+
+def test_soconnlat_shows_a_distribution_with_the_functions_that_connected(
+    netbpf: Any, one_host: Host
+) -> None:
+    comm = open("/proc/self/comm").read().strip()
+    with server(one_host, NUMBER) as port, text(netbpf, one_host, "soconnlat") as run:
+        for _ in range(NUMBER):
+            connect(one_host, port)
+    key, *lines = [line for line in run.stdout.splitlines() if line]
+    assert key == f"comm={comm}"
+    assert re.match(r" +connect\+0x[0-9a-f]+ \(.*libc", lines[0]), run.stdout
+    counts = re.findall(r" : (\d+) +\|", run.stdout)
+    assert sum(map(int, counts)) == NUMBER
+
+
+@pytest.mark.parametrize("name", ["tcpconnect-tp", "tcpaccept-tp"])
+def test_variants_of_the_book_show_the_time_and_the_ends(
+    name: str, netbpf: Any, one_host: Host, comm: str
+) -> None:
+    ends = ["127.0.0.1", "127.0.0.1"]
+    with server(one_host, NUMBER) as port, text(netbpf, one_host, name) as run:
+        ports = [str(connect(one_host, port)[0]) for _ in range(NUMBER)]
+        connect(one_host, 53, socket.SOCK_DGRAM)
+        wait_for_lines(run, NUMBER + 1)
+    heading, lines = rows(run)
+    if name == "tcpconnect-tp":
+        assert heading == ["TIME", "PID", "COMM", "IP", "SADDR", "DADDR", "DPORT"]
+        wanted = [[str(os.getpid()), comm, "4", *ends, str(port)]] * NUMBER
+    else:
+        assert heading == ["TIME", "IP", "RADDR", "RPORT", "LADDR", "LPORT", "RESULT"]
+        wanted = [["4", ends[0], own, ends[1], str(port), "Success"] for own in ports]
+    assert [line[1:] for line in lines] == wanted
+    assert all(re.fullmatch(TIME, line[0]) for line in lines)
 
 
 def test_tcpconnlat_shows_the_latency_and_only_slow_ones(netbpf: Any, one_host: Host) -> None:

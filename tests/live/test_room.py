@@ -215,6 +215,7 @@ GOING_ON = {
     "tcpnagle": {"stalls", "refusals", "calls"},
     "tcpsynbl": {"tracked"},
     "sockstat": {"calls", "interruptions"},
+    "socksize": {"calls", "interruptions"},
     "gethostlatency": {"calls"},
     "skbdrop": {"owners"},
     "netsize": set(),

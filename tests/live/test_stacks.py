@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 import topology
+from bpf_maps import keys_of
 from compared import compares
 from conftest import Netbpf
 from harness import SLOW, TIMEOUT, Json, netbpf_once, wait_until
+from topology import Host
 
 from netbpf.kernel.inspect import LiveKernel
 
@@ -449,3 +451,16 @@ def test_without_the_option_there_is_no_column_and_no_process(
 def test_tool_without_stacks_refuses_the_key(netbpf: Netbpf, tool: str) -> None:
     done = netbpf_once(tool, "--by", "stack")
     assert done.returncode == 2 and ("stack" in done.stderr or "--by" in done.stderr)
+
+
+def test_no_stack_is_copied_of_what_a_filter_excludes(netbpf: Netbpf, one_host: Host) -> None:
+    """Each process whose stack was copied has an entry in the map of their rate."""
+    with netbpf("soconnect", "--stack", "--netns", one_host.inode, "-D", 9) as run:
+        for port, entries in ((7, 0), (9, 1)):
+            with one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+                assert client.connect_ex(("127.0.0.1", port))
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:  # another namespace
+                client.connect_ex(("127.0.0.1", port))
+            assert len(keys_of(run, "copy_rates")) == entries
+        run.wait_for(1)
+    assert len(run.events) == 1

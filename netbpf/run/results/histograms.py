@@ -57,7 +57,7 @@ class HistogramReader:
         return totals
 
     def since_last(self) -> list[dict[str, Any]]:
-        """Return the histograms of the interval that ends now, sorted by key."""
+        """Return the histograms of the interval that ends now, in their declared order."""
         import numpy as np
 
         seen, grown = {}, {}
@@ -70,7 +70,10 @@ class HistogramReader:
         self._seen = seen
         # Extra sums can increase without a value in a bucket.
         histograms = [self._histogram(key, s) for key, s in self._joined(grown) if s.any()]
-        return sorted(histograms, key=_order)
+        histograms.sort(key=_order)
+        if self.declared.order:
+            histograms.sort(key=lambda histogram: -histogram[self.declared.order])
+        return histograms
 
     def _joined(self, grown: Totals) -> Iterable[tuple[dict[str, Any], NDArray[np.uint64]]]:
         joined: dict[tuple[Any, ...], tuple[dict[str, Any], NDArray[np.uint64]]] = {}

@@ -92,6 +92,7 @@ class HistogramResult(Result):
         for histogram in histograms:
             self.namespaces.add(histogram["key"].get("netns") or 0)
             self.seen += histogram["count"]
+        for histogram in histograms[: self.settings.get(self.reader.declared.limit) or None]:
             self.writer.histogram(now, histogram)
         notes_of = self.tool.histogram_notes
         for note in notes_of(histograms) if notes_of else ():

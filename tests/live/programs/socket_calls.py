@@ -3,7 +3,8 @@
 usage: socket_calls.py COMM TIMEOUT [UID]
 
 Each line on stdin is "SCENE TIMES [WORD ...]"; each is answered by one line of JSON on stdout:
-{"rows": [[op, proto, error, calls, bytes], ...]}, or {"error": ...}. Nothing but what a scene tells
+{"rows": [[op, proto, error, calls, bytes], ...], "sizes": [[op, proto, size, messages], ...]}, or
+{"error": ...}; a size of null is a message that was only looked at. Nothing but what a scene tells
 touches a socket: stdin and stdout are pipes. It ends when stdin does.
 """
 
@@ -49,6 +50,7 @@ class Book:
     def __init__(self):
         self.calls = Counter()
         self.bytes = Counter()
+        self.sizes = Counter()
 
     def did(self, op, proto, function, *args, peek=False):
         """Make a call and write it down; an error is the answer None."""
@@ -57,17 +59,24 @@ class Book:
         except OSError as caught:
             result, error = None, errno.errorcode[caught.errno]
         moved = length(result) if op in ("send", "recv") and not peek else 0
-        self.note(op, proto, error, moved)
+        self.note(op, proto, error, moved, peek=peek)
         return result
 
-    def note(self, op, proto, error="", moved=0, calls=1):
-        """Write down what was done."""
+    def note(self, op, proto, error="", moved=0, calls=1, peek=False):
+        """Write down what was done: `calls` calls, which moved `moved` bytes each."""
         self.calls[op, proto, error] += calls
-        self.bytes[op, proto, error] += moved
+        self.bytes[op, proto, error] += calls * moved
+        if op in ("send", "recv") and not error:
+            self.sizes[op, proto, None if peek else moved] += calls
 
     def rows(self):
         """Return [op, proto, error, calls, bytes] of everything."""
         return [[*what, calls, self.bytes[what]] for what, calls in self.calls.items()]
+
+    def answer(self):
+        """Return all of it, for calls.py."""
+        sizes = [[*what, messages] for what, messages in self.sizes.items()]
+        return {"rows": self.rows(), "sizes": sizes}
 
 
 def length(result):
@@ -205,11 +214,13 @@ def many(book, proto, one, two):
     """sendmmsg and recvmmsg, the latter with more room than there are messages."""
     sizes = [*SIZES, 99]
     sent = LIBC.sendmmsg(one.fileno(), messages(sizes), len(sizes), 0)
-    book.note("send", proto, "", sum(sizes[:sent]), sent)
+    for size in sizes[:sent]:
+        book.note("send", proto, moved=size)
     vector = messages([8192] * (len(sizes) + 3))
     taken = LIBC.recvmmsg(two.fileno(), vector, len(vector), MSG_DONTWAIT, None)
     assert taken == sent == len(sizes), (taken, sent)
-    book.note("recv", proto, "", sum(message.len for message in vector[:taken]), taken)
+    for message in vector[:taken]:
+        book.note("recv", proto, moved=message.len)
     book.note("recv", proto, "EAGAIN")  # the attempt after the last message
 
 
@@ -565,6 +576,17 @@ def sendfile(book):
         two.close()
 
 
+def sized(book, *sizes):
+    """Datagrams of these sizes, then the end of file."""
+    one, two = socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+    for size in map(int, sizes):
+        book.did("send", "unix", one.send, bytes(size))
+        book.did("recv", "unix", two.recv, size + 1)
+    one.close()
+    book.did("recv", "unix", two.recv, 1)
+    two.close()
+
+
 def session(book, host, port):
     """A TCP session with known ports, for filters: the client's end only is in the book."""
     family = AF_INET6 if ":" in host else AF_INET
@@ -764,7 +786,7 @@ def hangs(thread, fd):
 
 PLAIN = (tcp4, tcp6, mapped, udp4, udp6, unix, netlink, other, errors)
 SCENES = {scene.__name__: scene for scene in
-          (*PLAIN, ring, ring_accepts, sendfile, session, overflow, blocked, blocked_recv,
+          (*PLAIN, ring, ring_accepts, sendfile, sized, session, overflow, blocked, blocked_recv,
            interrupted, failures, blocked_recvs, fails_at_the_end, children_send)}  # fmt: skip
 
 
@@ -793,7 +815,7 @@ def main():
         try:
             for _ in range(int(times)):
                 SCENES[scene](book, *words)
-            answer = {"rows": book.rows()}
+            answer = book.answer()
         except Exception as error:
             answer = {"error": f"{scene}: {type(error).__name__} {error}"}
         print(json.dumps(answer), flush=True)
