@@ -155,7 +155,7 @@ static inline bool pass_current(void)
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct process process = {};
 
-	read_process(&process, task);
+	read_identity(&process, task);
 	return pass_process(&process, task);
 #else
 	return true;

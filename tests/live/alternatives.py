@@ -56,6 +56,11 @@ def sessions(stage: Stage, run: Run) -> None:
     )
 
 
+def everything(stage: Stage, run: Run) -> None:
+    """Let the caller make every kind of call on sockets, 7 times each."""
+    stage.caller.go("everything", 7)
+
+
 def plain(line: Json, lost: set[str]) -> tuple[tuple[str, str], ...]:
     """Return the columns of a line that must not depend on the kind of probe."""
     return tuple(

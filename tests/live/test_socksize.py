@@ -21,7 +21,7 @@ from typing import Any
 import calls
 import pytest
 import topology
-from alternatives import Case, Stage
+from alternatives import Case, everything
 from bpf_maps import keys_of
 from calls import Caller, Told, difference, shown
 from compared import compares
@@ -545,10 +545,6 @@ def test_nonsense_is_a_usage_error(words: tuple[str, ...]) -> None:
 
 
 # --- whatever the kind of probe ------------------------------------------------------------------
-
-
-def everything(stage: Stage, run: Run) -> None:
-    stage.caller.go("everything", 7)
 
 
 ALTERNATIVES = Case(

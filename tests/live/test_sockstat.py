@@ -11,7 +11,7 @@ from typing import Any
 import calls
 import pytest
 import topology
-from alternatives import Case, Stage
+from alternatives import Case, everything
 from calls import Caller, by_process, difference, shown, totals
 from compared import compares
 from harness import ATTEMPTS, Json, Run, netbpf_once, wait_until
@@ -355,10 +355,6 @@ def test_nonsense_is_a_usage_error(words: tuple[str, ...]) -> None:
 
 
 # --- whatever the kind of probe ------------------------------------------------------------------
-
-
-def everything(stage: Stage, run: Run) -> None:
-    stage.caller.go("everything", 7)
 
 
 ALTERNATIVES = Case(

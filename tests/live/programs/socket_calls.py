@@ -4,8 +4,8 @@ usage: socket_calls.py COMM TIMEOUT [UID]
 
 Each line on stdin is "SCENE TIMES [WORD ...]"; each is answered by one line of JSON on stdout:
 {"rows": [[op, proto, error, calls, bytes], ...], "sizes": [[op, proto, size, messages], ...]}, or
-{"error": ...}; a size of null is a message that was only looked at. Nothing but what a scene tells
-touches a socket: stdin and stdout are pipes. It ends when stdin does.
+{"error": ...}; the size of a message that the scene only peeked at is null. Only scenes use
+sockets: stdin and stdout are pipes. The program ends at the end of stdin.
 """
 
 import contextlib
