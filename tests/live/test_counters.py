@@ -64,7 +64,9 @@ def test_counters_are_the_sum_over_all_namespaces(netbpf: Any, host_of_a_process
     with netbpf("skbdrop") as run:
         send(host_of_a_process)
     after = without_port()  # of a namespace that has ended, nothing is known
-    most = sum(after[inode] - before[inode] for inode in after)
+    # The number of a namespace that ended is given to the next new one, whose counters begin at 0.
+    grown = {inode: value - before[inode] for inode, value in after.items()}
+    most = sum(more if more >= 0 else after[inode] for inode, more in grown.items())
     assert NUMBER <= run.summary["counters"]["Udp.NoPorts"] <= most
     assert run.summary["counted"]["filtered"] is False
     assert run.summary["counted"]["namespaces"] >= 2
