@@ -86,7 +86,7 @@ def _paired(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 def _single(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
     for line in lines:
-        match = re.match(r"(Ip6|Icmp6|Udp6|UdpLite6)(\w+)\s+(\d+)", line)
+        match = re.match(r"(Ip6|Icmp6|Udp6|UdpLite6)(\w+)\s+(\d{1,20})", line)
         if match:
             yield f"{match[1]}.{match[2]}", int(match[3])
 
