@@ -98,7 +98,7 @@ def suspended() -> Iterator[Any]:
     """
     level, kind = POWER / "pm_test", POWER / "mem_sleep"
     if not level.exists() or "deep" not in (kind.read_text() if kind.exists() else ""):
-        pytest.skip("this kernel has no CONFIG_PM_SLEEP_DEBUG, or this machine has no S3")
+        pytest.skip("needs CONFIG_PM_SLEEP_DEBUG and a machine with S3, as in `make vm`")
     before = kind.read_text().partition("[")[2].partition("]")[0]
     kind.write_text("deep")
     level.write_text("core")
