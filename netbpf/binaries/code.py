@@ -51,7 +51,7 @@ class Mapping(NamedTuple):
 
 def read_maps(pid: int, proc: str = "/proc") -> bytes:
     """Return the maps file of a process, b"" if it has ended: quickly, as it may be about to."""
-    data = b""
+    data = bytearray()
     with suppress(OSError):
         file = os.open(f"{proc}/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -59,7 +59,7 @@ def read_maps(pid: int, proc: str = "/proc") -> bytes:
                 data += part
         finally:
             os.close(file)
-    return data
+    return bytes(data)
 
 
 def executable_mappings(maps: bytes) -> list[Mapping]:

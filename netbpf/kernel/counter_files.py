@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from netbpf.kernel.packet_sockets import PacketSockets
-from netbpf.system.lines import lines_of
+from netbpf.system.lines import lines_of, read_all
 
 HERE = "/proc/thread-self/net"
 PACKET = "packet"  # not a file: read through sock_diag
@@ -122,7 +122,4 @@ def _sockets(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 def _lines(file: int) -> list[str]:
     os.lseek(file, 0, os.SEEK_SET)
-    text = b""
-    while part := os.read(file, 1 << 16):
-        text += part
-    return lines_of(text)
+    return lines_of(read_all(file))

@@ -26,6 +26,9 @@ class Stop:
         self.batches -= 1
         return self.batches >= 0
 
+    def flush(self):
+        assert self.inside
+
     @contextmanager
     def extended(self):
         self.inside = True
@@ -36,18 +39,19 @@ class Stop:
 def records(number):
     """One record per session; the remote port tells them apart."""
     names = [column.name for column in TOOL.event.members]
-    blank = TOOL.event.layout().unpack(bytes(TOOL.event.layout().size))
+    layout = TOOL.event.layout()
+    blank = layout.unpack(bytes(layout.size))
     for port in range(number):
         row = list(blank)
         row[names.index("rport")] = port
-        yield tuple(row)
+        yield layout.pack(*row)
 
 
 @pytest.fixture
 def listed(monkeypatch):
     def listed(raws, batches=1000):
-        monkeypatch.setattr(open_events, "read_records", lambda links, layout: iter(raws))
-        attached = SimpleNamespace(missing=(), with_role=lambda role: [1])
+        monkeypatch.setattr(open_events, "read_iterator", b"".join)
+        attached = SimpleNamespace(missing=(), with_role=lambda role: raws)
         found = open_events.OpenEvents(TOOL, TOOL.event, attached)
         stop, rows = Stop(batches), []
 
@@ -55,7 +59,7 @@ def listed(monkeypatch):
             assert stop.inside and len(times) == len(columns["rport"])
             rows.extend(columns["rport"])
 
-        found.read()
+        found.read(stop)
         found.write(EventDecoder(TOOL, TOOL.event, {}, attached), stop, show)
         return found, rows
 
@@ -63,18 +67,18 @@ def listed(monkeypatch):
 
 
 def test_all_are_listed_in_order(listed):
-    found, rows = listed(list(records(SESSIONS)))
+    found, rows = listed([records(SESSIONS)])
     assert rows == list(range(SESSIONS))
     assert (found.number, found.unwritten) == (SESSIONS, 0)
 
 
 def test_what_two_iterators_return_is_listed_once(listed):
-    found, rows = listed([*records(3000), *records(4000)])
+    found, rows = listed([records(3000), records(4000)])
     assert rows == list(range(4000))
     assert (found.number, found.unwritten) == (4000, 0)
 
 
 def test_what_the_output_does_not_take_is_counted(listed):
-    found, rows = listed(list(records(SESSIONS)), batches=2)
+    found, rows = listed([records(SESSIONS)], batches=2)
     assert rows == list(range(2 * open_events._BATCH))
     assert found.number == len(rows) and found.unwritten == SESSIONS - len(rows)

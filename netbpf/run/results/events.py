@@ -231,7 +231,7 @@ class EventResult(Result):
     def collect(self, final: bool) -> None:
         """Read the open events, and note the position in the ring at which the interval ends."""
         if self._open:
-            self._open.read()
+            self._open.read(self.stop)
         if final and not self.pending:
             # Detaching is not atomic: ignore events that only some probes could see.
             self._end = kernel_ns()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from netbpf.declare.batch import Columns, rows_of
@@ -11,8 +11,8 @@ from netbpf.declare.record import Event
 from netbpf.declare.tool import Tool
 from netbpf.run.program import Attached
 from netbpf.run.results.decoded import EventDecoder
-from netbpf.run.snapshot import read_records
 from netbpf.run.stop import Stop
+from netbpf.system.links import read_iterator
 
 _BATCH = 1024  # records
 
@@ -22,8 +22,8 @@ Show = Callable[[Sequence[int], Columns], None]
 class OpenEvents:
     """The open events at the end of an interval.
 
-    `number` is how many the last list had, `unwritten` how many were left out as the output or the
-    user stopped it.
+    `number` is how many the last list had, `unwritten` how many were left out of the lists so far,
+    as the output or the user stopped them.
     """
 
     def __init__(self, tool: Tool, event: type[Event], attached: Attached) -> None:
@@ -32,33 +32,43 @@ class OpenEvents:
         self._layout = event.layout()
         self._time = [column.name for column in event.members].index("time")
         self._links = attached.with_role(Role.OPEN)
-        self._raws: list[tuple[Any, ...]] = []
+        self._read: list[bytes] = []
 
     def __bool__(self) -> bool:
         return bool(self._links)
 
-    def read(self) -> None:
+    def read(self, stop: Stop) -> None:
         """Read all that are open now."""
-        self._raws = list(read_records(self._links, self._layout))
+        with stop.extended():  # a list takes its time, unless nobody reads it
+            self._read = [read_iterator(link) for link in self._links]
 
     def write(self, decoder: EventDecoder, stop: Stop, show: Show) -> None:
         """Pass those that were read to `show`, each once."""
         assert self._key, "a probe with the role OPEN needs identity="
         seen: set[Any] = set()
-        for first in range(0, len(self._raws), _BATCH):
-            if not stop.may_write(first == 0):
-                self.unwritten = len(self._raws) - first
+        left = sum(len(data) // self._layout.size for data in self._read)
+        for batch in self._batches():
+            if not stop.may_write(not seen):
+                self.unwritten += left
                 break
-            batch = self._raws[first : first + _BATCH]
-            with stop.extended():  # a list takes its time, unless nobody reads it
+            left -= len(batch)
+            with stop.extended():
                 times, columns = decoder.events([raw[self._time] for raw in batch], batch)
                 kept = _new(map(self._key, rows_of(columns)), seen)
                 if len(kept) < len(times):
                     times, columns = _chosen(kept, times, columns)
                 if times:
                     show(times, columns)
+                stop.flush()
         self.number = len(seen)
-        self._raws = []
+        self._read = []
+
+    def _batches(self) -> Iterator[list[tuple[Any, ...]]]:
+        size = _BATCH * self._layout.size
+        for data in self._read:
+            whole = memoryview(data)[: len(data) // self._layout.size * self._layout.size]
+            for first in range(0, len(whole), size):
+                yield list(self._layout.iter_unpack(whole[first : first + size]))
 
 
 def _new(keys: Any, seen: set[Any]) -> list[int]:
