@@ -1,8 +1,8 @@
 """How the cost grows with open sockets and with packets per second.
 
-sockets  netbpf is started while so many TCP connections are open over loopback: CPU time and wall
-         time until it is attached, its memory, that of its maps, and the time of a short connection
-         with the tool attached less the time without
+sockets  netbpf runs while so many TCP connections are open over loopback, and ends after two
+         intervals: its CPU time with what it prints at the end, wall time until it is attached, its
+         memory and that of its maps, and ns of one program run while short connections are made
 packets  datagrams are sent at a steady rate: ns of one program run, and the part of a CPU that the
          reader takes
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.figures import table
-from bench.process import SOURCE_TREE, program_runs, running
-from netbpf.system.links import enable_statistics
+from bench.operations import PythonTraffic
+from bench.process import SOURCE_TREE, measured, running
 
 SIZES = (1_000, 10_000, 100_000)
 RATES = (1_000, 10_000, 100_000)
@@ -49,7 +49,8 @@ class Size(NamedTuple):
     ready_seconds: float
     rss_mib: float
     maps_mib: float
-    rows: int
+    ns: float
+    lines: int
 
 
 class Rate(NamedTuple):
@@ -103,6 +104,7 @@ def sockets(
     """Start each tool with so many sockets."""
     found: dict[str, list[Size]] = {name: [] for name in SNAPSHOTS}
     ready, cache = scratch / "ready", str(scratch / "cache")
+    load = PythonTraffic(min(os.sched_getaffinity(0)))
     for name, words in SNAPSHOTS.items():  # compile
         with running((*netbpf, name, *words, "--ready-file", str(ready)), ready, cache=cache):
             pass
@@ -113,13 +115,16 @@ def sockets(
                 command = (*netbpf, name, *words, "--ready-file", str(ready))
                 with running(command, ready, cache=cache) as tool:
                     kept = maps_mib(tool.pid)
-                    time.sleep(2.5)  # two intervals
+                    with measured(tool.pid) as runs:
+                        load.make("connections", 1_000)
+                    time.sleep(2.0)
                     rss, _ = tool.memory()
-                    rows = tool.lines
                     usage = tool.stop()
                 found[name].append(
-                    Size(number, usage.cpu_seconds, tool.ready_seconds, rss / 1024, kept, rows)
-                )
+                    Size(number, usage.cpu_seconds, tool.ready_seconds, rss / 1024, kept,
+                         runs.ns, tool.lines)
+                )  # fmt: skip
+    load.end()
     return found
 
 
@@ -134,14 +139,12 @@ def packets(
             progress(f"{name}, {rate} packets/s")
             command = (*netbpf, name.split()[0], *words, "--ready-file", str(ready))
             with running(command, ready, cache=cache) as tool:
-                stats = enable_statistics()
-                before, cpu = program_runs(tool.pid), _cpu_ns(tool.pid)
-                reached = _send(rate, 2.0)
-                after, spent = program_runs(tool.pid), _cpu_ns(tool.pid) - cpu
-                os.close(stats)
-            ns = sum(after[i][0] - before[i][0] for i in before)
-            runs = sum(after[i][1] - before[i][1] for i in before)
-            found[name].append(Rate(rate, reached, ns / runs if runs else 0.0, spent / 2e9))
+                time.sleep(1.5)  # the first interval loads what later ones use
+                cpu = _cpu_ns(tool.pid)
+                with measured(tool.pid) as runs:
+                    reached = _send(rate, 3.0)
+                spent = _cpu_ns(tool.pid) - cpu
+            found[name].append(Rate(rate, reached, runs.ns, spent / 3e9))
     return found
 
 
@@ -153,6 +156,7 @@ def _send(rate: int, seconds: float) -> float:
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     receiver.bind(("127.0.0.1", _PORT))
     sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.settimeout(5.0)  # for one that was lost
     sender.connect(receiver.getsockname())
     begin = time.monotonic()
     sent = 0
@@ -173,10 +177,19 @@ def as_markdown(by_size: dict[str, list[Size]], by_rate: dict[str, list[Rate]]) 
     """Return both tables."""
     rows = [
         (name, f"{one.sockets:,}", f"{one.cpu_seconds:.2f}", f"{one.ready_seconds:.2f}",
-         f"{one.rss_mib:.0f}", f"{one.maps_mib:.0f}", one.rows)
+         f"{one.rss_mib:.0f}", f"{one.maps_mib:.0f}", f"{one.ns:.0f}", one.lines)
         for name, sizes in by_size.items() for one in sizes
     ]  # fmt: skip
-    heads = ("tool", "connections", "CPU s", "ready s", "RSS MiB", "maps MiB", "lines")
+    heads = (
+        "tool",
+        "connections",
+        "CPU s",
+        "ready s",
+        "RSS MiB",
+        "maps MiB",
+        "ns per run",
+        "lines",
+    )
     text = "### Open sockets\n\n" + table(heads, rows) + "\n\n### Packets per second\n\n"
     lines = [
         (name, f"{one.packets:,}", f"{one.reached:,.0f}", f"{one.ns:.0f}",

@@ -13,7 +13,6 @@ runs   runs of BPF programs per operation, and ns that one run takes by the kern
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import resource
 import shutil
@@ -26,8 +25,7 @@ from typing import Any, Callable, NamedTuple
 
 from bench.contestants import FLOOR, PLAIN, Contestant
 from bench.figures import figure, ratio, table
-from bench.process import SOURCE_TREE, CannotRun, Running, program_runs, running
-from netbpf.system.links import enable_statistics
+from bench.process import SOURCE_TREE, CannotRun, Running, measured, running
 
 # Operations per batch: each takes some 0.3 s.
 NUMBERS = {
@@ -48,7 +46,7 @@ class Result(NamedTuple):
     not_run: dict[str, str]
 
 
-class _Python:
+class PythonTraffic:
     """The process of traffic.py."""
 
     def __init__(self, cpu: int) -> None:
@@ -68,6 +66,7 @@ class _Python:
         return int(self._process.stdout.readline().split()[0]) / number / 1e3
 
     def end(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.wait()
 
@@ -109,6 +108,7 @@ class _Nginx:
         return int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[0])
 
     def end(self) -> None:
+        """End nginx."""
         self._process.terminate()
         self._process.wait()
 
@@ -123,7 +123,7 @@ class Traffic:
 
     def __init__(self, cpu: int, scratch: Path, share: float) -> None:
         self._share = share
-        python = _Python(cpu)
+        python = PythonTraffic(cpu)
         self.pid = python.pid
         self._makers: dict[str, Any] = {name: python for name in NUMBERS if name != "nginx"}
         self.missing = ""
@@ -207,22 +207,9 @@ def _attached(
 
 def _sample(tool: Running, load: Traffic, name: str, untraced: float) -> Sample:
     traced, _ = load.make(name)
-    stats = enable_statistics()
-    try:
-        before = program_runs(tool.pid)
+    with measured(tool.pid) as runs:
         _, number = load.make(name, 0.3)
-        after = program_runs(tool.pid)
-    finally:
-        os.close(stats)
-    spent = [
-        (ns - before[i][0], runs - before[i][1]) for i, (ns, runs) in after.items() if i in before
-    ]
-    runs = sum(one[1] for one in spent)
-    return {
-        "extra_us": traced - untraced,
-        "runs": runs / number,
-        "ns": sum(one[0] for one in spent) / runs if runs else 0.0,
-    }
+    return {"extra_us": traced - untraced, "runs": runs.number / number, "ns": runs.ns}
 
 
 def as_markdown(tool: str, result: Result) -> str:

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from netbpf.system.links import enable_statistics
+
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 READY_SECONDS, STOP_SECONDS = 60.0, 30.0
 _POLL_SECONDS = 0.002
@@ -133,7 +135,9 @@ class Running:
             if time.monotonic() > deadline:
                 os.kill(self.pid, signal.SIGKILL)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        self._drain.join()
+        self._drain.join(STOP_SECONDS)
+        if self._drain.is_alive():
+            raise RuntimeError(f"{self._process.args} has ended, but not all of its processes")
         self._close()
         return Usage(usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
 
@@ -180,8 +184,30 @@ def _waits(pid: int) -> bool:
     return False
 
 
-def program_runs(pid: int) -> dict[str, tuple[int, int]]:
-    """Return {id: (ns, runs)} of the BPF programs that a process holds, while stats are enabled."""
+class Runs:
+    """Runs of BPF programs: `number` of them, `ns` of one on average."""
+
+    number, ns = 0, 0.0
+
+
+@contextlib.contextmanager
+def measured(pid: int) -> Iterator[Runs]:
+    """Have the kernel measure the programs that a process holds, in the block."""
+    runs = Runs()
+    stats = enable_statistics()
+    try:
+        before = _program_runs(pid)
+        yield runs
+        after = _program_runs(pid)
+    finally:
+        os.close(stats)
+    runs.number = sum(after[one][1] - before[one][1] for one in before if one in after)
+    spent = sum(after[one][0] - before[one][0] for one in before if one in after)
+    runs.ns = spent / runs.number if runs.number else 0.0
+
+
+def _program_runs(pid: int) -> dict[str, tuple[int, int]]:
+    """Return {id: (ns, runs)} of the programs that a process holds."""
     found = {}
     for file in Path(f"/proc/{pid}/fdinfo").iterdir():
         with contextlib.suppress(OSError):

@@ -43,6 +43,7 @@ class Traffic:
             for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # hold a whole chunk
                 end.setsockopt(socket.SOL_SOCKET, buffer, MEGABYTE)
         self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._receiver.settimeout(5.0)  # for one that was lost
         self._receiver.bind(("127.0.1.1", PORT))
         self._sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._sender.connect(self._receiver.getsockname())
