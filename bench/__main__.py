@@ -22,6 +22,7 @@ from bench.figures import machine, table
 from bench.process import SOURCE_TREE
 from netbpf.declare.tool import find_tool, tool_names
 
+LOADS = tuple(operations.NUMBERS)
 NETBPF = ("/usr/bin/python3", "-m", "netbpf")
 TABLES = ("start", "operations", "reader", "growth")
 QUICK_TOOLS = ("tcplife", "soconnect", "netsize")
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one round, three tools")
     parser.add_argument("--rounds", type=int, help="measured rounds (5)")
     parser.add_argument("--tools", help="tools to measure, with commas (all; start: tcplife)")
+    parser.add_argument("--loads", help=f"kinds of traffic, with commas: {', '.join(LOADS)} (all)")
     parser.add_argument("--share", type=float, help="part of the operations of a batch (1)")
     parser.add_argument("--out", type=Path, default=OUT, help="directory for the report")
     options = parser.parse_args()
@@ -44,12 +46,15 @@ def main() -> int:
     tools = options.tools.split(",") if options.tools else None
     for name in set(tools or ()) - set(tool_names()):
         parser.error(f"no such tool: {name}")
+    loads = options.loads.split(",") if options.loads else [*LOADS]
+    for name in set(loads) - set(LOADS):
+        parser.error(f"no such traffic: {name}")
     if os.geteuid() != 0:
         print("bench: error: attaching BPF programs needs root", file=sys.stderr)
         return 77
     headers = namespace.enter()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    report = Report(options.quick, options.rounds, options.share, headers)
+    report = Report(options.quick, options.rounds, options.share, loads, headers)
     with tempfile.TemporaryDirectory(prefix="netbpf-bench-") as scratch:
         for name in TABLES:
             if name in wanted:
@@ -65,7 +70,10 @@ def main() -> int:
 class Report:
     """The tables that were measured: `data` for JSON, and their Markdown."""
 
-    def __init__(self, quick: bool, rounds: int | None, share: float | None, headers: str) -> None:
+    def __init__(
+        self, quick: bool, rounds: int | None, share: float | None, loads: list[str], headers: str
+    ) -> None:
+        self._loads = loads
         self._quick = quick
         self._rounds = rounds or (1 if quick else 5)
         self._share = share or (0.25 if quick else 1.0)
@@ -94,7 +102,7 @@ class Report:
         self.data["operations"] = {}
         names = tools or list(QUICK_TOOLS if self._quick else tool_names())
         first, last = min(os.sched_getaffinity(os.getppid())), max(os.sched_getaffinity(0))
-        with operations.traffic(first, scratch, self._share) as load:
+        with operations.traffic(first, scratch, self._share, self._loads) as load:
             if load.missing:
                 self._parts.append(f"- {load.missing}\n")
             for name in names:

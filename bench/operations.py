@@ -121,13 +121,15 @@ def _children_seconds() -> float:
 class Traffic:
     """All kinds of traffic, by name; `missing` has the reason of a kind that cannot be made."""
 
-    def __init__(self, cpu: int, scratch: Path, share: float) -> None:
+    def __init__(self, cpu: int, scratch: Path, share: float, loads: Sequence[str]) -> None:
         self._share = share
-        python = PythonTraffic(cpu)
-        self.pid = python.pid
-        self._makers: dict[str, Any] = {name: python for name in NUMBERS if name != "nginx"}
+        self._python = PythonTraffic(cpu)
+        self.pid = self._python.pid
+        self._makers: dict[str, Any] = {name: self._python for name in loads if name != "nginx"}
         self.missing = ""
-        if shutil.which("nginx") and shutil.which("wrk"):
+        if "nginx" not in loads:
+            pass
+        elif shutil.which("nginx") and shutil.which("wrk"):
             self._makers["nginx"] = _Nginx(cpu, scratch, max(1.0, 2 * share))
         else:
             self.missing = "nginx: it or wrk is not installed: make setup-bench"
@@ -146,14 +148,14 @@ class Traffic:
 
     def end(self) -> None:
         """End all processes."""
-        for maker in {id(maker): maker for maker in self._makers.values()}.values():
+        for maker in {self._python, *self._makers.values()}:
             maker.end()
 
 
 @contextlib.contextmanager
-def traffic(cpu: int, scratch: Path, share: float) -> Iterator[Traffic]:
+def traffic(cpu: int, scratch: Path, share: float, loads: Sequence[str]) -> Iterator[Traffic]:
     """Have traffic in the block; `share` is the part of NUMBERS that a batch has."""
-    made = Traffic(cpu, scratch, share)
+    made = Traffic(cpu, scratch, share, loads)
     try:
         for load in made.loads:  # fills caches
             made.make(load, 0.3)

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 SOURCE_TREE = Path(__file__).resolve().parents[2]
-LOADS = {"connections", "requests", "megabytes", "datagrams", "lookups", "nginx"}
+LOADS = {"connections", "lookups"}
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("bench")
-    words = ("--rounds", "2", "--share", "0.02", "--tools", "tcplife", "--out", str(out))
+    words = ("--quick", "--share", "0.02", "--tools", "tcplife", "--loads", ",".join(LOADS),
+             "--out", str(out))  # fmt: skip
     subprocess.run(
         [sys.executable, "-m", "bench", *words, "start", "operations", "reader"],
         cwd=SOURCE_TREE, check=True, capture_output=True, timeout=300,
@@ -31,7 +32,7 @@ def test_programs_run_as_often_as_the_traffic_has_them(report: Any) -> None:
     found = report["operations"]["tcplife"]["samples"]
     for variant in ("plain", "filtered to nothing", "filtered to all"):
         samples = found[f"connections, netbpf, {variant}"]
-        assert len(samples) == 2
+        assert len(samples) == 1
         # SYN_SENT, ESTABLISHED and FIN_WAIT1 to CLOSE of one end, SYN_RECV to CLOSE of the other,
         # and the call of accept(): other connections of this machine can only add to them.
         assert all(10 <= sample["runs"] for sample in samples)
@@ -50,7 +51,7 @@ def test_empty_programs_write_no_events(report: Any) -> None:
 def test_starts_are_measured_cold_and_cached(report: Any) -> None:
     found = report["start"]["tcplife"]["samples"]
     for name in ("netbpf", "netbpf, cached"):
-        assert len(found[name]) == 2
+        assert len(found[name]) == 1
         assert all(value > 0 for sample in found[name] for value in sample.values())
 
 
