@@ -180,6 +180,8 @@ def settings_of(
                 raise UsageError(f"{name.upper()}: {error}", hint) from None
     if tool.default_interval:
         settings.setdefault("interval", tool.default_interval)
+    if tool.interval_option and "interval" in settings:
+        settings[tool.interval_option] = True
     settings = alias.complete(settings, given) if alias else settings
     check_columns(tool, settings)
     return settings
