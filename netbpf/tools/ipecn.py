@@ -158,8 +158,7 @@ TOOL = Tool(
                help="how many senders, or keys of --by, are counted at once"),
     ),
     no_filter="a packet at a device belongs to no process yet",
-    show_time="seconds",
-    interval_option="summary",
+    show_time="seconds", interval_option="summary",
     counters=[f"{group}.In{mark}Pkts" for group in ("IpExt", "Ip6") for mark in KERNEL_MARKS],
     constants=lambda settings: device_filter(settings["interface"]),
 )  # fmt: skip
