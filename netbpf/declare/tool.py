@@ -159,6 +159,17 @@ class Tool:
         return (*self.probes, *(owner_probes(self.probes) if self.owners else ()))
 
     @property
+    def all_counters(self) -> tuple[str, ...]:
+        """The kernel's counters that a run reads, for the summary, intervals and rows."""
+        of_rows = (name for table in self.tables for name in table.counters)
+        return (*self.counters, *self.interval_counters, *of_rows)
+
+    @property
+    def namespace_counters(self) -> tuple[str, ...]:
+        """Those of them that each network namespace has; the others are of the whole machine."""
+        return tuple(name for name in self.all_counters if not name.startswith("Softnet."))
+
+    @property
     def records(self) -> list[type[Record]]:
         """The records that C fills: events, and keys and values of maps."""
         records: list[Optional[type[Record]]] = [self.event]
