@@ -69,9 +69,9 @@ static inline int on_exit(u32 vec)
 	sums->runs++;
 	sums->run_ns += run;
 	sums->ksoftirqd += is_ksoftirqd();
-	count_time(&sums->run_0, TIME_RUN, softirq, run);
+	count_time(&sums->run_0, WHAT_RUN, softirq, run);
 	if (work->delay != UNKNOWN)
-		count_time(&sums->delay_0, TIME_DELAY, softirq, work->delay);
+		count_time(&sums->delay_0, WHAT_DELAY, softirq, work->delay);
 	return 0;
 }
 

@@ -73,7 +73,7 @@ static inline void count_time(u64 *slots, u8 what, u8 softirq, u64 ns)
 {
 	u64 us = ns / 1000, slot = slot_of(us);
 #ifdef WITH_HISTOGRAM
-	struct time_key key = {.time = what, .softirq = softirq};
+	struct time_key key = {.what = what, .softirq = softirq};
 	struct histogram *found = times.lookup(&key), *empty;
 	int zero = 0;
 

@@ -34,7 +34,7 @@ SoftirqSums = sums(
     "runs run_ns ksoftirqd polls packets budget full "
     + " ".join(f"{what}_{slot}" for what in TIMES.values() for slot in range(SLOTS)),
 )
-TimeKey = key("time_key", time=c.Enum("run or delay", TIMES), softirq=c.Enum("softirq", SOFTIRQS))
+TimeKey = key("time_key", what=c.Enum("run or delay", TIMES), softirq=c.Enum("softirq", SOFTIRQS))
 
 
 class CpuRow(Row):

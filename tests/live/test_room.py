@@ -271,6 +271,7 @@ def test_processes_that_ended_make_room_at_the_next_interval(
 # Options that make more maps.
 WIDEST: dict[str, list[tuple[object, ...]]] = {
     "ipecn": [("--summary",)],
+    "softnet": [("--devices", "--histogram")],
     "skbdrop": [("--events", "--stack", "--learn-sends")],
     "sockstat": [("--top", 5)],
     "soconnect": [("--udp", "--unix")],

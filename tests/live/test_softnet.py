@@ -31,7 +31,6 @@ from topology import Host
 from netbpf.bpf.loader import Entry, load
 from netbpf.bpf.maps import possible_cpus
 from netbpf.bpf.object import BpfObject
-from netbpf.declare import softirqs
 from netbpf.declare.probe_kinds import KINDS
 from netbpf.system.syscalls import detached_mount
 
@@ -532,7 +531,7 @@ def test_polls_of_programs_have_rows_of_their_own(netbpf: Any, napi: tuple[Host,
 # --- distributions --------------------------------------------------------------------------------
 
 
-@compares("softnet", "time", "softirq", "buckets", "count", "sum", "percentiles",
+@compares("softnet", "what", "softirq", "buckets", "count", "sum", "percentiles",
           shape="histogram")  # fmt: skip
 @pytest.mark.alone
 def test_distributions_are_what_ftrace_recorded(netbpf: Any, slow: Receiver) -> None:
@@ -546,7 +545,7 @@ def test_distributions_are_what_ftrace_recorded(netbpf: Any, slow: Receiver) -> 
     values = {"run": [[one.run for one in record.runs] for record in records],
               "delay": [delays(record) for record in records]}  # fmt: skip
     for what, (inner, outer) in values.items():
-        (found,) = [h for h in run.histograms if h["key"] == {"time": what, "softirq": "NET_RX"}]
+        (found,) = [h for h in run.histograms if h["key"] == {"what": what, "softirq": "NET_RX"}]
         assert NUMBER <= len(inner) <= found["count"] <= len(outer)
         assert found["count"] == sum(bucket["count"] for bucket in found["buckets"])
         assert 0.75 * sum(inner) - 2 * len(inner) <= found["sum"]
@@ -559,14 +558,6 @@ def test_distributions_are_what_ftrace_recorded(netbpf: Any, slow: Receiver) -> 
         for percent in (50, 90, 99):
             check_percentile(found["percentiles"][f"p{percent}"], inner, outer, percent, 2)
     assert row_of(run, cpu)["runs"] >= NUMBER  # the table is shown as well
-
-
-def test_slots_of_the_program_are_those_of_the_reader() -> None:
-    """slot_of() in C is tested by the rows: here, that the reader's slots have no gap."""
-    highest = [softirqs.upper_bound(slot) for slot in range(softirqs.SLOTS)]
-    assert highest[:12] == [0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15]
-    assert all(low < high <= 1.25 * (low + 1) for low, high in itertools.pairwise(highest[3:]))
-    assert highest[-1] == (1 << 19) - 1
 
 
 # --- intervals, losses ----------------------------------------------------------------------------

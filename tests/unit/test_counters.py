@@ -95,6 +95,7 @@ def test_softnet_is_the_sum_of_all_cpus(tmp_path):
     (tmp_path / "softnet_stat").write_text(SOFTNET)
     found = read_from(tmp_path)
     assert (found["Softnet.dropped"], found["Softnet.flow_limit"]) == (13, 3)
+    assert (found["Softnet.0.dropped"], found["Softnet.1.dropped"]) == (3, 10)
 
 
 def test_pattern_selects_counters_that_grew():

@@ -45,6 +45,7 @@ class HistogramResult(Result):
     ) -> None:
         super().__init__()
         self.title = f"the distributions ({declared.unit})"
+        self.requested = bool(declared.option)
         self.tool, self.clock, self.attached, self.settings = tool, clock, attached, settings
         by = settings.get("by") or ()
         self.columns = (*declared.columns(by), *bucket_columns())
