@@ -72,6 +72,9 @@ static inline u64 slot_of(u64 us)
 static inline void count_time(u64 *slots, u8 what, u8 softirq, u64 ns)
 {
 	u64 us = ns / 1000, slot = slot_of(us);
+
+	if (slot < TIME_SLOTS)
+		slots[slot]++;
 #ifdef WITH_HISTOGRAM
 	struct time_key key = {.what = what, .softirq = softirq};
 	struct histogram *found = times.lookup(&key), *empty;
@@ -85,8 +88,6 @@ static inline void count_time(u64 *slots, u8 what, u8 softirq, u64 ns)
 	else
 		count_loss(LOSS_MAP_FULL);
 #endif
-	if (slot < TIME_SLOTS)
-		slots[slot]++;
 }
 
 #endif

@@ -310,10 +310,10 @@ def napi(two_hosts: tuple[Host, Host]) -> Iterator[tuple[Host, Host]]:
         yield left, right
 
 
-def set_in_sysfs(host: Host, path: str, value: str) -> None:
-    """Write a file of the class net in the host's own sysfs."""
-    script = f"mount -t sysfs none /sys && echo {value} > /sys/class/net/{path}"
-    host.run("unshare", "-m", "sh", "-c", script)
+def in_sysfs(host: Host, script: str) -> str:
+    """Run a script in the class net of the host's own sysfs."""
+    there = f"mount -t sysfs none /sys && cd /sys/class/net && {script}"
+    return host.run("unshare", "-m", "sh", "-c", there)
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def test_rows_are_what_ftrace_recorded(netbpf: Any, slow: Receiver) -> None:
 def test_full_queue_of_a_cpu_is_in_its_row_as_in_softnet_stat(
     netbpf: Any, slow: Receiver, one_host: Host
 ) -> None:
-    set_in_sysfs(one_host, "lo/queues/rx-0/rps_cpus", "2")
+    in_sysfs(one_host, "echo 2 > lo/queues/rx-0/rps_cpus")
     try:
         with ftrace([1]) as trace, on_cpu(0), small_budget():
             before = softnet_stat()[1]
@@ -412,7 +412,7 @@ def test_full_queue_of_a_cpu_is_in_its_row_as_in_softnet_stat(
             outer = grown(before, softnet_stat()[1])
             recorded = [record.of(1).counts() for record in trace.read(begin, end)]
     finally:
-        set_in_sysfs(one_host, "lo/queues/rx-0/rps_cpus", "0")
+        in_sysfs(one_host, "echo 0 > lo/queues/rx-0/rps_cpus")
     row = row_of(run, 1)
     for name in SOFTNET:
         assert inner[name] <= row[name] <= outer[name], name
@@ -487,15 +487,16 @@ def test_polls_of_kernel_threads_have_rows_of_their_own(
     netbpf: Any, napi: tuple[Host, Host]
 ) -> None:
     left, right = napi
-    try:
-        set_in_sysfs(right, f"{right.device}/threaded", "1")
-    except AssertionError:
+    if "threaded" not in in_sysfs(right, f"ls {right.device}").split():
         pytest.skip("needs a kernel with threaded NAPI: 5.12")
-    with ftrace() as trace:
-        with netbpf("softnet", WHOLE, "--devices") as run, packets.datagrams(left, right) as pair:
-            pair.send([10] * 23)
-        polls = trace.read(0, 0)[1].device(right.device)
-    set_in_sysfs(right, f"{right.device}/threaded", "0")
+    in_sysfs(right, f"echo 1 > {right.device}/threaded")
+    try:
+        with ftrace() as trace, packets.datagrams(left, right) as pair:
+            with netbpf("softnet", WHOLE, "--devices") as run:
+                pair.send([10] * 23)
+            polls = trace.read(0, 0)[1].device(right.device)
+    finally:
+        in_sysfs(right, f"echo 0 > {right.device}/threaded")
     (row,) = devices_of(run, right.device)
     assert row["packets"] == 23 and {poll.softirq for poll in polls} == {"thread"}
     threads = [row for row in run.rows if row.get("softirq") == "thread"]
