@@ -165,9 +165,7 @@ def settings_of(
     from netbpf.declare.shown import check_columns
 
     given = alias.named(arguments) if alias else arguments
-    settings: dict[str, Any] = {}
-    for option in tool.options:
-        settings[option.name] = option.value(given.get(option.name))
+    settings: dict[str, Any] = {o.name: o.value(given.get(o.name)) for o in tool.options}
     for option in tool.options:
         if option.sets and settings[option.name]:
             settings.update(option.sets)
@@ -180,6 +178,8 @@ def settings_of(
                 raise UsageError(f"{name.upper()}: {error}", hint) from None
     if tool.default_interval:
         settings.setdefault("interval", tool.default_interval)
+    if tool.interval_option and "interval" in settings:
+        settings[tool.interval_option] = True
     settings = alias.complete(settings, given) if alias else settings
     check_columns(tool, settings)
     return settings

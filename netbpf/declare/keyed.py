@@ -97,7 +97,8 @@ class KeyedTable(Table):
 
     `counts` are the columns of a row after the keys, `order` is the one by which rows are sorted
     unless --sort is given. `fold` adds up entries, by default their sums; `fixed` are members of
-    the key that it needs and that are no keys (see `Keyed`). `more` is as in Table.
+    the key that it needs and that are no keys (see `Keyed`). `implies` names a switch of the tool
+    that --by sets. `more` is as in Table.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class KeyedTable(Table):
         fold: Optional[Fold] = None,
         fixed: Sequence[str] = (),
         keyed: Optional[Keyed] = None,
+        implies: str = "",
         forget: Union[bool, str] = True,
         **more: Any,
     ) -> None:
@@ -119,6 +121,7 @@ class KeyedTable(Table):
         prefer(counts, order)
         self.fold = fold or add_up
         self.most = order
+        self.implies = implies
         row = row_of(self.keyed, counts)
         super().__init__(
             map, key, sums, row, self._by_keys, option="by", forget=forget, order=order, **more
@@ -130,8 +133,10 @@ class KeyedTable(Table):
 
     def options(self) -> tuple[Option, ...]:
         """Return the options that select and sort the rows."""
+        by = self.keyed.option()
+        by.sets = {self.implies: True} if self.implies else {}
         return (
-            self.keyed.option(),
+            by,
             Option("--top", metavar="N", parse=count, help="show the first N rows only"),
             Option("--sort", metavar="COLUMN", parse=nonempty,
                    help=f"sort rows by this column, the most first (default {self.most})"),

@@ -147,7 +147,7 @@ def needs_of(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
         needs += STACKS
     if any(table.first for table in tool.tables_of(settings)):
         needs += FIRST
-    if tool.counters or tool.interval_counters:
+    if tool.namespace_counters:
         needs += ONE_NAMESPACE if settings.get("netns") else COUNTERS
     if tool.compare_devices:
         needs += DEVICES

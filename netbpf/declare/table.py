@@ -14,6 +14,7 @@ Entry = tuple[dict[str, Any], dict[str, Any]]
 Rows = Sequence[dict[str, Any]]
 Warn = Callable[[Rows, Mapping[str, Any]], Iterable[tuple[str, str]]]
 Build = Callable[[Sequence[Entry], Mapping[str, Any]], Sequence[dict[str, Any]]]
+Counted = Callable[[Rows, Mapping[str, int], Mapping[str, Any]], Rows]
 Complete = Callable[[dict[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 Order = Union[str, Callable[[Mapping[str, Any]], Any]]
 
@@ -40,6 +41,9 @@ class Table:
     interval and yields (subject, sentence): printed on stderr immediately, and repeated in the
     summary, with the last sentence per subject. CSV of a tool that also has a histogram has the
     `main` table, or the one whose `option` is given.
+
+    `counted` takes the rows, the increase of the kernel's `counters` in the interval by name, and
+    the settings, and returns the completed rows.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class Table:
         warn: Optional[Warn] = None,
         forget: Union[bool, str] = False,
         main: bool = False,
+        counters: Sequence[str] = (),
+        counted: Optional[Counted] = None,
     ) -> None:
         self.map = map
         self.key = key
@@ -76,6 +82,8 @@ class Table:
         self.warn = warn
         self.forget = forget
         self.main = main
+        self.counters = tuple(counters)
+        self.counted = counted
         gauges = [column for column in sums.columns if isinstance(column, Gauge)]
         self.gauges = tuple(gauge.name for gauge in gauges)
         self.shown = tuple(gauge.name for gauge in gauges if gauge.shown)

@@ -51,11 +51,11 @@ class Tool:
     Schema. `memory` is a bound for the maps, `cost` the measured overhead.
 
     Input. `default_interval` is the INTERVAL in seconds if none is given; 0 is one result at the
-    end. `options` are the tool's own and the shared filters that it supports; `no_filter` is the
-    reason why it does not support the others. `constants` maps settings to further C constants (see
-    `Option.define`). `owners` adds the probes that find a socket's owner. `refresh_owners` names a
-    column of events that is "yes" if there is a socket: if its owner is unknown, the snapshot of
-    owners is repeated.
+    end. `interval_option` names an option that an INTERVAL implies. `options` are the tool's own
+    and the shared filters that it supports; `no_filter` is the reason why it does not support the
+    others. `constants` maps settings to further C constants (see `Option.define`). `owners` adds
+    the probes that find a socket's owner. `refresh_owners` names a column of events that is "yes"
+    if there is a socket: if its owner is unknown, the snapshot of owners is repeated.
 
     Functions, each optional:
     - `enrich(values, settings)` returns the completed values of an event, or None to omit it;
@@ -94,6 +94,7 @@ class Tool:
         no_filter: str = "",
         interval: bool = False,
         default_interval: float = 0,
+        interval_option: str = "",
         owners: bool = False,
         refresh_owners: str = "",
         show_time: Union[bool, str] = False,
@@ -133,6 +134,7 @@ class Tool:
         self.no_filter = no_filter
         self.interval = interval or bool(histogram or table)
         self.default_interval = default_interval
+        self.interval_option = interval_option
         self.owners = owners
         self.refresh_owners = refresh_owners
         self.show_time = show_time
@@ -155,6 +157,17 @@ class Tool:
     def all_probes(self) -> tuple[Probe, ...]:
         """The tool's own and shared probes, including those of options that are not given."""
         return (*self.probes, *(owner_probes(self.probes) if self.owners else ()))
+
+    @property
+    def all_counters(self) -> tuple[str, ...]:
+        """The kernel's counters that a run reads, for the summary, intervals and rows."""
+        of_rows = (name for table in self.tables for name in table.counters)
+        return (*self.counters, *self.interval_counters, *of_rows)
+
+    @property
+    def namespace_counters(self) -> tuple[str, ...]:
+        """Those of them that each network namespace has; the others are of the whole machine."""
+        return tuple(name for name in self.all_counters if not name.startswith("Softnet."))
 
     @property
     def records(self) -> list[type[Record]]:

@@ -129,7 +129,7 @@ def _fields(tool: Tool) -> Iterator[Block]:
         yield Terms((_END, *map(_column, tool.aggregation.row.columns)))
     if tool.histogram:
         option = tool.histogram.option
-        instead = f" with --{option} instead of events" if option else ""
+        instead = f" with --{option}{' instead of events' * bool(tool.event)}" if option else ""
         yield Heading(f"Histograms{instead}, per interval or once at the end (type histogram)")
         yield Terms((_END, *_histogram_fields(tool.histogram)))
     if tool.interval_counters:

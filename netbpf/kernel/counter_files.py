@@ -16,6 +16,8 @@ from netbpf.system.lines import lines_of, read_all
 HERE = "/proc/thread-self/net"
 PACKET = "packet"  # not a file: read through sock_diag
 FILES = ("snmp", "netstat", "snmp6", "dev", "softnet_stat", "netlink", "raw", "raw6")
+# Numbers of fields of softnet_stat; the last one exists since 3.11.
+_SOFTNET = {"processed": 0, "dropped": 1, "time_squeeze": 2, "received_rps": 9, "flow_limit": 10}
 _GROUPS = {
     "TcpExt": "netstat", "IpExt": "netstat", "MPTcpExt": "netstat", "Device": "dev",
     "Softnet": "softnet_stat", "Netlink": "netlink", "Raw": "raw", "Raw6": "raw6",
@@ -103,10 +105,13 @@ def _devices(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 def _softnet(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
-    # One line per CPU, hexadecimal: processed, dropped, time_squeeze ... flow_limit_count (3.11).
+    # One line per CPU that is online, hexadecimal; field 12 is the CPU's number (5.10).
     rows = [[int(field, 16) for field in line.split()] for line in lines]
-    yield "Softnet.dropped", sum(row[1] for row in rows)
-    yield "Softnet.flow_limit", sum(row[10] for row in rows if len(row) > 10)
+    for name, index in _SOFTNET.items():
+        values = {row[12] if len(row) > 12 else cpu: row[index] for cpu, row in enumerate(rows)
+                  if len(row) > index}  # fmt: skip
+        yield f"Softnet.{name}", sum(values.values())
+        yield from ((f"Softnet.{cpu}.{name}", value) for cpu, value in values.items())
 
 
 def _sockets(lines: Sequence[str]) -> Iterator[tuple[str, int]]:

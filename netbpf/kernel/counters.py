@@ -2,7 +2,8 @@
 
 Names are nstat's with a dot: "Tcp.RetransSegs" (/proc/net/snmp), "TcpExt.ListenOverflows"
 (/proc/net/netstat), "Ip6.InReceives" (/proc/net/snmp6). "Device.eth0.rx_drop" is from
-/proc/net/dev, "Softnet.dropped" from /proc/net/softnet_stat, which covers the whole machine.
+/proc/net/dev, "Softnet.dropped" from /proc/net/softnet_stat, which covers the whole machine;
+"Softnet.0.dropped" is that of CPU 0.
 "Netlink.23.drops" is for the netlink socket with inode 23, "Raw.23.drops" and "Raw6.23.drops" for
 raw sockets, "Packet.23.drops" for packet sockets.
 """

@@ -160,7 +160,7 @@ def _summary(tool: Tool) -> dict[str, Any]:
         "probes": {"type": "array", "items": _object(probe)},
         "privileges": _object(_PRIVILEGES),
         "counters": {"type": "object", "additionalProperties": {"type": "integer"}},
-        **({"counted": _object(_COUNTED)} if tool.counters else {}),
+        **({"counted": _object(_COUNTED)} if tool.counters and tool.namespace_counters else {}),
         "after_end": {**_COUNT, "description": "events after the end and before detaching"},
         "overhead": _OVERHEAD,
         **tool.summary_fields,

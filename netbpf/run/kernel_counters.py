@@ -26,10 +26,10 @@ class KernelCounters:
         self, tool: Tool, settings: Mapping[str, Any], helper: Collection[str] = ()
     ) -> None:
         """Find the namespaces; with capabilities `helper`, a helper process with these does it."""
-        self._names = tool.counters
-        wanted = (*tool.counters, *tool.interval_counters)
+        self._names, self._scoped = tool.counters, bool(tool.namespace_counters)
+        wanted = tool.all_counters
         self._one = Counters(netns_of(settings), wanted)
-        everywhere = bool(wanted) and not settings.get("netns")
+        everywhere = bool(tool.namespace_counters) and not settings.get("netns")
         self._all = AllCounters(wanted, capabilities=helper) if everywhere else None
         self.source: Source = self._all or self._one
         self._filters = [
@@ -69,7 +69,7 @@ class KernelCounters:
 
     def scope(self) -> dict[str, Any]:
         """Return the summary's field on the scope of the counters, if there are any."""
-        if not self._names:
+        if not self._names or not self._scoped:
             return {}
         namespaces = len(self._all.namespaces) if self._all else bool(self._own_before)
         return {"counted": {"namespaces": int(namespaces), "filtered": bool(self._filters)}}

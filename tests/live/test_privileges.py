@@ -87,7 +87,7 @@ def test_tool_keeps_what_it_names_and_no_more(netbpf: Any, tool: str) -> None:
     if "CAP_SYS_RESOURCE" in capabilities():
         assert "CAP_SYS_NICE" not in kept
     declared = find_tool(tool)
-    assert bool(helped) is bool(declared.counters or declared.uprobes)
+    assert bool(helped) is bool(declared.namespace_counters or declared.uprobes)
     assert helped == helped[:1] * len(helped)
     if tool == "gethostlatency":
         assert set(helped[0]) <= LOOKUPS | MAY_KEEP

@@ -220,8 +220,10 @@ GOING_ON = {
     "skbdrop": {"owners"},
     "netsize": set(),
     "tcpstates": {"states", "owners"},
+    "ipecn": set(),
 }
 EVERYTHING = {
+    "ipecn": ("--all",),
     "sockstat": ("--top", 5),
     "skbdrop": ("--events", "--learn-sends", "0.3"),
     "tcpnagle": ("--top", 5),
@@ -268,6 +270,8 @@ def test_processes_that_ended_make_room_at_the_next_interval(
 
 # Options that make more maps.
 WIDEST: dict[str, list[tuple[object, ...]]] = {
+    "ipecn": [("--summary",)],
+    "softnet": [("--devices", "--histogram")],
     "skbdrop": [("--events", "--stack", "--learn-sends")],
     "sockstat": [("--top", 5)],
     "soconnect": [("--udp", "--unix")],

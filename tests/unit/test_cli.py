@@ -188,3 +188,11 @@ def test_character_missing_in_the_locale_is_escaped(monkeypatch):
 def test_error_of_a_bad_argument_names_the_flag():
     with pytest.raises(UsageError, match="--map-entries"):
         settings_of(find_tool("tcplife"), {"map_entries": "many"})
+
+
+@pytest.mark.parametrize("given", [{"interval": "5"}, {"by": "saddr/24"}, {"summary": True}])
+def test_interval_and_keys_ask_for_the_table_instead_of_lines(given):
+    tool = find_tool("ipecn")
+    settings = settings_of(tool, given)
+    assert settings["summary"] is True and not tool.has_events(settings)
+    assert tool.has_events(settings_of(tool, {}))

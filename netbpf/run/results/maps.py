@@ -45,6 +45,7 @@ class HistogramResult(Result):
     ) -> None:
         super().__init__()
         self.title = f"the distributions ({declared.unit})"
+        self.requested = bool(declared.option)
         self.tool, self.clock, self.attached, self.settings = tool, clock, attached, settings
         by = settings.get("by") or ()
         self.columns = (*declared.columns(by), *bucket_columns())
@@ -134,7 +135,8 @@ class TableResult(Result):
         }
         self._missing = dict.fromkeys((c.name for c in self.columns if c.name in missing), None)
         self._names = counters
-        self._counters = attached.counters.read() if counters else {}
+        self._read = (*counters, *table.counters)
+        self._counters = attached.counters.read() if self._read else {}
 
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Fill the map with what exists at the start."""
@@ -151,9 +153,10 @@ class TableResult(Result):
         """Read the rows of the interval, then the kernel's counters for the same time."""
         self._refresh()
         self._taken = (kernel_ns(), self.reader.since_last())
-        if self._names:
+        if self._read:
             before, self._counters = self._counters, self.attached.counters.read()
             self._grown = increase(before, self._counters, self._names)
+            self._of_rows = increase(before, self._counters, self.table.counters)
 
     def close_interval(self, final: bool) -> None:
         """Write the rows, and the increase of the counters."""
@@ -165,6 +168,8 @@ class TableResult(Result):
         else:
             entries = [(key, with_names(sums, by)) for key, sums in entries]
         rows = [{**row, **self._missing} for row in self.table.build(entries, self.settings)]
+        if self.table.counted:
+            rows = list(self.table.counted(rows, self._of_rows, self.settings))
         if not any(option.name == "sort" for option in self.tool.own_options):
             rows = sorted_rows(rows, self.settings.get("sort") or "")
         self.namespaces.update(row.get("netns") or 0 for row in rows)
