@@ -45,8 +45,8 @@ class CpuRow(Row):
                      SOFTIRQS, width=9)  # fmt: skip
     runs = c.Count("runs of the softirq", width=6)
     run_us = c.Duration("time in these runs", header="RUN_MS", width=7)
-    run_p99_us = c.Micros("99 % of the runs took no longer", header="RUN_P99", width=7)
-    delay_p99_us = c.Micros("99 % began no longer after they were raised", header="DELAY_P99")
+    run_p99_us = c.Micros("99 % of the runs took no longer", header="P99(us)", width=7)
+    delay_p99_us = c.Micros("99 % began no longer after they were raised", header="DELAY(us)")
     polls = c.Count("polls of NAPI", width=7)
     packets = c.Count("packets that the polls handled", width=8)
     full = c.Count("polls that used up their budget", wide=True, width=6)

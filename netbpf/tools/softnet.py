@@ -4,8 +4,8 @@ DESCRIPTION
   Most of the kernel's work on packets is done in two softirqs: NET_RX receives, by polling the
   drivers' queues (NAPI) and the queue of the CPU, and NET_TX completes sending. For each CPU, shows
   in each interval (a second, if none is given) how often they ran and for how long (RUN_MS), the
-  99th percentiles, in microseconds, of the time of a run (RUN_P99) and of the time from raising to
-  running it (DELAY_P99), and how many packets the polls handled.
+  99th percentiles, in microseconds, of the time of a run (P99(us)) and of the time from raising to
+  running it (DELAY(us)), and how many packets the polls handled.
 
   SQUEEZED, DROPPED and others are from /proc/net/softnet_stat: runs that ended with work left, as
   the budget (net.core.netdev_budget) or the time was used up, and packets dropped as the queue of
@@ -23,7 +23,7 @@ EXAMPLES
 
   iperf3 over loopback (netbpf softnet --devices 1):
 
-    CPU SOFTIRQ     RUNS  RUN_MS RUN_P99 DELAY_P99   POLLS  PACKETS SQUEEZED DROPPED
+    CPU SOFTIRQ     RUNS  RUN_MS P99(us) DELAY(us)   POLLS  PACKETS SQUEEZED DROPPED
       0 NET_RX     15931   22.49      11         4   15931    19106        0       0
       1 NET_RX      5877   11.66      15         5    5876     8215        0       0
 
