@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Packets that wait in queueing disciplines, and what is counted of each queue. Needs the records of
+ * qdisclat.
+ */
+#ifndef NETBPF_QUEUES_BPF_H
+#define NETBPF_QUEUES_BPF_H
+
+#include "filter.bpf.h"
+#include "histogram.bpf.h"
+#include <netbpf/records.h>
+
+KERNEL_FIELDS(sk_buff, dev, next, queue_mapping, sk, tstamp)
+KERNEL_FIELDS(net_device, name, nd_net.net, _tx)
+KERNEL_FIELDS(net, ns.inum)
+KERNEL_FIELDS(netdev_queue, dev, qdisc)
+KERNEL_FIELDS(Qdisc, ops, handle, flags, enqueue, dev_queue, q.qlen)
+KERNEL_FIELDS(Qdisc_ops, id)
+
+#define TCQ_F_CAN_BYPASS 4 /* include/net/sch_generic.h */
+#define TCQ_F_NOLOCK 0x100
+
+/* By which the pieces of a packet that was cut are found: skb_segment() copies both. */
+struct whole {
+	struct sock *sk;
+	u64 departure; /* skb->tstamp: TCP sets it for each packet */
+};
+
+/* A packet that is in a queue, or between the queue and the driver, by the address of its skb. */
+struct waiting {
+	u64 start; /* 0 if not seen */
+	u64 wait; /* ns, 0 as long as it waits */
+	struct net_device *dev; /* skb->dev is overwritten while it waits: a union with rbnode */
+	struct Qdisc *qdisc;
+	struct whole whole; /* the last piece takes its socket: tcp_gso_segment() */
+};
+
+#define NO_WAIT 1 /* it has left the queue, and how long it waited is not known or was counted */
+
+BPF_HASH(waiting, u64, struct waiting, MAP_ENTRIES);
+BPF_TABLE("lru_hash", struct whole, u64, wholes, LRU_ENTRIES(4096)); /* to the start */
+BPF_F_TABLE("percpu_hash", struct queue_key, struct queue_sums, queues, 1024, 0);
+BPF_PERCPU_ARRAY(zeros, struct queue_sums, 1);
+
+static inline u32 netns_of(struct net_device *dev)
+{
+	struct net *net = READ(dev, nd_net.net);
+
+	return READ(net, ns.inum);
+}
+
+static inline bool pass_queue(struct net_device *dev, struct Qdisc *qdisc)
+{
+	u64 name[2] = {};
+
+#ifdef FILTER_DEV
+	READ_INTO(name, dev, name);
+	if (!FILTER_DEV(name[0], name[1]))
+		return false;
+#endif
+#ifdef FILTER_KIND
+	struct Qdisc_ops *ops = READ(qdisc, ops);
+
+	READ_INTO(name, ops, id);
+	if (!FILTER_KIND(name[0], name[1]))
+		return false;
+#endif
+#ifdef FILTER_NETNS
+	return pass_netns(netns_of(dev));
+#endif
+	return true;
+}
+
+/* The transmit queue of the discipline: the first one, if it is that of the whole device. */
+static inline u16 queue_of(struct net_device *dev, struct Qdisc *qdisc)
+{
+#ifdef QUEUES
+	u64 offset = (u64)READ(qdisc, dev_queue) - (u64)READ(dev, _tx);
+
+	return offset / sizeof(struct netdev_queue);
+#else
+	return 0xffff; /* null */
+#endif
+}
+
+static inline struct queue_sums *sums_of(struct net_device *dev, struct Qdisc *qdisc)
+{
+	struct Qdisc_ops *ops = READ(qdisc, ops);
+	struct queue_key key = {};
+	struct queue_sums *sums;
+	int zero = 0;
+
+	READ_INTO(key.dev, dev, name);
+	READ_INTO(key.kind, ops, id);
+	key.handle = READ(qdisc, handle);
+	key.netns = netns_of(dev);
+	key.queue = queue_of(dev, qdisc);
+	sums = queues.lookup(&key);
+	if (sums)
+		return sums;
+	sums = zeros.lookup(&zero); /* too large for the stack */
+	if (sums)
+		sums = queues.lookup_or_try_init(&key, sums);
+	if (!sums)
+		count_loss(LOSS_MAP_FULL);
+	return sums;
+}
+
+/* The largest values since the start. */
+static inline void note_longest(struct queue_sums *sums, u64 us)
+{
+	if (us > sums->max_us)
+		sums->max_us = us;
+}
+
+static inline void note_length(struct queue_sums *sums, struct Qdisc *qdisc, int leaving)
+{
+	u64 length = READ(qdisc, q.qlen) + leaving;
+
+	/* With TCQ_F_NOLOCK, each CPU has its own count. */
+	if (length > sums->qlen_max && !(READ(qdisc, flags) & TCQ_F_NOLOCK))
+		sums->qlen_max = length;
+}
+
+#endif

@@ -1,0 +1,121 @@
+"""qdisclat - how long packets wait in queueing disciplines, by device and kind
+
+DESCRIPTION
+  What a device is to send first passes its queueing discipline (fq, fq_codel, tbf, pfifo_fast ...:
+  see 'tc qdisc'). There packets wait until the device takes them, or until a rate limit lets them
+  pass. This tool shows the distribution of these waits for each device and kind of discipline, from
+  the moment at which the stack hands over a packet to the moment at which the discipline gives it
+  out. A table has the same in a row for each discipline.
+
+  Not in the distribution, but counted with it: packets that found an empty queue and did not wait
+  (bypassed), packets that the discipline dropped, large packets that it cut into smaller ones
+  (split; each piece has its wait), and packets that left the queue and were not seen to enter it
+  (unknown): those that were in it at the start, copies that netem makes, and pieces of UDP and of
+  forwarded packets.
+
+  With --min-ms, each packet that waited that long has a line with its addresses.
+
+EXAMPLES
+  netbpf qdisclat                        all devices, until Ctrl-C
+  netbpf qdisclat -i eth0 1 10           one device, every second, ten times
+  netbpf qdisclat --kind fq,fq_codel -d 5 --json
+  netbpf qdisclat -i eth0 --queues 5     each transmit queue of a device, every 5 seconds
+  netbpf qdisclat --by dev,queue 5       the same, also as distributions
+  netbpf qdisclat --min-ms 20            which packets wait 20 ms and more
+
+OVERHEAD
+  x x x x x x.
+
+LIMITS
+  x x x x x x x.
+"""
+
+from netbpf.declare import NETNS, Event, Histogram, Option, Row, Table, Tool, queues
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
+from netbpf.declare.network import Endpoint, Protocol, Share
+from netbpf.declare.options import count, devices, milliseconds, nanoseconds
+from netbpf.declare.stalls import Bound
+
+
+class QueueRow(Row):
+    """A queueing discipline in an interval, or one of its transmit queues."""
+
+    dev = c.Text("network device", width=8)
+    kind = c.Text("kind of queueing discipline", width=10)
+    handle = queues.Handle("handle of the discipline, as tc shows it", wide=True)
+    queue = c.Count("transmit queue of the device (--queues)", width=5)
+    waited = c.Count("packets that waited", width=8)
+    share = Share("share of the packets that waited, of those that passed", wide=True)
+    p50_us = Bound("half of the waits took at most this (bound of a log2 bucket)", width=8,
+                   header="P50")  # fmt: skip
+    p99_us = Bound("99 % of the waits took at most this (bound of a log2 bucket)", width=8,
+                   header="P99")  # fmt: skip
+    max_us = c.Duration("longest wait since the start", width=8, header="MAX(ms)")
+    bypassed = c.Count(queues.COUNTED["bypassed"], width=8)
+    dropped = c.Count(queues.COUNTED["dropped"], width=7)
+    qlen_max = c.Count("longest queue since the start, in packets; null for disciplines without a "
+                       "lock (pfifo_fast)", width=8, wide=True)  # fmt: skip
+    netns = c.Netns()
+
+
+class LongWait(Event):
+    """A packet that waited for long."""
+
+    cstruct = "long_wait"
+
+    wait_us = c.Duration("how long the packet waited", header="WAIT(ms)", width=8)
+    dev = c.Text("network device", width=10)
+    kind = c.Text("kind of queueing discipline", width=10)
+    handle = queues.Handle("handle of the discipline, as tc shows it", wide=True)
+    family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
+    proto = Protocol("protocol", width=6)
+    saddr = Endpoint("source address", "sport", header="SADDR:SPORT")
+    sport = c.Port("source port", null=0, text=False)
+    daddr = Endpoint("destination address", "dport", header="DADDR:DPORT")
+    dport = c.Port("destination port", null=0, text=False)
+    len = c.Count("bytes from the network header on", ctype="u32", wide=True, width=5)
+    netns = c.Netns()
+
+
+def end(event: str, how: str) -> p.Probe:
+    """Return the probe of the end of packets at a tracepoint."""
+    return p.tracepoint_probe(how.lower(), event, ("skb", how), ("skbaddr", how), call="on_end")
+
+
+TOOL = Tool(
+    __doc__,
+    event=LongWait,
+    event_option="min_ms",
+    histogram=Histogram(
+        "queues", queues.QueueKey, "us", extra=queues.QueueSums, describe=queues.describe,
+        fields=queues.FIELDS, fixed=("kind",), unused=("queue",),
+    ),
+    table=Table("queues", queues.QueueKey, queues.AllSums, QueueRow, order="count",
+                complete=queues.complete),
+    probes=(
+        p.tracepoint_probe("begin", "net:net_dev_queue", ("skb",), ("skbaddr",)),
+        p.tracepoint_probe("dequeue", "qdisc:qdisc_dequeue", ("qdisc", "txq", "packets", "skb"),
+                           ("qdisc", "txq", "packets", "skbaddr")),
+        end("net:net_dev_start_xmit", "SENT"),
+        end("skb:kfree_skb", "DROPPED"),
+        end("skb:consume_skb", "CONSUMED"),
+        p.tracepoint_probe("busy", "net:net_dev_xmit", ("skb", "rc"), ("skbaddr", "rc")),
+    ),
+    options=(
+        *NETNS,
+        Option("-i", "--interface", metavar="LIST", parse=devices,
+               help="only these network devices"),
+        Option("--kind", metavar="LIST", parse=queues.kinds,
+               help="only these kinds of queueing disciplines (fq,fq_codel)"),
+        Option("--queues", help="show a row of the table for each transmit queue (mq)"),
+        Option("--min-ms", metavar="MS", parse=lambda text: milliseconds(text) or 1e-6,
+               define="MIN_NS", number=nanoseconds,
+               help="also show a line for each packet that waited at least this long"),
+        Option("--map-entries", metavar="N", parse=count, default="16384",
+               help="how many packets can be in queues at once"),
+    ),
+    no_filter="it measures queues of devices, in which packets of all processes wait",
+    constants=queues.constants,
+    notes=queues.notes,
+)  # fmt: skip
