@@ -9,12 +9,6 @@
 #define NETDEV_TX_BUSY 0x10 /* include/linux/netdevice.h */
 #define BULK 64 /* packets that are followed of those that leave a queue at once */
 
-static inline void read_whole(struct whole *whole, struct sk_buff *skb)
-{
-	whole->sk = READ(skb, sk);
-	whole->departure = READ(skb, tstamp);
-}
-
 #ifdef RING_PAGES
 static inline void submit(struct waiting *waited, struct sk_buff *skb)
 {
@@ -57,19 +51,6 @@ static inline int on_begin(struct sk_buff *skb)
 	if (waiting.update(&key, &packet))
 		count_loss(LOSS_MAP_FULL);
 	return 0;
-}
-
-/* When a packet began to wait, or the one of which it is a piece; 0 if that was not seen. */
-static inline u64 start_of(struct waiting *packet, struct sk_buff *skb)
-{
-	struct whole whole = {};
-	u64 *start;
-
-	if (packet)
-		return packet->start;
-	read_whole(&whole, skb);
-	start = whole.sk && whole.departure ? wholes.lookup(&whole) : NULL;
-	return start ? *start : 0;
 }
 
 /* A packet leaves its queue. If the driver refused it, it does so again, which is not counted. */

@@ -122,4 +122,23 @@ static inline void note_length(struct queue_sums *sums, struct Qdisc *qdisc, int
 		sums->qlen_max = length;
 }
 
+static inline void read_whole(struct whole *whole, struct sk_buff *skb)
+{
+	whole->sk = READ(skb, sk);
+	whole->departure = READ(skb, tstamp);
+}
+
+/* When a packet began to wait, or the one of which it is a piece; 0 if that was not seen. */
+static inline u64 start_of(struct waiting *packet, struct sk_buff *skb)
+{
+	struct whole whole = {};
+	u64 *start;
+
+	if (packet)
+		return packet->start;
+	read_whole(&whole, skb);
+	start = whole.sk && whole.departure ? wholes.lookup(&whole) : NULL;
+	return start ? *start : 0;
+}
+
 #endif
