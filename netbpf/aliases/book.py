@@ -9,7 +9,7 @@ _COMM = Shown("comm", "COMM", 16)
 _IP = Shown("family", "IP", like=IpVersion)
 
 _KINDS = ("fq", "fq_codel", "codel", "red", "tbf", "cbs", "cbq")
-_DEVICES = "There is a distribution for each device, where the book has one for all of them."
+_DEVICES = "There is a distribution for each device; --by kind shows one, as the book does."
 _RETIRED = "Linux 6.3 removed this kind: newer kernels have nothing to show."
 
 _CALLS = "Calls that fail are also counted; -w shows how many."

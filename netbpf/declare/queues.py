@@ -58,7 +58,7 @@ def kinds(text: str) -> list[str]:
     """Parse "fq,fq_codel" into names of kinds, which have 1 to 15 characters."""
     found = text.split(",")
     for name in found:
-        if not re.fullmatch(r"[\w.-]{1,15}", name, re.ASCII):
+        if not re.fullmatch(r"\w[\w.-]{0,14}", name, re.ASCII):
             raise ValueError(f"'{name}' is not the name of a kind of queueing discipline")
     return found
 

@@ -20,14 +20,38 @@ EXAMPLES
   netbpf qdisclat -i eth0 1 10           one device, every second, ten times
   netbpf qdisclat --kind fq,fq_codel -d 5 --json
   netbpf qdisclat -i eth0 --queues 5     each transmit queue of a device, every 5 seconds
-  netbpf qdisclat --by dev,queue 5       the same, also as distributions
+  netbpf qdisclat --by kind 5            all devices together, by kind
   netbpf qdisclat --min-ms 20            which packets wait 20 ms and more
 
+  A burst of 23 datagrams in a tbf that lets one pass per 10 ms (netbpf qdisclat -i eth0 -d 2):
+
+    dev=eth0 kind=tbf: 12 waited, 11 dropped
+                       us : count     distribution
+             8192 -> 16383 : 1         |********                                |
+            16384 -> 32767 : 2         |****************                        |
+            32768 -> 65535 : 3         |************************                |
+           65536 -> 131071 : 5         |****************************************|
+
+    DEV      KIND       QUEUE   WAITED      P50      P99  MAX(ms) BYPASSED DROPPED
+    eth0     tbf            -       12 <=65.6ms  <=132ms    109.1        0      11
+
 OVERHEAD
-  x x x x x x.
+  A packet that waits costs 0.6 us in six runs of a program, one that bypasses the queue 0.4 us.
+  Packets of devices without a queue (noqueue: lo, most veth) cost 0.15 us, and each buffer that the
+  kernel frees less than 0.05 us. The longer lines of --min-ms cost a microsecond each.
 
 LIMITS
-  x x x x x x x.
+  The discipline of a transmit queue is measured as a whole: classes and inner disciplines of htb,
+  tbf, prio and others are part of it. mq has no queue of its own: its children are shown. Without
+  --queues, those of the same kind and handle are one row.
+  A packet is one buffer, which may be as large as 64 KB with segmentation offload; tc counts the
+  segments. A packet that the device refused and that goes back to the queue counts once, with its
+  first wait. Of packets that leave at once, the first 64 are followed; more of them count as
+  bypassed. Packets that remain in a discipline that is removed count as dropped.
+  Pieces of TCP packets are recognised by their socket and departure time: those of UDP, of other
+  protocols, and of forwarded packets are unknown. Pieces that are dropped are not counted.
+  max_us and qlen_max are of the whole run, also with an INTERVAL. There is room for 1024
+  disciplines; more of them, and packets beyond --map-entries, count as map_full.
 """
 
 from netbpf.declare import NETNS, Event, Histogram, Option, Row, Table, Tool, queues
@@ -89,7 +113,7 @@ TOOL = Tool(
     event_option="min_ms",
     histogram=Histogram(
         "queues", queues.QueueKey, "us", extra=queues.QueueSums, describe=queues.describe,
-        fields=queues.FIELDS, fixed=("kind",), unused=("queue",),
+        fields=queues.FIELDS, unused=("queue",),
     ),
     table=Table("queues", queues.QueueKey, queues.AllSums, QueueRow, order="count",
                 complete=queues.complete),

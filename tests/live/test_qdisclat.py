@@ -393,7 +393,7 @@ def test_each_queue_of_mq_has_what_tc_counts(
     args = ("qdisclat", "-i", wide_host.device)
     with queueing(wide_host, "mq"), burst(wide_host, target, 61) as datagrams:
         with netbpf(*args) as joined, netbpf(*args, "--queues") as run, \
-                netbpf(*args, "--by", "dev,queue") as by:  # fmt: skip
+                netbpf(*args, "--by", "kind,queue") as by:  # fmt: skip
             datagrams.send()
             datagrams.received()
         wanted = {
