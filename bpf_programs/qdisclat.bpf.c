@@ -46,7 +46,6 @@ static inline int on_begin(struct sk_buff *skb)
 
 	if (!READ(qdisc, enqueue) /* noqueue */ || !pass_queue(dev, qdisc))
 		return 0;
-	read_whole(&packet.whole, skb);
 	packet.start = bpf_ktime_get_ns();
 	if (waiting.update(&key, &packet))
 		count_loss(LOSS_MAP_FULL);
@@ -54,15 +53,19 @@ static inline int on_begin(struct sk_buff *skb)
 }
 
 /* A packet leaves its queue. If the driver refused it, it does so again, which is not counted. */
-static inline void end_wait(struct queue_sums *sums, struct sk_buff *skb, struct Qdisc *qdisc,
-			    u64 now)
+static inline void end_wait(struct queue_sums *sums, struct sk_buff *skb, struct net_device *dev,
+			    struct Qdisc *qdisc, u64 now)
 {
 	u64 key = (u64)skb;
-	struct waiting *packet = waiting.lookup(&key), left = {.qdisc = qdisc, .wait = NO_WAIT};
+	struct waiting *packet = waiting.lookup(&key), left = {};
 
 	if (packet && packet->wait)
 		return;
-	left.start = start_of(packet, skb);
+	if (packet)
+		left.start = packet->start;
+	else
+		take_piece(&left, skb, dev);
+	left.wait = NO_WAIT;
 	if (left.start) {
 		left.wait = (now - left.start) ?: NO_WAIT;
 		record_value(&sums->histogram, left.wait / 1000, 1);
@@ -70,9 +73,12 @@ static inline void end_wait(struct queue_sums *sums, struct sk_buff *skb, struct
 	} else {
 		sums->unknown += 1;
 	}
-	if (packet)
+	if (packet) {
 		packet->wait = left.wait;
-	else if (waiting.update(&key, &left))
+		return;
+	}
+	left.qdisc = qdisc;
+	if (waiting.update(&key, &left))
 		count_loss(LOSS_MAP_FULL);
 }
 
@@ -89,7 +95,7 @@ static inline int on_dequeue(struct Qdisc *qdisc, struct netdev_queue *txq, int 
 	if (sums)
 		note_length(sums, qdisc, packets);
 	for (int i = 0; i < BULK && i < packets && skb && sums; i++) {
-		end_wait(sums, skb, qdisc, now);
+		end_wait(sums, skb, dev, qdisc, now);
 		skb = READ(skb, next);
 	}
 	return 0;
@@ -104,10 +110,12 @@ static inline int on_end(struct sk_buff *skb, int end)
 	struct waiting *found = waiting.lookup(&key), packet;
 	struct queue_sums *sums;
 
-	if (!found)
+	if (found) {
+		packet = *found;
+		waiting.delete(&key);
+	} else if (end != DROPPED || !take_piece(&packet, skb, READ(skb, dev))) {
 		return 0;
-	packet = *found;
-	waiting.delete(&key);
+	}
 	if (packet.wait) {
 		submit(&packet, skb);
 		return 0;
@@ -121,7 +129,7 @@ static inline int on_end(struct sk_buff *skb, int end)
 		sums->bypassed += 1; /* cut, if it was, between the queue and the driver */
 	} else {
 		sums->split += 1;
-		wholes.update(&packet.whole, &packet.start);
+		expect_pieces(skb, &packet);
 	}
 	return 0;
 }
@@ -129,9 +137,11 @@ static inline int on_end(struct sk_buff *skb, int end)
 /* The driver had no room: the packet goes back to the queue. */
 static inline int on_busy(struct sk_buff *skb, int result)
 {
-	struct waiting back = {.wait = NO_WAIT};
+	struct waiting back = {};
 	u64 key = (u64)skb;
 
+	back.wait =
+		NO_WAIT; /* an initialiser would be data of the object, which bcc does not load */
 	if (result == NETDEV_TX_BUSY && waiting.update(&key, &back))
 		count_loss(LOSS_MAP_FULL);
 	return 0;

@@ -10,7 +10,8 @@
 #include "histogram.bpf.h"
 #include <netbpf/records.h>
 
-KERNEL_FIELDS(sk_buff, dev, next, queue_mapping, sk, tstamp)
+KERNEL_FIELDS(sk_buff, dev, next, queue_mapping, head, end, len, transport_header)
+KERNEL_FIELDS(skb_shared_info, gso_size, gso_segs, gso_type)
 KERNEL_FIELDS(net_device, name, nd_net.net, _tx)
 KERNEL_FIELDS(net, ns.inum)
 KERNEL_FIELDS(netdev_queue, dev, qdisc)
@@ -20,11 +21,8 @@ KERNEL_FIELDS(Qdisc_ops, id)
 #define TCQ_F_CAN_BYPASS 4 /* include/net/sch_generic.h */
 #define TCQ_F_NOLOCK 0x100
 
-/* By which the pieces of a packet that was cut are found: skb_segment() copies both. */
-struct whole {
-	struct sock *sk;
-	u64 departure; /* skb->tstamp: TCP sets it for each packet */
-};
+#define SKB_GSO_TCP (1 << 0 | 1 << 4) /* TCPV4, TCPV6: include/linux/skbuff.h */
+#define PIECES 64 /* that are expected of a packet that was cut, at most */
 
 /* A packet that is in a queue, or between the queue and the driver, by the address of its skb. */
 struct waiting {
@@ -32,13 +30,20 @@ struct waiting {
 	u64 wait; /* ns, 0 as long as it waits */
 	struct net_device *dev; /* skb->dev is overwritten while it waits: a union with rbnode */
 	struct Qdisc *qdisc;
-	struct whole whole; /* the last piece takes its socket: tcp_gso_segment() */
+};
+
+/* A piece of a TCP packet that the discipline cuts into new buffers (tbf, cake). */
+struct piece {
+	struct net_device *dev;
+	u32 ports; /* both, as in the header */
+	u32 seq; /* of its first byte */
 };
 
 #define NO_WAIT 1 /* it has left the queue, and how long it waited is not known or was counted */
 
 BPF_HASH(waiting, u64, struct waiting, MAP_ENTRIES);
-BPF_TABLE("lru_hash", struct whole, u64, wholes, LRU_ENTRIES(4096)); /* to the start */
+BPF_TABLE("lru_hash", struct piece, struct waiting, pieces, LRU_ENTRIES(MAP_ENTRIES));
+BPF_ARRAY(has_cut, u64, 1); /* there have been pieces */
 BPF_F_TABLE("percpu_hash", struct queue_key, struct queue_sums, queues, 1024, 0);
 BPF_PERCPU_ARRAY(zeros, struct queue_sums, 1);
 
@@ -122,23 +127,57 @@ static inline void note_length(struct queue_sums *sums, struct Qdisc *qdisc, int
 		sums->qlen_max = length;
 }
 
-static inline void read_whole(struct whole *whole, struct sk_buff *skb)
+static inline void read_piece(struct piece *piece, struct sk_buff *skb, struct net_device *dev)
 {
-	whole->sk = READ(skb, sk);
-	whole->departure = READ(skb, tstamp);
+	u8 *head = (u8 *)READ(skb, head);
+	u32 first[2] = {}; /* ports and sequence number */
+
+	bpf_probe_read_kernel(first, sizeof(first), head + READ(skb, transport_header));
+	piece->dev = dev;
+	piece->ports = first[0];
+	piece->seq = __builtin_bswap32(first[1]);
 }
 
-/* When a packet began to wait, or the one of which it is a piece; 0 if that was not seen. */
-static inline u64 start_of(struct waiting *packet, struct sk_buff *skb)
+/* A packet was cut: its pieces have waited since it came. */
+static inline void expect_pieces(struct sk_buff *skb, struct waiting *whole)
 {
-	struct whole whole = {};
-	u64 *start;
+	u8 *head = (u8 *)READ(skb, head);
+	struct skb_shared_info *shared = (void *)(head + READ(skb, end));
+	u32 size = READ(shared, gso_size), number = READ(shared, gso_segs);
+	u64 one = 1;
+	struct piece piece = {};
+	int zero = 0;
 
-	if (packet)
-		return packet->start;
-	read_whole(&whole, skb);
-	start = whole.sk && whole.departure ? wholes.lookup(&whole) : NULL;
-	return start ? *start : 0;
+	if (!size || !(READ(shared, gso_type) & SKB_GSO_TCP))
+		return;
+	if (!number)
+		number = READ(skb, len) / size + 1;
+	read_piece(&piece, skb, whole->dev);
+	for (u32 i = 0; i < PIECES && i < number; i++) {
+		asm("" : "+r"(number)); /* else the verifier does not see that PIECES is the end */
+		pieces.update(&piece, whole);
+		piece.seq += size;
+	}
+	has_cut.update(&zero, &one);
+}
+
+/* Take the entry of a piece, if the packet is one. */
+static inline bool take_piece(struct waiting *taken, struct sk_buff *skb, struct net_device *dev)
+{
+	struct piece piece = {};
+	struct waiting *found;
+	int zero = 0;
+	u64 *cut = has_cut.lookup(&zero);
+
+	if (!cut || !*cut)
+		return false;
+	read_piece(&piece, skb, dev);
+	found = pieces.lookup(&piece);
+	if (!found)
+		return false;
+	*taken = *found;
+	pieces.delete(&piece);
+	return true;
 }
 
 #endif

@@ -10,8 +10,7 @@ DESCRIPTION
   Not in the distribution, but counted with it: packets that found an empty queue and did not wait
   (bypassed), packets that the discipline dropped, large packets that it cut into smaller ones
   (split; each piece has its wait), and packets that left the queue and were not seen to enter it
-  (unknown): those that were in it at the start, copies that netem makes, and pieces of UDP and of
-  forwarded packets.
+  (unknown): those that were in it at the start, copies that netem makes, and pieces of UDP packets.
 
   With --min-ms, each packet that waited that long has a line with its addresses.
 
@@ -48,8 +47,9 @@ LIMITS
   segments. A packet that the device refused and that goes back to the queue counts once, with its
   first wait. Of packets that leave at once, the first 64 are followed; more of them count as
   bypassed. Packets that remain in a discipline that is removed count as dropped.
-  Pieces of TCP packets are recognised by their socket and departure time: those of UDP, of other
-  protocols, and of forwarded packets are unknown. Pieces that are dropped are not counted.
+  Pieces are recognised by their ports and TCP sequence number: those of UDP and other protocols, of
+  packets in a tunnel, and those beyond the 64th of a packet are unknown. If a discipline drops all
+  pieces of a packet, that counts once.
   max_us and qlen_max are of the whole run, also with an INTERVAL. There is room for 1024
   disciplines; more of them, and packets beyond --map-entries, count as map_full.
 """

@@ -26,6 +26,7 @@ from alternatives import Case, Stage, plain
 from bpf_maps import maps_of
 from compared import compares
 from harness import Json, Run, netbpf_once, seconds, wait_until
+from test_netem import routed, talkers
 from topology import Host
 
 COUNT, STEP_MS = 23, 10
@@ -39,6 +40,8 @@ PORT = 7007
 SO_TIMESTAMPNS = 35  # include/uapi/asm-generic/socket.h
 STEPS = ("tbf", "rate", RATE, "burst", FRAME + SPARE, "limit")
 AMPLE = 100_000  # bytes: more than a burst
+# Less than two segments: nothing passes that tc counts as several packets.
+CUTTING = ("tbf", "rate", "80mbit", "burst", 2000, "limit", 1_000_000)
 NEVER = ("tbf", "rate", "8bit", "burst", FRAME + SPARE, "limit", AMPLE)
 
 
@@ -302,9 +305,7 @@ def test_pieces_of_large_packets_have_the_wait_of_the_whole(
     netbpf: Any, two_hosts: tuple[Host, Host], pair: Any, family: str
 ) -> None:
     left, _ = two_hosts
-    # Less than two segments: nothing passes that tc counts as several packets.
-    tbf = ("tbf", "rate", "80mbit", "burst", 2000, "limit", 1_000_000)
-    with queueing(left, *tbf), counting(left, f"meta length > {2000 - LINK}") as large:
+    with queueing(left, *CUTTING), counting(left, f"meta length > {2000 - LINK}") as large:
         with netbpf("qdisclat", "-i", left.device) as run:
             session = traffic.connect(*pair, family)
             session.transfer(up=400_009)
@@ -316,6 +317,66 @@ def test_pieces_of_large_packets_have_the_wait_of_the_whole(
     assert found["count"] == shown["packets"] > 400_009 // 1500
     assert found["split"] == cut > 0
     assert found["unknown"] == found["dropped"] == shown["drops"] == 0
+
+
+def test_pieces_of_forwarded_packets_have_the_wait_of_the_whole(netbpf: Any) -> None:
+    with contextlib.ExitStack() as stack:
+        left, router, right = stack.enter_context(routed())
+        # A router has a packet without its socket. Without IPv6 it sends nothing of its own accord.
+        router.sysctl(net__ipv6__conf__all__disable_ipv6=1)
+        stack.enter_context(queueing(router, *CUTTING))
+        run = stack.enter_context(netbpf("qdisclat", "--netns", router.inode))
+        before = root(router)["packets"]
+        session = traffic.connect(*stack.enter_context(talkers(left, right)))
+        session.transfer(up=400_009)
+        session.end()
+        wait_until(lambda: not root(router)["qlen"], what="an empty queue")
+        shown = root(router)
+    found = only(run.histograms)
+    assert found["split"] > 0
+    assert found["count"] == shown["packets"] - before > 400_009 // 1500
+    assert found["unknown"] == found["dropped"] == shown["drops"] == 0
+
+
+@contextlib.contextmanager
+def patient(host: Host) -> Iterator[None]:
+    """Let TCP not send again for a long time within the block."""
+    network = host.ipv4.rpartition(".")[0] + ".0/24"
+    route = ("ip", "route", "change", network, "dev", host.device, "src", host.ipv4)
+    host.sysctl(net__ipv4__tcp_early_retrans=0)
+    host.run(*route, "rto_min", "30s")
+    try:
+        yield
+    finally:
+        host.run(*route)
+        host.sysctl(net__ipv4__tcp_early_retrans=3)
+
+
+def test_a_piece_that_finds_no_room_is_dropped(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    """Seven segments come to a closed queue with room for six, in one or several packets."""
+    left, right = two_hosts
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patient(left))
+        server = stack.enter_context(right.socket(socket.AF_INET, socket.SOCK_STREAM))
+        server.bind((right.ipv4, 0))
+        server.listen()
+        client = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_STREAM))
+        client.connect(server.getsockname())
+        segment = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        room = 6 * (1500 + LINK) + 100
+        stack.enter_context(queueing(left, "tbf", "rate", "8bit", "burst", 2000, "limit", room))
+        datagrams = stack.enter_context(burst(left, right, 1))
+        datagrams.send()  # which takes the tokens of a long time
+        datagrams.received()
+        run = stack.enter_context(netbpf("qdisclat", "-i", left.device))
+        client.send(bytes(7 * segment))
+        wait_until(lambda: root(left)["drops"], what="a drop")
+        run.stop()
+        shown = root(left)
+    found = only(run.histograms)
+    assert found["split"] > 0
+    assert found["dropped"] == shown["drops"] == 1
+    assert found["count"] == found["unknown"] == 0
 
 
 def open_up(host: Host) -> None:
@@ -558,8 +619,7 @@ def through_tbf(stage: Stage, run: Run) -> None:
     with queueing(stage.left, *STEPS, 7 * FRAME), burst(stage.left, stage.right) as datagrams:
         datagrams.send()
         wait_until(lambda: root(stage.left)["packets"] + root(stage.left)["drops"] == COUNT)
-        tbf = ("tbf", "rate", "80mbit", "burst", 2000, "limit", 1_000_000)
-        stage.left.run("tc", "qdisc", "change", "dev", stage.left.device, "root", *tbf)
+        stage.left.run("tc", "qdisc", "change", "dev", stage.left.device, "root", *CUTTING)
         session = traffic.connect(stage.client, stage.server, "ipv4")
         session.transfer(up=100_003)
         session.end("client-fin")
