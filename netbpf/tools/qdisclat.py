@@ -57,6 +57,7 @@ LIMITS
 from netbpf.declare import NETNS, Event, Histogram, Option, Row, Table, Tool, queues
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.memory import Memory
 from netbpf.declare.network import Endpoint, Protocol, Share
 from netbpf.declare.options import count, devices, milliseconds, nanoseconds
 from netbpf.declare.stalls import Bound
@@ -109,6 +110,7 @@ def end(event: str, how: str) -> p.Probe:
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(160_000, cpu=440_000, entry=232),
     event=LongWait,
     event_option="min_ms",
     histogram=Histogram(
