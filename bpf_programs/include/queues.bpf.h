@@ -155,7 +155,7 @@ static inline void expect_pieces(struct sk_buff *skb, struct waiting *whole)
 	read_piece(&piece, skb, whole->dev);
 	for (u32 i = 0; i < PIECES && i < number; i++) {
 		asm("" : "+r"(number)); /* else the verifier does not see that PIECES is the end */
-		pieces.update(&piece, whole);
+		pieces.insert(&piece, whole); /* not in place of one that still waits */
 		piece.seq += size;
 	}
 	has_cut.update(&zero, &one);

@@ -48,8 +48,8 @@ LIMITS
   first wait. Of packets that leave at once, the first 64 are followed; more of them count as
   bypassed. Packets that remain in a discipline that is removed count as dropped.
   Pieces are recognised by their ports and TCP sequence number: those of UDP and other protocols, of
-  packets in a tunnel, and those beyond the 64th of a packet are unknown. If a discipline drops all
-  pieces of a packet, that counts once.
+  packets in a tunnel, those beyond the 64th of a packet, and those that TCP sends again while the
+  first one waits are unknown. If a discipline drops all pieces of a packet, that counts once.
   max_us and qlen_max are of the whole run, also with an INTERVAL. There is room for 1024
   disciplines; more of them, and packets beyond --map-entries, count as map_full.
 """
