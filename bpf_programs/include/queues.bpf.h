@@ -144,9 +144,9 @@ static inline void expect_pieces(struct sk_buff *skb, struct waiting *whole)
 	u8 *head = (u8 *)READ(skb, head);
 	struct skb_shared_info *shared = (void *)(head + READ(skb, end));
 	u32 size = READ(shared, gso_size), number = READ(shared, gso_segs);
-	u64 one = 1;
 	struct piece piece = {};
 	int zero = 0;
+	u64 *cut = has_cut.lookup(&zero);
 
 	if (!size || !(READ(shared, gso_type) & SKB_GSO_TCP))
 		return;
@@ -158,7 +158,8 @@ static inline void expect_pieces(struct sk_buff *skb, struct waiting *whole)
 		pieces.insert(&piece, whole); /* not in place of one that still waits */
 		piece.seq += size;
 	}
-	has_cut.update(&zero, &one);
+	if (cut)
+		*cut = 1;
 }
 
 /* Take the entry of a piece, if the packet is one. */
