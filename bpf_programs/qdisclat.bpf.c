@@ -52,7 +52,7 @@ static inline int on_begin(struct sk_buff *skb)
 	return 0;
 }
 
-/* A packet leaves its queue. If the driver refused it, it does so again, which is not counted. */
+/* A packet leaves its queue. One that the driver refused leaves it again, which does not count. */
 static inline void end_wait(struct queue_sums *sums, struct sk_buff *skb, struct net_device *dev,
 			    struct Qdisc *qdisc, u64 now)
 {
@@ -126,7 +126,7 @@ static inline int on_end(struct sk_buff *skb, int end)
 	if (end == DROPPED) {
 		sums->dropped += 1;
 	} else if (end == SENT || READ(packet.qdisc, flags) & TCQ_F_CAN_BYPASS) {
-		sums->bypassed += 1; /* cut, if it was, between the queue and the driver */
+		sums->bypassed += 1; /* if it was cut, then for the driver */
 	} else {
 		sums->split += 1;
 		expect_pieces(skb, &packet);

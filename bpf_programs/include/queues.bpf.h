@@ -27,7 +27,7 @@ KERNEL_FIELDS(Qdisc_ops, id)
 /* A packet that is in a queue, or between the queue and the driver, by the address of its skb. */
 struct waiting {
 	u64 start; /* 0 if not seen */
-	u64 wait; /* ns, 0 as long as it waits */
+	u64 wait; /* ns, 0 while it waits */
 	struct net_device *dev; /* skb->dev is overwritten while it waits: a union with rbnode */
 	struct Qdisc *qdisc;
 };
@@ -39,7 +39,7 @@ struct piece {
 	u32 seq; /* of its first byte */
 };
 
-#define NO_WAIT 1 /* it has left the queue, and how long it waited is not known or was counted */
+#define NO_WAIT 1 /* it has left the queue; its wait is unknown, or was counted before */
 
 BPF_HASH(waiting, u64, struct waiting, MAP_ENTRIES);
 BPF_TABLE("lru_hash", struct piece, struct waiting, pieces, LRU_ENTRIES(MAP_ENTRIES));
