@@ -12,24 +12,34 @@ struct histogram {
 	u64 sum;
 };
 
-static inline u32 bits_of(u64 value)
+/* 1 if the number is not 0, without a jump: in a loop the verifier follows each of its ways. */
+static inline u64 is_set(u64 number)
 {
-	u32 bits = 0;
+	u64 negative = -number;
+
+	asm("" : "+r"(negative)); /* else the compiler sees through it */
+	return (number | negative) >> 63;
+}
+
+/* How many bits the number has: 0 for 0. */
+static inline u64 bits_of(u64 value)
+{
+	u64 bits = 0;
 
 #pragma unroll
 	for (u32 step = 32; step; step >>= 1) {
-		if (value >> step) {
-			value >>= step;
-			bits += step;
-		}
+		u64 more = is_set(value >> step) * step;
+
+		value >>= more;
+		bits += more;
 	}
-	return bits + (value ? 1 : 0);
+	return bits + value;
 }
 
 /* Count `value` `times` times; a negative number takes back what was counted before. */
 static inline void record_value(struct histogram *histogram, u64 value, s64 times)
 {
-	u32 slot = bits_of(value);
+	u64 slot = bits_of(value);
 
 	if (slot >= HISTOGRAM_SLOTS)
 		slot = HISTOGRAM_SLOTS - 1;

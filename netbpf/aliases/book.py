@@ -8,6 +8,10 @@ SUITE = "BPF Performance Tools"
 _COMM = Shown("comm", "COMM", 16)
 _IP = Shown("family", "IP", like=IpVersion)
 
+_KINDS = ("fq", "fq_codel", "codel", "red", "tbf", "cbs", "cbq")
+_DEVICES = "There is a distribution for each device; --by kind shows one, as the book does."
+_RETIRED = "Linux 6.3 removed this kind: newer kernels have nothing to show."
+
 _CALLS = "Calls that fail are also counted; -w shows how many."
 
 ALIASES = (
@@ -72,5 +76,15 @@ ALIASES = (
             "A line appears when the program accepts the connection, not when the handshake ends: "
             "a connection that no program accepts has none.",
         ),
+    ),
+    *(
+        Alias(
+            f"qdisc-{kind}",
+            "qdisclat",
+            f"how long packets wait in {kind} queueing disciplines, by device",
+            f"--kind {kind}",
+            notes=(_DEVICES, *((_RETIRED,) if kind == "cbq" else ())),
+        )
+        for kind in _KINDS
     ),
 )  # fmt: skip

@@ -45,7 +45,7 @@ def tools_table(tools: Sequence[Tool]) -> str:
 
 
 def _output(tool: Tool) -> str:
-    parts = [("a line per event", tool.event_option)] if tool.event else []
+    parts = [("a line per event", tool.event_option.replace("_", "-"))] if tool.event else []
     parts += [("a table" if t.option else "a table per interval", t.option) for t in tool.tables]
     if tool.aggregation:
         parts.append(("a table of aggregated events", tool.aggregation.option))

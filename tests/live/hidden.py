@@ -34,6 +34,8 @@ EVENTS = (
     "tcp/tcp_retransmit_synack",
     "skb/kfree_skb",
     "napi/napi_poll",
+    "net/net_dev_queue",
+    "qdisc/qdisc_dequeue",
 )
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _numbers = itertools.count()

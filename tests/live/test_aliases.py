@@ -296,7 +296,7 @@ def test_json_is_that_of_the_tool(name: str, netbpf: Any, one_host: Host) -> Non
         connect(one_host, 53, socket.SOCK_DGRAM)
         if find_tool(tool).event and find_alias(name).columns:
             run.wait_for(1)
-    if not find_alias(name).columns:
+    if not find_alias(name).columns and tool != "qdisclat":  # lo has no queue
         assert run.histograms
     assert {line["tool"] for line in run.lines} == {tool}
     schemas = [harness.netbpf_once("schema", one).stdout for one in (name, tool)]

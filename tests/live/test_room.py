@@ -219,6 +219,7 @@ GOING_ON = {
     "gethostlatency": {"calls"},
     "skbdrop": {"owners"},
     "netsize": set(),
+    "qdisclat": {"waiting"},
     "tcpstates": {"states", "owners"},
     "ipecn": set(),
 }
