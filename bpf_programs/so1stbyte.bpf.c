@@ -110,6 +110,7 @@ static inline int on_recv(struct sock *sk, int received, int flags)
 	sk = (struct sock *)key;
 	if (!waiting || (!received && (!has_fin(sk) || has_unread(sk))))
 		return 0;
+	waiting->was_read = received > 0;
 	owner_from_current(&owner);
 	finish(sk, key, waiting, &owner, received ? END_DATA : END_EOF);
 	return 0;

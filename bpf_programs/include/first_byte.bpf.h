@@ -19,7 +19,8 @@ struct waiting {
 	u64 arrival_ns; /* the first data arrived; 0: not yet */
 	u64 listener; /* that the connection came to */
 	u8 role;
-	u8 pad[7];
+	u8 was_read; /* by a receive call */
+	u8 pad[6];
 };
 /* By the address of struct sock, until the first byte is read, or none can be any more. */
 BPF_HASH(waits, u64, struct waiting, MAP_ENTRIES);
@@ -75,13 +76,13 @@ static inline u64 later(u64 a, u64 b)
 }
 
 /* The phases follow each other without a gap: those that are known add up to first_rx_us. */
-static inline void fill_phases(struct first_byte *ev, struct waiting *waiting, bool was_read)
+static inline void fill_phases(struct first_byte *ev, struct waiting *waiting)
 {
 	u64 established = waiting->established_ns, at = established;
 	u64 arrival = waiting->arrival_ns ? later(waiting->arrival_ns, established) : 0;
 
 	ev->connect_us = ev->first_tx_us = ev->answer_us = ev->pickup_us = UNKNOWN;
-	ev->first_rx_us = was_read ? ev->age_us : UNKNOWN;
+	ev->first_rx_us = waiting->was_read ? ev->age_us : UNKNOWN;
 	if (waiting->role == ROLE_ACTIVE)
 		ev->connect_us = established - waiting->begin_ns;
 	if (waiting->write_ns) {
@@ -93,7 +94,7 @@ static inline void fill_phases(struct first_byte *ev, struct waiting *waiting, b
 	if (!arrival)
 		return;
 	ev->answer_us = arrival - at;
-	if (was_read)
+	if (waiting->was_read)
 		ev->pickup_us = ev->time - arrival;
 }
 
@@ -108,7 +109,7 @@ static inline bool fill(struct first_byte *ev, struct sock *sk, struct waiting *
 	read_endpoints(sk, &ends);
 	if (ev->age_us < MIN_NS || !pass_owner(owner) || !pass_endpoints(&ends))
 		return false;
-	fill_phases(ev, waiting, end == END_DATA);
+	fill_phases(ev, waiting);
 	ev->end = end;
 	ev->role = waiting->role;
 	ev->proto = is_subflow(sk) ? PROTO_MPTCP : PROTO_TCP;
@@ -117,13 +118,20 @@ static inline bool fill(struct first_byte *ev, struct sock *sk, struct waiting *
 	return true;
 }
 
-/* How a connection ended whose program can read no byte any more. */
+/*
+ * How a connection ended whose program can read no byte any more. Bytes that have arrived and are read
+ * were read by no receive call that is seen: by splice(2), a mapping, or in a sockmap.
+ */
 static inline u8 how_ended(struct sock *sk, struct waiting *waiting)
 {
 	int err = READ(sk, sk_err);
 
-	if (!waiting->arrival_ns && has_fin(sk) && !has_unread(sk))
-		return END_EOF;
+	if (!has_unread(sk)) {
+		if (waiting->arrival_ns)
+			return END_DATA;
+		if (has_fin(sk))
+			return END_EOF;
+	}
 	if (!err)
 		return END_CLOSED;
 	return err == ECONNRESET || err == EPIPE || err == ECONNABORTED ? END_RESET : END_TIMEOUT;
