@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* so1stbyte: one event per TCP connection, at its first byte. Front-end: netbpf/tools/so1stbyte.py */
 #define SNAPSHOT_STATES (1 << TCP_LISTEN) /* of listeners: older connections are not shown */
-#include "netbpf.bpf.h"
 #include "owners.bpf.h"
 #include "listener_of.bpf.h"
 #include <netbpf/records.h>
@@ -96,7 +95,7 @@ static inline int on_send(struct sock *sk, int sent)
 	return 0;
 }
 
-/* The end of file counts only if the peer has sent one: a read of 0 bytes returns 0, too. */
+/* 0 is the end of file if the peer has sent one, else what a program asked for. */
 static inline int on_recv(struct sock *sk, int received, int flags)
 {
 	struct owner owner = {};
@@ -106,8 +105,8 @@ static inline int on_recv(struct sock *sk, int received, int flags)
 	if (received < 0 || flags & (MSG_PEEK | MSG_ERRQUEUE))
 		return 0;
 	key = (u64)transport_sock(sk);
-	waiting = waits.lookup(&key);
 	sk = (struct sock *)key;
+	waiting = waits.lookup(&key);
 	if (!waiting || (!received && (!has_fin(sk) || has_unread(sk))))
 		return 0;
 	waiting->was_read = received > 0;
@@ -119,8 +118,8 @@ static inline int on_recv(struct sock *sk, int received, int flags)
 /* A connection that still waits for its first byte. */
 static inline int on_open(struct map_element_context *ctx, u64 *key)
 {
-	struct sock *sk = (struct sock *)*key;
-	u64 address = (u64)sk;
+	u64 address = *key;
+	struct sock *sk = (struct sock *)address;
 	struct waiting *known = waits.lookup(&address), waiting = {};
 	struct first_byte ev = {};
 	struct owner owner = {};
@@ -129,7 +128,7 @@ static inline int on_open(struct map_element_context *ctx, u64 *key)
 		return 0;
 	waiting = *known;
 	find_owner_or_listener(sk, waiting.listener, &owner);
-	if (waiting.established_ns && fill(&ev, sk, &waiting, &owner, END_NONE))
+	if (waiting.established_ns && fill(&ev, sk, &waiting, &owner, END_WAITING))
 		bpf_seq_write(ctx->meta->seq, &ev, sizeof(ev));
 	return 0;
 }

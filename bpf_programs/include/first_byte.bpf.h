@@ -10,8 +10,6 @@
 
 KERNEL_FIELDS(tcp_sock, bytes_sent, rack.mstamp)
 
-#define END_NONE 0 /* it still waits */
-
 struct waiting {
 	u64 begin_ns; /* connect(), or when the listener had a new connection */
 	u64 established_ns; /* 0: not yet */
@@ -82,7 +80,7 @@ static inline void fill_phases(struct first_byte *ev, struct waiting *waiting)
 	u64 arrival = waiting->arrival_ns ? later(waiting->arrival_ns, established) : 0;
 
 	ev->connect_us = ev->first_tx_us = ev->answer_us = ev->pickup_us = UNKNOWN;
-	ev->first_rx_us = waiting->was_read ? ev->age_us : UNKNOWN;
+	ev->first_rx_us = waiting->was_read ? ev->duration_us : UNKNOWN;
 	if (waiting->role == ROLE_ACTIVE)
 		ev->connect_us = established - waiting->begin_ns;
 	if (waiting->write_ns) {
@@ -105,9 +103,9 @@ static inline bool fill(struct first_byte *ev, struct sock *sk, struct waiting *
 	struct endpoints ends = {};
 
 	ev->time = bpf_ktime_get_ns();
-	ev->age_us = ev->time - waiting->begin_ns;
+	ev->duration_us = ev->time - waiting->begin_ns;
 	read_endpoints(sk, &ends);
-	if (ev->age_us < MIN_NS || !pass_owner(owner) || !pass_endpoints(&ends))
+	if (ev->duration_us < MIN_NS || !pass_owner(owner) || !pass_endpoints(&ends))
 		return false;
 	fill_phases(ev, waiting);
 	ev->end = end;

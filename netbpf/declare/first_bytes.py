@@ -11,8 +11,8 @@ from netbpf.declare.aggregation import Values
 from netbpf.declare.record import Row
 
 ROLES = {1: "active", 2: "passive"}
-_HEADERS = {"connect": "CONN", "first_tx": "WRITE", "answer": "ANSWR", "pickup": "READ"}
-ENDS = {0: None, 1: "data", 2: "eof", 3: "reset", 4: "closed", 5: "timeout"}
+_HEADERS = {"connect": "CONN", "first_tx": "WRITE", "answer": "ANSWER", "pickup": "READ"}
+ENDS = {0: "waiting", 1: "data", 2: "eof", 3: "reset", 4: "closed", 5: "timeout"}
 
 
 def with_data(values: Values, has_ended: bool) -> bool:
