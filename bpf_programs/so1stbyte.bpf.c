@@ -31,7 +31,9 @@ static inline int on_state(struct sock *sk, int oldstate, int newstate)
 	struct owner owner = {};
 	u64 key = (u64)sk;
 
-	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+	/* Once the local port is chosen, a socket may not pass any more: what it has is removed. */
+	if (READ(sk, sk_protocol) != IPPROTO_TCP ||
+	    (!pass_ports(sk) && newstate != TCP_ESTABLISHED && newstate != TCP_CLOSE))
 		return 0;
 	if (oldstate == TCP_LISTEN) /* of a new child: those of another socket, or its listener's */
 		forget_owner(sk);
@@ -83,19 +85,15 @@ static inline int on_arrival(struct sock *sk)
 
 static inline int on_send(struct sock *sk, int sent)
 {
-	struct waiting *waiting;
-	u64 key;
+	u64 key = sent > 0 ? (u64)transport_sock(sk) : 0;
+	struct waiting *waiting = key ? waits.lookup(&key) : NULL;
 
-	if (sent <= 0)
-		return 0;
-	key = (u64)transport_sock(sk);
-	waiting = waits.lookup(&key);
 	if (waiting && !waiting->write_ns && !waiting->arrival_ns)
 		waiting->write_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
-/* 0 is the end of file if the peer has sent one, else what a program asked for. */
+/* Receiving 0 bytes is the end of file, or what the program asked for. */
 static inline int on_recv(struct sock *sk, int received, int flags)
 {
 	struct owner owner = {};
