@@ -121,7 +121,8 @@ class FirstByte(SocketEvent):
     pickup_us = c.Duration("first data to its read by the program", header="READ", width=5)
     first_rx_us = c.Duration("active: connect, passive: established, to the first byte read",
                              header="FIRST_RX", wide=True, priority=5)  # fmt: skip
-    duration_us = c.Duration("the same to this line, also without a byte", header="TOTAL_MS", width=8)
+    duration_us = c.Duration("the same to this line, also without a byte",
+                             header="TOTAL_MS", width=8)  # fmt: skip
     end = c.Enum("data: a byte was read; waiting: not ended; others: how it ended without a byte",
                  first_bytes.ENDS, width=7, priority=75, alert=("reset", "timeout"))  # fmt: skip
 
