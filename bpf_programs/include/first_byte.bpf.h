@@ -8,7 +8,7 @@
 
 #include "readable.bpf.h"
 
-KERNEL_FIELDS(tcp_sock, bytes_sent, rack.mstamp)
+KERNEL_FIELDS(tcp_sock, bytes_sent, rack.mstamp, syn_data_acked)
 
 struct waiting {
 	u64 begin_ns; /* connect(), or when the listener had a new connection */
@@ -107,6 +107,10 @@ static inline bool fill(struct first_byte *ev, struct sock *sk, struct waiting *
 	read_endpoints(sk, &ends);
 	if (ev->duration_us < MIN_NS || !pass_owner(owner) || !pass_endpoints(&ends))
 		return false;
+	/* Fast Open: data that comes with a SYN is not announced. */
+	if (waiting->role == ROLE_PASSIVE && !waiting->arrival_ns &&
+	    read_tcp_sock_syn_data_acked((struct tcp_sock *)sk))
+		waiting->arrival_ns = waiting->begin_ns;
 	fill_phases(ev, waiting);
 	ev->end = end;
 	ev->role = waiting->role;

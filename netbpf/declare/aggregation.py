@@ -204,15 +204,17 @@ class Aggregation:
 
     def options(self) -> tuple[Option, ...]:
         """Return the options that select and sort the rows."""
-        rows = {} if self.measure else {"summary": True}
-        lines = {"histogram": None} if self.measure else {}
-        events = Option("--events", help="a line per event instead of distributions", sets=lines)
+        sets: Mapping[str, Any] = {"histogram": None} if self.measure else {}
+        usual = "distributions" if self.measure else "a line per event"
+        each = "a distribution, or with --summary a row," if self.measure else "a row"
+        events = Option("--events", help=f"a line per event instead of {usual}", sets=sets)
         return (
             *((events,) if self.measure else ()),
-            Option("--summary", help="a row per key instead of a line per event", sets=lines),
+            Option("--summary", help=f"a row per key instead of {usual}", sets=sets),
             Option(
-                "--by", metavar="LIST", parse=lambda text: parse_keys(text, self.event), sets=rows,
-                help=f"a row for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
+                "--by", metavar="LIST", parse=lambda text: parse_keys(text, self.event),
+                sets={} if self.measure else {"summary": True},
+                help=f"{each} for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
             ),
             Option("--top", metavar="N", parse=count, help="show the first N rows only"),
             Option("--sort", metavar="COLUMN", parse=nonempty,

@@ -57,4 +57,5 @@ def notes(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     number = summary["totals"]["without_data"]
     if not number or not settings["histogram"]:
         return []
-    return [f"{number} connections ended before a byte was read: --events shows them"]
+    what = f"{number} connection{'s' * (number != 1)} ended before a byte was read"
+    return [f"{what}: --events shows them"]

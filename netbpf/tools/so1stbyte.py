@@ -14,16 +14,16 @@ DESCRIPTION
                          that includes the wait to be accepted
 
   The phases add up to the time to the first byte. ROLE is active for connections that the program
-  opened, and passive for those that it accepted. A distribution never has both, unless --by says
-  so; --histogram selects a phase for it. 'netbpf soconnect' has what happens before the connection
-  is established, 'netbpf tcplife' what happens after the first byte.
+  opened, and passive for those that it accepted, which have distributions of their own. --histogram
+  selects another phase for the distributions. 'netbpf soconnect' shows why a connection is not
+  established, 'netbpf tcplife' what happens after the first byte.
 
-  Connections that end without a byte have a line, too. END says why:
+  A connection that ends without a byte also has a line. END is one of:
 
     data     the program read the first byte
     eof      the peer closed the connection, and had sent nothing
     reset    the peer reset it, or 'ss -K' did
-    timeout  the kernel gave up waiting for the peer
+    timeout  the kernel gave up: the peer did not acknowledge, or was unreachable
     closed   this program closed it, and had read nothing, even if data had arrived
     waiting  not ended: listed at the exit, and at each INTERVAL if one is given, with --events
 
@@ -66,8 +66,8 @@ EXAMPLES
 
 OVERHEAD
   0.05 us for each send and receive on a socket, and for each segment that brings data to one, also
-  of connections that have had their first byte. For a connection about 6 us in all, and the
-  reader's time for its line. The accept system calls are also traced.
+  of connections that have had their first byte. Each end of a connection costs about 2 us in all,
+  and the reader 4 us. The accept system calls are also traced.
 
 LIMITS
   Only TCP. Connections that were set up before the start are not counted. Peeks (MSG_PEEK), calls
@@ -77,9 +77,9 @@ LIMITS
   the line appears at the end, with END data. Data below SO_RCVLOWAT has not arrived until that is
   reached. Attempts to connect that fail have no line. With Fast Open, data that goes with the SYN
   counts as written when the connection is established, and an accepted connection begins with its
-  SYN. With TLS the first byte is one of the handshake. MPTCP is shown as its first subflow, and not
-  at all if it ends without a byte. The owner is the process that reads the first byte; that of a
-  connection that no program has accepted is its listener's (OWNER is listener).
+  SYN. With TLS the first byte is one of the handshake. MPTCP is shown as its first subflow (since
+  6.3), and not at all if it ends without a byte. The owner is the process that reads the first
+  byte; that of a connection that no program has accepted is its listener's (OWNER is listener).
 
   Kernels before 6.3 need fentry or kprobes; where sock_def_readable cannot be traced, answer_us and
   pickup_us are unknown. Before 6.5, sendfile is a write only when the answer arrives.
