@@ -29,8 +29,8 @@ static inline void begin_wait(struct sock *sk, u64 key, struct waiting *waiting)
 	if ((ONLY_ROLE && waiting->role != ONLY_ROLE) || !pass_ports(sk))
 		return;
 	waiting->begin_ns = bpf_ktime_get_ns();
-	if (waiting->role ==
-	    ROLE_PASSIVE) /* the handshake is over, or Fast Open does not wait for it */
+	/* The handshake of an accepted one is over, or Fast Open does not wait for it. */
+	if (waiting->role == ROLE_PASSIVE)
 		waiting->established_ns = waiting->begin_ns;
 	if (waits.update(&key, waiting))
 		count_unfollowed(key);
@@ -146,7 +146,8 @@ static inline void finish(struct sock *sk, u64 key, struct waiting *known, struc
 	struct waiting waiting = *known;
 	struct first_byte ev = {};
 
-	waits.delete(&key);
+	if (waits.delete(&key))
+		return; /* another thread reads at the same time */
 	if (end != END_DATA && is_subflow(sk))
 		return; /* one of the subflows of a connection */
 	find_owner_or_listener(sk, waiting.listener, owner);
