@@ -294,6 +294,22 @@ def test_peeks_errors_and_empty_reads_are_no_first_bytes(lines: Any, pairs: Any)
     assert took(event["pickup_us"], answer, read) and adds_up(event)
 
 
+def test_two_threads_read_at_the_same_time(lines: Any, pairs: Any) -> None:
+    """Only one of them reads the first byte."""
+    pair = pairs()
+    with lines("--role", "active") as run:
+        for _ in range(31):
+            client, server = pair.connected()
+            threads = [threading.Thread(target=client.recv, args=(1,)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            server.send(b"xy")
+            for thread in threads:
+                thread.join()
+        run.wait_for(31)
+    assert len(run.events) == 31 and {event["end"] for event in run.events} == {"data"}
+
+
 def sends_file(client: socket.socket) -> None:
     with tempfile.TemporaryFile() as file:
         file.write(b"question")
