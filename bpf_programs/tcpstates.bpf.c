@@ -17,16 +17,6 @@ struct current_state {
 };
 BPF_HASH(states, u64, struct current_state, MAP_ENTRIES);
 
-/* The owner of a connection that is not accepted yet is the one of its listener. */
-static inline void find_owner_or_listener(struct sock *sk, struct current_state *state,
-					  struct owner *owner)
-{
-	if (owner->how || find_owner(sk, owner) || !state->listener)
-		return;
-	if (find_owner((struct sock *)state->listener, owner))
-		owner->how = OWNER_LISTENER;
-}
-
 static inline void emit_change(struct state_change *ev, int oldstate, int newstate, u64 time,
 			       u64 since)
 {
@@ -61,7 +51,7 @@ static inline void on_change(struct sock *sk, struct current_state *state, struc
 	read_endpoints(sk, &ends);
 	if (!is_wanted(state, &ends, newstate, now))
 		return;
-	find_owner_or_listener(sk, state, owner);
+	find_owner_or_listener(sk, state->listener, owner);
 	if (!pass_owner(owner))
 		return;
 	SET_OWNER(&ev, owner);

@@ -159,4 +159,13 @@ static inline int on_snapshot(struct task_file_context *ctx, struct task_struct 
 	return 0;
 }
 
+/* A connection that no process has accepted yet has the owner of its listener, if there is one. */
+static inline void find_owner_or_listener(struct sock *sk, u64 listener, struct owner *owner)
+{
+	if (owner->how || find_owner(sk, owner) || !listener)
+		return;
+	if (find_owner((struct sock *)listener, owner))
+		owner->how = OWNER_LISTENER;
+}
+
 #endif

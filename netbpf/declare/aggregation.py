@@ -164,6 +164,9 @@ class Aggregation:
     of the key, and those with `over=`. Rows for which `having` (of row and settings) is true are
     shown in falling order of the column `order`. With --by, other
     columns of the events are the key.
+
+    With `measure`, the name of a duration or size, the tool shows its distribution by `key` (or
+    --by), and events or rows only with --events or --summary.
     """
 
     def __init__(
@@ -173,12 +176,15 @@ class Aggregation:
         order: str,
         having: Callable[[Values, Values], Any] = lambda row, settings: True,
         option: str = "summary",
+        measure: str = "",
     ) -> None:
         self.row = row
         self.key = tuple(key)
         self.order = order
         self.having = having
         self.option = option
+        self.measure = measure
+        self.event_option = "events" if measure else ""
         prefer(row.columns, order)
         self.aggregates = {c.name: c.over for c in row.columns if c.over is not None}
         self.keys: tuple[str, ...] = ()
@@ -198,17 +204,23 @@ class Aggregation:
 
     def options(self) -> tuple[Option, ...]:
         """Return the options that select and sort the rows."""
+        sets: Mapping[str, Any] = {"histogram": None} if self.measure else {}
+        usual = "distributions" if self.measure else "a line per event"
+        each = "a distribution, or with --summary a row," if self.measure else "a row"
+        events = Option("--events", help=f"a line per event instead of {usual}", sets=sets)
         return (
-            Option("--summary", help="a row per key instead of a line per event"),
+            *((events,) if self.measure else ()),
+            Option("--summary", help=f"a row per key instead of {usual}", sets=sets),
             Option(
                 "--by", metavar="LIST", parse=lambda text: parse_keys(text, self.event),
-                sets={"summary": True},
-                help=f"a row for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
+                sets={} if self.measure else {"summary": True},
+                help=f"{each} for each value of these: {', '.join(self.keys)}; blocks: raddr/24",
             ),
             Option("--top", metavar="N", parse=count, help="show the first N rows only"),
             Option("--sort", metavar="COLUMN", parse=nonempty,
                    help=f"sort rows by this column, the most first (default {self.order})"),
             Option("--histogram", metavar="COLUMN", choices=self.measured,
+                   default=self.measure or None,
                    help="a distribution of this column instead of each event; with --by per key"),
         )  # fmt: skip
 
@@ -221,7 +233,8 @@ class Aggregation:
     def distribution(self, column: str, by: Sequence[Key]) -> Histogram:
         """Return the histogram of a column by keys."""
         (measured,) = [one for one in self.event if one.name == column]
-        return Histogram("", key_record(by, self.event), measured.unit, of=column)
+        keys = by or (tuple(map(Key, self.key)) if self.measure else ())
+        return Histogram("", key_record(keys, self.event), measured.unit, of=column)
 
 
 def percentile(values: Sequence[int], percent: int) -> Optional[int]:

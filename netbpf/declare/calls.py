@@ -114,6 +114,26 @@ CALL_PROBES = (
     ),
 )
 MESSAGE_PROBES = (*_messages("send", "0"), *_messages("recv", "flags"))
+
+
+def _tcp_message(name: str, *more: str) -> tuple[Probe, ...]:
+    # As _messages(), for sockets of TCP only: before 6.3, one function has them all.
+    args, function = ("sk", "ret", *more), f"tcp_{name}msg"
+    kept = ("sk", *(more or ("0",)), "0")
+    raw = RawTracepoint(f"sock_{name}_length", args=args)
+    event = Tracepoint(f"sock:sock_{name}_length", args=args)
+    fexit = Fexit(function, args=("sk", "return", *more))
+    kretprobe = Kretprobe(function, args=("return",), call=f"on_{name}_return")
+    begin = Kprobe(function, args=kept, call="begin_call")
+    return (
+        Probe(name, raw, event, fexit, kretprobe),
+        Probe(f"enter_{name}", begin, optional=True, with_probe=name),
+    )
+
+
+# The kretprobes need calls.bpf.h.
+TCP_SEND = _tcp_message("send")
+TCP_RECV = _tcp_message("recv", "flags")
 # Until 6.12 the result is a separate argument; before 502c87d65564 (5.18) the tracepoint does not
 # have the request.
 RING = Probe(

@@ -18,7 +18,7 @@ VOCABULARY = tuple(
     """
     comm pid uid cgroup container container_name pod pod_uid unit user_unit netns owner family
     proto op host service func result laddr lport listener raddr rport saddr sport daddr dport state
-    oldstate newstate role close kind handle reason location errno err dev queue cpu stack
+    oldstate newstate role close end kind handle reason location errno err dev queue cpu stack
     """.split()
 )
 

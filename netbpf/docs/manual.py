@@ -114,7 +114,8 @@ def _fields(tool: Tool) -> Iterator[Block]:
         f"text. 'netbpf schema {tool.name}' prints the JSON Schema."
     )
     if tool.event:
-        option = tool.event_option.replace("_", "-")
+        option = tool.event_option or (tool.aggregation.event_option if tool.aggregation else "")
+        option = option.replace("_", "-")
         condition = f" with --{option}" if option else ""
         unfinished = tool.interval and not tool.tables
         more = "; type interval: not ended yet" if unfinished else ""

@@ -45,10 +45,14 @@ def tools_table(tools: Sequence[Tool]) -> str:
 
 
 def _output(tool: Tool) -> str:
-    parts = [("a line per event", tool.event_option.replace("_", "-"))] if tool.event else []
+    rows = tool.aggregation
+    option = tool.event_option or (rows.event_option if rows else "")
+    parts = [("a line per event", option.replace("_", "-"))] if tool.event else []
     parts += [("a table" if t.option else "a table per interval", t.option) for t in tool.tables]
-    if tool.aggregation:
-        parts.append(("a table of aggregated events", tool.aggregation.option))
+    if rows:
+        parts.append(("a table of aggregated events", rows.option))
+    if rows and rows.measure:
+        parts.insert(0, ("histograms in us", ""))
     if tool.histogram:
         parts.append((f"histograms in {tool.histogram.unit}", tool.histogram.option))
     return ", ".join(f"{text} (`--{option}`)" if option else text for text, option in parts)

@@ -142,6 +142,9 @@ def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"--by counts events, and --{tool.events_unless} emits none", "leave one out"
         )
+    rows, shown = tool.aggregation, settings.get("by") or settings.get("summary")
+    if rows and rows.event_option and settings.get(rows.event_option) and shown:
+        raise UsageError("--events shows each event, --summary and --by count them", "give one")
     if netns and not missing_privileges() and not is_namespace(netns):
         if lacks(OF_PROCESS):
             raise privilege_error([OF_PROCESS])

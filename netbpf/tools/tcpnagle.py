@@ -68,6 +68,7 @@ from netbpf.declare import (
 )
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.calls import TCP_SEND
 from netbpf.declare.costs import Cost
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import count
@@ -136,11 +137,7 @@ TOOL = Tool(
               limit="top", complete=stalls.with_advice, per_cpu=False, option="top", forget=True),
     ),
     probes=(
-        p.Probe("send", *p.tracepoints("sock:sock_send_length", ("sk", "ret"), ("sk", "ret")),
-                p.Fexit("tcp_sendmsg", args=("sk", "return")),
-                p.Kretprobe("tcp_sendmsg", args=("return",), call="on_send_return")),
-        p.Probe("enter_send", p.Kprobe("tcp_sendmsg", args=("sk", "0", "0"), call="begin_call"),
-                optional=True, with_probe="send"),
+        *TCP_SEND,
         p.tracepoint_probe("leave", "net:net_dev_queue", ("skb",), ("skbaddr",)),
         p.tracepoint_probe("free", "skb:kfree_skb", ("skb",), ("skbaddr",)),
         state_probe(),

@@ -188,6 +188,7 @@ def names(line: dict[str, Any]) -> tuple[str | None, ...]:
 EVENTS = {
     "gethostlatency": (),
     "skbdrop": ("--events",),
+    "so1stbyte": ("--events",),
     "soaccept": (),
     "soconnect": (),
     "tcplife": (),
@@ -198,6 +199,7 @@ EVENTS = {
 
 @compares("gethostlatency", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("skbdrop", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("so1stbyte", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soaccept", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soconnect", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcplife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
