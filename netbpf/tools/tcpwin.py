@@ -1,0 +1,190 @@
+"""tcpwin - TCP congestion windows: changes, current values, and time per congestion state
+
+DESCRIPTION
+  Shows how TCP congestion control changes what a connection may send: a line whenever the
+  congestion window (CWND, in segments), the slow start threshold (SSTHRESH) or the state of
+  congestion control (CA_STATE) has changed, and one when a connection is first seen. Each line has
+  the values of that moment, with the segments in flight (INFL) and what limits the sender
+  (LIMITED):
+
+    app      the program: all that it has written was sent
+    cwnd     the congestion window
+    rwnd     the window that the receiver advertises
+    sndbuf   the send buffer, for which the program waits
+    other    pacing, Nagle's algorithm, or a full queue of the device
+
+  The states of congestion control are open (nothing unusual), disorder (duplicate or selective
+  acknowledgements), cwr (congestion was signalled, by ECN or the local queue), recovery (fast
+  retransmissions) and loss (the retransmission timer has expired).
+
+  With INTERVAL, the current values of each open connection are shown once per interval instead,
+  --each shows them at each segment that a connection receives, and --summary shows how long each
+  connection was in each state of congestion control.
+
+EXAMPLES
+  netbpf tcpwin                         changes of all connections, as they happen
+  netbpf tcpwin --raddr 10.1.0.0/16 -L 443
+                                        those of a web server's clients in one network
+  netbpf tcpwin -w 1                    all open connections, every second
+  netbpf tcpwin --summary -d 60         a minute, the time in each congestion state
+  netbpf tcpwin -D 5201 --json | jq 'select(.limited == "rwnd")'
+                                        when a receiver was too slow
+  netbpf tcpwin --each -D 5201 -o csv --columns sock,snd_cwnd,snd_ssthresh,sndbuf,wmem_queued
+                                        each segment, for a plot
+
+OVERHEAD
+  A program of about 0.3 us per segment that arrives for an established connection, one of 2 us per
+  change, and the reader's time for each line. With INTERVAL, nothing per segment, but 0.3 us per
+  open file of the machine and interval. With --summary, one of 1 us per change of a congestion
+  state. Connects, accepts and closes cost as much as in tcplife, to find owners.
+
+LIMITS
+  A change of the window is seen when the connection receives its next segment, retransmits, changes
+  its congestion or its TCP state; several changes between these are one line. When this end has
+  closed a connection that still sends, the windows are seen only at the latter three. Changes of
+  CA_STATE are seen as they happen since 6.1, before that at the next segment, and not those in
+  between.
+  SSTHRESH is unknown (-) until the first congestion. Connections of a full map (--map-entries) have
+  no lines and count as map_full. Handshakes are not shown. INTERVAL finds connections by the open
+  files of processes, not those that wait to be accepted, or that were closed and still send.
+  --summary adds up consecutive connections between the same ends. A connection that is older than
+  the run counts from its start, or, if no process has it open, from its next change of state.
+  MPTCP connections are shown as subflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, SocketEvent, Table, Tool
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
+from netbpf.declare.memory import Memory
+from netbpf.declare.network import Endpoint, SocketAddress
+from netbpf.declare.options import count
+from netbpf.declare.record import copied, key, sums
+from netbpf.declare.retransmissions import CA_STATES, Local
+from netbpf.declare.sockets import ends_of
+from netbpf.declare.states import state_probe
+from netbpf.errors import UsageError
+
+LIMITED = {0: "app", 1: "cwnd", 2: "rwnd", 3: "sndbuf", 4: "other"}
+INFINITE = 0x7FFFFFFF  # TCP_INFINITE_SSTHRESH
+_HIDDEN: Any = {"ctype": "u32", "wide": True}
+
+
+class Window(SocketEvent):
+    """The windows and buffers of a connection at a moment."""
+
+    cstruct = "window"
+
+    comm = c.Comm("its name", width=8)
+    laddr = c.Addr("local address", wide=True)
+    lport = c.Port("local port")
+    raddr = Local("remote address", "rport", header="RADDR:RPORT", priority=60)
+    rport = c.Port("remote port", text=False)
+    snd_cwnd = c.Count("congestion window in segments", header="CWND", ctype="u32", width=5)
+    snd_ssthresh = c.Count("slow start threshold in segments, null before the first congestion",
+                           header="SSTHRESH", ctype="u32", width=8, null=INFINITE)  # fmt: skip
+    inflight = c.Count("segments in flight", header="INFL", ctype="u32", width=5)
+    ca_state = c.Enum("congestion: open, disorder, cwr, recovery or loss", CA_STATES,
+                      alert=("loss", "recovery"))  # fmt: skip
+    limited = c.Enum("what limits the sender: app, cwnd, rwnd, sndbuf or other", LIMITED, width=7)
+    srtt_us = c.Micros("smoothed round trip time", wide=True)
+    unsent = c.Count("bytes written and not sent yet", **_HIDDEN)
+    snd_wnd = c.Count("window that the peer advertises, in bytes", **_HIDDEN)
+    rcv_wnd = c.Count("window that this end advertises, in bytes", **_HIDDEN)
+    sndbuf = c.Count("size of the send buffer in bytes", **_HIDDEN)
+    wmem_queued = c.Count("bytes of memory that the send queue takes", width=11, **_HIDDEN)
+    retrans = c.Count("retransmitted segments since the connection began", **_HIDDEN)
+    delivered = c.Count("segments that were acknowledged since the connection began", **_HIDDEN)
+    sock = SocketAddress("address of the socket in the kernel", header="SKADDR", wide=True)
+
+
+STATES = tuple(CA_STATES.values())
+Flow = key("flow", **copied(Window, "netns lport rport"),
+           laddr=c.Addr("local address"), raddr=c.Addr("remote address"))  # fmt: skip
+TimeSums = sums(
+    "flow_times", " ".join(f"{state}_ns" for state in STATES) + " changes",
+    gauges=" ".join(f"past_{state}" for state in STATES) + " past_changes sk since over cgroup",
+    **copied(Window, "pid comm owner family uid"), now=c.Column("congestion state", ctype="u8"),
+)  # fmt: skip
+
+
+class TimesRow(Row):
+    """How long a connection was in each congestion state."""
+
+    pid = c.Pid("process that owns the socket")
+    comm = c.Comm("its name", width=8)
+    owner = c.Owner("how the owner was found: exact, snapshot or unknown", wide=True)
+    family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
+    laddr = Endpoint("local address", "lport", header="LADDR:LPORT", wide=True)
+    lport = c.Port("local port")
+    raddr = Local("remote address", "rport", header="RADDR:RPORT", priority=60)
+    rport = c.Port("remote port", text=False)
+    open_us = c.Duration("time without anything unusual", header="OPEN_MS", width=7)
+    disorder_us = c.Duration("time with duplicate acknowledgements", header="DIS_MS", width=6)
+    cwr_us = c.Duration("time after congestion was signalled", header="CWR_MS", width=6)
+    recovery_us = c.Duration("time with fast retransmissions", header="REC_MS", width=6)
+    loss_us = c.Duration("time after the retransmission timer expired", header="LOSS_MS", width=7,
+                         alert=True)  # fmt: skip
+    changes = c.Count("changes of the congestion state", header="CHGS", width=4)
+    uid = c.Uid("user id of the owner", wide=True)
+    netns = c.Netns()
+    cgroup = c.Cgroup()
+
+
+def in_microseconds(row: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the times of a row in microseconds."""
+    return {f"{state}_us": row[f"{state}_ns"] // 1000 for state in STATES}
+
+
+def form(settings: Mapping[str, Any]) -> dict[str, object]:
+    """Define CHANGES for the default form; raise UsageError if --each is combined with another."""
+    if settings["each"] and (settings["summary"] or settings.get("interval")):
+        raise UsageError("--each shows a line per segment, INTERVAL and --summary do not",
+                         "leave one out")  # fmt: skip
+    rows = settings["each"] or settings["summary"] or settings.get("interval")
+    return {} if rows else {"CHANGES": 1}
+
+
+_STATE_SET = ("tcp:tcp_cong_state_set", ("sk", "ca_state"), ("skaddr", "cong_state"))
+_PROBE = ("tcp:tcp_probe", ("sk",), ("skaddr",))
+
+TOOL = Tool(
+    __doc__,
+    memory=Memory(1_450_000, cpu=26_000, entry=600),
+    event=Window,
+    events_unless="summary",
+    table=Table("flows", Flow, TimeSums, TimesRow, complete=in_microseconds, option="summary",
+                order=lambda row: (-row["loss_ns"], -row["recovery_ns"], -row["changes"]),
+                per_cpu=False, refresh=("times",), forget="over", limit="top"),
+    probes=(
+        state_probe(),
+        p.tracepoint_probe("segment", *_PROBE, unless="summary interval"),
+        p.tracepoint_probe("congestion", *_STATE_SET, unless="each summary interval", optional=True),
+        p.tracepoint_probe("retransmit", "tcp:tcp_retransmit_skb", ("sk",), ("skaddr",),
+                           call="on_segment", unless="each summary interval"),
+        p.Probe("open", p.Iterator("task_file"), role=p.Role.OPEN, option="interval",
+                unless="summary"),
+        p.Probe("ca_change", *p.tracepoints(*_STATE_SET),
+                *p.tracepoints(*_PROBE, call="on_ca_segment"), option="summary"),
+        p.Probe("times", p.Iterator("bpf_map_elem", over="flows"), option="summary"),
+    ),
+    owners=True,
+    interval=True,
+    options=(
+        *PROCESS,
+        *NETNS,
+        *SOCKET,
+        Option("--each", define="EACH", help="show a line per segment received"),
+        Option("--summary", define="SUMMARY", help="show how long connections were in each "
+               "congestion state"),
+        Option("--top", metavar="N", parse=count, help="show the first N rows of --summary only"),
+    ),
+    constants=form,
+    identity=ends_of,
+    counters=("TcpExt.TCPTimeouts", "TcpExt.TCPFastRetrans", "Tcp.RetransSegs"),
+    summary_fields={"open": {"type": "integer", "description": "open connections (INTERVAL)"}},
+)  # fmt: skip
