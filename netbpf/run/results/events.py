@@ -56,6 +56,8 @@ class EventResult(Result):
         self._open_columns = self._text_of_open()
         if self._open_columns and tool.open_rows and tool.open_rows.only(settings):
             self.columns, self.heading = self._open_columns, False
+        if self._per_interval:
+            self.unit, self.heading = "rows", False
         self._decoder = EventDecoder(tool, event, settings, attached)
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
@@ -74,6 +76,12 @@ class EventResult(Result):
         self._waiting: dict[bytes, tuple[Any, ...]] = {}
         self._written, self._taken = False, 0
         self._pending_ns = 0
+
+    @property
+    def _per_interval(self) -> bool:
+        """Whether INTERVAL asks for rows instead of events."""
+        used = (selection.probe for selection in self.attached.selections)
+        return any(probe.role is Role.OPEN and probe.option == "interval" for probe in used)
 
     def _text_of_open(self) -> tuple[Column, ...]:
         rows = self.tool.open_rows
@@ -276,12 +284,15 @@ class EventResult(Result):
         seen = set()
         key = self.tool.identity
         assert key, "a probe with the role OPEN needs identity="
+        if self._per_interval:
+            self._open_writer.new_table()
         for raw in self._open:
             values = self._decoder.one(raw)
             if values and key(values) not in seen:
                 seen.add(key(values))
                 self._show_open(raw[self._time], values)
         self.fields["open"] = len(seen)
+        self.seen += len(seen) if self._per_interval else 0
 
     def _show_open(self, ns: int, values: dict[str, Any]) -> None:
         self._open_writer.event(ns, values, "interval")
