@@ -5,6 +5,8 @@
 #include "unfollowed.bpf.h"
 #include <netbpf/records.h>
 
+KERNEL_FIELDS(sock, sk_lock.owned)
+
 #ifdef SUMMARY
 #include "congestion_times.bpf.h"
 #endif
@@ -41,12 +43,10 @@ static inline int on_ca_segment(struct sock *sk)
 	return on_ca_change(sk, ca_state_of(sk));
 }
 
-static inline void fill_owner(struct flow_times *times, struct sock *sk)
+static inline void fill_owner(struct flow_times *times, struct sock *sk, struct owner *owner)
 {
-	struct owner owner = {};
-
-	if (find_owner(sk, &owner))
-		SET_OWNER(times, &owner);
+	if (owner->how || find_owner(sk, owner))
+		SET_OWNER(times, owner);
 }
 
 /* Each connection, at the end of an interval. */
@@ -54,22 +54,23 @@ static inline int on_times(struct map_element_context *ctx, struct flow *at)
 {
 	struct flow flow = *at;
 	struct flow_times *times = flows.lookup(&flow);
+	struct owner owner = {};
 
 	if (!times)
 		return 0;
 	if (!times->over)
-		fill_owner(times, (struct sock *)times->sk);
+		fill_owner(times, (struct sock *)times->sk, &owner);
 	publish(times);
 	return 0;
 }
 
-static inline void on_step(struct sock *sk, int newstate)
+static inline void on_step(struct sock *sk, int newstate, struct owner *owner)
 {
 	struct flow_times *times = newstate == TCP_CLOSE ? times_of(sk) : NULL;
 
 	if (times) {
 		end_state(times, times->now);
-		fill_owner(times, sk);
+		fill_owner(times, sk, owner);
 		times->over = 1;
 	}
 	if (newstate == TCP_ESTABLISHED && pass_ports(sk))
@@ -78,73 +79,27 @@ static inline void on_step(struct sock *sk, int newstate)
 #else
 #include "windows.bpf.h"
 
-/* What was shown last. By the address of struct sock, until CLOSE. */
-struct last_window {
-	u32 snd_cwnd;
-	u32 snd_ssthresh;
-	u32 ca_state;
-};
-BPF_HASH(last_windows, u64, struct last_window, MAP_ENTRIES);
-
-static inline bool has_changed(u64 key, const struct window *ev)
-{
-	struct last_window *last = last_windows.lookup(&key);
-
-	return !last || last->snd_cwnd != ev->snd_cwnd || last->snd_ssthresh != ev->snd_ssthresh ||
-	       last->ca_state != ev->ca_state;
-}
-
-/* Emit an event if the window has changed, or with --each; `ca_state` is the state from now on. */
-static inline int observe(struct sock *sk, u8 ca_state)
-{
-	struct endpoints ends = {};
-	struct owner owner = {};
-	struct window ev = {};
-	u64 key = (u64)sk;
-
-	if (!pass_ports(sk) || !is_connected(sk))
-		return 0;
-	read_window(&ev, sk, ca_state);
-#ifdef CHANGES
-	if (!has_changed(key, &ev))
-		return 0;
-#endif
-	read_endpoints(sk, &ends);
-	if (!pass_endpoints(&ends))
-		return 0;
-	find_owner(sk, &owner);
-	if (!pass_owner(&owner))
-		return 0;
-#ifdef CHANGES
-	struct last_window now = {ev.snd_cwnd, ev.snd_ssthresh, ca_state};
-
-	if (last_windows.update(&key, &now)) {
-		count_unfollowed(key);
-		return 0;
-	}
-#endif
-	complete_window(&ev, sk, &owner, &ends);
-	emit(&ev, sizeof(ev));
-	return 0;
-}
-
 /* A segment came in, and is not handled yet; or one was retransmitted. */
 static inline int on_segment(struct sock *sk)
 {
-	return observe(sk, ca_state_of(sk));
+	struct owner owner = {};
+
+	return observe(sk, ca_state_of(sk), &owner);
 }
 
 static inline int on_congestion(struct sock *sk, u8 ca_state)
 {
-	return observe(sk, ca_state);
+	struct owner owner = {};
+
+	return observe(sk, ca_state, &owner);
 }
 
-static inline void on_step(struct sock *sk, int newstate)
+static inline void on_step(struct sock *sk, int newstate, struct owner *owner)
 {
 #ifdef CHANGES
 	u64 key = (u64)sk;
 
-	observe(sk, ca_state_of(sk));
+	observe(sk, ca_state_of(sk), owner);
 	if (newstate == TCP_CLOSE)
 		last_windows.delete(&key);
 #endif
@@ -175,7 +130,18 @@ static inline int on_open(struct task_file_context *ctx, struct task_struct *tas
 
 static inline int on_state(struct sock *sk, int oldstate, int newstate)
 {
-	if (READ(sk, sk_protocol) == IPPROTO_TCP)
-		on_step(sk, newstate);
-	return on_owner_state(sk, oldstate, newstate);
+	struct owner owner = {};
+
+	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	owner_from_state(&owner, sk, newstate);
+	/* The descriptor is gone by then, but packets and timers wait for the socket's lock. */
+	if (newstate == TCP_CLOSE && READ(sk, sk_lock.owned))
+		owner_from_current(&owner);
+	on_step(sk, newstate, &owner);
+	/* At ESTABLISHED the local port is known, which connect() chooses after SYN_SENT. */
+	if (newstate == TCP_CLOSE || oldstate == TCP_LISTEN ||
+	    (newstate == TCP_ESTABLISHED && !may_pass_socket(sk)))
+		forget_owner(sk);
+	return 0;
 }

@@ -8,7 +8,6 @@
 #ifndef NETBPF_CONGESTION_TIMES_BPF_H
 #define NETBPF_CONGESTION_TIMES_BPF_H
 
-
 /* Also connections that ended in this interval or the one before: user space removes them. */
 BPF_HASH(flows, struct flow, struct flow_times, MAP_ENTRIES);
 

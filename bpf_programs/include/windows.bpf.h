@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Windows and buffers of a TCP sender, as the event struct window, and what limits it. A program
- * includes <netbpf/records.h>, congestion_state.bpf.h and owners.bpf.h before this.
+ * Windows and buffers of a TCP sender, as the event struct window, and what limits it. With CHANGES, an
+ * event is emitted only if the window differs from the last one. A program includes <netbpf/records.h>,
+ * congestion_state.bpf.h and owners.bpf.h before this.
  */
 #ifndef NETBPF_WINDOWS_BPF_H
 #define NETBPF_WINDOWS_BPF_H
-
 
 KERNEL_FIELDS(tcp_sock, snd_cwnd, snd_ssthresh, snd_wnd, rcv_wnd, snd_nxt, write_seq)
 KERNEL_FIELDS(tcp_sock, packets_out, retrans_out, sacked_out, lost_out)
@@ -60,6 +60,59 @@ static inline void complete_window(struct window *ev, struct sock *sk, const str
 	ev->retrans = READ(tp, total_retrans);
 	ev->delivered = READ(tp, delivered);
 	ev->limited = limit_of(tp, ev);
+}
+
+/* What was shown last. By the address of struct sock, until CLOSE. */
+struct last_window {
+	u32 snd_cwnd;
+	u32 snd_ssthresh;
+	u32 ca_state;
+};
+BPF_HASH(last_windows, u64, struct last_window, MAP_ENTRIES);
+
+static inline bool has_changed(u64 key, const struct window *ev)
+{
+	struct last_window *last = last_windows.lookup(&key);
+
+	return !last || last->snd_cwnd != ev->snd_cwnd || last->snd_ssthresh != ev->snd_ssthresh ||
+	       last->ca_state != ev->ca_state;
+}
+
+/*
+ * Emit an event if the window has changed, or with --each. `ca_state` is the state from now on, `owner`
+ * may be known.
+ */
+static inline int observe(struct sock *sk, u8 ca_state, struct owner *owner)
+{
+	struct endpoints ends = {};
+	struct window ev = {};
+	u64 key = (u64)sk;
+
+	if (!pass_ports(sk) || !is_connected(sk))
+		return 0;
+	read_window(&ev, sk, ca_state);
+#ifdef CHANGES
+	if (!has_changed(key, &ev))
+		return 0;
+#endif
+	read_endpoints(sk, &ends);
+	if (!pass_endpoints(&ends))
+		return 0;
+	if (!owner->how)
+		find_owner(sk, owner);
+	if (!pass_owner(owner))
+		return 0;
+#ifdef CHANGES
+	struct last_window now = {ev.snd_cwnd, ev.snd_ssthresh, ca_state};
+
+	if (last_windows.update(&key, &now)) {
+		count_unfollowed(key);
+		return 0;
+	}
+#endif
+	complete_window(&ev, sk, owner, &ends);
+	emit(&ev, sizeof(ev));
+	return 0;
 }
 
 #endif

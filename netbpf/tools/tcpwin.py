@@ -1,4 +1,4 @@
-"""tcpwin - TCP congestion windows: changes, current values, and time per congestion state
+"""tcpwin - TCP congestion windows: their changes, and time per congestion state
 
 DESCRIPTION
   Shows how TCP congestion control changes what a connection may send: a line whenever the
@@ -29,7 +29,7 @@ EXAMPLES
   netbpf tcpwin --summary -d 60         a minute, the time in each congestion state
   netbpf tcpwin -D 5201 --json | jq 'select(.limited == "rwnd")'
                                         when a receiver was too slow
-  netbpf tcpwin --each -D 5201 -o csv --columns sock,snd_cwnd,snd_ssthresh,sndbuf,wmem_queued
+  netbpf tcpwin --each -D 5201 -o csv --columns sock,snd_cwnd,snd_ssthresh
                                         each segment, for a plot
 
 OVERHEAD
@@ -52,9 +52,6 @@ LIMITS
   MPTCP connections are shown as subflows.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from typing import Any
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, SocketEvent, Table, Tool
@@ -80,16 +77,15 @@ class Window(SocketEvent):
     cstruct = "window"
 
     comm = c.Comm("its name", width=8)
-    laddr = c.Addr("local address", wide=True)
+    laddr = Endpoint("local address", "lport", header="LADDR:LPORT", wide=True)
     lport = c.Port("local port")
     raddr = Local("remote address", "rport", header="RADDR:RPORT", priority=60)
     rport = c.Port("remote port", text=False)
     snd_cwnd = c.Count("congestion window in segments", header="CWND", ctype="u32", width=5)
-    snd_ssthresh = c.Count("slow start threshold in segments, null before the first congestion",
+    snd_ssthresh = c.Count("slow start threshold in segments, null before congestion",
                            header="SSTHRESH", ctype="u32", width=8, null=INFINITE)  # fmt: skip
     inflight = c.Count("segments in flight", header="INFL", ctype="u32", width=5)
-    ca_state = c.Enum("congestion: open, disorder, cwr, recovery or loss", CA_STATES,
-                      alert=("loss", "recovery"))  # fmt: skip
+    ca_state = c.Enum("state of congestion control", CA_STATES, alert=("loss", "recovery"))
     limited = c.Enum("what limits the sender: app, cwnd, rwnd, sndbuf or other", LIMITED, width=7)
     srtt_us = c.Micros("smoothed round trip time", wide=True)
     unsent = c.Count("bytes written and not sent yet", **_HIDDEN)
@@ -102,7 +98,7 @@ class Window(SocketEvent):
     sock = SocketAddress("address of the socket in the kernel", header="SKADDR", wide=True)
 
 
-STATES = tuple(CA_STATES.values())
+STATES = CA_STATES.values()
 Flow = key("flow", **copied(Window, "netns lport rport"),
            laddr=c.Addr("local address"), raddr=c.Addr("remote address"))  # fmt: skip
 TimeSums = sums(
@@ -112,45 +108,34 @@ TimeSums = sums(
 )  # fmt: skip
 
 
-class TimesRow(Row):
-    """How long a connection was in each congestion state."""
-
-    pid = c.Pid("process that owns the socket")
-    comm = c.Comm("its name", width=8)
-    owner = c.Owner("how the owner was found: exact, snapshot or unknown", wide=True)
-    family = c.Family("address family, IPv4-mapped counts as ipv4", wide=True)
-    laddr = Endpoint("local address", "lport", header="LADDR:LPORT", wide=True)
-    lport = c.Port("local port")
-    raddr = Local("remote address", "rport", header="RADDR:RPORT", priority=60)
-    rport = c.Port("remote port", text=False)
-    open_us = c.Duration("time without anything unusual", header="OPEN_MS", width=7)
-    disorder_us = c.Duration("time with duplicate acknowledgements", header="DIS_MS", width=6)
-    cwr_us = c.Duration("time after congestion was signalled", header="CWR_MS", width=6)
-    recovery_us = c.Duration("time with fast retransmissions", header="REC_MS", width=6)
-    loss_us = c.Duration("time after the retransmission timer expired", header="LOSS_MS", width=7,
-                         alert=True)  # fmt: skip
-    changes = c.Count("changes of the congestion state", header="CHGS", width=4)
-    uid = c.Uid("user id of the owner", wide=True)
-    netns = c.Netns()
-    cgroup = c.Cgroup()
+TimesRow: Any = type("TimesRow", (Row,), {
+    **copied(Window, "pid comm owner family laddr lport raddr rport"),
+    "open_us": c.Duration("time without anything unusual", header="OPEN_MS", width=7),
+    "disorder_us": c.Duration("time with duplicate acknowledgements", header="DIS_MS", width=6),
+    "cwr_us": c.Duration("time after congestion was signalled", header="CWR_MS", width=6),
+    "recovery_us": c.Duration("time with fast retransmissions", header="REC_MS", width=6),
+    "loss_us": c.Duration("time after a timeout", header="LOSS_MS", width=7, alert=True),
+    "changes": c.Count("changes of the congestion state", header="CHGS", width=4),
+    **copied(Window, "uid netns cgroup"),
+})  # fmt: skip
 
 
-def in_microseconds(row: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def in_microseconds(row, settings):
     """Return the times of a row in microseconds."""
     return {f"{state}_us": row[f"{state}_ns"] // 1000 for state in STATES}
 
 
-def form(settings: Mapping[str, Any]) -> dict[str, object]:
+def form(settings):
     """Define CHANGES for the default form; raise UsageError if --each is combined with another."""
     if settings["each"] and (settings["summary"] or settings.get("interval")):
-        raise UsageError("--each shows a line per segment, INTERVAL and --summary do not",
-                         "leave one out")  # fmt: skip
+        raise UsageError("--each excludes INTERVAL and --summary", "leave one out")
     rows = settings["each"] or settings["summary"] or settings.get("interval")
     return {} if rows else {"CHANGES": 1}
 
 
 _STATE_SET = ("tcp:tcp_cong_state_set", ("sk", "ca_state"), ("skaddr", "cong_state"))
 _PROBE = ("tcp:tcp_probe", ("sk",), ("skaddr",))
+_ROWS = "each summary interval"  # the options that show no changes
 
 TOOL = Tool(
     __doc__,
@@ -163,9 +148,9 @@ TOOL = Tool(
     probes=(
         state_probe(),
         p.tracepoint_probe("segment", *_PROBE, unless="summary interval"),
-        p.tracepoint_probe("congestion", *_STATE_SET, unless="each summary interval", optional=True),
+        p.tracepoint_probe("congestion", *_STATE_SET, unless=_ROWS, optional=True),
         p.tracepoint_probe("retransmit", "tcp:tcp_retransmit_skb", ("sk",), ("skaddr",),
-                           call="on_segment", unless="each summary interval"),
+                           call="on_segment", unless=_ROWS),
         p.Probe("open", p.Iterator("task_file"), role=p.Role.OPEN, option="interval",
                 unless="summary"),
         p.Probe("ca_change", *p.tracepoints(*_STATE_SET),
@@ -179,8 +164,7 @@ TOOL = Tool(
         *NETNS,
         *SOCKET,
         Option("--each", define="EACH", help="show a line per segment received"),
-        Option("--summary", define="SUMMARY", help="show how long connections were in each "
-               "congestion state"),
+        Option("--summary", define="SUMMARY", help="show the time in each congestion state"),
         Option("--top", metavar="N", parse=count, help="show the first N rows of --summary only"),
     ),
     constants=form,
