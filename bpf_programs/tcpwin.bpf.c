@@ -32,7 +32,7 @@ static inline int on_ca_change(struct sock *sk, u8 ca_state)
 			follow(sk, ca_state);
 	} else if (times->now != ca_state) {
 		end_state(times, ca_state);
-		times->past_changes++;
+		times->was_changes++;
 	}
 	return 0;
 }

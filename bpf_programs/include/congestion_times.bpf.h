@@ -70,7 +70,7 @@ static inline void on_owner(struct sock *sk, bool pass)
  */
 static inline void end_state(struct flow_times *times, u8 next)
 {
-	u64 now = bpf_ktime_get_ns(), spent = now - times->since, *past = &times->past_open;
+	u64 now = bpf_ktime_get_ns(), spent = now - times->since, *past = &times->was_open;
 	u8 state = times->now;
 
 	times->since = now;
@@ -102,8 +102,8 @@ static inline struct flow_times *times_of(struct sock *sk)
 
 static inline void publish(struct flow_times *times)
 {
-	u64 past[] = {times->past_open, times->past_disorder, times->past_cwr, times->past_recovery,
-		      times->past_loss};
+	u64 past[] = {times->was_open, times->was_disorder, times->was_cwr, times->was_recovery,
+		      times->was_loss};
 	u64 spent = 0;
 
 	asm volatile("" ::: "memory");
@@ -114,7 +114,7 @@ static inline void publish(struct flow_times *times)
 	PUBLISH(cwr, CA_STATE_CWR);
 	PUBLISH(recovery, CA_STATE_RECOVERY);
 	PUBLISH(loss, CA_STATE_LOSS);
-	times->changes = times->past_changes;
+	times->changes = times->was_changes;
 }
 
 #endif

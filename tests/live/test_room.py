@@ -220,6 +220,7 @@ GOING_ON = {
     "skbdrop": {"owners"},
     "netsize": set(),
     "tcpstates": {"states", "owners"},
+    "tcpwin": {"last_windows", "owners"},
 }
 EVERYTHING = {
     "sockstat": ("--top", 5),
@@ -275,6 +276,7 @@ WIDEST: dict[str, list[tuple[object, ...]]] = {
     "tcpnagle": [("--top", 5)],
     "tcpretrans": [(), ("--flows",)],
     "tcprtt": [("--per", "session", "--by", "comm")],
+    "tcpwin": [(), ("--summary",)],
 }
 
 

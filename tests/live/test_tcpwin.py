@@ -472,6 +472,7 @@ def pairs(host: Host, number: int) -> Iterator[list[Pair]]:
         yield made
 
 
+@compares("tcpwin", "open", shape="summary")
 def test_ss_shows_the_same_of_each_open_connection(netbpf: Any, host: Host) -> None:
     with pairs(host, 7) as made, contextlib.ExitStack() as stack:
         for number, pair in enumerate(made):
