@@ -23,21 +23,24 @@ static inline void follow(struct sock *sk, u8 ca_state)
 	begin_flow(sk, ca_state);
 }
 
+static inline void change_state(struct flow_times *times, u8 ca_state)
+{
+	times->was_changes += times->now != ca_state;
+	end_state(times, ca_state);
+}
+
 static inline int on_ca_change(struct sock *sk, u8 ca_state)
 {
 	struct flow_times *times = times_of(sk);
 
-	if (!times) {
-		if (pass_ports(sk) && is_connected(sk))
-			follow(sk, ca_state);
-	} else if (times->now != ca_state) {
-		end_state(times, ca_state);
-		times->was_changes++;
-	}
+	if (times)
+		change_state(times, ca_state);
+	else if (pass_ports(sk) && is_connected(sk))
+		follow(sk, ca_state);
 	return 0;
 }
 
-/* Before 6.1, the state is compared at each segment. */
+/* Before 6.1, the state is compared at each segment and retransmission. */
 static inline int on_ca_segment(struct sock *sk)
 {
 	return on_ca_change(sk, ca_state_of(sk));
@@ -56,11 +59,10 @@ static inline int on_times(struct map_element_context *ctx, struct flow *at)
 	struct flow_times *times = flows.lookup(&flow);
 	struct owner owner = {};
 
-	if (!times)
-		return 0;
-	if (!times->over)
+	if (times && !times->over)
 		fill_owner(times, (struct sock *)times->sk, &owner);
-	publish(times);
+	if (times)
+		publish(times);
 	return 0;
 }
 
@@ -69,7 +71,7 @@ static inline void on_step(struct sock *sk, int newstate, struct owner *owner)
 	struct flow_times *times = newstate == TCP_CLOSE ? times_of(sk) : NULL;
 
 	if (times) {
-		end_state(times, times->now);
+		change_state(times, ca_state_of(sk)); /* before 6.1, it may be a new one */
 		fill_owner(times, sk, owner);
 		times->over = 1;
 	}

@@ -43,8 +43,8 @@ LIMITS
   A change of the window is seen when the connection receives its next segment, retransmits, changes
   its congestion or its TCP state; several changes between these are one line. When this end has
   closed a connection that still sends, the windows are seen only at the latter three. Changes of
-  CA_STATE are seen as they happen since 6.1, before that at the next segment, and not those in
-  between.
+  CA_STATE are seen as they happen since 6.1, before that at the next segment or retransmission, and
+  not those in between.
   --each has the segments that arrive in the state ESTABLISHED. SSTHRESH is unknown (-) until the
   first congestion, and always with BBR, which has none. Connections without room (--map-entries)
   have no lines and count as map_full. Handshakes are not shown. INTERVAL finds connections by the
@@ -136,6 +136,7 @@ def form(settings):
 
 _STATE_SET = ("tcp:tcp_cong_state_set", ("sk", "ca_state"), ("skaddr", "cong_state"))
 _PROBE = ("tcp:tcp_probe", ("sk",), ("skaddr",))
+_SENT = ("tcp:tcp_retransmit_skb", ("sk",), ("skaddr",))
 _ROWS = "each summary interval"  # the options that show no changes
 
 TOOL = Tool(
@@ -150,20 +151,18 @@ TOOL = Tool(
         state_probe(),
         p.tracepoint_probe("segment", *_PROBE, unless="summary interval"),
         p.tracepoint_probe("congestion", *_STATE_SET, unless=_ROWS, optional=True),
-        p.tracepoint_probe("retransmit", "tcp:tcp_retransmit_skb", ("sk",), ("skaddr",),
-                           call="on_segment", unless=_ROWS),
+        p.tracepoint_probe("retransmit", *_SENT, call="on_segment", unless=_ROWS),
         p.Probe("open", p.Iterator("task_file"), role=p.Role.OPEN, option="interval",
                 unless="summary"),
         p.Probe("ca_change", *p.tracepoints(*_STATE_SET),
                 *p.tracepoints(*_PROBE, call="on_ca_segment"), option="summary"),
+        p.tracepoint_probe("ca_retransmit", *_SENT, call="on_ca_segment", option="summary"),
         p.Probe("times", p.Iterator("bpf_map_elem", over="flows"), option="summary"),
     ),
     owners=True,
     interval=True,
     options=(
-        *PROCESS,
-        *NETNS,
-        *SOCKET,
+        *PROCESS, *NETNS, *SOCKET,
         Option("--each", define="EACH", help="show a line per segment received"),
         Option("--summary", define="SUMMARY", help="show the time in each congestion state"),
         Option("--top", metavar="N", parse=count, help="show the first N rows of --summary only"),

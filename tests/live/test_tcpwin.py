@@ -29,6 +29,8 @@ from raw_peer import ACK, RST, SYN, Peer, Wire, ends, wire
 from topology import Host
 from traffic import Session
 
+from netbpf.kernel.btf import Btf
+
 TCP = socket.IPPROTO_TCP
 SO_MEMINFO, SNDBUF, WMEM_QUEUED = 55, 3, 5
 LINGER_0 = struct.pack("ii", 1, 0)  # close() sends a reset
@@ -337,7 +339,7 @@ def test_a_loss_halves_the_window_once(netbpf: Any, path: Wire, end: str) -> Non
     assert steps([line[2] for line in lines]) == ["open", "disorder", "recovery", "open"]
     before = [line[0] for line in lines if line[2] == "disorder"][-1]
     assert steps([line[1] for line in lines]) == [None, before // 2]
-    assert (before // 2, before // 2, "open") in lines
+    assert (before // 2, before // 2) in [line[:2] for line in lines]
     assert run.summary["complete"] is True
 
 
@@ -596,6 +598,10 @@ def test_time_after_a_timeout(netbpf: Any, path: Wire) -> None:
 
 
 @compares("tcpwin", "cwr_us", shape="--summary")
+@pytest.mark.skipif(
+    Btf().parameters("__traceiter_tcp_cong_state_set") is None,
+    reason="needs a kernel that shows each congestion state: 6.1",
+)
 def test_time_after_congestion_was_signalled(netbpf: Any, path: Wire) -> None:
     """The peer agrees to ECN, and echoes congestion (ECE) with an acknowledgement."""
     path.host.sysctl(net__ipv4__tcp_ecn=1)
