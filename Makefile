@@ -1,8 +1,8 @@
 # `make help` lists the targets and their comments that start with two hashes.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test unit contract live fuzz lint format man readme bench wheel clean \
-	setup-dev setup-test setup-bench setup-vm vm vm-boxes vm-clean vm-validate
+.PHONY: help setup run demo test unit contract live fuzz lint format man readme bench bench-quick \
+	wheel clean setup-dev setup-test setup-bench setup-vm vm vm-boxes vm-clean vm-validate
 
 # After plain `su`, PATH lacks these.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -96,9 +96,11 @@ man: setup-dev ## generate man pages in build/man
 readme: setup-dev ## regenerate the tables in README.md and docs
 	@$(VENV)/python -m netbpf.docs --tables README.md docs/*.md
 
-bench: setup-bench ## measure a start, compared with bcc and libbpf-tools, and the reader (root)
-	@$(ROOT) /usr/bin/python3 bench/start.py
-	@/usr/bin/python3 bench/reader.py
+bench: setup-bench ## measure all tools beside their peers: report in build/bench (root)
+	@$(ROOT) /usr/bin/python3 -m bench $(TABLES)
+
+bench-quick: setup-bench ## measure three tools in one round (root)
+	@$(ROOT) /usr/bin/python3 -m bench --quick $(TABLES)
 
 wheel: setup-dev ## build a source archive and a wheel in dist
 	@$(VENV)/python -m build --no-isolation --outdir dist

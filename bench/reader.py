@@ -1,11 +1,8 @@
-#!/usr/bin/python3
-"""Measure how long the reader takes per event, in each output format, without a kernel.
-
-usage: bench/reader.py [TOOL ...]
+"""How long the reader takes per event, in each output format, without a kernel.
 
 Records come from a file in shared memory that has the layout of a BPF ring buffer, and lines go to
 /dev/null. The CPU time covers all steps between both: take, decode, complete, format, encode and
-write. It is printed in us per event, with the lines per second of one core; the best of 5 runs, as
+write. The figure is us per event, with the lines per second of one core: the best of 5 runs, as
 other load can only add time.
 """
 
@@ -14,14 +11,10 @@ from __future__ import annotations
 import os
 import random
 import struct
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from netbpf.declare.tool import Tool, find_tool
 from netbpf.output.clock import Clock
@@ -105,16 +98,9 @@ def seconds(tool: Tool, output: str) -> float:
     return spent
 
 
-def main(names: list[str]) -> None:
-    """Print a table."""
-    print(f"{'tool':<16}" + "".join(f"{output:>8} us {'lines/s':>10}" for output in FORMATS))
-    for name in names or TOOLS:
-        cells = []
-        for output in FORMATS:
-            best = min(seconds(find_tool(name), output) for _ in range(RUNS)) / EVENTS
-            cells.append(f"{best * 1e6:>11.2f} {1 / best:>10,.0f}")
-        print(f"{name:<16}" + "".join(cells), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def figures(name: str, runs: int = RUNS) -> dict[str, float]:
+    """Return us per event by format, the best of so many runs."""
+    return {
+        output: min(seconds(find_tool(name), output) for _ in range(runs)) / EVENTS * 1e6
+        for output in FORMATS
+    }

@@ -83,7 +83,7 @@ packages_apt() {
     test) echo gcc libc6-dev musl-tools golang-go libbpf-tools iproute2 nftables iptables strace \
         curl jq wrk nginx-light redis-server iperf3 bind9-dnsutils ;;
     guest) echo python3-venv && packages_apt test ;;
-    bench) echo bpfcc-tools libbpf-tools && headers_apt ;;
+    bench) echo bpfcc-tools libbpf-tools bpftrace iproute2 nginx-light wrk && headers_apt ;;
     vm) echo vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients qemu-system-x86 \
         qemu-utils dnsmasq-base iptables rsync openssh-client mmdebstrap grub-pc-bin grub-common \
         fdisk pigz python3-yaml ;;
@@ -91,7 +91,7 @@ packages_apt() {
 }
 
 # bcc's own tools compile against kernel headers, if possible those of the running kernel. A kernel
-# without a headers package uses those of the distribution's kernel (see bench/start.py).
+# without a headers package uses those of the distribution's kernel (see bench/namespace.py).
 headers_apt() {
     if [ -e "/lib/modules/$(uname -r)/build" ]; then
         :
@@ -110,7 +110,7 @@ packages_dnf() {
     test) echo gcc glibc-devel musl-gcc golang libbpf-tools iproute iproute-tc nftables iptables-nft \
         strace curl jq wrk nginx redis iperf3 bind-utils ;;
     guest) packages_dnf dev && packages_dnf test ;;
-    bench) echo bcc-tools libbpf-tools kernel-devel ;;
+    bench) echo bcc-tools libbpf-tools bpftrace iproute nginx wrk kernel-devel ;;
     vm) echo vagrant vagrant-libvirt libvirt-daemon-kvm libvirt-client qemu-system-x86 qemu-img \
         dnsmasq iptables-nft rsync openssh-clients mmdebstrap grub2-pc-modules grub2-tools \
         util-linux pigz python3-pyyaml ;;

@@ -30,8 +30,11 @@ _MAX_NAME = 1024
 _MAX_MAPPINGS = 4096
 _MAX_MAPS = 16 << 20  # bytes of text
 _LIMITS = Limits(256 << 20, 1.0)
+# A device number has 12 bits for the major and 20 for the minor (include/linux/kdev_t.h).
 _LINE = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) ..x. ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)$", re.MULTILINE
+    rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16}) ..x. ([0-9a-f]{1,16}) "
+    rb"([0-9a-f]{1,3}):([0-9a-f]{1,5}) (\d{1,20})(?: +(.*))?$",
+    re.MULTILINE,
 )
 
 
@@ -48,7 +51,7 @@ class Mapping(NamedTuple):
 
 def read_maps(pid: int, proc: str = "/proc") -> bytes:
     """Return the maps file of a process, b"" if it has ended: quickly, as it may be about to."""
-    data = b""
+    data = bytearray()
     with suppress(OSError):
         file = os.open(f"{proc}/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -56,7 +59,7 @@ def read_maps(pid: int, proc: str = "/proc") -> bytes:
                 data += part
         finally:
             os.close(file)
-    return data
+    return bytes(data)
 
 
 def executable_mappings(maps: bytes) -> list[Mapping]:
@@ -64,7 +67,7 @@ def executable_mappings(maps: bytes) -> list[Mapping]:
     found = []
     for match in _LINE.finditer(maps):
         start, end, offset, major, minor = (int(match[n], 16) for n in range(1, 6))
-        path = os.fsdecode(match[7]) if match[7].startswith(b"/") else ""
+        path = os.fsdecode(match[7]) if (match[7] or b"").startswith(b"/") else ""
         device = os.makedev(major, minor)
         found.append(Mapping(start, end, offset, device, int(match[6]), path))
         if len(found) >= _MAX_MAPPINGS:

@@ -33,7 +33,7 @@ _MAPS = Limits(0, 1.0)
 _MAX_ENTRIES = 4096  # of a directory
 
 _MAPPING = re.compile(
-    rb"([0-9a-f]+-[0-9a-f]+) \S+ \S+ ([0-9a-f]{1,5}:[0-9a-f]{1,5}) (\d+) +"
+    rb"([0-9a-f]+-[0-9a-f]+) \S+ \S+ ([0-9a-f]{1,3}:[0-9a-f]{1,5}) (\d{1,20}) +"
     rb"(/(?:.*/)?(?:libc\.so\.6|libc-2\.\d+\.so|ld-musl-[^/]*\.so\.1|libc\.musl-[^/]*\.so[^/]*"
     rb"|libc\.so))( \(deleted\))?"
 )

@@ -70,5 +70,5 @@ class PerfMap:
 
 def _inner_pid(pid: int, proc: str) -> str:
     """Return the id of a process in its innermost PID namespace."""
-    match = re.search(r"^NSpid:.*?(\d+)$", read_text(f"{proc}/{pid}/status"), re.MULTILINE)
+    match = re.search(r"^NSpid:.*?(\d{1,10})$", read_text(f"{proc}/{pid}/status"), re.MULTILINE)
     return match[1] if match else str(pid)

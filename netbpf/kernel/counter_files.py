@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from netbpf.kernel.packet_sockets import PacketSockets
-from netbpf.system.lines import lines_of
+from netbpf.system.lines import lines_of, read_all
 
 HERE = "/proc/thread-self/net"
 PACKET = "packet"  # not a file: read through sock_diag
@@ -86,7 +86,7 @@ def _paired(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 def _single(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
     for line in lines:
-        match = re.match(r"(Ip6|Icmp6|Udp6|UdpLite6)(\w+)\s+(\d+)", line)
+        match = re.match(r"(Ip6|Icmp6|Udp6|UdpLite6)(\w+)\s+(\d{1,20})", line)
         if match:
             yield f"{match[1]}.{match[2]}", int(match[3])
 
@@ -122,7 +122,4 @@ def _sockets(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 def _lines(file: int) -> list[str]:
     os.lseek(file, 0, os.SEEK_SET)
-    text = b""
-    while part := os.read(file, 1 << 16):
-        text += part
-    return lines_of(text)
+    return lines_of(read_all(file))

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 
 from netbpf.kernel.namespaces import in_namespaces, network_namespaces
-from netbpf.system.lines import lines_of
+from netbpf.system.lines import lines_of, read_all
 
 # The second of eight numbers for receive, and of those for transmit.
 _COUNTS = re.compile(r" *[0-9]+ +([0-9]+)(?: +[0-9]+){7} +([0-9]+)(?: +[0-9]+)*")
@@ -51,7 +51,4 @@ class Devices:
 
 def _content(file: int) -> bytes:
     os.lseek(file, 0, os.SEEK_SET)
-    text = b""
-    while part := os.read(file, 1 << 16):
-        text += part
-    return text
+    return read_all(file)

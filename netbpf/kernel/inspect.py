@@ -183,7 +183,7 @@ def tracepoint_format(name: str) -> Optional[dict[str, Field]]:
 
 
 _FIELD = re.compile(
-    r"field:(.*?)\s*\b(\w+)(\[[^]]*\])?;\s*offset:(\d+);\s*size:(\d+);\s*signed:(\d)"
+    r"field:(.*?)\s*\b(\w+)(\[[^]]*\])?;\s*offset:(\d{1,9});\s*size:(\d{1,9});\s*signed:(\d)"
 )
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, Optional
 from netbpf.declare.needs import HIDDEN
 from netbpf.errors import UsageError
 from netbpf.kernel.btf import FUNC, Btf
-from netbpf.system.lines import lines_of
+from netbpf.system.lines import lines_of, read_all
 from netbpf.system.links import attach_iterator, open_iterator
 from netbpf.system.privileges import privilege_error
 from netbpf.system.syscalls import load_program
@@ -136,10 +136,8 @@ def _written(program: int) -> bytes:
         iterator = open_iterator(link)
     finally:
         os.close(link)
-    data = b""
     try:
-        while chunk := os.read(iterator, 1 << 16):
-            data += chunk
+        data = read_all(iterator)
     finally:
         os.close(iterator)
     return data[: len(data) // _TASK.size * _TASK.size]

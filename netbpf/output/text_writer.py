@@ -75,13 +75,13 @@ class TextWriter(Writer):
             ]
         self.out.write(" ".join([*self._stamps(ns), *cells]).rstrip() + "\n")
 
-    def events(self, times: Sequence[int], columns: Columns) -> None:
+    def events(self, times: Sequence[int], columns: Columns, kind: str = "event") -> None:
         """Write one line per event; by column if all texts fit and have no colours."""
         if self._hidden:
             return
         lines = None if self.style.screen.colour else self._lines(times, columns)
         if lines is None:
-            super().events(times, columns)
+            super().events(times, columns, kind)
         else:
             self.heading_now()
             self.out.writelines(lines)

@@ -78,10 +78,10 @@ class Writer:
         """Write one event (or row of an interval); `ns` is its CLOCK_MONOTONIC time."""
         raise NotImplementedError
 
-    def events(self, times: Sequence[int], columns: Columns) -> None:
-        """Write many events with the same columns."""
+    def events(self, times: Sequence[int], columns: Columns, kind: str = "event") -> None:
+        """Write many events (or rows of an interval) with the same columns."""
         for ns, values in zip(times, rows_of(columns)):
-            self.event(ns, values)
+            self.event(ns, values, kind)
 
     def rows(self, ns: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write all rows of an interval."""

@@ -39,18 +39,22 @@ def _encoder(json_type: Any) -> Callable[[Sequence[Any]], Sequence[Any]]:
 class JsonWriter(Writer):
     """Writes one JSON object per line."""
 
-    _template = ""
+    _prepared = ""
 
-    def events(self, times: Sequence[int], columns: Columns) -> None:
+    def events(self, times: Sequence[int], columns: Columns, kind: str = "event") -> None:
         """Write one object per event."""
-        if not self._template:
-            self._prepare(columns)
+        if self.interval.lost and kind != "event":
+            super().events(times, columns, kind)
+            return
+        if self._prepared != kind:
+            self._prepare(kind, columns)
         texts = [encode(values) for encode, values in zip(self._encoders, columns.values())]
         rows = zip(self.clock.rfc3339s(times), *texts)
         self.out.writelines(map(self._template.__mod__, rows))
 
-    def _prepare(self, columns: Columns) -> None:
-        head = _encode({"tool": self.tool, "type": "event", "time": "%s"})[:-1]
+    def _prepare(self, kind: str, columns: Columns) -> None:
+        self._prepared = kind
+        head = _encode({"tool": self.tool, "type": kind, "time": "%s"})[:-1]
         fields = [f",{_encode(name)}:%s" for name in columns]
         self._template = "".join([head, *fields, "}\n"])
         types = {column.name: column.json_type for column in self.columns}
@@ -126,16 +130,17 @@ class CsvWriter(Writer):
         """Write one row; unknown values are empty."""
         self._row(ns, kind, values)
 
-    def events(self, times: Sequence[int], columns: Columns) -> None:
+    def events(self, times: Sequence[int], columns: Columns, kind: str = "event") -> None:
         """Write one row per event."""
         if self.style.screen.terminal:
-            super().events(times, columns)
+            super().events(times, columns, kind)
             return
         unknown = (None,) * len(times)
         cells = [self._cells(column, columns.get(column.name, unknown)) for column in self.columns]
-        lost = [unknown] * self._with_losses
+        losses = None if kind == "event" else sum(self.interval.lost.values())
+        lost = [repeat(losses)] * self._with_losses
         lines = _Lines()
-        rows = zip(self.clock.rfc3339s(times), repeat("event"), *cells, *lost)
+        rows = zip(self.clock.rfc3339s(times), repeat(kind), *cells, *lost)
         csv.writer(lines).writerows(rows)
         self.out.writelines(lines)
 

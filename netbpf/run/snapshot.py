@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from glob import glob
 from threading import Thread
-from typing import Any
 
 from netbpf.declare.probes import Role
 from netbpf.run.program import Attached
@@ -60,16 +58,3 @@ def _run_inside(path: str, links: Sequence[int]) -> None:
                 os.read(iterator, 1)
             finally:
                 os.close(iterator)
-
-
-def read_records(links: Iterable[int], layout: struct.Struct) -> Iterator[tuple[Any, ...]]:
-    """Run iterators and yield the records that they write, unpacked."""
-    for link in links:
-        fd = open_iterator(link)
-        try:
-            data = b""
-            while chunk := os.read(fd, 1 << 16):
-                data += chunk
-        finally:
-            os.close(fd)
-        yield from layout.iter_unpack(data[: len(data) // layout.size * layout.size])

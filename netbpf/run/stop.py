@@ -101,6 +101,10 @@ class Stop:
         extended = few and self._grace_end > 0  # no second signal
         return not self._out.blocked and (extended or not self.overdue)
 
+    def flush(self) -> None:
+        """Write what the output accepts now."""
+        self._out.flush()
+
     def finish(self, extra: float = 0.0) -> None:
         """Write what the output accepts until the deadline, or `extra` seconds later."""
         self._out.finish(self._grace_end + extra)

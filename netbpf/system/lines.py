@@ -1,10 +1,17 @@
-"""Split the kernel's text files into lines: users choose the names of devices, tasks and mounts."""
+"""Read the kernel's files: users choose the names of devices, tasks and mounts in them."""
 
 from __future__ import annotations
 
+import os
 import re
 
+_PART = 1 << 16  # bytes
 _OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def read_all(file: int) -> bytes:
+    """Return what is left to read of a descriptor."""
+    return b"".join(iter(lambda: os.read(file, _PART), b""))
 
 
 def lines_of(data: bytes, errors: str = "backslashreplace") -> list[str]:

@@ -7,6 +7,7 @@ import os
 import struct
 from typing import Optional
 
+from netbpf.system.lines import read_all
 from netbpf.system.syscalls import bpf
 
 # Commands of bpf(2), include/uapi/linux/bpf.h
@@ -20,6 +21,15 @@ def run_iterator(link: int) -> None:
     try:
         while os.read(iterator, 65536):
             pass
+    finally:
+        os.close(iterator)
+
+
+def read_iterator(link: int) -> bytes:
+    """Run an attached iterator to its end and return its output."""
+    iterator = open_iterator(link)
+    try:
+        return read_all(iterator)
     finally:
         os.close(iterator)
 

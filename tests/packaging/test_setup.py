@@ -62,6 +62,10 @@ GUEST = [*TEST, ("python3-venv", "python3-pip", '"venv"')]
 BENCH = [
     ("bpfcc-tools", "bcc-tools", "bpfcc"),
     ("libbpf-tools", "libbpf-tools", "libbpf-tools"),
+    ("bpftrace", "bpftrace", '"bpftrace"'),
+    ("iproute2", "iproute", '"ip"'),
+    ("nginx-light", "nginx", "nginx"),
+    ("wrk", "wrk", '"wrk"'),
     ("linux-headers-riscy", "kernel-devel", "headers"),
 ]
 VM = [

@@ -123,6 +123,29 @@ def test_lines_of_a_batch_are_those_of_single_events(name, kind, settings, plain
     assert len(wanted) >= len(raws)
 
 
+@pytest.mark.parametrize("lost", [{}, {"ring_full": 3}], ids=["complete", "incomplete"])
+@pytest.mark.parametrize("kind", [JsonWriter, CsvWriter, TextWriter])
+def test_rows_of_an_interval_are_the_same_in_a_batch(kind, lost):
+    tool = EVENTS["tcplife"]
+    raws = raws_of(tool.event, 50, False)
+    times = list(range(50))
+    columns = tool.event.batch_decoder()(raws)
+
+    def one_by_one(writer):
+        writer.interval.lost = lost
+        writer.events(times[:9], {name: values[:9] for name, values in columns.items()})
+        for ns, values in zip(times, rows_of(columns)):
+            writer.event(ns, values, "interval")
+
+    def in_batches(writer):
+        writer.interval.lost = lost
+        writer.events(times[:9], {name: values[:9] for name, values in columns.items()})
+        writer.events(times, columns, "interval")
+
+    settings = {"interval": 1}
+    assert written(kind, tool, settings, in_batches) == written(kind, tool, settings, one_by_one)
+
+
 @pytest.mark.parametrize("width", [None, 80, 200])
 def test_usual_lines_are_written_by_column(monkeypatch, width):
     tool = EVENTS["tcplife"]

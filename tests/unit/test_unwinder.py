@@ -227,6 +227,18 @@ def test_mappings_of_this_process_hold_its_code():
     assert libc and os.stat(libc[0].path).st_ino == libc[0].inode
 
 
+@pytest.mark.parametrize("device", ["ffffffff:01", "fe:fffffff", "1000:01"])
+def test_mapping_of_a_device_that_cannot_be_is_left_out(device):
+    line = b"1000-2000 r-xp 00000000 %s 7 /usr/bin/redis-server\n"
+    assert executable_mappings(line % device.encode()) == []
+    assert len(executable_mappings(line % b"fff:fffff")) == 1
+
+
+def test_inode_number_of_too_many_digits_is_left_out():
+    line = b"1000-2000 r-xp 00000000 fe:01 %s /usr/bin/redis-server\n"
+    assert executable_mappings(line % (b"7" * 5000)) == []
+
+
 def test_process_that_has_ended_has_no_maps():
     assert read_maps(1 << 22) == b"" and executable_mappings(b"") == []
 

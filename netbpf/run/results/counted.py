@@ -81,11 +81,12 @@ class AggregateResult(EventResult):
         for values in rows_of(columns):
             self.reader.add(values, True)
 
-    def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self.reader.add(values, False)
+    def _show_open(self, times: Sequence[int], columns: Columns) -> None:
+        for values in rows_of(columns):
+            self.reader.add(values, False)
 
     def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
-        self._show_open(ns, values)
+        self.reader.add(values, False)
 
     def close_interval(self, final: bool) -> None:
         """Write the rows of the interval; drain() writes those of the last one."""

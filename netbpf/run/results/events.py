@@ -23,8 +23,9 @@ from netbpf.run.program import Attached
 from netbpf.run.results.base import Result
 from netbpf.run.results.decoded import EventDecoder
 from netbpf.run.results.held import AMENDMENT, Held
+from netbpf.run.results.open_events import OpenEvents
 from netbpf.run.results.pending import Pending
-from netbpf.run.snapshot import read_records, run_iterators
+from netbpf.run.snapshot import run_iterators
 from netbpf.run.stop import Stop
 
 _REFRESH_SECONDS = 1.0  # between two snapshots of all processes' sockets
@@ -67,7 +68,7 @@ class EventResult(Result):
         )
         self._end = (1 << 64) - 1
         self._end_position = self._late_events = self._read_after_stop = 0
-        self._open: list[tuple[Any, ...]] = []
+        self._open = OpenEvents(tool, event, attached)
         self._refreshed = 0.0
         self.pending: Optional[Pending] = None
         if tool.pending:
@@ -177,7 +178,13 @@ class EventResult(Result):
 
     @property
     def unread(self) -> int:
-        """The number of events in the ring from before the end, at most as many as are wanted."""
+        """The number of events in the ring from before the end, at most as many as are wanted.
+
+        Open events that were not listed count as well.
+        """
+        return self._open.unwritten + self._unread_events()
+
+    def _unread_events(self) -> int:
         count = self.ring.count(self.ring.done, self._end_position)
         wanted = self.stop.remaining(self.seen)
         if not min(count, wanted) or count > _MAX_DECODED:
@@ -231,8 +238,8 @@ class EventResult(Result):
 
     def collect(self, final: bool) -> None:
         """Read the open events, and note the position in the ring at which the interval ends."""
-        if self.attached.with_role(Role.OPEN):
-            self._open = self._open_now()
+        if self._open:
+            self._open.read(self.stop)
         if final and not self.pending:
             # Detaching is not atomic: ignore events that only some probes could see.
             self._end = kernel_ns()
@@ -245,8 +252,12 @@ class EventResult(Result):
             if not final:
                 self._show_pending(self._waiting)
         self._read_to(self._end_position)  # before a table of the same interval
-        if self.attached.with_role(Role.OPEN):
-            self._list_open()
+        if self._open:
+            if self._per_interval:
+                self._open_writer.new_table()
+            self._open.write(self._decoder, self.stop, self._show_open)
+            self.fields["open"] = self._open.number
+            self.seen += self._open.number if self._per_interval else 0
 
     def _read_pending(self) -> None:
         assert self.pending
@@ -276,23 +287,5 @@ class EventResult(Result):
     def _show_waiting(self, ns: int, values: dict[str, Any]) -> None:
         self.writer.event(ns, values, "interval")
 
-    def _open_now(self) -> list[tuple[Any, ...]]:
-        layout = self.event.layout()
-        return list(read_records(self.attached.with_role(Role.OPEN), layout))
-
-    def _list_open(self) -> None:
-        seen = set()
-        key = self.tool.identity
-        assert key, "a probe with the role OPEN needs identity="
-        if self._per_interval:
-            self._open_writer.new_table()
-        for raw in self._open:
-            values = self._decoder.one(raw)
-            if values and key(values) not in seen:
-                seen.add(key(values))
-                self._show_open(raw[self._time], values)
-        self.fields["open"] = len(seen)
-        self.seen += len(seen) if self._per_interval else 0
-
-    def _show_open(self, ns: int, values: dict[str, Any]) -> None:
-        self._open_writer.event(ns, values, "interval")
+    def _show_open(self, times: Sequence[int], columns: Columns) -> None:
+        self._open_writer.events(times, columns, "interval")

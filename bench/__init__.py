@@ -1,0 +1,1 @@
+"""Benchmarks of netbpf beside its peers: python3 -m bench."""
