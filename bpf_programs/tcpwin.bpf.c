@@ -48,7 +48,7 @@ static inline int on_ca_segment(struct sock *sk)
 
 static inline void fill_owner(struct flow_times *times, struct sock *sk, struct owner *owner)
 {
-	if (owner->how || find_owner(sk, owner))
+	if ((owner->how || find_owner(sk, owner)) && pass_owner(owner))
 		SET_OWNER(times, owner);
 }
 

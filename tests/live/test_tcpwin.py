@@ -184,6 +184,7 @@ def path(host: Host) -> Iterator[Wire]:
         net__ipv4__tcp_congestion_control="reno",
         net__ipv4__tcp_early_retrans=0,
         net__ipv4__tcp_recovery=0,
+        net__ipv4__tcp_no_metrics_save=1,
         net__ipv4__tcp_ecn=2,  # only if the peer asks for it
     )
     with wire(host) as made:
@@ -339,7 +340,9 @@ def test_a_loss_halves_the_window_once(netbpf: Any, path: Wire, end: str) -> Non
     assert steps([line[2] for line in lines]) == ["open", "disorder", "recovery", "open"]
     before = [line[0] for line in lines if line[2] == "disorder"][-1]
     assert steps([line[1] for line in lines]) == [None, before // 2]
-    assert (before // 2, before // 2) in [line[:2] for line in lines]
+    # The segment that ends the recovery may already raise the window.
+    after = next(cwnd for cwnd, threshold, state in ledger if threshold and state == "open")
+    assert after in (before // 2, before // 2 + 1)
     assert run.summary["complete"] is True
 
 
