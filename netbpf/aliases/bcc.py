@@ -124,6 +124,31 @@ ALIASES = (
             "one, 'netbpf tcptop --by raddr/16' shows larger ones.",
         ),
     ),
+    Alias(
+        "tcpcong",
+        "tcpwin",
+        "how long TCP connections are in each state of congestion control",
+        "--summary",
+        columns=(Shown("laddr", "LAddrPort", 18), Shown("raddr", "RAddrPort", 18),
+                 Shown("open_us", "Open_ms"), Shown("disorder_us", "Dod_ms"),
+                 Shown("recovery_us", "Rcov_ms"), Shown("cwr_us", "Cwr_ms"),
+                 Shown("loss_us", "Los_ms", 6), Shown("changes", "Chgs")),
+        flags=(
+            Mapped("--localport", option="lport"),
+            Mapped("-R", "--remoteport", option="rport"),
+            Mapped("-j", option="json"),
+            Refused("-u", "--microseconds", what="shows microseconds", always=True,
+                    hint="text shows milliseconds with two decimals, --json and -o csv "
+                    "microseconds; --uid LIST selects users"),
+            Refused("-d", "--dist", what="shows histograms",
+                    hint="-d SECONDS ends the run; 'netbpf tcpwin' shows each change of state"),
+            _program("tcpwin"),
+        ),
+        notes=(
+            "Connections without a change of state are also shown, and the time since the last "
+            "change counts.",
+        ),
+    ),
     # Tools of the same name: flags of bcc that are spelled differently here.
     Alias("tcplife", "tcplife", flags=(*_LOCAL_AND_REMOTE, _program("tcplife"))),
     Alias(

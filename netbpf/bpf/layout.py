@@ -124,7 +124,9 @@ def _lacking(kernel: Kernel, where: str, what: str) -> Unsupported:
 
 def _struct(name: str, size: int, fields: dict[str, Field]) -> str:
     plain = {path: field for path, field in fields.items() if not field.bit_size}
-    readers = [_bit_reader(name, p, f) for p, f in fields.items() if f.bit_size]
+    # Also of bytes: kernels make bit fields of them, and bytes of bit fields.
+    small = {path: field for path, field in fields.items() if field.bit_size or _is_byte(field)}
+    readers = [_bit_reader(name, path, field) for path, field in small.items()]
     body = "\n".join(_members(plain, 0, "\t\t"))
     union = f"struct {name} {{\n\tunion {{\n{body}\n\t\tu8 size_of_struct[{size}];\n\t}};\n}}"
     return "\n".join([f"{union} __attribute__((aligned(8)));", *readers])
@@ -148,11 +150,16 @@ def _members(fields: dict[str, Field], base: int, indent: str) -> Iterator[str]:
         yield f"{indent}struct {{ {pad}{what}; }} __attribute__((packed));"
 
 
+def _is_byte(field: Field) -> bool:
+    return field.ctype == "u8 %s"
+
+
 def _bit_reader(struct: str, path: str, field: Field) -> str:
     # A bit field has no address: read the bytes that contain it and shift.
     byte, shift = divmod(field.bit_offset, 8)
-    length = (shift + field.bit_size + 7) // 8
-    mask = (1 << field.bit_size) - 1
+    bits = field.bit_size or 8
+    length = (shift + bits + 7) // 8
+    mask = (1 << bits) - 1
     name = path.replace(".", "_")
     return (
         f"static inline u64 read_{struct}_{name}(const void *from)\n{{\n\tu64 bytes = 0;\n\n"

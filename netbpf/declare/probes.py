@@ -144,10 +144,11 @@ class Probe:
     """An event that a tool needs to see, and the alternatives to trace it, best first.
 
     `optional`: the tool runs without it; the columns `loses` are then empty. `option`: the probe is
-    used only if this option of the tool is given, `unless`: only if that one is not. `with_probe`:
-    it works only together with the probe of that name (a kprobe with a kretprobe), uses the same
-    kind, and is not used if it has no such alternative. `complements`: it traces what the probe of
-    that name does not see, unless that one uses the same kind. `role` is its use in the framework.
+    used only if this option of the tool is given, `unless`: only if none of these options is, whose
+    names are separated by spaces; "interval" is the argument INTERVAL. `with_probe`: it works only
+    together with the probe of that name (a kprobe with a kretprobe), uses the same kind, and is not
+    used if it has no such alternative. `complements`: it traces what the probe of that name does
+    not see, unless that one uses the same kind. `role` is its use in the framework.
     """
 
     def __init__(

@@ -67,13 +67,17 @@ def describe_missing(alternative: Alternative) -> str:
     return f", without {', '.join(alternative.loses)}" if alternative.loses else ""
 
 
+def _as_given(option: str) -> str:
+    return "INTERVAL" if option == "interval" else f"--{option.replace('_', '-')}"
+
+
 def describe_conditions(probe: Probe) -> str:
     """Return when a probe is used and what is missing without it, "" if it is always required."""
     conditions = []
     if probe.option:
-        conditions.append(f"only with --{probe.option.replace('_', '-')}")
+        conditions.append(f"only with {_as_given(probe.option)}")
     if probe.unless:
-        conditions.append(f"only without --{probe.unless.replace('_', '-')}")
+        conditions.append(f"only without {' or '.join(map(_as_given, probe.unless.split()))}")
     if probe.with_probe:
         conditions.append(f"only if '{probe.with_probe}' uses the same kind")
     if probe.complements:

@@ -138,7 +138,7 @@ def probes_of(tool: Tool, settings: Mapping[str, Any]) -> list[Probe]:
         for probe in tool.all_probes
         if probe not in unused
         and (not probe.option or settings.get(probe.option))
-        and not (probe.unless and settings.get(probe.unless))
+        and not any(settings.get(option) for option in probe.unless.split())
     ]
 
 

@@ -43,12 +43,13 @@ def test_what_a_probe_refers_to_exists(name):
     tool = tool_of(name)
     records = [tool.event, *(table.row for table in tool.tables)]
     columns = {column.name for record in records if record for column in record.columns}
-    options = {option.name for option in tool.options}
+    options = {option.name for option in tool.options} | ({"interval"} if tool.interval else set())
     seen: set[str] = set()
     for probe in tool.all_probes:
         for partner in filter(None, (probe.with_probe, probe.complements)):
             assert partner in seen, f"{probe.name}: beside whom?"
         assert not probe.option or probe.option in options, f"{probe.name}: no such option"
+        assert set(probe.unless.split()) <= options, f"{probe.name}: no such option"
         if probe in tool.probes:
             for lost in (*probe.loses, *(c for a in probe.alternatives for c in a.loses)):
                 assert lost in columns, f"{probe.name} loses '{lost}', which is no column"

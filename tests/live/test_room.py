@@ -222,6 +222,7 @@ GOING_ON = {
     "qdisclat": {"waiting"},
     "tcpstates": {"states", "owners"},
     "ipecn": set(),
+    "tcpwin": {"last_windows", "owners"},
 }
 EVERYTHING = {
     "ipecn": ("--all",),
@@ -280,6 +281,7 @@ WIDEST: dict[str, list[tuple[object, ...]]] = {
     "tcpnagle": [("--top", 5)],
     "tcpretrans": [(), ("--flows",)],
     "tcprtt": [("--per", "session", "--by", "comm")],
+    "tcpwin": [(), ("--summary",)],
 }
 
 

@@ -194,6 +194,7 @@ EVENTS = {
     "tcplife": (),
     "tcpretrans": (),
     "tcpstates": (),
+    "tcpwin": (),
 }
 
 
@@ -205,6 +206,7 @@ EVENTS = {
 @compares("tcplife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpretrans", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpstates", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("tcpwin", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @pytest.mark.parametrize("tool", EVENTS)
 def test_every_event_of_a_process_has_its_names(netbpf: Any, one_host: Host, tool: str) -> None:
     if tool == "skbdrop" and "rx_sk" not in (Btf().parameters("__traceiter_kfree_skb") or ()):

@@ -57,6 +57,8 @@ class EventResult(Result):
         self._open_columns = self._text_of_open()
         if self._open_columns and tool.open_rows and tool.open_rows.only(settings):
             self.columns, self.heading = self._open_columns, False
+        if self._per_interval:
+            self.unit, self.heading = "rows", False
         self._decoder = EventDecoder(tool, event, settings, attached)
         self._time = [column.name for column in event.members].index("time")
         size = ring_size(settings["buffer"])
@@ -75,6 +77,12 @@ class EventResult(Result):
         self._waiting: dict[bytes, tuple[Any, ...]] = {}
         self._written, self._taken = False, 0
         self._pending_ns = 0
+
+    @property
+    def _per_interval(self) -> bool:
+        """Whether INTERVAL asks for rows instead of events."""
+        used = (selection.probe for selection in self.attached.selections)
+        return any(probe.role is Role.OPEN and probe.option == "interval" for probe in used)
 
     def _text_of_open(self) -> tuple[Column, ...]:
         rows = self.tool.open_rows
@@ -245,8 +253,11 @@ class EventResult(Result):
                 self._show_pending(self._waiting)
         self._read_to(self._end_position)  # before a table of the same interval
         if self._open:
+            if self._per_interval:
+                self._open_writer.new_table()
             self._open.write(self._decoder, self.stop, self._show_open)
             self.fields["open"] = self._open.number
+            self.seen += self._open.number if self._per_interval else 0
 
     def _read_pending(self) -> None:
         assert self.pending
