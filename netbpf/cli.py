@@ -161,14 +161,13 @@ def settings_of(
     tool: Tool, arguments: Mapping[str, Any], alias: Optional[Alias] = None
 ) -> dict[str, Any]:
     """Return {option name: parsed value}; raise UsageError for an invalid argument."""
+    from netbpf.declare.implied import imply
     from netbpf.declare.options import count, seconds
     from netbpf.declare.shown import check_columns
 
     given = alias.named(arguments) if alias else arguments
     settings: dict[str, Any] = {o.name: o.value(given.get(o.name)) for o in tool.options}
-    for option in tool.options:
-        if option.sets and settings[option.name]:
-            settings.update(option.sets)
+    imply(tool.options, settings, given)
     for name, parse in (("interval", seconds), ("count", count)):
         if given.get(name) is not None:
             try:

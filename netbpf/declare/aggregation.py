@@ -220,7 +220,7 @@ class Aggregation:
             Option("--sort", metavar="COLUMN", parse=nonempty,
                    help=f"sort rows by this column, the most first (default {self.order})"),
             Option("--histogram", metavar="COLUMN", choices=self.measured,
-                   default=self.measure or None,
+                   default=self.measure or None, sets={} if self.measure else {"summary": False},
                    help="a distribution of this column instead of each event; with --by per key"),
         )  # fmt: skip
 

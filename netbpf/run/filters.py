@@ -17,6 +17,7 @@ from contextlib import suppress
 from stat import S_ISREG
 from typing import Any
 
+from netbpf.declare.aggregation import Aggregation
 from netbpf.declare.constants import in_ranges, load_constant, one_of
 from netbpf.declare.needs import OF_DEVICES, OF_PROCESS
 from netbpf.declare.options import Network, Option, devices
@@ -142,14 +143,28 @@ def checked(tool: Tool, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"--by counts events, and --{tool.events_unless} emits none", "leave one out"
         )
-    rows, shown = tool.aggregation, settings.get("by") or settings.get("summary")
-    if rows and rows.event_option and settings.get(rows.event_option) and shown:
-        raise UsageError("--events shows each event, --summary and --by count them", "give one")
+    if tool.aggregation:
+        _check_rows(tool.aggregation, settings)
     if netns and not missing_privileges() and not is_namespace(netns):
         if lacks(OF_PROCESS):
             raise privilege_error([OF_PROCESS])
         raise _no_namespace(settings["netns"])
     return with_devices(tool, settings)
+
+
+def _check_rows(rows: Aggregation, settings: Mapping[str, Any]) -> None:
+    """Raise UsageError for options of rows that the tool does not show."""
+    counted = settings.get("by") or settings["summary"]
+    if rows.event_option and settings[rows.event_option] and counted:
+        raise UsageError("--events shows each event, --summary and --by count them", "give one")
+    if settings["top"] or settings["sort"]:
+        if settings["histogram"]:
+            raise UsageError(
+                "--top and --sort are for rows, not for distributions",
+                "add --summary" if rows.measure else "leave out --histogram",
+            )
+        if not counted:
+            raise UsageError("--top and --sort are for rows", "add --summary or --by LIST")
 
 
 def active_filters(tool: Tool, settings: Mapping[str, Any]) -> list[str]:
