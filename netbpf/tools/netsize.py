@@ -14,7 +14,9 @@ DESCRIPTION
 EXAMPLES
   netbpf netsize                 all devices, until Ctrl-C
   netbpf netsize -i eth0 1 10    one device, every second, ten times
-  netbpf netsize --by dev,queue  per queue, for all network namespaces together
+  netbpf netsize -i eth0 --queues 5
+                                 each queue of a device, every 5 seconds
+  netbpf netsize --by dev,cpu    by the CPU that handles the packets
   netbpf netsize -d 5 --json     5 seconds, as JSON lines
 
   Packets received through loopback (netbpf netsize -i lo -d 2), the first lines:
@@ -47,6 +49,7 @@ from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.constants import device_filter
 from netbpf.declare.costs import Cost
+from netbpf.declare.keys import Key
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import count, devices
 from netbpf.declare.sizes import FIELDS, compare_devices, describe, without_gro
@@ -113,6 +116,8 @@ TOOL = Tool(
         *NETNS,
         Option("-i", "--interface", metavar="LIST", parse=devices,
                help="only these network devices"),
+        Option("--queues", help="each queue of a device: same as --by dev,netns,queue",
+               sets={"by": [Key("dev"), Key("netns"), Key("queue")]}),
         Option("--map-entries", metavar="N", parse=count, default="1024",
                help="how many pairs of device and point can be counted at once"),
     ),

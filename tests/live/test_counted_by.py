@@ -7,9 +7,11 @@ import json
 import os
 import socket
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import topology
 from compared import compares
 from harness import Run, netbpf_once
@@ -62,10 +64,9 @@ def test_packets_by_the_cpu_that_sends_them(netbpf: Any, two_hosts: tuple[Host, 
         assert of_all[cpu, left.device, left.inode, "stack_send"] == number
 
 
-@compares("netsize", "queue", shape="histogram")
-def test_packets_by_the_queue_that_the_discipline_of_each_queue_counted(
-    netbpf: Any, one_host: Host
-) -> None:
+@pytest.fixture
+def two_queues(one_host: Host) -> Iterator[Host]:
+    """A host whose device nbq0 sends to nbq1 in two queues, each with a discipline of its own."""
     topology.must("ip", "-n", one_host.namespace, "link", "add", "nbq0", "numtxqueues", 2,
                   "numrxqueues", 2, "type", "veth", "peer", "name", "nbq1",
                   "numtxqueues", 2, "numrxqueues", 2)  # fmt: skip
@@ -78,12 +79,21 @@ def test_packets_by_the_queue_that_the_discipline_of_each_queue_counted(
         one_host.run("tc", "qdisc", "replace", "dev", "nbq0", "parent", f"1:{queue}", "pfifo")
     one_host.run("ip", "neigh", "add", "10.92.0.9", "lladdr", "02:00:00:00:00:09", "dev", "nbq0",
                  "nud", "permanent")  # fmt: skip
-    with netbpf("netsize", "-i", "nbq0,nbq1", "--by", "dev,queue") as run:
-        before = packets_of_queues(one_host)
+    yield one_host
+    topology.must("ip", "-n", one_host.namespace, "link", "del", "nbq0")
+
+
+@compares("netsize", "queue", shape="histogram")
+@pytest.mark.parametrize("words", [("--by", "dev,queue"), ("--queues",)], ids=["by", "queues"])
+def test_packets_by_the_queue_that_the_discipline_of_each_queue_counted(
+    netbpf: Any, two_queues: Host, words: tuple[str, ...]
+) -> None:
+    with netbpf("netsize", "-i", "nbq0,nbq1", *words) as run:
+        before = packets_of_queues(two_queues)
         for _ in range(24):  # flows, which hash to queues
-            with one_host.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            with two_queues.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                 sender.sendto(b"x", ("10.92.0.9", 9))
-        after = packets_of_queues(one_host)
+        after = packets_of_queues(two_queues)
     sent = {queue: after[queue] - before[queue] for queue in after}
     assert sum(sent.values()) >= 24 and all(sent.values())
     found = by_key(run, "dev", "queue", "point")
