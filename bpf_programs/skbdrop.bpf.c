@@ -87,6 +87,10 @@ static inline int on_drop(void *ctx, struct sk_buff *skb, u64 location, u32 reas
 	struct drop_key key = {};
 	struct owner owner = {};
 
+#ifdef XDP_REASON
+	if (reason == NOT_SPECIFIED && XDP_PLACE(location))
+		reason = XDP_REASON;
+#endif
 #ifdef FILTER_REASON
 	if (!FILTER_REASON(reason))
 		return 0;

@@ -92,6 +92,14 @@ ALIASES = (
         notes=("Accepts that fail are also shown: RESULT, which bcc does not have, is the error.",),
     ),
     Alias(
+        "xdpdrop",
+        "skbdrop",
+        "packets that XDP programs drop",
+        "--reason XDP",
+        notes=("Native XDP on a hardware device drops before there is a packet buffer: only the "
+               "device's own counters have those.",),
+    ),
+    Alias(
         "tcpdrop",
         "skbdrop",
         "TCP segments that the kernel drops, and the kernel functions that led there",

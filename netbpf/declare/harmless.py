@@ -23,6 +23,9 @@ _PROBES = ("TCP_OLD_SEQUENCE", "TCP_OLD_DATA")
 _OLD_PROBES = ("TCP_INVALID_SEQUENCE", "TCP_OLD_DATA")
 _SINGLE = ("NOT_SPECIFIED", "SOCKET_CLOSE", "TCP_OLD_ACK", "TCP_FASTOPEN")
 
+# Functions that free what an XDP program has dropped and give no reason, up to 7.2 at least.
+_XDP = ("do_xdp_generic", "veth_xdp_rcv_skb")
+
 
 def reason_in(known: Mapping[str, int], names: Iterable[str]) -> str:
     """Return a C test of whether `r` is one of the reasons `names` that the kernel has."""
@@ -55,6 +58,9 @@ def reason_constants(settings: Mapping[str, Any], names: Any) -> dict[str, objec
         "ACKED_PLACE(x)": place_in(names.span, _ACKED if known else ()),
         "REQUEST_PLACE(x)": place_in(names.span, request),
     }
+    if "XDP" in known:
+        tests["XDP_REASON"] = known["XDP"]
+        tests["XDP_PLACE(x)"] = place_in(names.span, _XDP)
     if settings["reason"]:
         tests["FILTER_REASON(r)"] = one_of("r", names.numbers(settings["reason"].split(",")))
     if known and not names.offers("kfree_skb", "rx_sk"):

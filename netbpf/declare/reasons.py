@@ -72,7 +72,7 @@ MEANINGS = {
     "QDISC_OVERLIMIT": "the queueing discipline is over its limit (tc -s qdisc)",
     "QDISC_CONGESTED": "the queueing discipline dropped it because of congestion (tc -s qdisc)",
     "CPU_BACKLOG": "the CPU's queue is full (netdev_max_backlog) [Softnet.dropped]",
-    "XDP": "a generic XDP program dropped it",
+    "XDP": "an XDP program of the device dropped it (ip -d link)",
     "UNHANDLED_PROTO": "an ethertype without a handler",
     "SECURITY_HOOK": "a security module (SELinux, AppArmor) rejected it",
     "FULL_RING": "the ring of a tun, tap or veth device is full",

@@ -81,6 +81,7 @@ ACCEPTED: dict[str, Settings] = {
     "tcpconnlat -6": {"ipv6": True},
     "tcpconnlat -v": {"verbose": True},
     "tcpconnlat -p 181 -t 10": {"pid": [181], "timestamp": True, "min_ms": 10.0},
+    "xdpdrop": {"reason": "XDP"},
     "tcpdrop": {"events": True, "proto": ["tcp"], "stack": True, "time": "seconds"},
     "tcpdrop -4": {"ipv4": True},
     "tcpdrop -6": {"ipv6": True},
