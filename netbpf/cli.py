@@ -40,9 +40,10 @@ class _Tools(click.Group):
         if alias or cmd_name in tool_names():
             return alias_command(alias) if alias else _tool_command(find_tool(cmd_name))
         if not command:
-            nearest = did_you_mean(cmd_name, self.list_commands(ctx))
-            names = ", ".join(tool_names())
-            raise UsageError(f"no tool named '{cmd_name}'", f"{nearest}tools: {names}")
+            from netbpf.declare.instead import hint_for
+
+            hint = hint_for(cmd_name, self.list_commands(ctx))
+            raise UsageError(f"no tool named '{cmd_name}'", hint)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

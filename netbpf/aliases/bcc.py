@@ -96,6 +96,7 @@ ALIASES = (
         "skbdrop",
         "packets that XDP programs drop",
         "--reason XDP",
+        columns=("location", "dev", "proto", "count", "bytes"),
         notes=("Native XDP on a hardware device drops before there is a packet buffer: only the "
                "device's own counters have those.",),
     ),
@@ -221,3 +222,11 @@ ALIASES = (
         ),
     ),
 )  # fmt: skip
+
+# Names that no tool of netbpf replaces yet -> the command that comes nearest, and what it shows.
+INSTEAD = {
+    "netqtop": ("netsize --queues 1", "sizes of packets by queue of a device"),
+    "solisten": ("sockstat --op listen --by comm,pid", "who calls listen(2)"),
+    "tcppktlat": ("so1stbyte --summary", "how late programs read the first byte (READ)"),
+    "tcptracer": ("tcpstates", "each connection as it opens and closes, with its process"),
+}

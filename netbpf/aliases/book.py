@@ -88,3 +88,16 @@ ALIASES = (
         for kind in _KINDS
     ),
 )  # fmt: skip
+
+# Names that no tool of netbpf replaces yet -> the command that comes nearest, and what it shows.
+INSTEAD = {
+    "nettxlat": ("qdisclat", "how long packets wait before the driver takes them"),
+    "skblife": (
+        "qdisclat",
+        "how long packets wait to be sent; 'netbpf softnet' has the receive side",
+    ),
+    "solife": ("tcplife", "sessions of TCP"),
+    "sormem": ("skbdrop --reason SOCKET_RCVBUFF", "packets that a full receive buffer dropped"),
+    "superping": ("tcprtt --by raddr", "round trip times of TCP connections"),
+    "udplife": ("sockstat --proto udp --op send,recv --by comm,pid,rport", "datagrams by process"),
+}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from netbpf.declare.aliases import all_aliases
+from netbpf.declare.instead import instead
 from netbpf.declare.needs import TRACEFS, Need, needs_of
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, SORT
 from netbpf.declare.probes import Probe
@@ -66,6 +67,15 @@ def aliases_table(tools: Sequence[Tool]) -> str:
         shown = " ".join(["TIME"] * bool(alias.time) + columns) or "a histogram"
         rows.append((f"`{alias.name}`", alias.suite, f"`{alias.same_as.partition(' ')[2]}`", shown))
     return _table(("name", "of", "same as", "text columns"), rows)
+
+
+def instead_table(tools: Sequence[Tool]) -> str:
+    """Return a row for each name that has no counterpart."""
+    rows = [
+        (f"`{name}`", suite, f"`netbpf {words}`", shown)
+        for name, (suite, words, shown) in instead().items()
+    ]
+    return _table(("name", "of", "nearest", "shows"), rows)
 
 
 def options_table(tools: Sequence[Tool]) -> str:
@@ -161,6 +171,7 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequenc
 TABLES = {
     "tools": tools_table,
     "aliases": aliases_table,
+    "instead": instead_table,
     "options": options_table,
     "probes": probes_table,
     "selected": selected_table,
