@@ -69,7 +69,10 @@ def seconds(tool: Tool, output: str) -> float:
     """Return the CPU seconds in which one reader takes and writes EVENTS events."""
     fd, size = ring_file(tool)
     attached: Any = SimpleNamespace(
-        loaded=SimpleNamespace(maps={"events": fd, "late": -1}), missing=(), with_role=lambda _: ()
+        loaded=SimpleNamespace(maps={"events": fd, "late": -1}),
+        missing=(),
+        selections=(),
+        with_role=lambda _: (),
     )
     settings = {
         option.name: option.parse(option.default) if option.parse and option.default else None

@@ -51,10 +51,12 @@ COMMON = {
 def files() -> list[Path]:
     """Return every text file of the project."""
     found = [path for path in ROOT.iterdir() if path.is_file()]
-    for tree in TREES:
-        found += [path for path in (ROOT / tree).rglob("*") if path.is_file()]
     skip = {"__pycache__", ".venv", ".git", "boxes", ".vagrant"}
-    return sorted(path for path in found if not skip & set(path.relative_to(ROOT).parts))
+    for tree in TREES:
+        for directory, inner, names in os.walk(ROOT / tree):
+            inner[:] = set(inner) - skip  # boxes may be built meanwhile
+            found += [path for name in names if (path := Path(directory, name)).is_file()]
+    return sorted(found)
 
 
 def text_of(path: Path) -> str:

@@ -14,7 +14,8 @@ from crowd import Crowd
 from harness import Run, wait_until
 from traffic import Line, Session, clients
 
-from netbpf.declare.tool import tool_names
+from netbpf.declare.options import by_name
+from netbpf.declare.tool import all_tools
 
 pytestmark = pytest.mark.alone
 
@@ -26,9 +27,14 @@ def shown(run: Run) -> Counter[Line]:
 
 
 def test_all_tools_at_once(netbpf: Any, crowd: Crowd) -> None:
-    netns = ("--netns", crowd.left.inode)
+    netns = {  # some are of the whole machine
+        tool.name: ("--netns", crowd.left.inode) if "netns" in by_name(tool.options) else ()
+        for tool in all_tools()
+    }
     with contextlib.ExitStack() as all_of_them:
-        runs = {tool: all_of_them.enter_context(netbpf(tool, *netns)) for tool in tool_names()}
+        runs = {
+            tool: all_of_them.enter_context(netbpf(tool, *words)) for tool, words in netns.items()
+        }
         sessions = crowd.play(SESSIONS)
         runs["tcplife"].wait_for(SESSIONS)
         runs["soconnect"].wait_for(SESSIONS)
