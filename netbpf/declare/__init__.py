@@ -23,6 +23,7 @@ from netbpf.declare.columns import (
     Text,
     Uid,
 )
+from netbpf.declare.costs import Cost
 from netbpf.declare.histogram import Histogram
 from netbpf.declare.options import NETNS, PROCESS, SOCKET, Option
 from netbpf.declare.probes import (
@@ -55,6 +56,7 @@ __all__ = [
     "Column",
     "Comm",
     "Container",
+    "Cost",
     "Count",
     "Duration",
     "Errno",

@@ -47,7 +47,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
-from netbpf.declare import NETNS, SOCKET, Event, Option, Record, Row, Table, Tool
+from netbpf.declare import NETNS, SOCKET, Cost, Event, Option, Record, Row, Table, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.constants import device_filter
@@ -131,7 +131,7 @@ def by_sender(entries: Sequence[Entry], settings: Mapping[str, Any]) -> list[dic
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(60_000, cpu=100, entry=125, entry_cpu=48),
+    memory=Memory(60_000, cpu=100, entry=125, entry_cpu=48), cost=Cost(0.5, 1.4),
     event=Packet,
     events_unless="summary",
     table=(

@@ -55,7 +55,7 @@ LIMITS
   disciplines; more of them, and packets beyond --map-entries, count as map_full.
 """
 
-from netbpf.declare import NETNS, Event, Histogram, Option, Row, Table, Tool, queues
+from netbpf.declare import NETNS, Cost, Event, Histogram, Option, Row, Table, Tool, queues
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.memory import Memory
@@ -111,7 +111,7 @@ def end(event: str, how: str) -> p.Probe:
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(160_000, cpu=440_000, entry=232),
+    memory=Memory(160_000, cpu=440_000, entry=232), cost=Cost(1.2, 2.4),
     event=LongWait,
     event_option="min_ms",
     histogram=Histogram(

@@ -85,7 +85,17 @@ LIMITS
   pickup_us are unknown. Before 6.5, sendfile is a write only when the answer arrives.
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Record, SocketEvent, Tool, first_bytes
+from netbpf.declare import (
+    NETNS,
+    PROCESS,
+    SOCKET,
+    Cost,
+    Option,
+    Record,
+    SocketEvent,
+    Tool,
+    first_bytes,
+)
 from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
@@ -135,7 +145,7 @@ class Totals(Record):
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(1_450_000, cpu=26_000, entry=340),
+    memory=Memory(1_450_000, cpu=26_000, entry=340), cost=Cost(3.4, 8.4),
     event=FirstByte,
     aggregation=a.Aggregation(
         first_bytes.PhaseRow, ("comm", "pid", "role"), order="connections", measure="first_rx_us"

@@ -45,7 +45,7 @@ LIMITS
   'netbpf sockstat --by'.
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Option, Tool
+from netbpf.declare import NETNS, PROCESS, SOCKET, Cost, Histogram, Option, Tool
 from netbpf.declare import columns as c
 from netbpf.declare.calls import MESSAGE_PROBES, OPS, PROTO_WORDS, PROTOS, SIGNAL, call_filters
 from netbpf.declare.memory import Memory
@@ -93,7 +93,7 @@ def describe(histogram, sums):
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(5_000, cpu=2_000, entry=400, entry_cpu=376),
+    memory=Memory(5_000, cpu=2_000, entry=400, entry_cpu=376), cost=Cost(0.2, 2.3),
     histogram=Histogram(
         "sizes", SizeKey, "bytes", extra=SizeSums, describe=describe, fields=FIELDS,
         default=("op", "comm"), order="calls", limit="top",

@@ -45,7 +45,7 @@ LIMITS
   On kernels with PREEMPT_RT, the time of a run includes that of threads that interrupt it.
 """
 
-from netbpf.declare import Histogram, Option, Table, Tool
+from netbpf.declare import Cost, Histogram, Option, Table, Tool
 from netbpf.declare import probes as p
 from netbpf.declare import softirqs as s
 from netbpf.declare.memory import Memory
@@ -59,7 +59,7 @@ def softirq_probe(name: str) -> p.Probe:
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(20_000, cpu=10_000, entry=105, entry_cpu=24),
+    memory=Memory(20_000, cpu=10_000, entry=105, entry_cpu=24), cost=Cost(1.3, 0.4),
     histogram=Histogram("times", s.TimeKey, "us", option="histogram"),
     table=(
         Table(

@@ -47,7 +47,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Histogram, Option, Record, Tool
+from netbpf.declare import NETNS, PROCESS, SOCKET, Cost, Histogram, Option, Record, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.memory import Memory
@@ -96,7 +96,7 @@ def describe(histogram: Mapping[str, Any], sums: Mapping[str, int]) -> dict[str,
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(1_650_000, cpu=40_000, entry=245, entry_cpu=44),
+    memory=Memory(1_650_000, cpu=40_000, entry=245, entry_cpu=44), cost=Cost(0.1, 2.1),
     histogram=Histogram(
         "rtts", RttKey, "us", extra=RttSums, describe=describe,
         fields={"average": {"type": "number", "description": "mean of the values"}},

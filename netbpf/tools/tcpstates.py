@@ -40,7 +40,7 @@ LIMITS
   after it. MPTCP connections are shown as subflows.
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, Option, Row, SocketEvent, Tool
+from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, Cost, Option, Row, SocketEvent, Tool
 from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare.memory import Memory
@@ -79,6 +79,7 @@ class ChangeRow(Row):
 TOOL = Tool(
     __doc__,
     memory=Memory(1_450_000, cpu=26_000, entry=224),
+    cost=Cost(6.0, 38.7),
     event=StateChange,
     aggregation=a.Aggregation(ChangeRow, ("oldstate", "newstate"), order="changes"),
     probes=(state_probe(),),

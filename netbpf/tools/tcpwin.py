@@ -56,7 +56,7 @@ LIMITS
 
 from typing import Any
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Row, SocketEvent, Table, Tool
+from netbpf.declare import NETNS, PROCESS, SOCKET, Cost, Option, Row, SocketEvent, Table, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.memory import Memory
@@ -141,7 +141,7 @@ _ROWS = "each summary interval"  # the options that show no changes
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(1_600_000, cpu=26_000, entry=400),
+    memory=Memory(1_600_000, cpu=26_000, entry=400), cost=Cost(4.4, 19.7),
     event=Window,
     events_unless="summary",
     table=Table("flows", Flow, TimeSums, TimesRow, complete=in_microseconds, option="summary",

@@ -50,8 +50,8 @@ COMMON = {
 
 def files() -> list[Path]:
     """Return every text file of the project."""
-    found = [path for path in ROOT.iterdir() if path.is_file()]
     skip = {"__pycache__", ".venv", ".git", "boxes", ".vagrant"}
+    found = [path for path in ROOT.iterdir() if path.is_file() and path.name not in skip]
     for tree in TREES:
         for directory, inner, names in os.walk(ROOT / tree):
             inner[:] = set(inner) - skip  # boxes may be built meanwhile
