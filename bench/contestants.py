@@ -13,7 +13,7 @@ NETBPF, FLOOR, BCC, LIBBPF, BPFTRACE, BOOK = (
     "netbpf", "empty programs", "bcc", "libbpf-tools", "bpftrace", "the book",
 )  # fmt: skip
 PORT, IDLE_DEVICE = 4711, "nb-idle"
-# No package has the book's scripts. Whoever has them puts them where the tests look for them, too.
+# No package has the book's scripts: copy them to this directory, where the tests find them as well.
 _BOOK = Path(__file__).resolve().parent.parent / "tests/live/book"
 
 # Options that exclude all of the traffic, and that all of it passes; {pid} is who makes it.

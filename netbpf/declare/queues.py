@@ -64,7 +64,7 @@ def kinds(text: str) -> list[str]:
 
 
 def constants(settings: Mapping[str, Any]) -> dict[str, object]:
-    """Return the filters of devices and kinds, and whether queues are told apart."""
+    """Return the filters by device and kind; QUEUES asks for a row per transmit queue."""
     kind, by = settings["kind"], [key.name for key in settings["by"] or ()]
     found: dict[str, object] = {**device_filter(settings["interface"])}
     if kind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,26 @@ class Crowd(NamedTuple):
         """Those in our namespaces: the rest of the machine may be talking, too."""
         namespaces = (self.left.inode, self.right.inode)
         return [event for event in found if event["netns"] in namespaces]
+
+    def filters(self) -> dict[tuple[object, ...], Callable[[Line], bool]]:
+        """The filters of processes, sockets and namespaces: words, and the lines that pass."""
+        plain, other = self.servers
+        port = self.port(0, "ipv4")
+        return {
+            ("-p", self.root.pid): lambda line: line.pid == self.root.pid,
+            ("-p", f"{plain.pid},{other.pid}"): lambda line: line.pid in (plain.pid, other.pid),
+            ("--comm", "nb-server-t*"): lambda line: line.pid == other.pid,
+            ("--uid", NOBODY): lambda line: line.pid == self.nobody.pid,
+            ("--cgroup", self.cgroup): lambda line: line.pid == self.nobody.pid,
+            ("--container", CONTAINER[:12]): lambda line: line.pid == self.nobody.pid,
+            ("--netns", self.left.inode): lambda line: line.comm.startswith("nb-client"),
+            ("-L", port): lambda line: line.lport == port,
+            ("-D", port): lambda line: line.rport == port,
+            ("-4",): lambda line: line.family == "ipv4",
+            ("-6",): lambda line: line.family == "ipv6",
+            ("--laddr", f"{self.left.ipv4}/32"): lambda line: line.laddr == self.left.ipv4,
+            ("--raddr", f"{self.left.ipv6}/128"): lambda line: line.raddr == self.left.ipv6,
+        }
 
     def lines(self, run: Run) -> Counter[Line]:
         """What the run says about sessions of ours that ended."""

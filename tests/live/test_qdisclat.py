@@ -324,7 +324,7 @@ def test_pieces_of_large_packets_have_the_wait_of_the_whole(
     assert found["count"] + found["unknown"] == shown["packets"] > 400_009 // 1500
     assert found["split"] == cut > 0
     assert found["dropped"] == shown["drops"] == 0
-    # A piece that is sent again while the first one waits cannot be told from it.
+    # A retransmission has the sequence number of the piece that still waits: both look the same.
     assert found["unknown"] <= again
 
 

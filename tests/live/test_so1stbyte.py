@@ -22,12 +22,11 @@ import traffic
 from alternatives import Case, Stage, plain
 from calls import Caller, needs_ring
 from compared import compares
-from crowd import CONTAINER, NOBODY, Crowd
+from crowd import NOBODY, Crowd
 from harness import Json, Run, netbpf_once, seconds, wait_until
 from packets import log2_buckets
 from test_mptcp import MPTCP
-from test_tcptop import cgroup_of
-from topology import Host
+from topology import Host, cgroup_of
 
 from netbpf.kernel.btf import Btf
 
@@ -78,7 +77,7 @@ FAMILIES = {
 
 
 class Pair:
-    """A listener and its clients, all of this process; accepts when it is told to."""
+    """A listener and its clients, all in this process; the test says when it accepts."""
 
     def __init__(self, host: Host, family: str = "ipv4", protocol: int = 0) -> None:
         kind, address, self.address = FAMILIES[family]
@@ -740,24 +739,10 @@ def test_each_connection_has_its_process(netbpf: Any, crowd: Crowd) -> None:
 
 def test_filters(netbpf: Any, crowd: Crowd) -> None:
     """Each filter shows what matches, and nothing else."""
-    plain, other = crowd.servers
-    port = crowd.port(0, "ipv4")
-    filters: dict[tuple[Any, ...], Callable[[traffic.Line], bool]] = {
-        ("-p", crowd.root.pid): lambda line: line.pid == crowd.root.pid,
-        ("-p", f"{plain.pid},{other.pid}"): lambda line: line.pid in (plain.pid, other.pid),
-        ("--comm", "nb-server-t*"): lambda line: line.pid == other.pid,
-        ("--uid", NOBODY): lambda line: line.pid == crowd.nobody.pid,
-        ("--cgroup", crowd.cgroup): lambda line: line.pid == crowd.nobody.pid,
-        ("--container", CONTAINER[:12]): lambda line: line.pid == crowd.nobody.pid,
-        ("--netns", crowd.left.inode): lambda line: line.comm.startswith("nb-client"),
+    filters = {
+        **crowd.filters(),
         ("--role", "active"): lambda line: line.role == "active",
         ("--role", "passive"): lambda line: line.role == "passive",
-        ("-L", port): lambda line: line.lport == port,
-        ("-D", port): lambda line: line.rport == port,
-        ("-4",): lambda line: line.family == "ipv4",
-        ("-6",): lambda line: line.family == "ipv6",
-        ("--laddr", f"{crowd.left.ipv4}/32"): lambda line: line.laddr == crowd.left.ipv4,
-        ("--raddr", f"{crowd.left.ipv6}/128"): lambda line: line.raddr == crowd.left.ipv6,
     }
     with contextlib.ExitStack() as stack:
         runs = [stack.enter_context(netbpf("so1stbyte", "--events", *words)) for words in filters]

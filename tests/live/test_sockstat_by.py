@@ -17,7 +17,7 @@ import topology
 from calls import Caller, Row, difference, shown
 from compared import compares
 from harness import Run
-from topology import Host
+from topology import Host, cgroup_of
 
 from netbpf.declare.tool import find_tool
 
@@ -95,13 +95,6 @@ def played(one: Caller, times: int) -> calls.Told:
 def strings(rows: calls.Rows) -> dict[tuple[str, ...], Row]:
     """Return the rows with keys that can be sorted."""
     return {tuple(map(str, key)): row for key, row in rows.items()}
-
-
-def cgroup_of(pid: int) -> int:
-    """Return the id of the process's cgroup, the inode of its directory."""
-    lines = [line.split(":", 2) for line in open(f"/proc/{pid}/cgroup").read().splitlines()]
-    (path,) = [path for number, _, path in lines if number == "0"]
-    return os.stat(f"{topology.cgroup2_mount()}{path}").st_ino
 
 
 TALK = """

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import struct
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import topology
@@ -19,15 +17,15 @@ import traffic
 from alternatives import Case, Stage
 from compared import compares
 from harness import Json, Run, kill, wait_until
+from old_sessions import FOUR, SIX, UID, Old
 from packets import log2_buckets
-from topology import Host
+from topology import Host, cgroup_of
 from traffic import Peer, Session
 
 from netbpf.declare.keys import Key
 
 TCP = socket.IPPROTO_TCP
 EXCHANGES = 43
-UID = 1001
 LAST_RTT, LAST_MDEV, MIN_RTT, UNACKED = 68, 72, 148, 24  # offsets in struct tcp_info
 
 
@@ -322,15 +320,6 @@ def test_keys_are_those_of_the_sockets_and_their_owners(
     assert (found[left.inode,], found[right.inode,]) == (15, 11)
 
 
-def cgroup_of(pid: int) -> int:
-    """Return the number of a process's cgroup of version 2, which is that of its directory."""
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        number, _, path = line.split(":", 2)
-        if number == "0":
-            return os.stat(f"{topology.cgroup2_mount()}{path}").st_ino
-    raise AssertionError("no cgroup of version 2")
-
-
 def test_keys_without_room_are_counted(netbpf: Any, one_host: Host) -> None:
     with contextlib.ExitStack() as stack:
         pairs = [stack.enter_context(contextlib.closing(Exchange(one_host))) for _ in range(5)]
@@ -348,46 +337,10 @@ def test_keys_without_room_are_counted(netbpf: Any, one_host: Host) -> None:
 # --- filters --------------------------------------------------------------------------------------
 
 
-class Old(NamedTuple):
-    """Sessions that exist before the tool starts: over IPv4 and IPv6."""
-
-    four: Session
-    six: Session
-
-
 @pytest.fixture(scope="module")
 def old(ends: tuple[Peer, Peer, Peer]) -> Old:
     first, second, server = ends
     return Old(traffic.connect(first, server, "ipv4"), traffic.connect(second, server, "ipv6"))
-
-
-FOUR = {
-    "-4": lambda old: (),
-    "-L": lambda old: (old.four.local[1],),
-    "-D": lambda old: (old.four.remote[1],),
-    "--laddr": lambda old: ("10.91.0.1",),
-    "--raddr": lambda old: ("10.91.0.0/24",),
-    "--pid": lambda old: (old.four.client.pid,),
-    "--comm": lambda old: ("nb-f*",),
-    "--uid": lambda old: (0,),
-}
-SIX = {
-    "-6": lambda old: (),
-    "-L": lambda old: (old.six.local[1],),
-    "-D": lambda old: (old.six.remote[1],),
-    "--laddr": lambda old: ("fd00:91::/64",),
-    "--raddr": lambda old: ("fd00:91::2",),
-    "--pid": lambda old: (old.six.client.pid,),
-    "--comm": lambda old: ("nb-second",),
-    "--uid": lambda old: (UID,),
-    "--cgroup": lambda old: (own_directory(old.six.client.pid),),
-}
-
-
-def own_directory(pid: int) -> str:
-    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    path = next(line[3:] for line in lines if line.startswith("0::"))
-    return f"{topology.cgroup2_mount()}{path}"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from alternatives import sessions as sessions_of
 from compared import compares
 from crowd import CONTAINER, NOBODY, QUICK_ENDS, Crowd
 from harness import Json, Run, seconds, wait_until
-from topology import Host
+from topology import Host, cgroup_of
 
 LINGER_0 = struct.pack("ii", 1, 0)  # close() sends a reset
 ENDS = ("laddr", "lport", "raddr", "rport")
@@ -504,32 +504,9 @@ def test_rows_by_network(netbpf: Any, crowd: Crowd) -> None:
     }  # fmt: skip
 
 
-def cgroup_of(pid: int) -> int:
-    """Return the id of a process's cgroup, the inode of its directory."""
-    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    (path,) = [line.split(":", 2)[2] for line in lines if line.startswith("0:")]
-    return (topology.cgroup2_mount() / path.lstrip("/")).stat().st_ino
-
-
 def test_filters(netbpf: Any, crowd: Crowd) -> None:
     """Each filter shows what matches, and nothing else."""
-    plain, other = crowd.servers[0], crowd.servers[1]
-    port = crowd.port(0, "ipv4")
-    filters: dict[tuple[Any, ...], Callable[[traffic.Line], bool]] = {
-        ("-p", crowd.root.pid): lambda line: line.pid == crowd.root.pid,
-        ("-p", f"{plain.pid},{other.pid}"): lambda line: line.pid in (plain.pid, other.pid),
-        ("--comm", "nb-server-t*"): lambda line: line.pid == other.pid,
-        ("--uid", NOBODY): lambda line: line.pid == crowd.nobody.pid,
-        ("--cgroup", crowd.cgroup): lambda line: line.pid == crowd.nobody.pid,
-        ("--container", CONTAINER[:12]): lambda line: line.pid == crowd.nobody.pid,
-        ("--netns", crowd.left.inode): lambda line: line.comm.startswith("nb-client"),
-        ("-L", port): lambda line: line.lport == port,
-        ("-D", port): lambda line: line.rport == port,
-        ("-4",): lambda line: line.family == "ipv4",
-        ("-6",): lambda line: line.family == "ipv6",
-        ("--laddr", f"{crowd.left.ipv4}/32"): lambda line: line.laddr == crowd.left.ipv4,
-        ("--raddr", f"{crowd.left.ipv6}/128"): lambda line: line.raddr == crowd.left.ipv6,
-    }
+    filters = crowd.filters()
     with contextlib.ExitStack() as stack:
         runs = [stack.enter_context(netbpf("tcptop", *words, 300)) for words in filters]
         sessions = crowd.play(41, ALL_READ)

@@ -25,9 +25,9 @@ import traffic
 from alternatives import Case, Stage
 from compared import compares
 from harness import Json, Run, kill, netbpf_once, seconds, wait_until
+from old_sessions import FOUR, SIX, UID, Old
 from raw_peer import ACK, RST, SYN, Peer, Wire, ends, wire
-from topology import Host
-from traffic import Session
+from topology import Host, cgroup_of
 
 from netbpf.kernel.btf import Btf
 
@@ -37,7 +37,6 @@ LINGER_0 = struct.pack("ii", 1, 0)  # close() sends a reset
 MSS = 536  # without an option of the peer
 STATES = ("open", "disorder", "cwr", "recovery", "loss")
 ECE, CWR = 0x40, 0x80
-UID = 1001
 U32 = {  # offsets in struct tcp_info
     "unacked": 24, "sacked": 28, "lost": 32, "retrans": 36, "rtt": 68, "snd_ssthresh": 76,
     "snd_cwnd": 80, "total_retrans": 100, "segs_in": 140, "notsent": 144, "delivered": 192,
@@ -230,17 +229,6 @@ def test_each_segment_shows_what_tcp_info_had_before_it(netbpf: Any, path: Wire)
 
 def comm() -> str:
     return Path("/proc/self/comm").read_text().strip()
-
-
-def cgroup_of(pid: int) -> int:
-    """Return the number of a process's cgroup of version 2, which is that of its directory."""
-    return os.stat(own_directory(pid)).st_ino
-
-
-def own_directory(pid: int) -> str:
-    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    path = next(line[3:] for line in lines if line.startswith("0::"))
-    return f"{topology.cgroup2_mount()}{path}"
 
 
 @compares("tcpwin", "sock")
@@ -723,13 +711,6 @@ def test_connections_without_room_are_counted(
 # --- filters --------------------------------------------------------------------------------------
 
 
-class Old(NamedTuple):
-    """Sessions that exist before the tool starts: over IPv4 and IPv6."""
-
-    four: Session
-    six: Session
-
-
 @pytest.fixture(scope="module")
 def old(two_hosts: tuple[Host, Host]) -> Iterator[Old]:
     left, right = two_hosts
@@ -742,27 +723,6 @@ def old(two_hosts: tuple[Host, Host]) -> Iterator[Old]:
         yield Old(traffic.connect(first, server, "ipv4"), traffic.connect(second, server, "ipv6"))
 
 
-FOUR = {
-    "-4": lambda old: (),
-    "-L": lambda old: (old.four.local[1],),
-    "-D": lambda old: (old.four.remote[1],),
-    "--laddr": lambda old: ("10.91.0.1",),
-    "--raddr": lambda old: ("10.91.0.0/24",),
-    "--pid": lambda old: (old.four.client.pid,),
-    "--comm": lambda old: ("nb-f*",),
-    "--uid": lambda old: (0,),
-}
-SIX = {
-    "-6": lambda old: (),
-    "-L": lambda old: (old.six.local[1],),
-    "-D": lambda old: (old.six.remote[1],),
-    "--laddr": lambda old: ("fd00:91::/64",),
-    "--raddr": lambda old: ("fd00:91::2",),
-    "--pid": lambda old: (old.six.client.pid,),
-    "--comm": lambda old: ("nb-second",),
-    "--uid": lambda old: (UID,),
-    "--cgroup": lambda old: (own_directory(old.six.client.pid),),
-}
 FORMS = {"changes": (), "each": ("--each",), "interval": ("0.1",), "summary": ("--summary",)}
 
 

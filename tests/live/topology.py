@@ -195,6 +195,18 @@ def cgroup2_mount() -> Path:
     raise AssertionError("no cgroup2 mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 
+def own_cgroup(pid: int) -> Path:
+    """Return the directory of a process's cgroup of version 2."""
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    (path,) = [line.split(":", 2)[2] for line in lines if line.startswith("0:")]
+    return cgroup2_mount() / path.lstrip("/")
+
+
+def cgroup_of(pid: int) -> int:
+    """Return the id of a process's cgroup of version 2, the inode of its directory."""
+    return own_cgroup(pid).stat().st_ino
+
+
 @contextlib.contextmanager
 def cgroup(*names: str) -> Iterator[Path]:
     """Create a cgroup, and cgroups `names` nested below it; yield the lowest."""

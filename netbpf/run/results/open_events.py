@@ -39,7 +39,7 @@ class OpenEvents:
 
     def read(self, stop: Stop) -> None:
         """Read all that are open now."""
-        with stop.extended():  # a list takes its time, unless nobody reads it
+        with stop.extended():  # the time to read and list them does not count
             self._read = [read_iterator(link) for link in self._links]
 
     def write(self, decoder: EventDecoder, stop: Stop, show: Show) -> None:
