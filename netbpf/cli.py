@@ -59,6 +59,7 @@ def cli() -> None:
 
 
 cli.add_command(sessions.record)
+cli.add_command(sessions.triage)
 
 
 @cli.command("list")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Callable
+from shlex import quote
+from typing import Any, Callable, Optional
 
 import click
 
@@ -21,6 +22,23 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
             more = {**more, "metavar": option.metavar, "default": SESSION_LIMITS[option.name]}
         command = click.option(*option.flags, option.name, **more)(command)
     return command
+
+
+@click.command(context_settings={**CONTEXT, "show_default": True})
+@click.option("--json", "as_json", is_flag=True, help="print a JSON object per finding")
+@click.option("--netns", metavar="PID|NAME|INODE", help="only this network namespace")
+@_limits
+def triage(as_json: bool, netns: Optional[str], **limits: Any) -> None:
+    """Find out what is wrong with the network of this machine.
+
+    Runs several tools together, and tells what stands out, the worst first: what happens to whom,
+    what shows it, what it means, and the command to type next.
+    """
+    from netbpf.triage.run import triage as look
+
+    limits["duration"] = limits["duration"] or "15"
+    filters = ["--netns", quote(netns)] if netns else []
+    sys.exit(look(parsed, limits, filters, as_json))
 
 
 @click.command(context_settings=CONTEXT)

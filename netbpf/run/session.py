@@ -198,6 +198,7 @@ class Session:
         self._check_clock()
         for member in self.members:
             member.collect()
+        self.spent = self.cost.read()  # of all tools together
         readings = self.sources.read_last()
         for member in self.members:
             member.end_counters(readings)
@@ -207,10 +208,14 @@ class Session:
         for member in self.members:
             member.drain()
         self.stop.finish()
-        unwritten = [self.out.drop(), *[0] * (len(self.members) - 1)]
-        lost = [member.summarise(n) for member, n in zip(self.members, unwritten)]
+        lost = self.summarise()
         self.stop.finish(_LAST_SECONDS)
         return self.exit_status(lost)
+
+    def summarise(self) -> list[dict[str, int]]:
+        """Write the summaries; return the losses of each tool by cause."""
+        unwritten = [self.out.drop(), *[0] * (len(self.members) - 1)]
+        return [member.summarise(n) for member, n in zip(self.members, unwritten)]
 
     def exit_status(self, lost: Sequence[Mapping[str, int]]) -> int:
         """Return the exit status after these losses of each tool; NetbpfError if output failed."""
