@@ -106,10 +106,8 @@ def ports_used_up(evidence: Evidence) -> Iterator[Case]:
 
 
 def _rule(ident: str, find: Any, sentence: str, meaning: str, command: str, source: str) -> Rule:
-    explains = {"handshake-retransmissions": "remote"} if find is unanswered else {}
-    return Rule(
-        ident, (CONNECTS,), find, sentence, meaning, command, source, explains, differs="remote"
-    )
+    explains = {"handshake-retransmissions": "remote"}
+    return Rule(ident, (CONNECTS,), find, sentence, meaning, command, source, explains, "remote")
 
 
 _COMMAND = "netbpf soconnect --failed --raddr {raddr} -D {rport}"

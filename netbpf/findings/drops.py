@@ -19,7 +19,7 @@ _USUAL = ("NO_SOCKET", "TCP_OLD_DATA", "TCP_OLD_ACK", "TCP_OFOMERGE", "TCP_RESET
 
 def dropped(evidence: Evidence) -> Iterator[Case]:
     """Find reasons for which packets that matter are dropped."""
-    rows = [row for row in evidence.of(DROPS) if not row["harmless"]]
+    rows = [row for row in evidence.of(DROPS) if row["harmless"] != "yes"]
     for (reason, dev), same in grouped(rows, "reason", "dev").items():
         number = sum(row["count"] for row in same)
         if reason in _ELSEWHERE or number < _LEAST:

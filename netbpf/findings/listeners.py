@@ -23,6 +23,7 @@ from netbpf.declare.finding import (
 
 LISTENERS = View("tcpsynbl")
 SLOW_US = 100_000
+_ALWAYS = 2  # of net.ipv4.tcp_syncookies: cookies are sent even if nothing is full
 ACCEPTS = View(
     "soaccept --tcp",
     keys=("netns", "laddr", "lport", "result", "pid", "comm", "container", "unit"),
@@ -58,7 +59,8 @@ def syn_queue(evidence: Evidence) -> Iterator[Case]:
     """Find listeners whose SYN queue was full, or that answered with SYN cookies."""
     for row in evidence.of(LISTENERS):
         full = row["dropped"] and row["accept_max"] <= row["accept_limit"]
-        if not full and not row["cookies"]:
+        asked = row["cookies"] and row["syncookies"] != _ALWAYS
+        if not full and not asked:
             continue
         facts = [
             f"{times(row['syns'], 'SYN')} and {times(row['handshakes'], 'completed handshake')}",

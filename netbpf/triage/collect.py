@@ -71,7 +71,7 @@ class Collector(Writer):
         for i, (ns, key) in enumerate(zip(times, keys)):
             known = counts.get(key)
             if known is None:
-                known = counts[self._room_for(key)] = Counts(view, ns)
+                known = counts.setdefault(self._room_for(key), Counts(view, ns))
             known.last = ns
             if kind == "event":
                 known.count += 1

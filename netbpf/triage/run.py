@@ -100,8 +100,8 @@ def triage(
     ]
     session = Triage(views, members, out or sys.stdout, as_json)
     if not as_json:
-        seconds = limits["duration"]
-        report(f"netbpf: looking for problems for {seconds}, or until Ctrl-C")
+        seconds = members[0].settings["duration"]
+        report(f"netbpf: looking for problems for {seconds:g} s, or until Ctrl-C")
     return session.execute()
 
 
