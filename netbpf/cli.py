@@ -174,7 +174,8 @@ def settings_of(
             try:
                 settings[name] = parse(given[name])
             except ValueError as error:
-                hint = _try_help(alias.name if alias else tool.name)
+                help = _try_help(alias.name if alias else tool.name)
+                hint = (alias.no_interval if alias else "") or help
                 raise UsageError(f"{name.upper()}: {error}", hint) from None
     if tool.default_interval:
         settings.setdefault("interval", tool.default_interval)

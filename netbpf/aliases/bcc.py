@@ -129,6 +129,8 @@ ALIASES = (
             Refused("-J", what="selects JSON", hint="--json does"),
             _program("tcptop"),
         ),
+        no_interval="--raddr 10.1.2.0/24 selects a network, 'netbpf tcptop --by raddr/16' counts "
+        "by larger ones",
         notes=(
             "Networks are the blocks of 24 bits that occur, not those of a list. --raddr selects "
             "one, 'netbpf tcptop --by raddr/16' shows larger ones.",

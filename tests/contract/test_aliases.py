@@ -228,6 +228,8 @@ REFUSED: dict[str, tuple[str, str]] = {
     "tcpsubnet -f k": ("tcpsubnet has no -f, --format", "--json"),
     "tcpsubnet --format K": ("tcpsubnet has no -f, --format", "-o csv"),
     "tcpsubnet -J": ("tcpsubnet has no -J", "--json"),
+    "tcpsubnet 0.0.0.0/0": ("INTERVAL: '0.0.0.0/0' is not", "--raddr 10.1.2.0/24 selects"),
+    "tcpsubnet 192.30.253.110/27,0.0.0.0/0": ("INTERVAL: ", "'netbpf tcptop --by raddr/16'"),
     "tcpcong -uT 1": ("tcpcong has no -u, --microseconds, which in bcc", "two decimals"),
     "tcpcong -T -u -L 30000-40000 1 3": ("tcpcong has no -u", "--json and -o csv"),
     "tcpcong -d": ("tcpcong: -d needs an argument; in bcc it shows histograms", "-d SECONDS"),
