@@ -239,6 +239,17 @@ ALIASES = (
         ),
     ),
     Alias(
+        "solisten",
+        "solisten",
+        flags=(
+            Refused("-n", what="selects a network namespace", always=True,
+                    hint="--netns does; --max-events N ends the run after N calls"),
+            Refused("--show-netns", what="shows the network namespace",
+                    hint="-w shows it and all other columns"),
+            _program("solisten"),
+        ),
+    ),
+    Alias(
         "gethostlatency",
         "gethostlatency",
         flags=(
@@ -253,7 +264,6 @@ ALIASES = (
 INSTEAD = {
     "bindsnoop": ("sockstat --op bind --by comm,pid,proto,lport", "who calls bind(2), by port"),
     "netqtop": ("netsize --queues 1", "sizes of packets by queue of a device"),
-    "solisten": ("sockstat --op listen --by comm,pid", "who calls listen(2)"),
     "sofdsnoop": (
         "sockstat --proto unix --op send,recv --by comm,pid,op",
         "messages on unix sockets, by process, not the descriptors that are passed in them",
