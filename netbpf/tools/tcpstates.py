@@ -72,7 +72,7 @@ class StateChange(SocketEvent):
     duration_us = c.Duration("time in the old state", header="MS", width=8, null=U64_MAX)
     step = c.Enum(
         "connect or accept: established, by this end or by the peer; close: it ends", STEPS,
-        width=7, wide=True,
+        width=7, wide=True, priority=12,
     )  # fmt: skip
     sock = SocketAddress("address of the socket in the kernel", header="SKADDR", wide=True)
     errno = c.Errno("error of the socket, if an error closed it", header="ERROR", wide=True)
