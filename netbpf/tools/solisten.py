@@ -23,7 +23,7 @@ EXAMPLES
    5712 nginx           tcp6    100000 ::1                 35717 Success   4096 ipv6
 
 OVERHEAD
-  About three microseconds per call, which a server makes once per address. If the kernel has no
+  About seven microseconds per call, which a server makes once per address. If the kernel has no
   fentry, system calls are seen through their tracepoints: every system call of the machine then
   takes about 20 ns more.
 
