@@ -106,6 +106,11 @@ DEVICES = (
     Need(("CAP_SYS_ADMIN",), "read device counters in other network namespaces", _DEVICES),
     Need(("CAP_SYS_PTRACE",), "find the network namespaces of other users' processes", _DEVICES),
 )
+_PROGRAMS = "the XDP and tc programs of network devices are not listed"
+DEVICE_PROGRAMS = (
+    Need(("CAP_SYS_ADMIN",), "list the BPF programs of network devices", _PROGRAMS),
+    Need(("CAP_SYS_PTRACE",), "find the network namespaces of other users' processes", _PROGRAMS),
+)
 STATISTICS = Need(
     ("CAP_SYS_ADMIN",), "measure the run time of BPF programs", "overhead is not measured"
 )
@@ -149,6 +154,8 @@ def needs_of(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
         needs += FIRST
     if tool.namespace_counters:
         needs += ONE_NAMESPACE if settings.get("netns") else COUNTERS
+    if any(table.programs and table.with_programs(settings) for table in tool.tables_of(settings)):
+        needs += DEVICE_PROGRAMS
     if tool.compare_devices:
         needs += DEVICES
     if _shows_symbols(tool, settings):  # kernel_constants are addresses that the program compares

@@ -31,7 +31,7 @@ def settings_of(
             try:
                 settings[name] = parse(given[name])
             except ValueError as error:
-                hint = try_help(alias.name if alias else tool.name)
+                hint = (alias.no_interval if alias else "") or try_help((alias or tool).name)
                 raise UsageError(f"{name.upper()}: {error}", hint) from None
     if tool.default_interval:
         settings.setdefault("interval", tool.default_interval)

@@ -21,6 +21,7 @@ from netbpf.declare.tool import find_tool
 KEYS = {
     "soconnect": ("comm,result", "raddr,rport", "raddr/16,family", "netns,pid,uid,cgroup"),
     "soaccept": ("comm,errno", "raddr", "listener,lport", "netns,proto"),
+    "solisten": ("comm,errno", "laddr,lport", "proto,family", "netns,pid,uid,cgroup"),
     "tcplife": ("pid,comm", "raddr/8,close", "lport,rport", "role,family,state"),
     "tcpstates": ("newstate", "oldstate,newstate,comm", "raddr,netns"),
     "tcpretrans": ("kind", "comm,raddr", "state,family"),
@@ -34,7 +35,7 @@ KEYS = {
 }
 COUNTED = {  # the column that counts events
     "soconnect": "attempts", "soaccept": "accepts", "tcplife": "sessions", "tcpstates": "changes",
-    "skbdrop": "count",
+    "skbdrop": "count", "solisten": "listens",
 }  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def test_rows_by_each_key_are_the_events_counted_by_hand(
                 assert row["bytes"] == sum(e["len"] for e in sent)
         else:
             counted = {values: row[COUNTED[tool]] for values, row in rows.items()}
-            if tool == "soaccept":
+            if tool in ("soaccept", "solisten"):
                 counted = {k: n + rows[k]["errors"] for k, n in counted.items()}
             assert counted == by_hand(lines, keys), keys
         if tool == "skbdrop":

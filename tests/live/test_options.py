@@ -94,6 +94,7 @@ REFUSED = {
     "histogram": ["netbpf_no_such", ""],
     "op": ["send,netbpf-no-such"],
     "state": ["NETBPF_NO_SUCH", ""],
+    "step": ["connect,netbpf-no-such", ""],
     "kind": ["", "a/b"],
     "cpu": ["", "one"],
     "min_idle": ["-1", "soon"],

@@ -213,6 +213,7 @@ GOING_ON = {
     "soconnect": {"attempts", "rendezvous", "calls", "owners"},
     "soaccept": {"calls", "established"},
     "tcpnagle": {"stalls", "refusals", "calls"},
+    "solisten": {"calls"},
     "tcpsynbl": {"tracked"},
     "sockstat": {"calls", "interruptions"},
     "socksize": {"calls", "interruptions"},

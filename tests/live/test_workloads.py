@@ -39,6 +39,7 @@ reader.bind(("127.0.0.1", 0))
 server = socket.create_server(("127.0.0.1", 0))
 print("ready", flush=True)
 sys.stdin.readline()
+server.listen()
 socket.getaddrinfo("localhost", 80)
 with socket.create_connection(server.getsockname()) as client:
     accepted = server.accept()[0]
@@ -191,6 +192,7 @@ EVENTS = {
     "so1stbyte": ("--events",),
     "soaccept": (),
     "soconnect": (),
+    "solisten": (),
     "tcplife": (),
     "tcpretrans": (),
     "tcpstates": (),
@@ -203,6 +205,7 @@ EVENTS = {
 @compares("so1stbyte", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soaccept", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soconnect", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("solisten", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcplife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpretrans", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpstates", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
