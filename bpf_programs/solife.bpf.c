@@ -71,72 +71,9 @@ static inline int on_message(int op, struct sock *sk, int result, int flags)
 	return 0;
 }
 
-/* A UDP socket sends to the address that the call gives, a struct sockaddr of the kernel's. */
-static inline int on_peer(struct sock *sk, const void *uaddr, int family)
-{
-	u64 key = (u64)sk, addr[2] = {};
-	struct life *life = uaddr ? lives.lookup(&key) : NULL;
-	u32 addr4 = 0;
-	u16 port = 0;
-
-	if (!life)
-		return 0;
-	bpf_probe_read_kernel(&port, sizeof(port), uaddr + 2);
-	if (family == AF_INET6) {
-		bpf_probe_read_kernel(addr, sizeof(addr), uaddr + 8);
-	} else {
-		bpf_probe_read_kernel(&addr4, sizeof(addr4), uaddr + 4);
-		map_ipv4((u8 *)addr, addr4);
-	}
-	note_peer(life, addr, swap16(port));
-	return 0;
-}
-
 static inline int on_udp_send(struct sock *sk, struct msghdr *msg, int family)
 {
 	return on_peer(sk, READ(msg, msg_name), family);
-}
-
-/* Fill in the event of a socket; return false if filters exclude it. */
-static inline bool fill(struct finished *ev, struct sock *sk, struct life *life)
-{
-	struct endpoints ends = {};
-
-	read_endpoints(sk, &ends);
-	ev->tx_bytes = ev->rx_bytes = ev->duration_us = UNKNOWN;
-	ev->tx_msgs = ev->rx_msgs = ev->errors = ev->peers = ~0U;
-	ev->time = bpf_ktime_get_ns();
-	if (life) {
-		ev->duration_us = ev->time - life->begin_ns;
-		ev->tx_bytes = life->tx_bytes;
-		ev->rx_bytes = life->rx_bytes;
-		ev->tx_msgs = life->tx_msgs;
-		ev->rx_msgs = life->rx_msgs;
-		ev->errors = life->errors;
-		ev->peers = life->peers;
-		ev->origin = life->origin;
-		if (!ends.rport && life->peers) {
-			__builtin_memcpy(ends.raddr, life->raddr, 16);
-			ends.rport = life->rport;
-			if (is_mapped(ends.raddr))
-				ends.family = AF_INET;
-		}
-	}
-	if (!pass_endpoints(&ends) || (MIN_NS && (!life || ev->duration_us < MIN_NS)))
-		return false;
-	SET_ENDS(ev, &ends);
-	ev->proto = life_proto(sk);
-	ev->drops = drops_of(sk);
-	return true;
-}
-
-static inline void set_process(struct finished *ev, struct process *process)
-{
-	ev->pid = process->pid;
-	ev->uid = process->pid ? process->uid : ~0U;
-	ev->cgroup = process->cgroup;
-	ev->owner = process->pid ? OWNER_EXACT : OWNER_UNKNOWN;
-	__builtin_memcpy(ev->comm, process->comm, sizeof(ev->comm));
 }
 
 /*

@@ -10,9 +10,9 @@
 #include "unfollowed.bpf.h"
 
 KERNEL_FIELDS(sock, sk_type, sk_protocol, sk_kern_sock, sk_drops.counter)
-/* Since c51613fa276f ("net: add sk->sk_drop_counters", 6.18) for UDP. */
+/* Since c51613fa276f ("net: add sk->sk_drop_counters", 6.18) for UDP and raw sockets. */
 KERNEL_OPTIONAL(sock, sk_drop_counters)
-KERNEL_OPTIONAL(numa_drop_counters, drops0.counter, drops1.counter)
+KERNEL_OPTIONAL(udp_sock, drop_counters.drops0.counter, drop_counters.drops1.counter)
 
 #define SOCK_RAW 3 /* linux/net.h */
 #define PF_EXITING 0x00000004 /* include/linux/sched.h */
@@ -97,11 +97,13 @@ static inline void end_life(u64 key)
 /* The kernel's count of packets that it dropped at the socket, see sk_drops_read(). */
 static inline u32 drops_of(struct sock *sk)
 {
-#if defined(HAVE_sock_sk_drop_counters) && defined(HAVE_numa_drop_counters_drops0_counter)
-	struct numa_drop_counters *counters = READ(sk, sk_drop_counters);
+#if defined(HAVE_sock_sk_drop_counters) && defined(HAVE_udp_sock_drop_counters_drops0_counter)
+	void *counters = READ(sk, sk_drop_counters);
+	struct udp_sock *up = counters - (u64)FIELD_AT((struct udp_sock *)0, drop_counters);
 
 	if (counters)
-		return READ(counters, drops0.counter) + READ(counters, drops1.counter);
+		return READ(up, drop_counters.drops0.counter) +
+		       READ(up, drop_counters.drops1.counter);
 #endif
 	return READ(sk, sk_drops.counter);
 }
@@ -134,6 +136,70 @@ static inline void note_peer(struct life *life, const u64 *addr, u16 port)
 	}
 	if (known <= PEERS)
 		life->peers = known + 1;
+}
+
+/* A UDP socket sends to the address that the call gives, a struct sockaddr of the kernel's. */
+static inline int on_peer(struct sock *sk, const void *uaddr, int family)
+{
+	u64 key = (u64)sk, addr[2] = {};
+	struct life *life = uaddr ? lives.lookup(&key) : NULL;
+	u32 addr4 = 0;
+	u16 port = 0;
+
+	if (!life)
+		return 0;
+	bpf_probe_read_kernel(&port, sizeof(port), uaddr + 2);
+	if (family == AF_INET6) {
+		bpf_probe_read_kernel(addr, sizeof(addr), uaddr + 8);
+	} else {
+		bpf_probe_read_kernel(&addr4, sizeof(addr4), uaddr + 4);
+		map_ipv4((u8 *)addr, addr4);
+	}
+	note_peer(life, addr, swap16(port));
+	return 0;
+}
+
+/* Fill in the event of a socket; return false if filters exclude it. */
+static inline bool fill(struct finished *ev, struct sock *sk, struct life *life)
+{
+	struct endpoints ends = {};
+
+	read_endpoints(sk, &ends);
+	ev->tx_bytes = ev->rx_bytes = ev->duration_us = UNKNOWN;
+	ev->tx_msgs = ev->rx_msgs = ev->errors = ev->peers = ~0U;
+	ev->time = bpf_ktime_get_ns();
+	if (life) {
+		ev->duration_us = ev->time - life->begin_ns;
+		ev->tx_bytes = life->tx_bytes;
+		ev->rx_bytes = life->rx_bytes;
+		ev->tx_msgs = life->tx_msgs;
+		ev->rx_msgs = life->rx_msgs;
+		ev->errors = life->errors;
+		ev->origin = life->origin;
+		if (!ends.rport && life->peers) {
+			__builtin_memcpy(ends.raddr, life->raddr, 16);
+			ends.rport = life->rport;
+			if (is_mapped(ends.raddr))
+				ends.family = AF_INET;
+		}
+	}
+	if (!pass_endpoints(&ends) || (MIN_NS && (!life || ev->duration_us < MIN_NS)))
+		return false;
+	SET_ENDS(ev, &ends);
+	ev->proto = life_proto(sk);
+	if (life && (ev->proto == PROTO_UDP || ev->proto == PROTO_UDPLITE))
+		ev->peers = life->peers;
+	ev->drops = drops_of(sk);
+	return true;
+}
+
+static inline void set_process(struct finished *ev, struct process *process)
+{
+	ev->pid = process->pid;
+	ev->uid = process->pid ? process->uid : ~0U;
+	ev->cgroup = process->cgroup;
+	ev->owner = process->pid ? OWNER_EXACT : OWNER_UNKNOWN;
+	__builtin_memcpy(ev->comm, process->comm, sizeof(ev->comm));
 }
 
 #endif

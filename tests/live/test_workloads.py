@@ -191,6 +191,7 @@ EVENTS = {
     "so1stbyte": ("--events",),
     "soaccept": (),
     "soconnect": (),
+    "solife": (),
     "tcplife": (),
     "tcpretrans": (),
     "tcpstates": (),
@@ -203,6 +204,7 @@ EVENTS = {
 @compares("so1stbyte", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soaccept", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soconnect", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("solife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcplife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpretrans", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpstates", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
