@@ -31,7 +31,8 @@ class ProbeKind(NamedTuple):
     program is loaded for one target, by the BTF id of the target's name after `btf_prefix`. A
     `preemptible` one may be interrupted by other tasks since 7.0, whose events the kernel then
     skips. `body` is the entry's C code, with the call of the program's function as "{call}". Where
-    `attach_type` depends on the target, HOOKS has it. `begins` are the kinds that can trace the begin of a call whose end this one traces.
+    `attach_type` depends on the target, HOOKS has it. `begins` are the kinds that can trace the
+    begin of a call whose end this one traces.
     """
 
     name: str
@@ -82,9 +83,9 @@ HOOKS = {
     "sendmsg4": Hook("BPF_CGROUP_UDP4_SENDMSG", 14, ("sk", "uaddr")),
     "sendmsg6": Hook("BPF_CGROUP_UDP6_SENDMSG", 15, ("sk", "uaddr")),
 }
-# The kernel runs the program with a pointer to its own struct. The verifier takes this for a pointer
-# to the ABI's struct, whose fields it allows only: read the pointer as a number. The result 1 lets
-# the call continue.
+# The kernel passes a pointer to its own struct. The verifier takes it for a pointer to the struct
+# of the ABI and allows only that one's fields: read the pointer as a number. With the result 1 the
+# call continues.
 _CGROUP_BODY = """\
 	void *typed = ctx;
 	struct %s *%s = NULL;
@@ -153,7 +154,6 @@ KINDS = {
         ),
     )
 }  # fmt: skip
-
 
 
 def type_of(kind: ProbeKind, target: str) -> int:

@@ -85,7 +85,7 @@ class Finished(Event):
     proto = SockProto("protocol, or raw", width=5, priority=70)
     laddr = c.Addr("local address", wide=True, priority=28)
     lport = c.Port("local port; null if none was chosen", null=0)
-    raddr = LocalAddr("remote address; if it is not connected, where it sent to last", priority=50)
+    raddr = LocalAddr("remote address; if it is not connected, where it sent to last", priority=60)
     rport = c.Port("remote port, likewise", null=0)
     tx_bytes = c.Bytes("bytes that programs sent", header="TX_KB", width=5, null=U64_MAX)
     rx_bytes = c.Bytes("bytes that programs received", header="RX_KB", width=5, null=U64_MAX)

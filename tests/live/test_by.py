@@ -22,7 +22,7 @@ KEYS = {
     "soconnect": ("comm,result", "raddr,rport", "raddr/16,family", "netns,pid,uid,cgroup"),
     "soaccept": ("comm,errno", "raddr", "listener,lport", "netns,proto"),
     "tcplife": ("pid,comm", "raddr/8,close", "lport,rport", "role,family,state"),
-    "solife": ("comm,proto", "raddr/8,rport", "lport,laddr", "origin,end,family", "pid,uid,cgroup"),
+    "solife": ("comm,proto", "raddr/8,rport", "lport,laddr", "end,family", "pid,uid,cgroup"),
     "tcpstates": ("newstate", "oldstate,newstate,comm", "raddr,netns"),
     "tcpretrans": ("kind", "comm,raddr", "state,family"),
     "skbdrop": (

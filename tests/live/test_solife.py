@@ -10,15 +10,15 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import pytest
 from alternatives import Case, Stage, events
-from calls import needs_ring
 from compared import compares
-from harness import Json, seconds, wait_until
+from harness import Json, seconds
 from test_mptcp import MPTCP
 from topology import Host, cgroup_of
 
@@ -177,9 +177,9 @@ def test_peers_are_counted(lines, one_host, number):
 
 def test_peers_of_both_families(lines, one_host):
     """An IPv6 socket sends to an IPv4-mapped address as IPv4."""
-    filters = (("-D", "7"), ("-D", "8"), ("-4",), ("-6",), ("--raddr", "127.0.0.1"), ("--raddr", "::1"))
+    filters = ("-D 7", "-D 8", "-4", "-6", "--raddr 127.0.0.1", "--raddr ::1")
     with lines() as run, contextlib.ExitStack() as stack:
-        filtered = [stack.enter_context(lines(*words)) for words in filters]
+        filtered = [stack.enter_context(lines(*words.split())) for words in filters]
         with one_host.socket(socket.AF_INET6, DGRAM) as sock:
             sock.sendto(b"x", ("::1", 7))
             sock.sendto(b"x", ("::ffff:127.0.0.1", 7))
@@ -248,60 +248,62 @@ def test_what_is_no_message(lines, one_host):
 # --- TCP, and others ------------------------------------------------------------------------------
 
 
-@compares("solife", "origin", "tx_bytes", "rx_bytes", "tx_msgs", "rx_msgs", "duration_us", "laddr",
-          "peers")  # fmt: skip
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "mapped"])
-def test_tcp_sockets(lines, one_host, address):
-    kind = socket.AF_INET if address == "127.0.0.1" else socket.AF_INET6
-    target = "127.0.0.1" if address == "mapped" else address
-    family = "ipv6" if target == "::1" else "ipv4"
-    moments: dict[int, tuple[int, int]] = {}
+class Exchange(NamedTuple):
+    """What a client and a server exchanged: bytes each way, and receives of the client."""
+
+    up: int
+    down: int
+    receives: int
+
+
+def exchange(listener: socket.socket, client: socket.socket, index: int) -> Exchange:
+    """Connect, exchange bytes of different numbers, and close both ends, some with a reset."""
+    address = "::1" if client.family == socket.AF_INET6 else "127.0.0.1"
+    client.connect((address, listener.getsockname()[1]))
+    with client, listener.accept()[0] as server:
+        client.sendall(bytes(index + 1))
+        assert len(server.recv(100)) == index + 1
+        for _ in range(2):
+            server.sendall(bytes(100 + index))
+        received: list[int] = []
+        while sum(received) < 200 + 2 * index:
+            received.append(len(client.recv(67)))
+        if index % 3 == 0:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+    return Exchange(index + 1, sum(received), len(received))
+
+
+@compares("solife", "origin", "tx_bytes", "rx_bytes", "tx_msgs", "rx_msgs", "laddr")
+@pytest.mark.parametrize("bound", ["127.0.0.1", "::1", "::"])
+def test_tcp_sockets(lines, one_host, bound):
+    kind = socket.AF_INET if bound == "127.0.0.1" else socket.AF_INET6
+    target = {"::": "127.0.0.1"}.get(bound, bound)
     with lines() as run:
         with one_host.socket(kind, STREAM) as listener:
-            if address == "mapped":
+            if bound == "::":
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            listener.bind(("::" if address == "mapped" else address, 0))
+            listener.bind((bound, 0))
             listener.listen()
             port = listener.getsockname()[1]
-            for index in range(17):
-                client = one_host.socket(socket.AF_INET6 if target == "::1" else socket.AF_INET,
-                                         STREAM)  # fmt: skip
-                client.connect((target, port))
-                server, _ = listener.accept()
-                begin = time.monotonic_ns()
-                client.sendall(bytes(index + 1))
-                assert len(server.recv(100)) == index + 1
-                for _ in range(2):
-                    server.sendall(bytes(100 + index))
-                received = 0
-                calls = 0
-                while received < 200 + 2 * index:
-                    received += len(client.recv(67))
-                    calls += 1
-                if index % 3 == 0:
-                    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
-                peer = client.getsockname()[1]
-                server.close()
-                client.close()
-                moments[peer] = (index, calls)
-                assert time.monotonic_ns() > begin
+            family = socket.AF_INET6 if target == "::1" else socket.AF_INET
+            clients = [one_host.socket(family, STREAM) for _ in range(17)]
+            for number, client in enumerate(clients):
+                client.bind((target, 20_000 + number))
+            done = [exchange(listener, client, index) for index, client in enumerate(clients)]
         run.wait_for(35)
-    found = [event for event in run.events if event["rport"]]
-    assert len(found) == 34 and len(run.events) == 35
-    assert {event["end"] for event in run.events} == {"close"}
-    assert {event["proto"] for event in run.events} == {"tcp"}
-    for event in found:
-        mine = event["lport"] == port
-        index, calls = moments[event["rport" if mine else "lport"]]
-        sizes = (index + 1, 200 + 2 * index)
-        assert (event["laddr"], event["raddr"], event["family"]) == (target, target, family)
-        assert event["origin"] == ("accept" if mine else "socket")
-        assert (event["pid"], event["comm"]) == us()
-        assert (event["rx_bytes"], event["tx_bytes"]) == (sizes if mine else sizes[::-1])
-        assert (event["rx_msgs"], event["tx_msgs"]) == ((1, 2) if mine else (calls, 1))
-        assert event["peers"] is None
-    listening = only([event for event in run.events if not event["rport"]])
-    assert (listening["lport"], listening["origin"], listening["tx_msgs"]) == (port, "socket", 0)
+    assert len(run.events) == 35
+    assert {(event["end"], event["proto"]) for event in run.events} == {("close", "tcp")}
+    for event in run.events:
+        assert (event["pid"], event["comm"], event["peers"]) == (*us(), None)
+        assert event["laddr"] == (bound if event["rport"] is None else target)
+        assert event["origin"] == ("accept" if event["lport"] == port and event["rport"] else
+                                   "socket")  # fmt: skip
+    names = ("lport", "rport", "raddr", "tx_bytes", "rx_bytes", "tx_msgs", "rx_msgs")
+    wanted = [(port, None, None, 0, 0, 0, 0)]
+    for number, one in enumerate(done, 20_000):
+        wanted.append((number, port, target, one.up, one.down, 1, one.receives))
+        wanted.append((port, number, target, one.down, one.up, 2, 1))
+    assert Counter(tuple(event[name] for name in names) for event in run.events) == Counter(wanted)
 
 
 def test_time_of_an_accepted_socket(lines, one_host):
@@ -398,9 +400,9 @@ def test_sockets_that_are_older(lines, one_host):
         sock.bind(("127.0.0.1", 0))
         for _ in range(23):
             sock.sendto(bytes(200), sock.getsockname())
-        table = one_host.run("cat", "/proc/self/net/udp").splitlines()[1]
         with lines() as run, lines("--min-ms", "0.000001") as timed:
-            sock.send
+            sock.sendto(bytes(200), sock.getsockname())
+            table = one_host.run("cat", "/proc/self/net/udp").splitlines()[1]
             port = sock.getsockname()[1]
             sock.close()
             event = only(run.wait_for(1))
@@ -427,7 +429,8 @@ def test_filters(netbpf, lines, maker, one_host):
                                  .strip())),
             )
         }  # fmt: skip
-        elsewhere = stack.enter_context(netbpf("solife", "--netns", os.stat("/proc/self/ns/net").st_ino, "--comm", "nb-*"))
+        here = os.stat("/proc/self/ns/net").st_ino
+        elsewhere = stack.enter_context(netbpf("solife", "--netns", here, "--comm", "nb-*"))
         second, third = maker("127.0.0.1", 11, "nb-second"), maker("::1", 13, "nb-thirds")
         by_pid = stack.enter_context(lines("-p", second.pid))
         by_lport = stack.enter_context(lines("-L", second.ledger[0]["lport"]))
@@ -456,6 +459,7 @@ def test_filters(netbpf, lines, maker, one_host):
     assert len(cgroup.events) == len(chosen["-4",].events) + len(chosen["-6",].events)
 
 
+@compares("solife", "open", shape="summary")
 @compares("solife", "end", "pid", "comm", "origin", "tx_bytes", "duration_us")
 def test_open_sockets_are_listed(lines, maker, one_host):
     with lines("--open", "--comm", "nb-*") as run:
