@@ -71,7 +71,7 @@ def entries_of(selections: Sequence[Selection]) -> list[Entry]:
         kind = selection.alternative.how
         for program, targets in selection.programs:
             target = kind.btf_prefix + targets[0] if kind.typed else ""
-            attach_type = type_of(kind, targets[0]) if targets else 0
+            attach_type = type_of(kind, targets[0] if targets else "")
             entries.append(
                 Entry(selection.probe.name, selection.entry, program, kind, target, attach_type)
             )
