@@ -8,6 +8,7 @@
 
 KERNEL_FIELDS(bpf_sock_addr_kern, sk, uaddr)
 KERNEL_FIELDS(msghdr, msg_name)
+KERNEL_FIELDS(sock, sk_socket)
 
 enum { OP_SEND, OP_RECV };
 
@@ -120,22 +121,23 @@ static inline int on_released(struct socket *socket)
 	return sk ? on_release(sk) : 0;
 }
 
-/* A socket that is still open. */
+/* A socket that is still open. A connection that no program has accepted yet is none. */
 static inline int on_open(struct map_element_context *ctx, u64 *key)
 {
 	u64 address = *key;
 	struct life *life = lives.lookup(&address);
+	struct sock *sk = (struct sock *)address;
 	struct finished ev = {.end = END_OPEN};
 	struct process process = {};
 
-	if (!life)
+	if (!life || !READ(sk, sk_socket))
 		return 0;
 #ifdef FILTER_PROCESS
 	if (!life->pass)
 		return 0;
 #endif
 	process = life->process;
-	if (fill(&ev, (struct sock *)address, life)) {
+	if (fill(&ev, sk, life)) {
 		set_process(&ev, &process);
 		bpf_seq_write(ctx->meta->seq, &ev, sizeof(ev));
 	}

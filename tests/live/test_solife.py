@@ -341,6 +341,24 @@ def test_connections_that_no_program_accepts_have_no_line(lines, one_host):
     assert run.summary["open"] == 0  # they are forgotten
 
 
+@compares("solife", "open", shape="summary")
+@pytest.mark.parametrize("accepted", [0, 7])
+def test_connections_are_open_when_a_program_has_accepted_them(lines, one_host, accepted):
+    with contextlib.ExitStack() as stack:
+        with lines("--open") as run:
+            listener = stack.enter_context(one_host.socket(socket.AF_INET, STREAM))
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(64)
+            for _ in range(23):
+                client = stack.enter_context(one_host.socket(socket.AF_INET, STREAM))
+                client.connect(listener.getsockname())
+            for _ in range(accepted):
+                stack.enter_context(listener.accept()[0])
+        assert run.events == []
+        assert run.summary["open"] == len(run.rows) == 1 + 23 + accepted
+        assert Counter(row["origin"] for row in run.rows)["accept"] == accepted
+
+
 @compares("solife", "proto")
 @pytest.mark.parametrize(
     ("kind", "protocol", "proto"),
