@@ -1,4 +1,4 @@
-"""solife - finished sockets of any kind: process, how long, how much, how they ended
+"""solife - sockets of any IP protocol as they end: process, duration, bytes, errors, drops
 
 DESCRIPTION
   Shows each socket of IPv4 and IPv6 when its last descriptor is closed: UDP, TCP, ICMP, raw and
@@ -8,7 +8,7 @@ DESCRIPTION
   round trip times.
 
   A UDP socket need not be connected: RADDR is then where it sent to last, PEERS (-w) to how many
-  addresses. A socket that only answers, such as that of a DNS server, has many. ORIGIN (-w) is
+  addresses: a DNS server answers many on one socket. ORIGIN (-w) is
   socket if a program made it with socket(2), and accept if a listener did. END is one of:
 
     close    a process closed it
@@ -27,13 +27,13 @@ EXAMPLES
   A client of a DNS server and of a web server, and the servers (netbpf solife):
 
         PID COMM         PROTO LPORT RADDR           RPORT TX_KB RX_KB      MS END
-       4921 dig          tcp       -               -     -  0.00  0.00    0.01 close
-       4921 dig          udp   59872 127.0.0.1        5353  0.03  0.05    0.62 close
-       4910 webd         tcp    8080 127.0.0.1       34866  0.40  0.08    1.04 close
-       4928 curl         tcp   34866 127.0.0.1        8080  0.08  0.40    2.16 close
-       4930 curl         tcp   35664 127.0.0.1        8081  0.00  0.00    0.10 close
-       4910 webd         tcp    8080               -     -  0.00  0.00    1061 exit
-       4909 dnsd         udp    5353 127.0.0.1       41428  0.10  0.07    1056 exit
+      30846 dig          udp       - -                   -  0.00  0.00    0.01 close
+      30846 dig          udp   33094 127.0.0.1        5353  0.03  0.05    0.54 close
+      30757 webd         tcp    8080 127.0.0.1       51970  0.40  0.08    1.22 close
+      30849 curl         tcp   51970 127.0.0.1        8080  0.08  0.40    1.57 close
+      30852 curl         tcp   37676 127.0.0.1        8081  0.00  0.00    0.17 close
+      30757 webd         tcp    8080 -                   -  0.00  0.00   949.3 exit
+      30756 dnsd         udp    5353 127.0.0.1       33094  0.10  0.07    1170 exit
 
 OVERHEAD
   About 2.5 us per socket, and 0.1 us for each message on any socket; 0.3 us more if it is sent by
@@ -60,7 +60,8 @@ LIMITS
   DROPS are those of the socket's whole life.
 
   The hooks need a kernel with cgroups of version 2 (since 5.9), in the first cgroup namespace.
-  Elsewhere fentry or kprobes are used.
+  Elsewhere fentry or kprobes are used. Before 6.3, where there are kretprobes only, -p, -u and
+  other filters of processes also exclude messages of the others on the same socket.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, U64_MAX, Cost, Event, Option, Row, Tool, lives

@@ -410,6 +410,42 @@ def test_the_last_process_that_closes_it(lines, one_host):
     assert (event["tx_bytes"], event["origin"]) == (5, "socket")
 
 
+def test_a_socket_that_the_kernel_closes(lines, one_host):
+    """It is in a message that nobody can receive any more: a kernel thread collects it (6.10)."""
+    with lines() as run:
+        sock = one_host.socket(socket.AF_INET, DGRAM)
+        sock.sendto(b"abc", ("127.0.0.1", 9))
+        left, right = socket.socketpair()
+        socket.send_fds(left, [b"x"], [sock.fileno(), left.fileno(), right.fileno()])
+        sock.close()
+        left.close()
+        right.close()
+        socket.socketpair()[0].close()  # the end of a unix socket starts the collection
+        event = only(run.wait_for(1))
+    assert event["end"] in (None, "close")
+    assert (event["pid"], event["comm"], event["owner"]) == (*us(), "exact")
+    assert (event["tx_bytes"], event["origin"]) == (3, "socket")
+
+
+def test_who_exec_and_a_full_table_leave(lines, one_host):
+    """exec(3) closes a socket under the new name; one without a descriptor has a line as well."""
+    program = (
+        "import os, resource, socket\n"
+        "sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (sock.fileno() + 1, hard))\n"
+        "try: socket.socket(socket.AF_INET, socket.SOCK_STREAM)\n"
+        "except OSError: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
+        "os.execv('/bin/sleep', ['sleep', '0'])\n"
+    )
+    with lines() as run:
+        one_host.run(sys.executable, "-c", program)
+        first, second = run.wait_for(2)
+    assert (first["proto"], first["end"]) == ("tcp", "close")
+    assert (second["proto"], second["comm"], second["end"]) == ("udp", "sleep", "close")
+    assert first["pid"] == second["pid"]
+
+
 @compares("solife", "drops")
 def test_sockets_that_are_older(lines, one_host):
     with one_host.socket(socket.AF_INET, DGRAM) as sock:
