@@ -1,4 +1,4 @@
-"""solife - sockets of any IP protocol as they end: process, duration, bytes, errors, drops
+"""solife - sockets of any IP protocol as they end: process, duration, bytes, errors
 
 DESCRIPTION
   Shows each socket of IPv4 and IPv6 when its last descriptor is closed: UDP, TCP, ICMP, raw and
