@@ -23,7 +23,7 @@ from netbpf.bpf.maps import possible_cpus
 from netbpf.bpf.object import BpfObject, MapSpec, map_references, with_maps
 from netbpf.bpf.preemption import Switches, find_switches, without_preemption
 from netbpf.declare.needs import MEMORY
-from netbpf.declare.probe_kinds import ProbeKind
+from netbpf.declare.probe_kinds import ProbeKind, type_of
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel.select import Selection
 from netbpf.system.privileges import memory_is_limited, privilege_error, refusal_reason
@@ -41,6 +41,7 @@ class Entry(NamedTuple):
     """A function to load: its probe, C function, unique program name, kind and target.
 
     `target` is a function in the kernel's BTF, "" if the target is only given when attaching.
+    `attach_type` is 0 if it is that of the kind.
     """
 
     probe: str
@@ -48,6 +49,7 @@ class Entry(NamedTuple):
     program: str
     kind: ProbeKind
     target: str
+    attach_type: int = 0
 
 
 class Loaded(NamedTuple):
@@ -70,7 +72,10 @@ def entries_of(selections: Sequence[Selection]) -> list[Entry]:
         kind = selection.alternative.how
         for program, targets in selection.programs:
             target = kind.btf_prefix + targets[0] if kind.typed else ""
-            entries.append(Entry(selection.probe.name, selection.entry, program, kind, target))
+            attach_type = type_of(kind, targets[0] if targets else "")
+            entries.append(
+                Entry(selection.probe.name, selection.entry, program, kind, target, attach_type)
+            )
     return entries
 
 
@@ -140,7 +145,7 @@ def _make_map(spec: MapSpec) -> int:
 
 
 def _load(entry: Entry, code: bytes, target: int, switches: Optional[Switches]) -> int:
-    attach = (entry.kind.attach_type, target)
+    attach = (entry.attach_type or entry.kind.attach_type, target)
 
     def load(code: bytes, log: tuple[int, int] = (0, 0)) -> int:
         return load_program(entry.kind.program_type, code, entry.function, attach, log)

@@ -45,6 +45,7 @@ class Need(NamedTuple):
 
 PROGRAMS = Need(("CAP_BPF", "CAP_SYS_ADMIN"), "load BPF programs")
 ATTACH = Need(("CAP_PERFMON", "CAP_SYS_ADMIN"), "attach programs and read kernel memory")
+CGROUPS = Need(("CAP_NET_ADMIN", "CAP_SYS_ADMIN"), "load programs of cgroups")
 # Since c8644cd0efe7 ("bpf: refine kernel.unprivileged_bpf_disabled behaviour", 5.19) a map can be
 # read by its descriptor alone; before, this needed CAP_BPF if the sysctl was not 0.
 MAPS = Need(("CAP_BPF", "CAP_SYS_ADMIN"), "read BPF maps on this kernel", running=True)
@@ -146,6 +147,8 @@ def needs_of(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
     Probe selection reports those that the selected probes need in addition (TRACEFS).
     """
     needs = [PROGRAMS, ATTACH]
+    if any(way.how.attach == "cgroup" for probe in tool.all_probes for way in probe.alternatives):
+        needs.append(CGROUPS)
     if tool.uprobes:
         needs += LOOKUPS
     if user_stacks(tool.records, settings):

@@ -105,6 +105,24 @@ class Kretprobe(Alternative):
     kind = "kretprobe"
 
 
+class CgroupSock(Alternative):
+    """A hook of all cgroups for making and closing sockets, see HOOKS; the argument is `sk`.
+
+    Programs that the hook runs before this one may be of others.
+    """
+
+    kind = "cgsock"
+
+
+class CgroupAddr(Alternative):
+    """A hook of all cgroups for calls with an address, see HOOKS; arguments are `sk`, `uaddr`.
+
+    The program declares KERNEL_FIELDS(bpf_sock_addr_kern, sk, uaddr).
+    """
+
+    kind = "cgaddr"
+
+
 class Iterator(Alternative):
     """A BPF iterator over kernel objects (`task_file`): run on demand, not attached.
 

@@ -23,6 +23,7 @@ KEYS = {
     "soaccept": ("comm,errno", "raddr", "listener,lport", "netns,proto"),
     "solisten": ("comm,errno", "laddr,lport", "proto,family", "netns,pid,uid,cgroup"),
     "tcplife": ("pid,comm", "raddr/8,close", "lport,rport", "role,family,state"),
+    "solife": ("comm,proto", "raddr/8,rport", "lport,laddr", "end,family", "pid,uid,cgroup"),
     "tcpstates": ("newstate", "oldstate,newstate,comm", "raddr,netns"),
     "tcpretrans": ("kind", "comm,raddr", "state,family"),
     "skbdrop": (
@@ -35,7 +36,7 @@ KEYS = {
 }
 COUNTED = {  # the column that counts events
     "soconnect": "attempts", "soaccept": "accepts", "tcplife": "sessions", "tcpstates": "changes",
-    "skbdrop": "count", "solisten": "listens",
+    "skbdrop": "count", "solisten": "listens", "solife": "sockets",
 }  # fmt: skip
 
 

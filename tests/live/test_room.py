@@ -81,6 +81,7 @@ EVENTS: dict[str, tuple[Callable[[Host, int], int], tuple[str, ...]]] = {
     "soaccept": (connections, ()),
     "tcpretrans": (sent_again, ()),
     "skbdrop": (dropped, ("--events",)),
+    "solife": (both_ends, ("--raddr", "127.0.0.0/8")),  # without the listener
     "gethostlatency": (lookups, ("--comm", "nb-storm")),
 }
 
@@ -223,6 +224,7 @@ GOING_ON = {
     "qdisclat": {"waiting"},
     "tcpstates": {"states", "owners"},
     "ipecn": set(),
+    "solife": {"lives", "calls"},
     "tcpwin": {"last_windows", "owners"},
 }
 EVERYTHING = {

@@ -193,6 +193,7 @@ EVENTS = {
     "soaccept": (),
     "soconnect": (),
     "solisten": (),
+    "solife": (),
     "tcplife": (),
     "tcpretrans": (),
     "tcpstates": (),
@@ -206,6 +207,7 @@ EVENTS = {
 @compares("soaccept", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soconnect", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("solisten", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("solife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcplife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpretrans", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpstates", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
