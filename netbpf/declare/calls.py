@@ -1,7 +1,7 @@
 """The shared probes of socket calls, messages and io_uring requests, and rows of their results.
 
 Each group is used by a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
-MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to request.bpf.h, SIGNAL to
+MESSAGE_PROBES and RECV_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to request.bpf.h, SIGNAL to
 signals.bpf.h.
 """
 
@@ -113,7 +113,8 @@ CALL_PROBES = (
         Kprobe("__x64_sys_close", "__arm64_sys_close", args=(_REGS,), call="on_close_regs"),
     ),
 )
-MESSAGE_PROBES = (*_messages("send", "0"), *_messages("recv", "flags"))
+RECV_PROBES = _messages("recv", "flags")
+MESSAGE_PROBES = (*_messages("send", "0"), *RECV_PROBES)
 
 
 def _tcp_message(name: str, *more: str) -> tuple[Probe, ...]:

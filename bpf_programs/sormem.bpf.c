@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* sormem: how full receive buffers are, and what they drop. Front-end: netbpf/tools/sormem.py */
+#include "netbpf.bpf.h"
+#include "histogram.bpf.h"
+#define OP_RECV 0 /* of the shared probes: the only operation here */
+#include <netbpf/records.h>
+#include "receive_buffers.bpf.h"
+#include "messages.bpf.h"
+
+/* Reasons have names since 5.17; kfree_skb has the socket since 6.11. */
+KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_SOCKET_RCVBUFF)
+KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_PROTO_MEM)
+KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_SOCKET_BACKLOG)
+KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_TCP_ZEROWINDOW)
+KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_TCP_OFO_QUEUE_PRUNE)
+
+#if defined(USE_drop_rawtp) || defined(USE_drop_tp)
+#define SEES_CAUSES 1
+#endif
+
+enum { ENOMEM = 12 }; /* asm-generic/errno-base.h */
+
+#ifdef WITH_HISTOGRAM
+struct distribution {
+	struct histogram histogram;
+};
+BPF_F_TABLE("percpu_hash", struct size_key, struct distribution, sizes, 64, 0);
+BPF_PERCPU_ARRAY(no_sizes, struct distribution, 1);
+
+static inline void count_size(struct size_key *key, u64 size)
+{
+	struct distribution *found = sizes.lookup(key), *empty;
+	int zero = 0;
+
+	if (!found) {
+		empty = no_sizes.lookup(&zero); /* too large for the stack */
+		found = empty ? sizes.lookup_or_try_init(key, empty) : NULL;
+	}
+	if (found)
+		record_value(&found->histogram, size, 1);
+	else
+		count_loss(LOSS_MAP_FULL);
+}
+#endif
+
+static inline void count_sizes(struct sock *sk, struct buffer_sums *sums, int at)
+{
+#ifdef WITH_HISTOGRAM
+	struct size_key key = {.what = WHAT_RMEM_ALLOC, .at = at};
+
+#ifdef FILTER_PROCESS
+	if (!sums->pass)
+		return;
+#endif
+	key.proto = proto_of_sock(sk, READ(sk, __sk_common.skc_family));
+	count_size(&key, filled(sk));
+	key.what = WHAT_RMEM_LIMIT;
+	count_size(&key, (u32)READ(sk, sk_rcvbuf));
+#endif
+}
+
+/* Data or a FIN is in the buffer. */
+static inline int on_arrival(struct sock *sk)
+{
+	struct buffer_sums *sums = has_buffer(sk) ? buffer_or_new(sk) : NULL;
+
+	if (!sums)
+		return 0;
+	measure(sk, sums);
+	__sync_fetch_and_add(&sums->all_arrivals, 1);
+	count_sizes(sk, sums, AT_ARRIVAL);
+	return 0;
+}
+
+/* A program has received; what it took is no longer in the buffer. */
+static inline int on_message(int op, struct sock *sk, int result, int flags)
+{
+	struct buffer_sums *sums;
+	struct owner owner = {};
+
+	if (result < 0 || !takes_data(flags) || !has_buffer(sk))
+		return 0;
+	sums = buffer_or_new(sk);
+	if (!sums)
+		return 0;
+	if (sums->pid != (u32)(bpf_get_current_pid_tgid() >> 32)) {
+		owner_from_current(&owner);
+		fill_owner(sums, &owner);
+	}
+	sums->limit = (u32)READ(sk, sk_rcvbuf);
+	__sync_fetch_and_add(&sums->all_reads, 1);
+	count_sizes(sk, sums, AT_READ);
+	return 0;
+}
+
+/* A packet is freed that a socket should have received. */
+static inline int on_drop(struct sk_buff *skb, u32 reason, struct sock *sk)
+{
+	bool rcvbuf = false, memory = false, backlog = false, window = false, pruned = false;
+	struct buffer_sums *sums;
+
+#ifdef SEES_CAUSES
+	rcvbuf = reason == HAVE_SKB_DROP_REASON_SOCKET_RCVBUFF;
+	memory = reason == HAVE_SKB_DROP_REASON_PROTO_MEM;
+	backlog = reason == HAVE_SKB_DROP_REASON_SOCKET_BACKLOG;
+	window = reason == HAVE_SKB_DROP_REASON_TCP_ZEROWINDOW;
+	pruned = reason == HAVE_SKB_DROP_REASON_TCP_OFO_QUEUE_PRUNE;
+#endif
+	if (!(rcvbuf | memory | backlog | window | pruned) || !sk || !has_buffer(sk))
+		return 0;
+	sums = buffer_or_new(sk);
+	if (!sums)
+		return 0;
+	measure(sk, sums);
+	__sync_fetch_and_add(&sums->all_rcvbuf, rcvbuf);
+	__sync_fetch_and_add(&sums->all_memory, memory);
+	__sync_fetch_and_add(&sums->all_backlog, backlog);
+	__sync_fetch_and_add(&sums->all_window, window);
+	__sync_fetch_and_add(&sums->all_pruned, pruned);
+	return 0;
+}
+
+/* The same before 6.11, for UDP only. */
+static inline int on_udp_drop(struct sock *sk, int error)
+{
+#ifndef SEES_CAUSES
+	struct buffer_sums *sums = has_buffer(sk) ? buffer_or_new(sk) : NULL;
+
+	if (!sums)
+		return 0;
+	measure(sk, sums);
+	if (error == -ENOMEM)
+		__sync_fetch_and_add(&sums->all_rcvbuf, 1);
+	else
+		__sync_fetch_and_add(&sums->all_memory, 1);
+#endif
+	return 0;
+}
+
+/* A TCP socket is destroyed; its address can be used again. */
+static inline int on_gone(struct sock *sk)
+{
+	struct buffer_sums *sums = buffer_of(sk);
+
+	if (sums)
+		sums->gone = 1;
+	forget_unfollowed((u64)sk);
+	return 0;
+}
+
+/* Each open socket, at the end of an interval: who holds those whose owner is not known yet. */
+static inline int on_held(struct task_file_context *ctx, struct task_struct *task, struct sock *sk)
+{
+	struct buffer_sums *sums = buffer_of(sk);
+	struct owner owner = {};
+
+	if (!sums || sums->owner)
+		return 0;
+	owner_from_task(&owner, task, OWNER_SNAPSHOT);
+	fill_owner(sums, &owner);
+	return 0;
+}
+
+/*
+ * Each buffer, at the end of an interval. Only this program sets what user space reads, so that what
+ * came before the owner was known is shown with it.
+ */
+static inline int on_publish(struct map_element_context *ctx, struct buffer *at)
+{
+	struct buffer key = *at;
+	struct buffer_sums *sums = buffers.lookup(&key);
+	struct sock *sk = (struct sock *)key.sk;
+	struct endpoints ends = {};
+	bool present;
+
+	if (!sums || sums->over)
+		return 0;
+	present = !sums->gone && number_of(sk) == key.number;
+	sums->rmem = present ? filled(sk) : UNKNOWN_SIZE;
+	if (present) {
+		sums->limit = (u32)READ(sk, sk_rcvbuf);
+		read_endpoints(sk, &ends);
+		SET_ENDS(sums, &ends);
+	}
+	sums->over = !present;
+#ifdef FILTER_PROCESS
+	if (!sums->pass)
+		return 0;
+#endif
+	sums->arrivals = sums->all_arrivals;
+	sums->reads = sums->all_reads;
+	sums->rcvbuf = sums->all_rcvbuf;
+	sums->memory = sums->all_memory;
+	sums->backlog = sums->all_backlog;
+	sums->zero_window = sums->all_window;
+	sums->pruned = sums->all_pruned;
+	return 0;
+}
