@@ -4,21 +4,8 @@
 #include "histogram.bpf.h"
 #define OP_RECV 0 /* of the shared probes: the only operation here */
 #include <netbpf/records.h>
-#include "receive_buffers.bpf.h"
+#include "receive_drops.bpf.h"
 #include "messages.bpf.h"
-
-/* Reasons have names since 5.17; kfree_skb has the socket since 6.11. */
-KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_SOCKET_RCVBUFF)
-KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_PROTO_MEM)
-KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_SOCKET_BACKLOG)
-KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_TCP_ZEROWINDOW)
-KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_TCP_OFO_QUEUE_PRUNE)
-
-#if defined(USE_drop_rawtp) || defined(USE_drop_tp)
-#define SEES_CAUSES 1
-#endif
-
-enum { ENOMEM = 12 }; /* asm-generic/errno-base.h */
 
 #ifdef WITH_HISTOGRAM
 struct distribution {
@@ -93,50 +80,6 @@ static inline int on_message(int op, struct sock *sk, int result, int flags)
 	return 0;
 }
 
-/* A packet is freed that a socket should have received. */
-static inline int on_drop(struct sk_buff *skb, u32 reason, struct sock *sk)
-{
-	bool rcvbuf = false, memory = false, backlog = false, window = false, pruned = false;
-	struct buffer_sums *sums;
-
-#ifdef SEES_CAUSES
-	rcvbuf = reason == HAVE_SKB_DROP_REASON_SOCKET_RCVBUFF;
-	memory = reason == HAVE_SKB_DROP_REASON_PROTO_MEM;
-	backlog = reason == HAVE_SKB_DROP_REASON_SOCKET_BACKLOG;
-	window = reason == HAVE_SKB_DROP_REASON_TCP_ZEROWINDOW;
-	pruned = reason == HAVE_SKB_DROP_REASON_TCP_OFO_QUEUE_PRUNE;
-#endif
-	if (!(rcvbuf | memory | backlog | window | pruned) || !sk || !has_buffer(sk))
-		return 0;
-	sums = buffer_or_new(sk);
-	if (!sums)
-		return 0;
-	measure(sk, sums);
-	__sync_fetch_and_add(&sums->all_rcvbuf, rcvbuf);
-	__sync_fetch_and_add(&sums->all_memory, memory);
-	__sync_fetch_and_add(&sums->all_backlog, backlog);
-	__sync_fetch_and_add(&sums->all_window, window);
-	__sync_fetch_and_add(&sums->all_pruned, pruned);
-	return 0;
-}
-
-/* The same before 6.11, for UDP only. */
-static inline int on_udp_drop(struct sock *sk, int error)
-{
-#ifndef SEES_CAUSES
-	struct buffer_sums *sums = has_buffer(sk) ? buffer_or_new(sk) : NULL;
-
-	if (!sums)
-		return 0;
-	measure(sk, sums);
-	if (error == -ENOMEM)
-		__sync_fetch_and_add(&sums->all_rcvbuf, 1);
-	else
-		__sync_fetch_and_add(&sums->all_memory, 1);
-#endif
-	return 0;
-}
-
 /* A TCP socket is destroyed; its address can be used again. */
 static inline int on_gone(struct sock *sk)
 {
@@ -192,7 +135,7 @@ static inline int on_publish(struct map_element_context *ctx, struct buffer *at)
 	sums->rcvbuf = sums->all_rcvbuf;
 	sums->memory = sums->all_memory;
 	sums->backlog = sums->all_backlog;
-	sums->zero_window = sums->all_window;
+	sums->window = sums->all_window;
 	sums->pruned = sums->all_pruned;
 	return 0;
 }

@@ -11,10 +11,12 @@
 #include "readable.bpf.h"
 #include "unfollowed.bpf.h"
 
-KERNEL_FIELDS(sock, sk_backlog.rmem_alloc.counter, sk_rcvbuf, sk_socket)
-KERNEL_FIELDS(sock, __sk_common.skc_state)
+KERNEL_FIELDS(sock, sk_backlog.rmem_alloc.counter, sk_rcvbuf, sk_socket, __sk_common.skc_state)
 KERNEL_FIELDS(socket_alloc, vfs_inode.i_ino)
 
+#if defined(USE_drop_rawtp) || defined(USE_drop_tp)
+#define SEES_CAUSES 1 /* of drops of all protocols, not only of UDP */
+#endif
 #define UNKNOWN_SIZE (~0ULL) /* the socket is closed */
 #define WHOLE 10000 /* fill_max of a buffer that is exactly full */
 
@@ -99,6 +101,9 @@ static inline struct buffer_sums *follow(struct sock *sk, struct buffer *key)
 		return NULL;
 	}
 	SET_ENDS(sums, &ends);
+#ifdef SEES_CAUSES
+	sums->sees_causes = 1;
+#endif
 	sums->proto = proto_of_sock(sk, READ(sk, __sk_common.skc_family));
 	find_owner(sk, &owner);
 	SET_OWNER(sums, &owner);
@@ -123,6 +128,10 @@ static inline bool has_buffer(struct sock *sk)
 
 	if ((family != AF_INET && family != AF_INET6) || !may_pass_socket(sk))
 		return false;
+#ifdef FILTER_PROTO
+	if (!FILTER_PROTO(proto_of_sock(sk, family)))
+		return false;
+#endif
 	if (protocol != IPPROTO_TCP)
 		return true;
 	return READ(sk, __sk_common.skc_state) != TCP_LISTEN && !is_subflow(sk);

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from netbpf.declare.calls import PROTO_WORDS, PROTOS
 from netbpf.declare.columns import (
     Addr,
     Bytes,
@@ -20,18 +21,20 @@ from netbpf.declare.columns import (
     Port,
     Uid,
 )
-from netbpf.declare.calls import PROTOS
+from netbpf.declare.constants import one_of
 from netbpf.declare.keyed import Keyed, KeyedTable
 from netbpf.declare.network import Endpoint, Share
+from netbpf.declare.options import Option, one_or_more
 from netbpf.declare.record import Row, copied, key, named, sums
 from netbpf.declare.table import Entry, Table, sorted_rows
+from netbpf.errors import UsageError
 
 IP_PROTOS = {number: name for number, name in PROTOS.items() if name not in ("unix", "netlink")}
 WHAT = {0: "rmem_alloc", 1: "rmem_limit"}
 AT = {0: "arrival", 1: "read"}
 WHOLE = 10000  # fill_max in C: see include/receive_buffers.bpf.h
 CLOSED = 2**64 - 1  # rmem in C
-CAUSES = ("rcvbuf", "memory", "backlog", "zero_window", "pruned")
+CAUSES = ("rcvbuf", "memory", "backlog", "window", "pruned")
 _UDP = ("udp4", "udp6")
 
 
@@ -59,8 +62,7 @@ class BufferRow(Row):
     rcvbuf = Count("packets dropped as the buffer was full", wide=True, width=6)
     memory = Count("packets dropped as the protocol has used up its memory", wide=True, width=6)
     backlog = Count("packets dropped as the backlog was full", wide=True, width=7)
-    zero_window = Count("packets dropped as they came beyond a closed window", wide=True,
-                        header="ZEROWIN", width=7)  # fmt: skip
+    window = Count("packets dropped as they did not fit into the window", wide=True, width=6)
     pruned = Count("packets removed from the out of order queue", wide=True, width=6)
     uid = Uid("user id of the owner", wide=True)
     netns = Netns()
@@ -108,7 +110,7 @@ def most_first(row: Mapping[str, Any]) -> tuple[float, ...]:
 
 def rows(entries: Sequence[Entry], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each socket: the first --top of them, by --sort."""
-    found = sorted((complete({**key, **values}) for key, values in entries), key=most_first)
+    found = sorted((complete(values) for _, values in entries), key=most_first)
     shown = sorted_rows(found, settings["sort"])[: settings["top"] or None]
     return [{column.name: row[column.name] for column in BufferRow.columns} for row in shown]
 
@@ -120,8 +122,8 @@ _LARGEST = ("rmem_max", "fill_max")
 def add(entries: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row for each combination of values of the columns `names`."""
     found: dict[tuple[object, ...], dict[str, Any]] = {}
-    for key, values in entries:
-        row = found.setdefault(tuple(key[n] for n in names), {n: key[n] for n in names})
+    for of, values in entries:
+        row = found.setdefault(tuple(of[n] for n in names), {n: of[n] for n in names})
         for name in (*_SUMS, *_LARGEST):
             both = [value for value in (row.get(name), values[name]) if value is not None]
             total = max(both, default=None) if name in _LARGEST else sum(both)
@@ -133,7 +135,7 @@ class ByKey(KeyedTable):
     """Buffers added up by the keys of --by."""
 
     def _groups(self, entries: Sequence[Entry], settings: Mapping[str, Any]) -> Sequence[Entry]:
-        found = [complete({**key, **values}) for key, values in entries]
+        found = [complete(values) for _, values in entries]
         return [(row, {**row, "sockets": 1}) for row in found]
 
 
@@ -148,3 +150,18 @@ BUFFERS = (
     ByKey("buffers", Buffer, BufferSums, _COUNTS, "drops", fold=add,
           keyed=Keyed(type("Keys", (Row,), _KEYS), filled=tuple(_KEYS)), **COMMON),
 )  # fmt: skip
+
+
+_WORDS = {word: numbers for word, numbers in PROTO_WORDS.items() if set(numbers) <= set(IP_PROTOS)}
+PROTO = Option("--proto", metavar="LIST", parse=one_or_more(*_WORDS),
+               help=f"only these protocols: {', '.join(_WORDS)}")  # fmt: skip
+
+
+def constants(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the C constant of --proto; raise UsageError for --histogram with --by."""
+    if settings["histogram"] and settings["by"]:
+        raise UsageError("--histogram has no keys: it excludes --by", "leave one out")
+    if not settings["proto"]:
+        return {}
+    numbers = {number for word in settings["proto"] for number in _WORDS[word]}
+    return {"FILTER_PROTO(x)": one_of("x", sorted(numbers))}

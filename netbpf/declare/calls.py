@@ -1,8 +1,8 @@
 """The shared probes of socket calls, messages and io_uring requests, and rows of their results.
 
 Each group is used by a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
-MESSAGE_PROBES and RECV_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to request.bpf.h, SIGNAL to
-signals.bpf.h.
+MESSAGE_PROBES and RECV_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to
+request.bpf.h, SIGNAL to signals.bpf.h.
 """
 
 from __future__ import annotations
