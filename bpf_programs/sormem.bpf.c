@@ -74,7 +74,7 @@ static inline int on_message(int op, struct sock *sk, int result, int flags)
 		owner_from_current(&owner);
 		fill_owner(sums, &owner);
 	}
-	sums->limit = (u32)READ(sk, sk_rcvbuf);
+	sums->limit_bytes = (u32)READ(sk, sk_rcvbuf);
 	__sync_fetch_and_add(&sums->all_reads, 1);
 	count_sizes(sk, sums, AT_READ);
 	return 0;
@@ -119,9 +119,9 @@ static inline int on_publish(struct map_element_context *ctx, struct buffer *at)
 	if (!sums || sums->over)
 		return 0;
 	present = !sums->gone && number_of(sk) == key.number;
-	sums->rmem = present ? filled(sk) : UNKNOWN_SIZE;
+	sums->used_bytes = present ? filled(sk) : UNKNOWN_SIZE;
 	if (present) {
-		sums->limit = (u32)READ(sk, sk_rcvbuf);
+		sums->limit_bytes = (u32)READ(sk, sk_rcvbuf);
 		read_endpoints(sk, &ends);
 		SET_ENDS(sums, &ends);
 	}
@@ -132,7 +132,7 @@ static inline int on_publish(struct map_element_context *ctx, struct buffer *at)
 #endif
 	sums->arrivals = sums->all_arrivals;
 	sums->reads = sums->all_reads;
-	sums->rcvbuf = sums->all_rcvbuf;
+	sums->full = sums->all_full;
 	sums->memory = sums->all_memory;
 	sums->backlog = sums->all_backlog;
 	sums->window = sums->all_window;

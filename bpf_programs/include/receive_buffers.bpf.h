@@ -157,9 +157,9 @@ static inline void measure(struct sock *sk, struct buffer_sums *sums)
 {
 	u64 now = filled(sk), limit = (u32)READ(sk, sk_rcvbuf);
 
-	raise(&sums->rmem_max, now);
+	raise(&sums->used_max_bytes, now);
 	raise(&sums->fill_max, limit ? now * WHOLE / limit : 0);
-	sums->limit = limit;
+	sums->limit_bytes = limit;
 }
 
 #endif

@@ -33,8 +33,8 @@ IP_PROTOS = {number: name for number, name in PROTOS.items() if name not in ("un
 WHAT = {0: "rmem_alloc", 1: "rmem_limit"}
 AT = {0: "arrival", 1: "read"}
 WHOLE = 10000  # fill_max in C: see include/receive_buffers.bpf.h
-CLOSED = 2**64 - 1  # rmem in C
-CAUSES = ("rcvbuf", "memory", "backlog", "window", "pruned")
+CLOSED = 2**64 - 1  # used_bytes in C
+CAUSES = ("full", "memory", "backlog", "window", "pruned")
 _UDP = ("udp4", "udp6")
 
 
@@ -46,20 +46,21 @@ class BufferRow(Row):
     owner = Owner("how the owner was found: exact, snapshot or unknown", wide=True)
     proto = Enum("tcp4, tcp6, udp4, udp6, or other, such as raw sockets", IP_PROTOS, width=5)
     family = Family("address family, IPv4-mapped counts as ipv4", wide=True)
-    laddr = Endpoint("local address", "lport", header="LADDR:LPORT", width=18)
-    lport = Port("local port", text=False)
+    laddr = Addr("local address", wide=True, priority=28)
+    lport = Port("local port")
     raddr = Endpoint("remote address", "rport", header="RADDR:RPORT", wide=True)
     rport = Port("remote port", text=False)
     arrivals = Count("times that data or an end of file arrived", header="ARRIVED", width=7)
     reads = Count("receive calls that succeeded", width=7)
-    rmem = Bytes("memory in the buffer now; null if the socket is closed", header="KB", width=6,
-                 wide=True)  # fmt: skip
-    rmem_max = Bytes("most memory in the buffer since the first row", header="MAX_KB", width=6)
-    limit = Bytes("size of the buffer: the limit of this memory", header="LIMIT_KB", width=8)
-    fill_max = Share("highest share of the limit that was in use since the first row",
-                     header="FILL", alert=False)  # fmt: skip
+    used_bytes = Bytes("memory that the buffer takes now, null if the socket is closed",
+                       header="KB", width=6, wide=True)  # fmt: skip
+    used_max_bytes = Bytes(
+        "most memory in the buffer since the first row", header="MAX_KB", width=6
+    )
+    limit_bytes = Bytes("size of the buffer: the limit of this memory", header="LIMIT_KB", width=8)
+    fill_max = Share("largest share of the limit that it took since the first row", header="FILL")
     drops = Count("packets that were dropped, for all causes", width=6, alert=True)
-    rcvbuf = Count("packets dropped as the buffer was full", wide=True, width=6)
+    full = Count("packets dropped as the buffer was full", wide=True, width=6)
     memory = Count("packets dropped as the protocol has used up its memory", wide=True, width=6)
     backlog = Count("packets dropped as the backlog was full", wide=True, width=7)
     window = Count("packets dropped as they did not fit into the window", wide=True, width=6)
@@ -70,11 +71,11 @@ class BufferRow(Row):
 
 
 Buffer = key("buffer", sk=Count("address of the socket"), number=Count("which one at this address"))
-_HIDDEN = "all_arrivals all_reads all_rcvbuf all_memory all_backlog all_window all_pruned"
+_HIDDEN = "all_arrivals all_reads all_full all_memory all_backlog all_window all_pruned"
 _OF_THE_PROGRAM: Any = {name: Column(name, ctype="u8") for name in ("gone", "pass", "sees_causes")}
 BufferSums = sums(
     "buffer_sums", f"arrivals reads {' '.join(CAUSES)}",
-    gauges=f"rmem rmem_max limit fill_max over cgroup {_HIDDEN}",
+    gauges=f"used_bytes used_max_bytes limit_bytes fill_max over cgroup {_HIDDEN}",
     pid=Pid("process"), comm=Comm("its name"), owner=Owner("how it was found"),
     uid=Uid("its user"), netns=Netns(), family=Family("address family"),
     laddr=Addr("local address"), lport=Port("local port"), raddr=Addr("remote address"),
@@ -90,15 +91,15 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with what is computed; null for drops that nothing shows."""
     causes: dict[str, Any] = {name: values[name] for name in CAUSES}
     drops: Any = sum(causes.values())
-    if not values["sees_causes"]:
-        known = ("rcvbuf", "memory") if values["proto"] in _UDP else ()
+    if not values["sees_causes"] or values["proto"] == "other":  # see LIMITS on raw sockets
+        known = ("full", "memory") if values["proto"] in _UDP else ()
         causes = {name: causes[name] if name in known else None for name in CAUSES}
         drops = drops if known else None
     return {
         **values,
         **causes,
         "drops": drops,
-        "rmem": None if values["rmem"] == CLOSED else values["rmem"],
+        "used_bytes": None if values["used_bytes"] == CLOSED else values["used_bytes"],
         "fill_max": round(values["fill_max"] / WHOLE, 4),
     }
 
@@ -115,8 +116,8 @@ def rows(entries: Sequence[Entry], settings: Mapping[str, Any]) -> list[dict[str
     return [{column.name: row[column.name] for column in BufferRow.columns} for row in shown]
 
 
-_SUMS = ("sockets", "arrivals", "reads", "rmem", "drops", *CAUSES)
-_LARGEST = ("rmem_max", "fill_max")
+_SUMS = ("sockets", "arrivals", "reads", "used_bytes", "drops", *CAUSES)
+_LARGEST = ("used_max_bytes", "fill_max")
 
 
 def add(entries: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -143,7 +144,9 @@ COMMON: Any = {"per_cpu": False, "refresh": ("stale", "held", "publish"), "forge
 _KEYS = copied(BufferRow, "pid comm owner proto family laddr lport raddr rport uid netns cgroup")
 _COUNTS = (
     *named(sockets=Count("sockets", width=7)),
-    *copied(BufferRow, f"arrivals reads rmem rmem_max fill_max drops {' '.join(CAUSES)}").values(),
+    *copied(
+        BufferRow, f"arrivals reads used_bytes used_max_bytes fill_max drops {' '.join(CAUSES)}"
+    ).values(),
 )
 BUFFERS = (
     Table("buffers", Buffer, BufferSums, BufferRow, rows, **COMMON),

@@ -1,16 +1,62 @@
 """sormem - receive buffers of sockets: how full they are, and what they drop
 
 DESCRIPTION
-  Shows a row.
+  Data that arrives for a socket waits in its receive buffer until the program reads it. If the
+  program is too slow, a UDP socket drops what does not fit, and a TCP socket stops its peer. Shows
+  a row for each socket that data arrived for, that was read, or that dropped packets: how often
+  data arrived (ARRIVED) and was read (READS), the most memory that the buffer took (MAX_KB), its
+  size (LIMIT_KB), the largest share of it that was taken (FILL), and the packets that it dropped.
+  Those with drops come first, then the fullest.
+
+  The memory is that of packets, with the kernel's overhead: a datagram of one byte takes 768 bytes
+  or more. FILL can exceed 100 %: the limit is checked before a packet is added, and a buffer can be
+  made smaller. What was dropped is counted by cause:
+
+    full     the buffer was full (raise SO_RCVBUF or net.core.rmem_max, or read faster)
+    memory   no memory left, of the protocol (net.ipv4.udp_mem, tcp_mem) or of a TCP buffer that
+             could not be made to fit
+    backlog  a program held the TCP socket while too many packets came for it
+    window   segments that did not fit into the TCP window: the buffer was full
+    pruned   segments that had come out of order, and were removed to make room
+
+  --histogram also shows the distribution of the memory (rmem_alloc) and of the limits (rmem_limit),
+  at each arrival, with the data that arrived, and after each read.
 
 EXAMPLES
   netbpf sormem                          until Ctrl-C
+  netbpf sormem --proto udp 5            UDP sockets, every 5 seconds
+  netbpf sormem --comm named -w          those of a program, with addresses and causes
+  netbpf sormem --by comm,proto -d 60    a minute, by program and protocol
+  netbpf sormem --histogram --proto udp -d 10
+                                         with distributions
+  netbpf sormem --json -d 10 | jq 'select(.fill_max > 0.9 or .drops > 0)'
+
+  A datagram receiver that is too slow, and a server that does not read (netbpf sormem -d 3):
+
+    SAMPLE
 
 OVERHEAD
-  Some.
+  Everything is counted in the kernel: there is no event per packet. OVERHEADS
 
 LIMITS
-  Some.
+  Sockets with IP addresses only: in AF_UNIX, data counts for the sender. ARRIVED counts how often
+  the kernel tells the socket about data or an end of file: for one UDP datagram, since 6.18 for
+  several that come at once; for one TCP segment, or several that were merged; below SO_RCVLOWAT,
+  not at all. READS are calls that succeeded, without MSG_PEEK; spliced-out data is not seen. Memory
+  is what the kernel compares with the limit, as in 'ss -m' (r): of a UDP buffer, it is given back
+  with a delay of up to a quarter of the limit.
+  MAX_KB and FILL count from the first row of the socket, also with INTERVAL. A row is that of a
+  socket: if a TCP connection between the same ends follows another at the same place in memory,
+  both are one row. --by adds up used_bytes, and shows the largest of the other sizes.
+  The owner is the process that read last, or connected or accepted (exact), or that has the socket
+  at the start or at the end of an interval (snapshot). A new UDP socket that is closed before that
+  and was never read has none, and with filters of processes, no row. These filters are applied
+  when rows are shown, so that sockets of other processes take room, too (--map-entries: four times
+  as many sockets). --histogram with such a filter omits arrivals before the owner is known.
+  Before 6.11, drops are known of UDP only: those of others are null. Drops of raw sockets are
+  always null, as the kernel drops without a packet. 'ss -m' (d) counts more as drops, such as
+  wrong checksums, and packets that lose nothing. MPTCP counts as TCP: data that arrives before
+  accept() and drops of its subflows are not counted. Kernels before 6.3 need fentry or kprobes.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Cost, Histogram, Option, Tool, buffers
