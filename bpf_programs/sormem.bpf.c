@@ -132,7 +132,7 @@ static inline int on_publish(struct map_element_context *ctx, struct buffer *at)
 #endif
 	sums->arrivals = sums->all_arrivals;
 	sums->reads = sums->all_reads;
-	sums->full = sums->all_full;
+	sums->no_room = sums->all_no_room;
 	sums->memory = sums->all_memory;
 	sums->backlog = sums->all_backlog;
 	sums->window = sums->all_window;

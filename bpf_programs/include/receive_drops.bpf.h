@@ -17,7 +17,7 @@ KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_TCP_OFO_QUEUE_PRUNE)
 /* Since 9ca48d616ed7 ("tcp: do not accept packets beyond window", 6.17). */
 KERNEL_OPTIONAL_ENUM(skb_drop_reason, SKB_DROP_REASON_TCP_INVALID_END_SEQUENCE)
 
-enum cause { NO_CAUSE, FULL, MEMORY, BACKLOG, WINDOW, PRUNED };
+enum cause { NO_CAUSE, NO_ROOM, MEMORY, BACKLOG, WINDOW, PRUNED };
 enum { ENOMEM = 12 }; /* asm-generic/errno-base.h */
 
 #ifdef SEES_CAUSES
@@ -25,7 +25,7 @@ static inline enum cause cause_of(u32 reason)
 {
 	switch (reason) {
 	case HAVE_SKB_DROP_REASON_SOCKET_RCVBUFF:
-		return FULL;
+		return NO_ROOM;
 	case HAVE_SKB_DROP_REASON_PROTO_MEM:
 		return MEMORY;
 	case HAVE_SKB_DROP_REASON_SOCKET_BACKLOG:
@@ -51,7 +51,7 @@ static inline void count_drop(struct sock *sk, enum cause cause)
 		return;
 	measure(sk, sums);
 	if (cause == FULL)
-		__sync_fetch_and_add(&sums->all_full, 1);
+		__sync_fetch_and_add(&sums->all_no_room, 1);
 	else if (cause == MEMORY)
 		__sync_fetch_and_add(&sums->all_memory, 1);
 	else if (cause == BACKLOG)
@@ -78,7 +78,7 @@ static inline int on_drop(struct sk_buff *skb, u32 reason, struct sock *sk)
 static inline int on_udp_drop(struct sock *sk, int error)
 {
 #ifndef SEES_CAUSES
-	count_drop(sk, error == -ENOMEM ? FULL : MEMORY);
+	count_drop(sk, error == -ENOMEM ? NO_ROOM : MEMORY);
 #endif
 	return 0;
 }

@@ -34,7 +34,7 @@ WHAT = {0: "rmem_alloc", 1: "rmem_limit"}
 AT = {0: "arrival", 1: "read"}
 WHOLE = 10000  # fill_max in C: see include/receive_buffers.bpf.h
 CLOSED = 2**64 - 1  # used_bytes in C
-CAUSES = ("full", "memory", "backlog", "window", "pruned")
+CAUSES = ("no_room", "memory", "backlog", "window", "pruned")
 _UDP = ("udp4", "udp6")
 
 
@@ -59,8 +59,8 @@ class BufferRow(Row):
     )
     limit_bytes = Bytes("size of the buffer: the limit of this memory", header="LIMIT_KB", width=8)
     fill_max = Share("largest share of the limit that it took since the first row", header="FILL")
-    drops = Count("packets that were dropped, for all causes", width=6, alert=True)
-    full = Count("packets dropped as the buffer was full", wide=True, width=6)
+    dropped = Count("packets that were dropped, for all causes", width=7, alert=True)
+    no_room = Count("packets dropped as the buffer was full", wide=True, width=7)
     memory = Count("packets dropped as the protocol has used up its memory", wide=True, width=6)
     backlog = Count("packets dropped as the backlog was full", wide=True, width=7)
     window = Count("packets dropped as they did not fit into the window", wide=True, width=6)
@@ -71,7 +71,7 @@ class BufferRow(Row):
 
 
 Buffer = key("buffer", sk=Count("address of the socket"), number=Count("which one at this address"))
-_HIDDEN = "all_arrivals all_reads all_full all_memory all_backlog all_window all_pruned"
+_HIDDEN = "all_arrivals all_reads all_no_room all_memory all_backlog all_window all_pruned"
 _OF_THE_PROGRAM: Any = {name: Column(name, ctype="u8") for name in ("gone", "pass", "sees_causes")}
 BufferSums = sums(
     "buffer_sums", f"arrivals reads {' '.join(CAUSES)}",
@@ -92,13 +92,13 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     causes: dict[str, Any] = {name: values[name] for name in CAUSES}
     drops: Any = sum(causes.values())
     if not values["sees_causes"] or values["proto"] == "other":  # see LIMITS on raw sockets
-        known = ("full", "memory") if values["proto"] in _UDP else ()
+        known = ("no_room", "memory") if values["proto"] in _UDP else ()
         causes = {name: causes[name] if name in known else None for name in CAUSES}
         drops = drops if known else None
     return {
         **values,
         **causes,
-        "drops": drops,
+        "dropped": drops,
         "used_bytes": None if values["used_bytes"] == CLOSED else values["used_bytes"],
         "fill_max": round(values["fill_max"] / WHOLE, 4),
     }
@@ -106,7 +106,7 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def most_first(row: Mapping[str, Any]) -> tuple[float, ...]:
     """Order rows: those with drops first, then the fullest."""
-    return (-(row["drops"] or 0), -row["fill_max"], -row["arrivals"])
+    return (-(row["dropped"] or 0), -row["fill_max"], -row["arrivals"])
 
 
 def rows(entries: Sequence[Entry], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def rows(entries: Sequence[Entry], settings: Mapping[str, Any]) -> list[dict[str
     return [{column.name: row[column.name] for column in BufferRow.columns} for row in shown]
 
 
-_SUMS = ("sockets", "arrivals", "reads", "used_bytes", "drops", *CAUSES)
+_SUMS = ("sockets", "arrivals", "reads", "used_bytes", "dropped", *CAUSES)
 _LARGEST = ("used_max_bytes", "fill_max")
 
 
@@ -150,7 +150,7 @@ _COUNTS = (
 )
 BUFFERS = (
     Table("buffers", Buffer, BufferSums, BufferRow, rows, **COMMON),
-    ByKey("buffers", Buffer, BufferSums, _COUNTS, "drops", fold=add,
+    ByKey("buffers", Buffer, BufferSums, _COUNTS, "dropped", fold=add,
           keyed=Keyed(type("Keys", (Row,), _KEYS), filled=tuple(_KEYS)), **COMMON),
 )  # fmt: skip
 

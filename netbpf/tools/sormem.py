@@ -12,7 +12,7 @@ DESCRIPTION
   or more. FILL can exceed 100 %: the limit is checked before a packet is added, and a buffer can be
   made smaller. What was dropped is counted by cause:
 
-    full     the buffer was full (raise SO_RCVBUF or net.core.rmem_max, or read faster)
+    no_room  the buffer was full (raise SO_RCVBUF or net.core.rmem_max, or read faster)
     memory   no memory left, of the protocol (net.ipv4.udp_mem, tcp_mem) or of a TCP buffer that
              could not be made to fit
     backlog  a program held the TCP socket while too many packets came for it
@@ -29,7 +29,7 @@ EXAMPLES
   netbpf sormem --by comm,proto -d 60    a minute, by program and protocol
   netbpf sormem --histogram --proto udp -d 10
                                          with distributions
-  netbpf sormem --json -d 10 | jq 'select(.fill_max > 0.9 or .drops > 0)'
+  netbpf sormem --json -d 10 | jq 'select(.fill_max > 0.9 or .dropped > 0)'
 
   A datagram receiver that is too slow, and a server that does not read (netbpf sormem -d 3):
 
@@ -61,7 +61,7 @@ LIMITS
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Cost, Histogram, Option, Tool, buffers
 from netbpf.declare import probes as p
-from netbpf.declare.calls import RECV_PROBES
+from netbpf.declare.calls import IP_RECV_PROBES
 from netbpf.declare.memory import Memory
 from netbpf.declare.states import GONE
 
@@ -74,7 +74,7 @@ TOOL = Tool(
         p.Probe("arrival", *p.tracepoints("sock:sk_data_ready", ("sk",), ("skaddr",)),
                 p.Fentry("sock_def_readable", args=("sk",)),
                 p.Kprobe("sock_def_readable", args=("sk",))),
-        *RECV_PROBES,
+        *IP_RECV_PROBES,
         p.Probe("drop", *p.tracepoints("skb:kfree_skb", ("skb", "reason", "rx_sk"),
                                        ("skbaddr", "reason", "rx_sk")),
                 optional=True, loses=("backlog", "window", "pruned")),

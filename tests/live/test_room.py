@@ -223,6 +223,7 @@ GOING_ON = {
     "tcpstates": {"states", "owners"},
     "ipecn": set(),
     "tcpwin": {"last_windows", "owners"},
+    "sormem": {"buffers", "owners", "calls"},
 }
 EVERYTHING = {
     "ipecn": ("--all",),
@@ -230,6 +231,7 @@ EVERYTHING = {
     "skbdrop": ("--events", "--learn-sends", "0.3"),
     "tcpnagle": ("--top", 5),
     "soconnect": ("--udp", "--unix"),
+    "sormem": ("0.3",),
 }
 
 

@@ -29,7 +29,7 @@ from topology import Host, cgroup_of
 DATAGRAMS, BYTES = 23, 700
 SMALL = 4096  # SO_RCVBUF: the kernel doubles it
 ENDS = ("laddr", "lport", "raddr", "rport")
-CAUSES = ("full", "memory", "backlog", "window", "pruned")
+CAUSES = ("no_room", "memory", "backlog", "window", "pruned")
 COMM = Path("/proc/self/comm").read_text().rstrip("\n")
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21  # linux/tcp.h
 RECV_QUEUE, SEND_QUEUE = 1, 2
@@ -141,7 +141,7 @@ def counted(before: dict[str, int], after: dict[str, int], *names: str) -> list[
 @compares("sormem", "pid", "comm", "owner", "proto", "family", "laddr", "lport", "raddr", "rport",
           shape="rows")  # fmt: skip
 @compares("sormem", "arrivals", "reads", "used_bytes", "used_max_bytes", "limit_bytes", "fill_max",
-          "drops", "full", "uid", "netns", "cgroup", shape="rows")  # fmt: skip
+          "dropped", "no_room", "uid", "netns", "cgroup", shape="rows")  # fmt: skip
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_udp_socket_that_nobody_reads(netbpf: Any, one_host: Host, family: int) -> None:
     with receiver(one_host, family) as sock:
@@ -155,7 +155,7 @@ def test_a_udp_socket_that_nobody_reads(netbpf: Any, one_host: Host, family: int
     row = row_of(run, ends[1])
     assert 0 < waiting < DATAGRAMS and full.drops == DATAGRAMS - waiting and full.limit == limit
     assert (row["arrivals"], row["reads"]) == (waiting, 0)
-    assert (row["drops"], row["full"]) == (full.drops, full.drops)
+    assert (row["dropped"], row["no_room"]) == (full.drops, full.drops)
     assert (row["used_bytes"], row["used_max_bytes"], row["limit_bytes"]) == (
         full.used,
         full.used,
@@ -196,7 +196,7 @@ def test_a_tcp_socket_that_nobody_reads(netbpf: Any, one_host: Host, family: int
     assert row["fill_max"] == pytest.approx(row["used_max_bytes"] / full.limit, abs=1e-4)
     assert row["arrivals"] > 0 and row["reads"] == 0
     # ss also counts packets that lose nothing, such as probes of the closed window.
-    assert row["drops"] == sum(row[name] for name in CAUSES) == 0
+    assert row["dropped"] == sum(row[name] for name in CAUSES) == 0
 
 
 @compares("sormem", "arrivals", "reads", "used_bytes", "used_max_bytes", "fill_max", shape="rows")
@@ -217,7 +217,7 @@ def test_a_socket_that_is_read(netbpf: Any, one_host: Host) -> None:
     rows = {row["proto"]: row for row in run.rows if row["reads"]}
     for proto, now, peak in zip(("udp4", "tcp4"), after, most):
         row = rows[proto]
-        assert (row["arrivals"], row["reads"], row["drops"]) == (17, 17, 0)
+        assert (row["arrivals"], row["reads"], row["dropped"]) == (17, 17, 0)
         assert (row["used_bytes"], row["used_max_bytes"]) == (now.used, peak)
         assert row["fill_max"] == pytest.approx(peak / now.limit, abs=1e-4)
 
@@ -235,7 +235,7 @@ def test_sockets_that_are_closed(netbpf: Any, one_host: Host) -> None:
             assert drain(sock) and accepted.recv(2000)
         wait_until(lambda: ports <= {row["lport"] for row in run.rows if row["used_bytes"] is None})
         wait_until(lambda: not keys_of(run, "buffers"), what="an empty map")
-    totals = sums(run.rows, "proto", "arrivals", "reads", "drops")
+    totals = sums(run.rows, "proto", "arrivals", "reads", "dropped")
     assert totals["udp4"][0] == totals["udp4"][1] == DATAGRAMS - totals["udp4"][2]
     assert totals["tcp4"][1:] == (1, 0)
     assert {(row["pid"], row["comm"]) for row in run.rows} == {(os.getpid(), COMM)}
@@ -309,12 +309,20 @@ def check_by_key(run: Run, row: Json) -> None:
     """With --by, the only socket of its port has the same figures."""
     found = row_of(run, row["lport"])
     assert found["sockets"] == 1
-    for name in ("arrivals", "reads", "used_bytes", "used_max_bytes", "fill_max", "drops", *CAUSES):
+    for name in (
+        "arrivals",
+        "reads",
+        "used_bytes",
+        "used_max_bytes",
+        "fill_max",
+        "dropped",
+        *CAUSES,
+    ):
         assert found[name] == row[name], name
 
 
-@compares("sormem", "drops", "window", shape="rows")
-@compares("sormem", "drops", "window", shape="--by")
+@compares("sormem", "dropped", "window", shape="rows")
+@compares("sormem", "dropped", "window", shape="--by")
 def test_segments_that_do_not_fit_into_the_window(netbpf: Any, one_host: Host) -> None:
     client, accepted = connected(one_host, 16384)
     with client, accepted:
@@ -328,12 +336,12 @@ def test_segments_that_do_not_fit_into_the_window(netbpf: Any, one_host: Host) -
         row = row_of(run, accepted)
         check_by_key(by, row)
     assert sum(counted(before, after, "TcpExtTCPZeroWindowDrop", "TcpExtBeyondWindow")) == 17
-    assert (row["drops"], row["window"]) == (17, 17)
+    assert (row["dropped"], row["window"]) == (17, 17)
     assert (row["pid"], row["owner"]) == (os.getpid(), "snapshot")
 
 
-@compares("sormem", "drops", "memory", "pruned", shape="rows")
-@compares("sormem", "drops", "memory", "pruned", shape="--by")
+@compares("sormem", "dropped", "memory", "pruned", shape="rows")
+@compares("sormem", "dropped", "memory", "pruned", shape="--by")
 def test_a_buffer_that_is_made_smaller(netbpf: Any, one_host: Host) -> None:
     """First what came out of order is removed, then what is in order finds no room."""
     client, accepted = connected(one_host)
@@ -355,7 +363,7 @@ def test_a_buffer_that_is_made_smaller(netbpf: Any, one_host: Host) -> None:
     memory_drops, *window_drops = counted(before, after, *names)
     assert memory_drops > 0 and memory_drops + sum(window_drops) == 11
     assert (row["memory"], row["window"]) == (memory_drops, sum(window_drops))
-    assert (row["pruned"], row["drops"]) == (5, 16)
+    assert (row["pruned"], row["dropped"]) == (5, 16)
     assert row["limit_bytes"] == limit and row["fill_max"] > 4
 
 
@@ -387,8 +395,8 @@ class HeldPage:
         os.close(self._fd)
 
 
-@compares("sormem", "drops", "backlog", shape="rows")
-@compares("sormem", "drops", "backlog", shape="--by")
+@compares("sormem", "dropped", "backlog", shape="rows")
+@compares("sormem", "dropped", "backlog", shape="--by")
 def test_a_backlog_that_is_full(netbpf: Any, one_host: Host) -> None:
     """A reader holds the socket's lock, as its memory is not there yet: packets have to wait."""
     client, accepted = connected(one_host)
@@ -411,7 +419,7 @@ def test_a_backlog_that_is_full(netbpf: Any, one_host: Host) -> None:
         check_by_key(by, row)
     (dropped,) = counted(before, after, "TcpExtTCPBacklogDrop")
     assert row["backlog"] == dropped > 0
-    assert row["drops"] >= dropped and row["reads"] == 1
+    assert row["dropped"] >= dropped and row["reads"] == 1
 
 
 # --- distributions -------------------------------------------------------------------------------
@@ -532,7 +540,8 @@ def test_rows_by_key_add_up_to_the_sockets(netbpf: Any, crowd: Crowd) -> None:
     lists = [KEYS[:3], KEYS[3:6], KEYS[6:9], ENDS, ("container", "laddr")]
     lists += [(one,) for one in ("pid", "proto", "rport")]
     with contextlib.ExitStack() as stack:
-        words = ("sormem", "--proto", "tcp", "--comm", "nb-*")
+        pids = ",".join(str(peer.pid) for pair in crowd.pairs for peer in pair)
+        words = ("sormem", "--proto", "tcp", "-p", pids)
         plain = stack.enter_context(netbpf(*words))
         runs = {names: stack.enter_context(netbpf(*words, "--by", ",".join(names)))
                 for names in lists}  # fmt: skip
@@ -559,14 +568,14 @@ def test_rows_by_key_add_up_to_the_sockets(netbpf: Any, crowd: Crowd) -> None:
         )
         found = {tuple(row[n] for n in names): row["sockets"] for row in run.rows}
         assert found == wanted, names
-        for column in ("arrivals", "reads", "drops"):
+        for column in ("arrivals", "reads", "dropped"):
             assert sum(r[column] for r in run.rows) == sum(r[column] for r in plain.rows), column
         others = set(KEYS) - set(names)
         assert all(row[other] is None for row in run.rows for other in others)
 
 
 @compares("sormem", "sockets", "arrivals", "reads", "used_bytes", "used_max_bytes", "fill_max",
-          "drops", "full", shape="--by")  # fmt: skip
+          "dropped", "no_room", shape="--by")  # fmt: skip
 def test_sums_and_the_largest(netbpf: Any, one_host: Host) -> None:
     with receiver(one_host) as one, receiver(one_host, size=2 * SMALL) as two:
         with netbpf("sormem", "--by", "pid,proto", "--netns", one_host.inode) as run:
@@ -584,7 +593,7 @@ def test_sums_and_the_largest(netbpf: Any, one_host: Host) -> None:
     assert row["used_max_bytes"] == max(one.used for one in full)
     shares = [one.used / one.limit for one in full]
     assert row["fill_max"] == pytest.approx(max(shares), abs=1e-4)
-    assert (row["drops"], row["full"]) == (drops, drops) and drops > DATAGRAMS // 2
+    assert (row["dropped"], row["no_room"]) == (drops, drops) and drops > DATAGRAMS // 2
 
 
 def test_protocols(netbpf: Any, one_host: Host) -> None:
@@ -611,7 +620,7 @@ def test_protocols(netbpf: Any, one_host: Host) -> None:
     for word, run in runs.items():
         assert {row["proto"] for row in run.rows} == found[word], word
     (row,) = runs["other"].rows
-    assert (row["arrivals"], row["reads"], row["drops"]) == (1, 1, None)
+    assert (row["arrivals"], row["reads"], row["dropped"]) == (1, 1, None)
     assert all(row[name] is None for name in CAUSES)
 
 
@@ -668,7 +677,7 @@ def test_text(netbpf: Any, one_host: Host) -> None:
     head, line = [line for line in run.stdout.splitlines() if line]
     assert len(head) <= 80 and len(line) <= 80
     assert head.split() == ["PID", "COMM", "PROTO", "LPORT", "ARRIVED", "READS", "MAX_KB",
-                            "LIMIT_KB", "FILL", "DROPS"]  # fmt: skip
+                            "LIMIT_KB", "FILL", "DROPPED"]  # fmt: skip
     assert line.split() == [
         str(os.getpid()), COMM[:10], "udp4", str(port), str(DATAGRAMS - full.drops), "0",
         f"{full.used / 1024:.2f}", f"{full.limit / 1024:.2f}",
@@ -696,7 +705,7 @@ def full_buffers(stage: Any, run: Run) -> None:
 def facts(run: Run, lost: set[str]) -> Counter[Any]:
     """Return the rows of a run, but for the ports."""
     names = ("pid", "comm", "proto", "family", "laddr", "raddr", "arrivals", "reads",
-             "used_max_bytes", "limit_bytes", "fill_max", "drops", *CAUSES, "uid", "netns",
+             "used_max_bytes", "limit_bytes", "fill_max", "dropped", *CAUSES, "uid", "netns",
              "cgroup")  # fmt: skip
     return Counter(tuple(row[n] for n in names if n not in lost) for row in run.rows)
 
