@@ -91,16 +91,25 @@ static inline int on_gone(struct sock *sk)
 	return 0;
 }
 
-/* Each open socket, at the end of an interval: who holds those whose owner is not known yet. */
+/*
+ * Each open socket, at the start and at the end of an interval: whether data waits in it that nobody
+ * reads, and who holds it.
+ */
 static inline int on_held(struct task_file_context *ctx, struct task_struct *task, struct sock *sk)
 {
 	struct buffer_sums *sums = buffer_of(sk);
 	struct owner owner = {};
 
-	if (!sums || sums->owner)
+	if (sums ? sums->owner : !waiting(sk) || !has_buffer(sk))
 		return 0;
 	owner_from_task(&owner, task, OWNER_SNAPSHOT);
-	fill_owner(sums, &owner);
+	if (!sums && pass_owner(&owner)) {
+		sums = buffer_or_new(sk);
+		if (sums)
+			measure(sk, sums);
+	}
+	if (sums && !sums->owner)
+		fill_owner(sums, &owner);
 	return 0;
 }
 
@@ -114,22 +123,23 @@ static inline int on_publish(struct map_element_context *ctx, struct buffer *at)
 	struct buffer_sums *sums = buffers.lookup(&key);
 	struct sock *sk = (struct sock *)key.sk;
 	struct endpoints ends = {};
-	bool present;
 
 	if (!sums || sums->over)
 		return 0;
-	present = !sums->gone && number_of(sk) == key.number;
-	sums->used_bytes = present ? filled(sk) : UNKNOWN_SIZE;
-	if (present) {
+	sums->over = sums->gone || number_of(sk) != key.number;
+	sums->used_bytes = sums->waits = 0;
+	if (!sums->over) {
 		sums->limit_bytes = (u32)READ(sk, sk_rcvbuf);
+		sums->used_bytes = filled(sk);
 		read_endpoints(sk, &ends);
 		SET_ENDS(sums, &ends);
 	}
-	sums->over = !present;
 #ifdef FILTER_PROCESS
 	if (!sums->pass)
 		return 0;
 #endif
+	if (!sums->over)
+		sums->waits = waiting(sk);
 	sums->arrivals = sums->all_arrivals;
 	sums->reads = sums->all_reads;
 	sums->no_room = sums->all_no_room;

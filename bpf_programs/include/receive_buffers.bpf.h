@@ -13,11 +13,12 @@
 
 KERNEL_FIELDS(sock, sk_backlog.rmem_alloc.counter, sk_rcvbuf, sk_socket, __sk_common.skc_state)
 KERNEL_FIELDS(socket_alloc, vfs_inode.i_ino)
+KERNEL_FIELDS(udp_sock, forward_deficit)
 
 #if defined(USE_drop_rawtp) || defined(USE_drop_tp)
 #define SEES_CAUSES 1 /* of drops of all protocols, not only of UDP */
 #endif
-#define UNKNOWN_SIZE (~0ULL) /* the socket is closed */
+
 #define WHOLE 10000 /* fill_max of a buffer that is exactly full */
 
 BPF_HASH(buffers, struct buffer, struct buffer_sums, MAP_ENTRIES * 4);
@@ -109,6 +110,16 @@ static inline struct buffer_sums *follow(struct sock *sk, struct buffer *key)
 	SET_OWNER(sums, &owner);
 	sums->pass = owner.pass;
 	return sums;
+}
+
+/* The same without memory of datagrams that were read, which UDP gives back later. */
+static inline u32 waiting(struct sock *sk)
+{
+	u32 used = filled(sk);
+
+	if (READ(sk, sk_protocol) == IPPROTO_UDP)
+		used -= READ((struct udp_sock *)sk, forward_deficit);
+	return used;
 }
 
 /* The buffer of a socket; NULL if filters exclude it, it is closed, or there is no room. */

@@ -50,7 +50,7 @@ static inline void count_drop(struct sock *sk, enum cause cause)
 	if (!sums)
 		return;
 	measure(sk, sums);
-	if (cause == FULL)
+	if (cause == NO_ROOM)
 		__sync_fetch_and_add(&sums->all_no_room, 1);
 	else if (cause == MEMORY)
 		__sync_fetch_and_add(&sums->all_memory, 1);

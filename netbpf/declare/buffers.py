@@ -33,13 +33,12 @@ IP_PROTOS = {number: name for number, name in PROTOS.items() if name not in ("un
 WHAT = {0: "rmem_alloc", 1: "rmem_limit"}
 AT = {0: "arrival", 1: "read"}
 WHOLE = 10000  # fill_max in C: see include/receive_buffers.bpf.h
-CLOSED = 2**64 - 1  # used_bytes in C
 CAUSES = ("no_room", "memory", "backlog", "window", "pruned")
 _UDP = ("udp4", "udp6")
 
 
 class BufferRow(Row):
-    """A socket that data arrived for, that was read, or that dropped packets, in an interval."""
+    """A socket with unread data, or that data arrived for, that was read, or that dropped packets."""
 
     pid = Pid("process that has the socket")
     comm = Comm("its name", width=10)
@@ -76,6 +75,7 @@ _OF_THE_PROGRAM: Any = {name: Column(name, ctype="u8") for name in ("gone", "pas
 BufferSums = sums(
     "buffer_sums", f"arrivals reads {' '.join(CAUSES)}",
     gauges=f"used_bytes used_max_bytes limit_bytes fill_max over cgroup {_HIDDEN}",
+    shown="waits",
     pid=Pid("process"), comm=Comm("its name"), owner=Owner("how it was found"),
     uid=Uid("its user"), netns=Netns(), family=Family("address family"),
     laddr=Addr("local address"), lport=Port("local port"), raddr=Addr("remote address"),
@@ -99,7 +99,7 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
         **values,
         **causes,
         "dropped": drops,
-        "used_bytes": None if values["used_bytes"] == CLOSED else values["used_bytes"],
+        "used_bytes": None if values["over"] else values["used_bytes"],
         "fill_max": round(values["fill_max"] / WHOLE, 4),
     }
 
@@ -145,7 +145,7 @@ _KEYS = copied(BufferRow, "pid comm owner proto family laddr lport raddr rport u
 _COUNTS = (
     *named(sockets=Count("sockets", width=7)),
     *copied(
-        BufferRow, f"arrivals reads used_bytes used_max_bytes fill_max drops {' '.join(CAUSES)}"
+        BufferRow, f"arrivals reads used_bytes used_max_bytes fill_max dropped {' '.join(CAUSES)}"
     ).values(),
 )
 BUFFERS = (

@@ -222,6 +222,39 @@ def test_a_socket_that_is_read(netbpf: Any, one_host: Host) -> None:
         assert row["fill_max"] == pytest.approx(peak / now.limit, abs=1e-4)
 
 
+def test_full_buffers_that_nothing_comes_to(netbpf: Any, one_host: Host) -> None:
+    """A row shows what waits since before the start, until it is read."""
+    client, accepted = connected(one_host, 16384)
+    with client, accepted, receiver(one_host) as sock:
+        flood(client)
+        send(one_host, sock)
+        full = {"tcp4": memory(one_host, accepted), "udp4": memory(one_host, sock)}
+        words = ("sormem", "--netns", one_host.inode)
+        with netbpf(*words, "-p", os.getpid()) as run, netbpf(*words, "-p", 1) as other:
+            pass
+        rows = {row["proto"]: row for row in run.rows}
+        assert rows.keys() == full.keys() and not other.rows
+        for proto, row in rows.items():
+            assert (row["used_bytes"], row["limit_bytes"]) == full[proto][:2]
+            assert row["used_max_bytes"] == full[proto].used
+            assert (row["arrivals"], row["reads"], row["dropped"]) == (0, 0, 0)
+            assert (row["pid"], row["owner"]) == (os.getpid(), "snapshot")
+        client.close()
+        with netbpf(*words, "0.2") as run, receiver(one_host) as other_sock:
+            wait_until(lambda: {row["proto"] for row in run.rows} == {"tcp4", "udp4"})
+            drain(sock)
+            while accepted.recv(65536):
+                pass
+            port = other_sock.getsockname()[1]
+            for number in (1, 2):  # the second time, nothing else has happened before
+                send(one_host, other_sock, 1)
+                assert drain(other_sock) == 1
+                wait_until(lambda n=number: len([r for r in run.rows if r["lport"] == port]) == n)
+            times = sorted({row["time"] for row in run.rows})
+            last = [row["lport"] for row in run.rows if row["time"] == times[-1]]
+    assert last == [port]
+
+
 @compares("sormem", "used_bytes", shape="rows")
 def test_sockets_that_are_closed(netbpf: Any, one_host: Host) -> None:
     """They have a row with what came before, and no memory; then they take no room in the map."""
