@@ -3,13 +3,13 @@
 DESCRIPTION
   Data that arrives for a socket waits in its receive buffer until the program reads it. If the
   program is too slow, a UDP socket drops what does not fit, and a TCP socket stops its peer. Shows
-  a row for each socket that data arrived for, that was read, or that dropped packets: how often
-  data arrived (ARRIVED) and was read (READS), the most memory that the buffer took (MAX_KB), its
-  size (LIMIT_KB), the largest share of it that was taken (FILL), and the packets that it dropped.
-  Those with drops come first, then the fullest.
+  a row for each socket in which data waits or arrived, that was read, or that dropped packets: how
+  often data arrived (ARRIVED) and was read (READS), the most memory that the buffer took (MAX_KB),
+  its size (LIMIT_KB), the largest share of it that was taken (FILL), and the packets that it
+  dropped. Sockets with drops come first, then the fullest.
 
-  The memory is that of packets, with the kernel's overhead: a datagram of one byte takes 768 bytes
-  or more. FILL can exceed 100 %: the limit is checked before a packet is added, and a buffer can be
+  The memory is that of packets, with the kernel's overhead: a datagram of one byte takes some
+  hundred bytes. FILL can exceed 100 %: the limit is checked before a packet is added, and a buffer can be
   made smaller. What was dropped is counted by cause:
 
     no_room  the buffer was full (raise SO_RCVBUF or net.core.rmem_max, or read faster)
@@ -33,10 +33,15 @@ EXAMPLES
 
   A datagram receiver that is too slow, and a server that does not read (netbpf sormem -d 3):
 
-    SAMPLE
+       PID COMM         PROTO LPORT ARRIVED   READS MAX_KB LIMIT_KB    FILL DROPPED
+      7613 slowlog      udp4   5514     576     565  207.0    208.0  99.51%    2155
+      7613 slowlog      tcp4   8080       0       0  112.3    128.0  87.74%       0
 
 OVERHEAD
-  Everything is counted in the kernel: there is no event per packet. OVERHEADS
+  Everything is counted in the kernel: there is no event per packet. An arrival and a read cost
+  about 0.4 us each, with --histogram 0.8 us, and 0.2 us if filters of addresses, ports or
+  namespaces exclude the socket. An interval costs 0.3 us per open file of the machine, and 0.2 us per socket
+  with a row. Connects, accepts and closes cost as much as in tcplife, to find owners.
 
 LIMITS
   Sockets with IP addresses only: in AF_UNIX, data counts for the sender. ARRIVED counts how often
@@ -45,6 +50,7 @@ LIMITS
   not at all. READS are calls that succeeded, without MSG_PEEK; spliced-out data is not seen. Memory
   is what the kernel compares with the limit, as in 'ss -m' (r): of a UDP buffer, it is given back
   with a delay of up to a quarter of the limit.
+  A TCP socket that no program has accepted yet has a row only if data arrives.
   MAX_KB and FILL count from the first row of the socket, also with INTERVAL. A row is that of a
   socket: if a TCP connection between the same ends follows another at the same place in memory,
   both are one row. --by adds up used_bytes, and shows the largest of the other sizes.
@@ -67,7 +73,7 @@ from netbpf.declare.states import GONE
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(1_450_000, cpu=26_000, entry=1400), cost=Cost(3.4, 8.4),
+    memory=Memory(1_450_000, cpu=26_000, entry=1400), cost=Cost(8.9, 40.0),
     table=buffers.BUFFERS,
     histogram=Histogram("sizes", buffers.SizeKey, "bytes", option="histogram"),
     probes=(
