@@ -38,7 +38,7 @@ _UDP = ("udp4", "udp6")
 
 
 class BufferRow(Row):
-    """A socket with unread data, or that data arrived for, that was read, or that dropped packets."""
+    """A socket in which data waits or arrived, that was read, or that dropped packets."""
 
     pid = Pid("process that has the socket")
     comm = Comm("its name", width=10)

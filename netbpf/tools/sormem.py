@@ -9,8 +9,8 @@ DESCRIPTION
   dropped. Sockets with drops come first, then the fullest.
 
   The memory is that of packets, with the kernel's overhead: a datagram of one byte takes some
-  hundred bytes. FILL can exceed 100 %: the limit is checked before a packet is added, and a buffer can be
-  made smaller. What was dropped is counted by cause:
+  hundred bytes. FILL can exceed 100 %: the limit is checked before a packet is added, and a buffer
+  can be made smaller. What was dropped is counted by cause:
 
     no_room  the buffer was full (raise SO_RCVBUF or net.core.rmem_max, or read faster)
     memory   no memory left, of the protocol (net.ipv4.udp_mem, tcp_mem) or of a TCP buffer that
@@ -40,8 +40,8 @@ EXAMPLES
 OVERHEAD
   Everything is counted in the kernel: there is no event per packet. An arrival and a read cost
   about 0.4 us each, with --histogram 0.8 us, and 0.2 us if filters of addresses, ports or
-  namespaces exclude the socket. An interval costs 0.3 us per open file of the machine, and 0.2 us per socket
-  with a row. Connects, accepts and closes cost as much as in tcplife, to find owners.
+  namespaces exclude the socket. An interval costs 0.3 us per open file of the machine, and 0.2 us
+  per socket with a row. Connects, accepts and closes cost as much as in tcplife, to find owners.
 
 LIMITS
   Sockets with IP addresses only: in AF_UNIX, data counts for the sender. ARRIVED counts how often
