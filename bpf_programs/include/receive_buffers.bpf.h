@@ -135,7 +135,6 @@ static inline struct buffer_sums *buffer_or_new(struct sock *sk)
 static inline bool has_buffer(struct sock *sk)
 {
 	u16 family = READ(sk, __sk_common.skc_family);
-	u16 protocol = READ(sk, sk_protocol);
 
 	if ((family != AF_INET && family != AF_INET6) || !may_pass_socket(sk))
 		return false;
@@ -143,9 +142,10 @@ static inline bool has_buffer(struct sock *sk)
 	if (!FILTER_PROTO(proto_of_sock(sk, family)))
 		return false;
 #endif
-	if (protocol != IPPROTO_TCP)
-		return true;
-	return READ(sk, __sk_common.skc_state) != TCP_LISTEN && !is_subflow(sk);
+	/* What arrives at a listener is a connection; an MPTCP socket has the data of its subflows. */
+	if (READ(sk, __sk_common.skc_state) == TCP_LISTEN)
+		return false;
+	return READ(sk, sk_protocol) != IPPROTO_TCP || !is_subflow(sk);
 }
 
 #define RETRIES 3

@@ -45,20 +45,22 @@ OVERHEAD
 
 LIMITS
   Sockets with IP addresses only: in AF_UNIX, data counts for the sender. ARRIVED counts how often
-  the kernel tells the socket about data or an end of file: for one UDP datagram, since 6.18 for
-  several that come at once; for one TCP segment, or several that were merged; below SO_RCVLOWAT,
+  the kernel tells the socket about data or an end of file: for each UDP datagram, since 6.18 for
+  several that come at once; for each TCP segment, or several that were merged; below SO_RCVLOWAT,
   not at all. READS are calls that succeeded, without MSG_PEEK; spliced-out data is not seen. Memory
   is what the kernel compares with the limit, as in 'ss -m' (r): of a UDP buffer, it is given back
   with a delay of up to a quarter of the limit.
-  A TCP socket that no program has accepted yet has a row only if data arrives.
-  MAX_KB and FILL count from the first row of the socket, also with INTERVAL. A row is that of a
-  socket: if a TCP connection between the same ends follows another at the same place in memory,
-  both are one row. --by adds up used_bytes, and shows the largest of the other sizes.
+  MAX_KB and FILL count from the first row of the socket, also with INTERVAL; of datagrams that come
+  to a UDP socket on several CPUs at the same moment, one may be missing in them. --by adds up
+  used_bytes, and shows the largest of the other sizes. A TCP connection that follows another
+  between the same ends, at the same place in memory, continues its row. A TCP socket that no
+  program has accepted yet has a row only if data arrives.
   The owner is the process that read last, or connected or accepted (exact), or that has the socket
   at the start or at the end of an interval (snapshot). A new UDP socket that is closed before that
   and was never read has none, and with filters of processes, no row. These filters are applied
-  when rows are shown, so that sockets of other processes take room, too (--map-entries: four times
-  as many sockets). --histogram with such a filter omits arrivals before the owner is known.
+  when rows are shown: sockets of other processes take room, too. There is room for four times
+  --map-entries; with INTERVAL, closed sockets give theirs back. --histogram with a filter of
+  processes omits arrivals before the owner is known.
   Before 6.11, drops are known of UDP only: those of others are null. Drops of raw sockets are
   always null, as the kernel drops without a packet. 'ss -m' (d) counts more as drops, such as
   wrong checksums, and packets that lose nothing. MPTCP counts as TCP: data that arrives before

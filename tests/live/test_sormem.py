@@ -24,6 +24,7 @@ from compared import compares
 from crowd import CONTAINER, NOBODY, Crowd
 from harness import Json, Run, netbpf_once, seconds, wait_until
 from packets import log2_buckets
+from test_mptcp import MPTCP
 from topology import Host, cgroup_of
 
 DATAGRAMS, BYTES = 23, 700
@@ -84,14 +85,16 @@ def drain(sock: socket.socket) -> int:
     return number
 
 
-def connected(host: Host, size: int = 0, family: int = socket.AF_INET) -> tuple[Any, Any]:
+def connected(
+    host: Host, size: int = 0, family: int = socket.AF_INET, protocol: int = 0
+) -> tuple[Any, Any]:
     """Return a client and the accepted socket of a TCP connection, whose buffer has this size."""
-    with host.socket(family, socket.SOCK_STREAM) as listener:
+    with host.socket(family, socket.SOCK_STREAM, protocol) as listener:
         if size:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
         listener.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
         listener.listen()
-        client = host.socket(family, socket.SOCK_STREAM)
+        client = host.socket(family, socket.SOCK_STREAM, protocol)
         client.connect(listener.getsockname())
         accepted = listener.accept()[0]
         client.setblocking(False)
@@ -272,6 +275,30 @@ def test_sockets_that_are_closed(netbpf: Any, one_host: Host) -> None:
     assert totals["udp4"][0] == totals["udp4"][1] == DATAGRAMS - totals["udp4"][2]
     assert totals["tcp4"][1:] == (1, 0)
     assert {(row["pid"], row["comm"]) for row in run.rows} == {(os.getpid(), COMM)}
+
+
+@pytest.mark.skipif(
+    not Path("/proc/sys/net/mptcp").exists(), reason="needs a kernel with CONFIG_MPTCP"
+)
+def test_mptcp_is_the_socket_that_the_program_has(netbpf: Any, one_host: Host) -> None:
+    """Its subflows, which are sockets of TCP with the same ends, have no rows."""
+    with netbpf("sormem", "--netns", one_host.inode) as run:
+        client, accepted = connected(one_host, protocol=MPTCP)
+        with client, accepted:
+            for unread in (False, False, False, True):
+                client.send(bytes(1009))
+                assert accepted.recv(2000, socket.MSG_PEEK)
+                assert unread or len(accepted.recv(2000)) == 1009
+            port = accepted.getsockname()[1]
+            text = one_host.run("ss", "-HMnm", "state", "established", f"sport = :{port}")
+            run.stop()
+    match = _SKMEM.search(text)
+    assert match, text
+    assert len(run.rows) == 1, run.rows
+    (row,) = run.rows
+    assert tuple(row[name] for name in ENDS[:2]) == ("127.0.0.1", port)
+    assert (row["arrivals"], row["reads"], row["proto"]) == (4, 3, "tcp4")
+    assert (row["used_bytes"], row["limit_bytes"]) == (int(match[1]), int(match[2]))
 
 
 def sums(rows: Sequence[Json], name: str, *columns: str) -> dict[Any, tuple[int, ...]]:
