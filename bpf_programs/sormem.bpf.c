@@ -8,15 +8,12 @@
 #include "messages.bpf.h"
 
 #ifdef WITH_HISTOGRAM
-struct distribution {
-	struct histogram histogram;
-};
-BPF_F_TABLE("percpu_hash", struct size_key, struct distribution, sizes, 64, 0);
-BPF_PERCPU_ARRAY(no_sizes, struct distribution, 1);
+BPF_F_TABLE("percpu_hash", struct size_key, struct histogram, sizes, 64, 0);
+BPF_PERCPU_ARRAY(no_sizes, struct histogram, 1);
 
 static inline void count_size(struct size_key *key, u64 size)
 {
-	struct distribution *found = sizes.lookup(key), *empty;
+	struct histogram *found = sizes.lookup(key), *empty;
 	int zero = 0;
 
 	if (!found) {
@@ -24,7 +21,7 @@ static inline void count_size(struct size_key *key, u64 size)
 		found = empty ? sizes.lookup_or_try_init(key, empty) : NULL;
 	}
 	if (found)
-		record_value(&found->histogram, size, 1);
+		record_value(found, size, 1);
 	else
 		count_loss(LOSS_MAP_FULL);
 }
@@ -103,12 +100,12 @@ static inline int on_held(struct task_file_context *ctx, struct task_struct *tas
 	if (sums ? sums->owner : !waiting(sk) || !has_buffer(sk))
 		return 0;
 	owner_from_task(&owner, task, OWNER_SNAPSHOT);
-	if (!sums && pass_owner(&owner)) {
+	if (!sums && pass_owner(&owner))
 		sums = buffer_or_new(sk);
-		if (sums)
-			measure(sk, sums);
-	}
-	if (sums && !sums->owner)
+	if (!sums)
+		return 0;
+	measure(sk, sums);
+	if (!sums->owner)
 		fill_owner(sums, &owner);
 	return 0;
 }

@@ -93,10 +93,7 @@ static inline struct buffer_sums *follow(struct sock *sk, struct buffer *key)
 	if (!pass_endpoints(&ends))
 		return NULL;
 	sums = no_sums.lookup(&zero);
-	if (!sums)
-		return NULL;
-	buffers.insert(key, sums); /* unless another CPU was faster */
-	sums = buffers.lookup(key);
+	sums = sums ? buffers.lookup_or_try_init(key, sums) : NULL;
 	if (!sums) {
 		count_unfollowed(key->sk);
 		return NULL;

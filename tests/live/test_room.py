@@ -278,6 +278,7 @@ WIDEST: dict[str, list[tuple[object, ...]]] = {
     "softnet": [("--devices", "--histogram")],
     "skbdrop": [("--events", "--stack", "--learn-sends")],
     "sockstat": [("--top", 5)],
+    "sormem": [("--histogram",)],
     "soconnect": [("--udp", "--unix")],
     "tcplife": [("--open",)],
     "tcpnagle": [("--top", 5)],
