@@ -75,7 +75,7 @@ from netbpf.declare.states import GONE
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(1_450_000, cpu=55_000, entry=1500), cost=Cost(8.9, 40.0),
+    memory=Memory(1_450_000, cpu=55_000, entry=1500), cost=Cost(7.9, 45.9),
     table=buffers.BUFFERS,
     histogram=Histogram("sizes", buffers.SizeKey, "bytes", option="histogram"),
     probes=(
