@@ -110,6 +110,5 @@ INSTEAD = {
         "qdisclat",
         "how long packets wait to be sent; 'netbpf softnet' has the receive side",
     ),
-    "sormem": ("skbdrop --reason SOCKET_RCVBUFF", "packets that a full receive buffer dropped"),
     "superping": ("tcprtt --by raddr", "round trip times of TCP connections"),
 }

@@ -226,6 +226,7 @@ GOING_ON = {
     "ipecn": set(),
     "solife": {"lives", "calls"},
     "tcpwin": {"last_windows", "owners"},
+    "sormem": {"buffers", "owners", "calls"},
 }
 EVERYTHING = {
     "ipecn": ("--all",),
@@ -233,6 +234,7 @@ EVERYTHING = {
     "skbdrop": ("--events", "--learn-sends", "0.3"),
     "tcpnagle": ("--top", 5),
     "soconnect": ("--udp", "--unix"),
+    "sormem": ("0.3",),
 }
 
 
@@ -279,6 +281,7 @@ WIDEST: dict[str, list[tuple[object, ...]]] = {
     "softnet": [("--devices", "--histogram")],
     "skbdrop": [("--events", "--stack", "--learn-sends")],
     "sockstat": [("--top", 5)],
+    "sormem": [("--histogram",)],
     "soconnect": [("--udp", "--unix")],
     "tcplife": [("--open",)],
     "tcpnagle": [("--top", 5)],

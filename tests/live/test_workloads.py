@@ -292,6 +292,25 @@ def test_bytes_by_each_name(netbpf: Any, one_host: Host) -> None:
     assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
 
 
+@compares("sormem", "container_name", "pod", "pod_uid", "unit", "user_unit", shape="--by")
+def test_receive_buffers_by_each_name(netbpf: Any, one_host: Host) -> None:
+    chosen = [PLACES[name] for name in ("containerd", "user", "docker")]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(workload(one_host, place)) for place in chosen]
+        options = ("sormem", "--netns", one_host.inode, "--by")
+        runs = [stack.enter_context(netbpf(*options, k)) for k in (*NAMES, ",".join(NAMES))]
+        play(processes)
+        for run in runs:
+            run.stop()  # while the programs have their sockets
+    for name, run in zip(NAMES, runs):
+        wanted: dict[str | None, int] = {}
+        for place in chosen:
+            value = place.names[NAMES.index(name)]
+            wanted[value] = wanted.get(value, 0) + 2  # the full one of UDP, and that of TCP
+        assert {row[name]: row["sockets"] for row in run.rows} == wanted
+    assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
+
+
 @compares("skbdrop", "container_name", "pod", "pod_uid", "unit", "user_unit", shape="--by")
 @pytest.mark.skipif(
     "rx_sk" not in (Btf().parameters("__traceiter_kfree_skb") or ()),
