@@ -41,23 +41,28 @@ class TcpFlags(Column):
         return lambda raw: "".join(letter for bit, letter in enumerate(LETTERS) if raw >> bit & 1)
 
 
-def flags(text: str) -> list[int]:
-    """Parse "S,FA" into numbers whose bits must all be set in a segment: of one of them."""
-    numbers = []
-    for word in text.upper().split(","):
+def flags(text: str) -> list[str]:
+    """Parse "S,FA" into sets of flags: a segment passes that has all flags of one of them."""
+    words = text.upper().split(",")
+    for word in words:
         if not re.fullmatch(f"[{LETTERS}]+", word):
             raise ValueError(f"'{word}' is not made of the letters {LETTERS}")
-        numbers.append(sum(1 << LETTERS.index(letter) for letter in set(word)))
-    return numbers
+    return words
+
+
+def bits(letters: str) -> int:
+    """Return the flags as they are in the header."""
+    return sum(1 << LETTERS.index(letter) for letter in set(letters))
 
 
 def constants(settings: Mapping[str, Any]) -> dict[str, object]:
     """Return the C constants of the filters --interface, --flags and --dir."""
     found: dict[str, object] = {**device_filter(settings["interface"])}
     if settings["flags"]:
-        wanted = [load_constant(number) for number in dict.fromkeys(settings["flags"])]
+        wanted = [load_constant(bits(letters)) for letters in settings["flags"]]
         tests = " || ".join(f"((f) & {number}) == {number}" for number in wanted)
         found["FILTER_FLAGS(f)"] = f"({tests})"
     if settings["dir"]:
-        found["ONLY_DIR"] = f"DIR_{settings['dir'].upper()}"
+        numbers = {word: number for number, word in DIRECTIONS.items()}
+        found["ONLY_DIR"] = load_constant(numbers[settings["dir"]])
     return found

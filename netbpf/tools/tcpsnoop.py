@@ -1,4 +1,4 @@
-"""tcpsnoop - TCP segments: each one that is sent or received, and the process that it belongs to
+"""tcpsnoop - TCP segments: each one sent or received, and whose connection it is
 
 DESCRIPTION
   Shows a line for each TCP segment that a network device sends or receives: the process that owns
