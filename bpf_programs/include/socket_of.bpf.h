@@ -12,7 +12,7 @@
 #include "sock.bpf.h"
 #include "unfollowed.bpf.h"
 
-KERNEL_FIELDS(sock, sk_reuseport_cb, __sk_common.skc_bound_dev_if)
+KERNEL_FIELDS(sock, sk_reuseport_cb, sk_lock.owned, __sk_common.skc_bound_dev_if)
 KERNEL_FIELDS(sock_reuseport, num_socks)
 
 /* The ends of a connection, or of a listener, which has no remote one: begins as struct endpoints does. */
@@ -75,13 +75,13 @@ static inline void on_owner(struct sock *sk)
 	if (!may_pass_socket(sk))
 		return;
 	read_endpoints(sk, &ends);
-	if (READ(sk, __sk_common.skc_state) == TCP_LISTEN) {
+	if (!ends.lport)
+		return;
+	if (!ends.rport) { /* it begins to listen, or does so already */
 		/* Others may have the same address at other devices: it does not say which one. */
 		if (READ(sk, __sk_common.skc_bound_dev_if))
 			return;
 		set_listener_key(&ends);
-	} else if (!ends.lport || !ends.rport) {
-		return;
 	}
 	follow_socket(sk, &ends, PROVEN);
 }
@@ -101,6 +101,9 @@ static inline void end_socket(struct sock *sk, int oldstate)
 		return;
 	if (oldstate != TCP_LISTEN) {
 		recorded_owner(sk, &last.owner);
+		/* Packets and timers wait for the socket's lock: a call of the process resets it. */
+		if (READ(sk, sk_lock.owned))
+			owner_from_current(&last.owner);
 		last.until = bpf_ktime_get_ns() + REMEMBERED_NS;
 		ended.update(KEY_OF(&ends), &last);
 	}
@@ -162,6 +165,14 @@ static inline struct sock *find_listener(const struct endpoints *of)
 	return group && READ(group, num_socks) > 1 ? NULL : sk;
 }
 
+static inline bool is_closing(struct sock *sk)
+{
+	u8 state = READ(sk, __sk_common.skc_state);
+
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING ||
+	       state == TCP_LAST_ACK;
+}
+
 /*
  * Find the owner of the socket that a segment with these ends belongs to. `sk` is the connection, if it
  * is known already, `opens` says that the segment asks for a new one.
@@ -188,7 +199,12 @@ static inline void find_owner_of_ends(struct sock *sk, const struct endpoints *e
 		listener = find_listener(ends);
 	if (listener)
 		sk = listener;
-	if (sk && find_owner(sk, owner) && listener)
+	if (!sk)
+		return;
+	/* Who closed it was recorded then, and its descriptor is gone before the FIN is sent. */
+	if (is_closing(sk))
+		recorded_owner(sk, owner);
+	else if (find_owner(sk, owner) && listener)
 		owner->how = OWNER_LISTENER;
 }
 

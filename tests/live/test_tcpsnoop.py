@@ -172,33 +172,31 @@ def test_a_refused_connection_has_no_owner_where_nobody_listens(netbpf: Any, pai
     })  # fmt: skip
 
 
+@pytest.mark.parametrize("listeners", [1, 2])
 def test_listeners_of_one_port_do_not_own_what_nobody_has_accepted(
-    netbpf: Any, two_hosts: tuple[Host, Host]
+    netbpf: Any, two_hosts: tuple[Host, Host], listeners: int
 ) -> None:
     left, right = two_hosts
     with contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(capture(host)) for host in two_hosts]
+        taken = stack.enter_context(capture(right))
         run = stack.enter_context(netbpf("tcpsnoop", "-i", right.device))
-        ports = []
-        for listeners in (1, 2):
-            made = [listener(right, ports[1:] if listeners == 2 else []) for _ in range(1)]
-            port = made[0].getsockname()[1]
-            if listeners == 2:
-                made.append(listener(right, [port]))
-            ports.append(port)
-            for one in made:
-                stack.enter_context(one)
-            client = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_STREAM))
-            client.connect((right.ipv4, port))
-        run.wait_for(len(taken[1].until_quiet()))
-    seen = {(event["lport"], event["pid"], event["owner"]) for event in run.events}
-    assert seen == {(ports[0], os.getpid(), "listener"), (ports[1], None, "unknown")}
+        port = 0
+        for _ in range(listeners):
+            port = stack.enter_context(listener(right, port)).getsockname()[1]
+        client = stack.enter_context(left.socket(socket.AF_INET, socket.SOCK_STREAM))
+        client.connect((right.ipv4, port))
+        client.send(bytes(17))
+        run.wait_for(len(taken.until_quiet()))
+        lines = run.events
+    owner = (os.getpid(), "listener") if listeners == 1 else (None, "unknown")
+    assert {(event["lport"], event["pid"], event["owner"]) for event in lines} == {(port, *owner)}
+    assert [event["flags"] for event in lines] == ["S", "SA", "A", "PA", "A"]
 
 
-def listener(host: Host, ports: Sequence[int]) -> socket.socket:
+def listener(host: Host, port: int) -> socket.socket:
     made = host.socket(socket.AF_INET, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    made.bind((host.ipv4, ports[0] if ports else 0))
+    made.bind((host.ipv4, port))
     made.listen()
     return made
 
@@ -258,6 +256,8 @@ def test_retransmissions_are_those_that_the_kernel_counts(
             client.shutdown(socket.SHUT_WR)
         while accepted.recv(65536):
             pass
+        accepted.close()
+        client.close()
         wanted = [segment for segment in taken.until_quiet() if segment.dir == "tx"]
         run.wait_for(len(wanted))
     assert Counter(map(facts, run.events)) == Counter(wanted)
