@@ -25,12 +25,9 @@ static inline int read_mark(const struct linear *linear, u16 ethertype)
 static inline bool pass_flow(const struct packet *packet, bool sent)
 {
 #ifdef FILTER_SOCKET
-	struct endpoints ends = {.family = packet->family};
+	struct endpoints ends = {};
 
-	ends.lport = sent ? packet->sport : packet->dport;
-	ends.rport = sent ? packet->dport : packet->sport;
-	__builtin_memcpy(ends.laddr, sent ? packet->saddr : packet->daddr, 16);
-	__builtin_memcpy(ends.raddr, sent ? packet->daddr : packet->saddr, 16);
+	read_ends(&ends, packet, sent);
 	return pass_lport(ends.lport) && pass_peer(&ends);
 #else
 	return true;

@@ -33,4 +33,15 @@ static inline u16 segments_of(struct sk_buff *skb)
 	return segments ? segments : 1;
 }
 
+/* The ends of a packet: the local one is its source if it is sent. */
+static inline void read_ends(struct endpoints *ends, const struct packet *packet, bool sent)
+{
+	ends->netns = packet->netns;
+	ends->family = packet->family;
+	ends->lport = sent ? packet->sport : packet->dport;
+	ends->rport = sent ? packet->dport : packet->sport;
+	__builtin_memcpy(ends->laddr, sent ? packet->saddr : packet->daddr, 16);
+	__builtin_memcpy(ends->raddr, sent ? packet->daddr : packet->saddr, 16);
+}
+
 #endif

@@ -48,7 +48,7 @@ static inline bool same_ends(struct sock *sk, const struct endpoints *ends)
 	       READ(sk, __sk_common.skc_dport) == swap16(ends->rport);
 }
 
-static inline void follow_socket(struct sock *sk, struct endpoints *ends, u64 flags)
+static inline void follow_socket(struct sock *sk, const struct endpoints *ends, u64 flags)
 {
 	u64 value = (u64)sk | flags, *known = sockets.lookup(KEY_OF(ends));
 

@@ -13,9 +13,9 @@
 #define FLAG_RST 0x04
 #define FLAG_ACK 0x10
 
-/* The TCP header, as far as it is read, in network order. */
+/* The TCP header, as far as it is read. */
 struct tcp_header {
-	u16 ports[2];
+	u16 ports[2]; /* these in network order */
 	u32 seq;
 	u32 ack;
 	u8 length; /* in units of four bytes, in the upper half */
@@ -42,8 +42,8 @@ static inline u32 length_of(struct sk_buff *skb, const struct linear *linear, u1
 }
 
 /* Read the headers of a TCP segment; false if it is none. */
-static inline bool read_segment(struct sk_buff *skb, struct packet *packet,
-				struct tcp_header *tcp, bool sent)
+static inline bool read_segment(struct sk_buff *skb, struct packet *packet, struct tcp_header *tcp,
+				bool sent)
 {
 	struct linear linear = {};
 	u16 ethertype = find_header(skb, &linear, sent);
@@ -59,8 +59,12 @@ static inline bool read_segment(struct sk_buff *skb, struct packet *packet,
 	if (!packet->hidden && packet->proto == IPPROTO_TCP) {
 		if (!packet->sport && !packet->dport) /* a later fragment */
 			return false;
-		if (read_linear(&linear, tcp, sizeof(*tcp)))
+		if (read_linear(&linear, tcp, sizeof(*tcp))) {
+			tcp->seq = __builtin_bswap32(tcp->seq);
+			tcp->ack = __builtin_bswap32(tcp->ack);
+			tcp->window = swap16(tcp->window);
 			return true;
+		}
 		packet->hidden = true;
 	}
 	if (packet->hidden)

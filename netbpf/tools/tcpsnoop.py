@@ -44,14 +44,21 @@ LIMITS
   linear part of the buffer cannot be read: the summary counts them (unread).
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Record, SocketEvent, Tool
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Record, Row, SocketEvent, Table, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.keyed import Keyed, KeyedTable, add_up
+from netbpf.declare.memory import Memory
 from netbpf.declare.network import Endpoint
 from netbpf.declare.options import devices
+from netbpf.declare.record import copied, key, sums
 from netbpf.declare.retransmissions import Local
 from netbpf.declare.segments import Direction, TcpFlags, constants, flags
 from netbpf.declare.states import state_probe
+from netbpf.declare.table import Entry, sorted_rows
 
 
 class Segment(SocketEvent):
@@ -79,6 +86,32 @@ class Segment(SocketEvent):
     dev = c.Text("device", width=8, wide=True)
 
 
+SegmentKey = key(
+    "segment_key",
+    **copied(Segment, "pid comm dir owner family laddr lport raddr rport flags dev uid netns"),
+    cgroup=c.Cgroup(),
+)  # fmt: skip
+SegmentSums = sums("segment_sums", "segs bytes retrans")
+
+
+class ProcessRow(Row):
+    """The segments that a process sent, or received."""
+
+    pid = c.Pid("process that owns the sockets")
+    comm = c.Comm("its name")
+    dir = Direction("tx: sent, rx: received", header="DR")
+    segs = c.Count("segments")
+    bytes = c.Bytes("bytes of data", header="KB")
+    retrans = c.Count("how many of the segments are known to be sent again", header="RETR",
+                      alert=True)  # fmt: skip
+
+
+def by_process(entries: Sequence[Entry], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per process and direction, those with most segments first."""
+    rows = sorted_rows(add_up(entries, ("pid", "comm", "dir")), settings["sort"] or "segs")
+    return rows[: settings["top"] or None]
+
+
 class Totals(Record):
     """Packets that have no line."""
 
@@ -87,7 +120,15 @@ class Totals(Record):
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(1_600_000, cpu=72_000, entry=580, entry_cpu=24),
     event=Segment,
+    events_unless="summary",
+    table=(
+        Table("segments", SegmentKey, SegmentSums, ProcessRow, by_process, option="summary",
+              forget=True),
+        KeyedTable("segments", SegmentKey, SegmentSums, ProcessRow.columns[3:], "segs",
+                   keyed=Keyed(SegmentKey, default=("pid", "comm", "dir")), implies="summary"),
+    ),
     totals=Totals,
     probes=(
         state_probe(),
@@ -101,6 +142,7 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
+        Option("--summary", help="count segments by process and direction instead"),
         Option("-i", "--interface", metavar="LIST", parse=devices,
                help="only these network devices"),
         Option("--flags", metavar="LIST", parse=flags,
@@ -110,4 +152,5 @@ TOOL = Tool(
     ),
     counters=("Tcp.InSegs", "Tcp.OutSegs", "Tcp.RetransSegs", "Tcp.OutRsts"),
     constants=constants,
+    interval_option="summary",
 )  # fmt: skip

@@ -96,6 +96,8 @@ REFUSED = {
     "state": ["NETBPF_NO_SUCH", ""],
     "kind": ["", "a/b"],
     "cpu": ["", "one"],
+    "flags": ["", "S,X"],
+    "dir": ["up"],
     "min_idle": ["-1", "soon"],
     "min_age": ["-1", "soon"],
     "map_entries": ["0"],

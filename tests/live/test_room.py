@@ -223,6 +223,7 @@ GOING_ON = {
     "tcpstates": {"states", "owners"},
     "ipecn": set(),
     "tcpwin": {"last_windows", "owners"},
+    "tcpsnoop": {"owners", "sockets"},
 }
 EVERYTHING = {
     "ipecn": ("--all",),
@@ -281,6 +282,7 @@ WIDEST: dict[str, list[tuple[object, ...]]] = {
     "tcpnagle": [("--top", 5)],
     "tcpretrans": [(), ("--flows",)],
     "tcprtt": [("--per", "session", "--by", "comm")],
+    "tcpsnoop": [(), ("--summary",)],
     "tcpwin": [(), ("--summary",)],
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import signal
 import socket
@@ -56,6 +57,15 @@ class Pair:
         found = self.captured()
         run.wait_for(len(found))
         return found
+
+    def connect_at_the_third_attempt(self) -> None:
+        port = self.server.listen("mapped-client")  # a listener whose connections nobody accepts
+        with self.right.dropping("tcp flags & syn != 0") as drops:
+            self.client.tell(
+                "connect", id=next(traffic.ids), family="ipv4", addr=self.right.ipv4, port=port
+            )
+            wait_until(lambda: drops.count() >= 2, what="two drops")
+        self.client.answer()
 
 
 @pytest.fixture
@@ -280,6 +290,116 @@ def test_it_is_unknown_of_received_segments_and_requests(netbpf: Any, pair: Pair
         assert (event["retrans"] is None) == unknown, event
 
 
+# --- tables ---------------------------------------------------------------------------------------
+
+KEYS = (
+    "pid,comm,dir", "raddr/16,dir", "laddr,lport,family", "raddr,rport", "flags", "dev,netns",
+    "uid,cgroup,owner", "container",
+)  # fmt: skip
+
+
+def sums_by(lines: Sequence[Json], names: Sequence[str]) -> dict[tuple[Any, ...], tuple[int, ...]]:
+    """Return the sums of segs, bytes and retrans of lines, by their values of `names`."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for line in lines:
+        sums = found.setdefault(tuple(part(line, name) for name in names), [0, 0, 0])
+        for at, value in enumerate((line["segs"], line["len"], line["retrans"] or 0)):
+            sums[at] += value
+    return {key: tuple(sums) for key, sums in found.items()}
+
+
+def part(line: Json, name: str) -> Any:
+    name, slash, length = name.partition("/")
+    if not slash:
+        return line[name]
+    return str(ipaddress.ip_network(f"{line[name]}/{length}", strict=False))
+
+
+def sums_of(rows: Sequence[Json], names: Sequence[str]) -> dict[tuple[Any, ...], tuple[int, ...]]:
+    names = [name.partition("/")[0] for name in names]
+    found = {tuple(row[name] for name in names): (row["segs"], row["bytes"], row["retrans"])
+             for row in rows}  # fmt: skip
+    assert len(found) == len(rows)
+    return found
+
+
+@compares(
+    "tcpsnoop", "pid", "comm", "dir", "owner", "family", "laddr", "lport", "raddr", "rport",
+    "flags", "dev", "uid", "netns", "cgroup", "container", "segs", "bytes", "retrans", shape="--by",
+)  # fmt: skip
+def test_rows_by_each_key_are_the_lines_added_up(netbpf: Any, pair: Pair) -> None:
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(netbpf("tcpsnoop", *pair.only))
+        runs = {
+            keys: stack.enter_context(netbpf("tcpsnoop", *pair.only, "--by", keys)) for keys in KEYS
+        }
+        pair.connect_at_the_third_attempt()
+        all_kinds(pair)
+        wanted = pair.seen(lines)
+    assert Counter(map(facts, lines.events)) == Counter(wanted)
+    for keys, run in runs.items():
+        names = keys.split(",")
+        assert run.events == []
+        assert sums_of(run.rows, names) == sums_by(lines.events, names), keys
+        totals = [sum(values) for values in zip(*sums_of(run.rows, names).values())]
+        assert totals[:2] == [sum(s.segs for s in wanted), sum(s.len for s in wanted)]
+        assert totals[2] > 0
+        used = {name.partition("/")[0] for name in names}
+        every = {name.partition("/")[0] for one in KEYS for name in one.split(",")}
+        assert {row[name] for row in run.rows for name in every - used} == {None}
+
+
+@compares("tcpsnoop", "pid", "comm", "dir", "segs", "bytes", "retrans", shape="--summary")
+def test_summary_has_a_row_per_process_and_direction(netbpf: Any, pair: Pair) -> None:
+    before = pair.left.snmp()["TcpRetransSegs"]
+    with netbpf("tcpsnoop", *pair.only, "--summary") as run:
+        pair.connect_at_the_third_attempt()
+        all_kinds(pair)
+        wanted = pair.captured()
+    again = pair.left.snmp()["TcpRetransSegs"] - before
+    sums: dict[tuple[Any, ...], list[int]] = {}
+    for one in wanted:
+        peer = pair.client if one.device == pair.left.device else pair.server
+        of = sums.setdefault((peer.pid, peer.comm, one.dir), [0, 0, 0])
+        of[0] += one.segs
+        of[1] += one.len
+    sums[pair.client.pid, pair.client.comm, "tx"][2] = again
+    assert again >= 2
+    found = sums_of(run.rows, ("pid", "comm", "dir"))
+    assert found == {key: tuple(value) for key, value in sums.items()}
+    assert [row["segs"] for row in run.rows] == sorted((s[0] for s in sums.values()), reverse=True)
+
+
+def test_intervals_add_up_and_top_shows_the_first_rows(netbpf: Any, pair: Pair) -> None:
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(netbpf("tcpsnoop", *pair.only, "0.2"))
+        top = stack.enter_context(netbpf("tcpsnoop", *pair.only, "--by", "lport", "--top", 1))
+        for times in (1, 2, 3):
+            all_kinds(pair)
+            stamps = lambda: {row["time"] for row in run.rows}  # noqa: E731
+            wait_until(lambda: len(stamps()) >= times, what="the end of an interval")  # noqa: B023
+        wanted = pair.captured()
+    assert run.events == []
+    assert sum(row["segs"] for row in run.rows) == sum(one.segs for one in wanted)
+    assert sum(row["bytes"] for row in run.rows) == sum(one.len for one in wanted)
+    most = Counter()  # type: ignore[var-annotated]
+    for one in wanted:
+        most[one.lport] += one.segs
+    (row,) = top.rows
+    assert row["segs"] == most.most_common(1)[0][1]
+
+
+def test_segments_without_room_in_the_table_are_lost_and_counted(netbpf: Any, pair: Pair) -> None:
+    words = ("--by", "flags", "--map-entries", 1, "--fail-on-loss")
+    with netbpf("tcpsnoop", *pair.only, *words, returncode=3) as run:
+        all_kinds(pair)
+        wanted = pair.captured()
+    (row,) = run.rows
+    other = sum(1 for one in wanted if one.flags != row["flags"])
+    assert row["segs"] == sum(one.segs for one in wanted if one.flags == row["flags"])
+    assert run.summary["lost"]["map_full"] == other > 0
+
+
 # --- headers --------------------------------------------------------------------------------------
 
 
@@ -366,9 +486,7 @@ def filters(pair: Pair, port: int) -> list[tuple[Sequence[object], Any]]:
 
 
 @pytest.mark.parametrize("number", range(23))
-def test_filters_pass_what_they_name_and_nothing_else(
-    netbpf: Any, pair: Pair, number: int
-) -> None:
+def test_filters_pass_what_they_name_and_nothing_else(netbpf: Any, pair: Pair, number: int) -> None:
     words, passes = filters(pair, pair.server.listeners["ipv4"][1])[number]
     # The devices must exist where -i names them, so none are named where a namespace is.
     where = () if words[0] in ("-i", "--netns") else pair.only
