@@ -17,7 +17,7 @@ KERNEL_FIELDS(tcp_sock, snd_nxt, total_retrans)
  * The connection that sends a segment, NULL if there is none: a request has no socket yet, and what TCP
  * answers without a connection, it sends with a socket of its own, which has no ends.
  */
-static inline struct sock *connection_of(struct sk_buff *skb, const struct endpoints *ends)
+static inline struct sock *connection_of(struct sk_buff *skb)
 {
 	struct sock *sk = READ(skb, sk);
 	u8 state;
@@ -26,7 +26,7 @@ static inline struct sock *connection_of(struct sk_buff *skb, const struct endpo
 		return NULL;
 	state = READ(sk, __sk_common.skc_state);
 	if (state == TCP_NEW_SYN_RECV || state == TCP_TIME_WAIT ||
-	    READ(sk, sk_protocol) != IPPROTO_TCP || !same_ends(sk, ends))
+	    READ(sk, sk_protocol) != IPPROTO_TCP || !READ(sk, __sk_common.skc_dport))
 		return NULL;
 	return sk;
 }
@@ -99,7 +99,7 @@ static inline bool pass(struct sock *sk, const struct endpoints *ends, u8 flags,
 
 	/* The port of a connection is chosen after the change of state: the answer must find it. */
 	if (sk && opens)
-		follow_socket(sk, ends, PROVEN);
+		follow_connection(sk, PROVEN);
 	if (!pass_segment(flags, sent))
 		return false;
 	find_owner_of_ends(sk, ends, opens && !sent, owner);
@@ -133,7 +133,7 @@ static inline int on_segment(struct sk_buff *skb, bool sent)
 	if (!pass_endpoints(&ends))
 		return 0;
 	if (sent)
-		sk = connection_of(skb, &ends);
+		sk = connection_of(skb);
 	if (!pass(sk, &ends, tcp.flags, sent, &owner))
 		return 0;
 	segs = segments_of(skb);

@@ -60,6 +60,15 @@ static inline void follow_socket(struct sock *sk, const struct endpoints *ends, 
 		count_unfollowed((u64)sk);
 }
 
+/* By the ends that the socket has: those of its segments may be translated (NAT) at the device. */
+static inline void follow_connection(struct sock *sk, u64 flags)
+{
+	struct endpoints ends = {};
+
+	read_endpoints(sk, &ends);
+	follow_socket(sk, &ends, flags);
+}
+
 /* A listener has no remote end. */
 static inline void set_listener_key(struct endpoints *ends)
 {
@@ -113,15 +122,12 @@ static inline void end_socket(struct sock *sk, int oldstate)
 /* What a change of state says about the socket and its owner. */
 static inline void follow_state(struct sock *sk, int oldstate, int newstate)
 {
-	struct endpoints ends = {};
-
 	if (READ(sk, sk_protocol) != IPPROTO_TCP)
 		return;
 	if (newstate == TCP_CLOSE) {
 		end_socket(sk, oldstate);
 	} else if (newstate == TCP_ESTABLISHED && may_pass_socket(sk)) {
-		read_endpoints(sk, &ends);
-		follow_socket(sk, &ends, 0);
+		follow_connection(sk, 0);
 	}
 	on_owner_state(sk, oldstate, newstate);
 }

@@ -182,6 +182,31 @@ def test_a_refused_connection_has_no_owner_where_nobody_listens(netbpf: Any, pai
     })  # fmt: skip
 
 
+def test_translated_addresses_hide_the_owner_of_what_is_received_only(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    left, right = two_hosts
+    chain = "type nat hook output priority -100\ntcp dport 9 dnat to 10.91.0.2"
+    with contextlib.ExitStack() as stack:
+        taken = stack.enter_context(capture(left))
+        run = stack.enter_context(netbpf("tcpsnoop", "-i", left.device))
+        server = stack.enter_context(listener(right, 0))
+        port = server.getsockname()[1]
+        rules = f"table ip netbpf-nat {{\nchain out {{\n{chain}:{port}\n}}\n}}\n"
+        left.run("nft", "-f", "-", input=rules)
+        stack.callback(left.run, "nft", "delete", "table", "ip", "netbpf-nat")
+        with left.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.connect((right.ipv4, 9))
+            server.accept()[0].close()
+            client.recv(1)
+        wanted = taken.until_quiet()
+        run.wait_for(len(wanted))
+    assert Counter(map(facts, run.events)) == Counter(wanted)
+    assert {event["rport"] for event in run.events} == {port}  # the capture is of the device, too
+    seen = {(event["dir"], event["pid"], event["owner"]) for event in run.events}
+    assert seen == {("tx", os.getpid(), "exact"), ("rx", None, "unknown")}
+
+
 @pytest.mark.parametrize("listeners", [1, 2])
 def test_listeners_of_one_port_do_not_own_what_nobody_has_accepted(
     netbpf: Any, two_hosts: tuple[Host, Host], listeners: int
