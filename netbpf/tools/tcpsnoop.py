@@ -70,20 +70,10 @@ LIMITS
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netbpf.declare import (
-    NETNS,
-    PROCESS,
-    SOCKET,
-    Cost,
-    Option,
-    Record,
-    Row,
-    SocketEvent,
-    Table,
-    Tool,
-)
+from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Record, Row, SocketEvent, Table, Tool
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.costs import Cost
 from netbpf.declare.keyed import Keyed, KeyedTable, add_up
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import Endpoint
