@@ -350,7 +350,7 @@ def sums_of(rows: Sequence[Json], names: Sequence[str]) -> dict[tuple[Any, ...],
 
 @compares(
     "tcpsnoop", "pid", "comm", "dir", "owner", "family", "laddr", "lport", "raddr", "rport",
-    "flags", "dev", "uid", "netns", "cgroup", "container", "segs", "bytes", "retrans", shape="--by",
+    "flags", "dev", "uid", "netns", "cgroup", "segs", "bytes", "retrans", shape="--by",
 )  # fmt: skip
 def test_rows_by_each_key_are_the_lines_added_up(netbpf: Any, pair: Pair) -> None:
     with contextlib.ExitStack() as stack:
