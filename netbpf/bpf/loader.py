@@ -33,6 +33,7 @@ _MAP_CREATE, _OBJECT_INFO = 0, 15  # commands of bpf(2), include/uapi/linux/bpf.
 _LOG_BYTES = (1 << 24) - 1  # the maximum before 5.13
 _LOG_SHOWN = 1 << 16
 
+_NONE: Mapping[str, int] = {}
 FindTarget = Callable[[str], int]  # name of a kernel function -> its BTF id, or 0
 
 
@@ -79,10 +80,12 @@ def load(
     maps: Sequence[str],
     find_target: FindTarget,
     constants: Sequence[int] = (),
+    shared: Mapping[str, int] = _NONE,
 ) -> Loaded:
     """Create the maps that these entries or the reader (`maps`) need, and load the entries.
 
-    Raises AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
+    A map that is in `shared`, {name: descriptor}, is used instead of a new one. Raises
+    AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
     """
     codes = [with_constants(bpf_object.programs[entry.function], constants) for entry in entries]
     user_space = any(entry.kind.user_space for entry in entries)
@@ -90,12 +93,14 @@ def load(
     used = {index for code in codes for _, index in map_references(code)}
     used |= {index for index, spec in enumerate(bpf_object.maps) if spec.name in maps}
     made: dict[int, int] = {}
-    sizes = {bpf_object.maps[p].name: bytes_of(bpf_object.maps[p], possible_cpus()) for p in used}
+    own = [spec for p, spec in enumerate(bpf_object.maps) if p in used and spec.name not in shared]
+    sizes = {spec.name: bytes_of(spec, possible_cpus()) for spec in own}
     loaded = Loaded({}, {}, sizes)
     try:
         for index, spec in enumerate(bpf_object.maps):
             if index in used:
-                made[index] = _make_map(spec)
+                existing = shared.get(spec.name)
+                made[index] = _make_map(spec) if existing is None else os.dup(existing)
         for entry, code in zip(entries, codes):
             target = _target_id(entry, find_target)
             loaded.programs[entry.program] = _load(entry, with_maps(code, made), target, switches)

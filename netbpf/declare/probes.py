@@ -138,6 +138,7 @@ class Role(Enum):
     SNAPSHOT = "snapshot"  # an iterator that records the owners of existing sockets
     STALE = "stale"  # an iterator that removes owners of sockets that no longer exist
     OPEN = "open"  # an iterator that writes an event for each open object
+    LAST = "last"  # removes what other programs at the same place read: attached after them
 
 
 class Probe:

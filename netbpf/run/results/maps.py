@@ -17,8 +17,8 @@ from netbpf.kernel.device_counters import Devices
 from netbpf.output.clock import Clock
 from netbpf.output.screen import report
 from netbpf.output.writer import Writer
+from netbpf.run.attached import Attached
 from netbpf.run.filters import netns_of
-from netbpf.run.program import Attached
 from netbpf.run.results.base import Result, with_names
 from netbpf.run.results.histograms import HistogramReader
 from netbpf.run.results.tables import TableReader

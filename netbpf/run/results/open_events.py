@@ -9,7 +9,7 @@ from netbpf.declare.batch import Columns, rows_of
 from netbpf.declare.probes import Role
 from netbpf.declare.record import Event
 from netbpf.declare.tool import Tool
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 from netbpf.run.results.decoded import EventDecoder
 from netbpf.run.stop import Stop
 from netbpf.system.links import read_iterator
