@@ -24,6 +24,7 @@ CANDIDATES = (
     "lo,eth0", "veth1234567890a,wg0", "a=tp", "b=fexit", "/run/a", "/run/b", str(os.getpid()),
     "4026531840", "a*", "b", "comm", "netns", "send", "recv",
     "ESTABLISHED", "CLOSING", "connect", "accept",
+    "ESTABLISHED", "CLOSING", "S", "FA",
 )  # fmt: skip
 # Those whose argument does decide, or is looked up on the machine.
 DECIDE = {

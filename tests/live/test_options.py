@@ -97,6 +97,8 @@ REFUSED = {
     "step": ["connect,netbpf-no-such", ""],
     "kind": ["", "a/b"],
     "cpu": ["", "one"],
+    "flags": ["", "S,X"],
+    "dir": ["up"],
     "min_idle": ["-1", "soon"],
     "min_age": ["-1", "soon"],
     "map_entries": ["0"],

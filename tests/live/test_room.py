@@ -227,6 +227,7 @@ GOING_ON = {
     "solife": {"lives", "calls"},
     "tcpwin": {"last_windows", "owners"},
     "sormem": {"buffers", "owners", "calls"},
+    "tcpsnoop": {"owners", "sockets"},
 }
 EVERYTHING = {
     "ipecn": ("--all",),
@@ -287,6 +288,7 @@ WIDEST: dict[str, list[tuple[object, ...]]] = {
     "tcpnagle": [("--top", 5)],
     "tcpretrans": [(), ("--flows",)],
     "tcprtt": [("--per", "session", "--by", "comm")],
+    "tcpsnoop": [(), ("--summary",)],
     "tcpwin": [(), ("--summary",)],
 }
 

@@ -196,6 +196,7 @@ EVENTS = {
     "solife": (),
     "tcplife": (),
     "tcpretrans": (),
+    "tcpsnoop": (),
     "tcpstates": (),
     "tcpwin": (),
 }
@@ -210,6 +211,7 @@ EVENTS = {
 @compares("solife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcplife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpretrans", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("tcpsnoop", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpstates", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpwin", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @pytest.mark.parametrize("tool", EVENTS)
@@ -309,6 +311,28 @@ def test_receive_buffers_by_each_name(netbpf: Any, one_host: Host) -> None:
             wanted[value] = wanted.get(value, 0) + 2  # the full one of UDP, and that of TCP
         assert {row[name]: row["sockets"] for row in run.rows} == wanted
     assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
+
+
+@compares("tcpsnoop", "container", "container_name", "pod", "pod_uid", shape="--by")
+@compares("tcpsnoop", "unit", "user_unit", shape="--by")
+def test_segments_by_each_name(netbpf: Any, one_host: Host) -> None:
+    chosen = [PLACES[name] for name in ("containerd", "user", "docker")]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(workload(one_host, place)) for place in chosen]
+        options = ("tcpsnoop", "--netns", one_host.inode)
+        runs = [
+            stack.enter_context(netbpf(*options, "--by", name))
+            for name in (*NAMES, ",".join(NAMES))
+        ]
+        before = one_host.snmp()["TcpInSegs"]
+        play(processes)
+        received = one_host.snmp()["TcpInSegs"] - before
+    for run in runs:
+        assert sum(row["segs"] for row in run.rows) == 2 * received > 0  # sent, and received
+    for name, run in zip(NAMES, runs):
+        values = {place.names[NAMES.index(name)] for place in chosen}
+        assert {row[name] for row in run.rows} - {None} == values - {None}  # refused ones: None
+    assert {names(row) for row in runs[-1].rows} >= {place.names for place in chosen}
 
 
 @compares("skbdrop", "container_name", "pod", "pod_uid", "unit", "user_unit", shape="--by")
