@@ -132,11 +132,11 @@ def probes_of(tool: Tool, settings: Mapping[str, Any]) -> list[Probe]:
 
     Those that find owners fill a map, which costs time and can be full: only if owners are shown.
     """
-    unused = () if tool.shows_owners(settings) else OWNER_PROBES
+    shown = tool.shows_owners(settings)
     return [
         probe
         for probe in tool.all_probes
-        if probe not in unused
+        if (shown or (probe not in OWNER_PROBES and probe.role is not Role.OWNERS))
         and (not probe.option or settings.get(probe.option))
         and not any(settings.get(option) for option in probe.unless.split())
     ]
