@@ -38,8 +38,15 @@ struct passing {
 	u16 queue;
 	u8 taken; /* its socket was found */
 };
-/* The packet that the CPU received last: later, a socket takes it. */
-BPF_PERCPU_ARRAY(arrivals, struct passing, 1);
+/* The packet that the CPU received last: later, a socket takes it. Then one that waited. */
+BPF_PERCPU_ARRAY(arrivals, struct passing, 2);
+enum { LAST, WAITED };
+
+/* An arrival, which has no room on the stack. */
+static inline struct passing *arrival(int which)
+{
+	return arrivals.lookup(&which);
+}
 
 /* The packet that the CPU sends, and how it was counted. */
 struct sending {
@@ -207,31 +214,27 @@ static inline int on_sent(struct sk_buff *skb, int result)
 /* The stack receives a packet from a device. */
 static inline int on_received(void *ctx, struct sk_buff *skb)
 {
-#ifdef BY_PROCESS
-	int zero = 0;
-	struct passing *passing = arrivals.lookup(&zero);
+	struct passing *passing = arrival(LAST);
 
 	if (!passing)
 		return 0;
 	__builtin_memset(passing, 0, sizeof(*passing));
-	if (read_passing(passing, skb, false))
-		passing->skb = (u64)skb;
+	if (!read_passing(passing, skb, false))
+		return 0;
+#ifdef BY_PROCESS
+	passing->skb = (u64)skb;
 #else
-	struct passing passing = {};
 	struct use_key key = {};
 
-	if (!read_passing(&passing, skb, false))
-		return 0;
-	merge_ways(&passing, sizeof(passing));
-	fill_key(&key, &passing, false, ctx);
-	count_use(&key, false, passing.bytes);
+	fill_key(&key, passing, false, ctx);
+	count_use(&key, false, passing->bytes);
 #endif
 	return 0;
 }
 
 #ifdef BY_PROCESS
 /* Place, headers and size of a segment that waited until its socket was free. */
-static inline bool read_waiting(struct passing *to, struct sk_buff *skb, struct sock *sk)
+static inline bool read_waited(struct passing *to, struct sk_buff *skb, struct sock *sk)
 {
 	int ifindex = READ(skb, skb_iif);
 
@@ -251,16 +254,18 @@ static inline bool read_waiting(struct passing *to, struct sk_buff *skb, struct 
 /* An established TCP connection receives a segment. */
 static inline int on_segment(void *ctx, struct sock *sk, struct sk_buff *skb)
 {
-	int zero = 0;
-	struct passing *last = arrivals.lookup(&zero), waiting = {};
+	struct passing *last = arrival(LAST), *waited = arrival(WAITED);
 
-	if (last && last->skb == (u64)skb) {
+	if (!last || !waited)
+		return 0;
+	if (last->skb == (u64)skb) {
 		if (!last->taken)
 			count_taken(last, sk, ctx);
 		last->taken = true;
 		return 0;
 	}
-	return read_waiting(&waiting, skb, sk) ? count_taken(&waiting, sk, ctx) : 0;
+	__builtin_memset(waited, 0, sizeof(*waited));
+	return read_waited(waited, skb, sk) ? count_taken(waited, sk, ctx) : 0;
 }
 
 /*
@@ -270,8 +275,7 @@ static inline int on_segment(void *ctx, struct sock *sk, struct sk_buff *skb)
 static inline int on_readable(void *ctx, struct sock *sk)
 {
 	u16 family = READ(sk, __sk_common.skc_family), protocol = READ(sk, sk_protocol);
-	int zero = 0;
-	struct passing *last = arrivals.lookup(&zero);
+	struct passing *last = arrival(LAST);
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 
 	if (!last || !last->skb || last->taken || (family != AF_INET && family != AF_INET6) ||
