@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile
 from typing import Any, Optional
 
 from netbpf.declare import columns as c
 from netbpf.declare.constants import device_filter
 from netbpf.declare.keyed import Keyed, KeyedTable
 from netbpf.declare.network import KernelStack, Protocol, Share
-from netbpf.declare.options import Option
+from netbpf.declare.options import NARROWING, Option
 from netbpf.declare.record import key, named, sums
+from netbpf.declare.stacks import Functions
 from netbpf.declare.table import Entry, Rows
 
 TRAFFIC = {0: None, 1: "socket", 2: "forwarded", 3: "kernel", 4: "other"}
@@ -56,6 +59,8 @@ def fold(entries: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]
     """Return a row per value of the columns `names` and kind of traffic."""
     rows: dict[tuple[object, ...], dict[str, Any]] = {}
     for values, counts in entries:
+        if values.get("stack"):
+            values = {**values, "stack": own_frames(values["stack"])}
         of = {name: values[name] for name in (*names, "traffic")}
         row = rows.setdefault(tuple(of.values()), {**of, **dict.fromkeys(_SUMS, 0)})
         for name in _SUMS:
@@ -63,6 +68,15 @@ def fold(entries: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]
     for row in rows.values():
         row.update(bytes=row["tx_bytes"] + row["rx_bytes"], share=None, drops=None)
     return list(rows.values())
+
+
+# Innermost functions of a stack that was taken at a tracepoint.
+_TRACING = re.compile(r"bpf_prog_|_*bpf_trace|trace_call_bpf|perf_|__traceiter_|do_perf_|__do_trace")
+
+
+def own_frames(stack: Functions) -> Functions:
+    """Return a stack without the functions that run a BPF program."""
+    return Functions(dropwhile(_TRACING.match, stack))
 
 
 class UseTable(KeyedTable):
@@ -91,7 +105,8 @@ class UseTable(KeyedTable):
     ) -> list[dict[str, Any]]:
         """Add shares, and for each device a row with what its counters have and no other row.
 
-        `grown` is {"Device.eth0.tx_bytes": increase}. Without dev in --by, all devices are one.
+        `grown` is {"Device.eth0.tx_bytes": increase}. Without dev in --by, all devices are one. The
+        rest is not shown if filters of processes or ends leave out what they do not match.
         """
         by_device = any(one.name == "dev" for one in settings["by"])
         counted = counted_by(grown, settings["interface"], by_device)
@@ -99,11 +114,13 @@ class UseTable(KeyedTable):
         for row in rows:
             groups.setdefault(row["dev"] if by_device else None, []).append(row)
         none = dict.fromkeys(column.name for column in self.row.columns)
+        narrowed = any(settings.get(name) for name in NARROWING)
+        totals = {}
         for dev, group in groups.items():
             rest = rest_of(group, counted.get(dev, {}))
-            if any(rest.values()):
+            totals[dev] = sum(row["bytes"] for row in group) + rest["bytes"]
+            if any(rest.values()) and not narrowed:
                 group.append({**none, **rest, "dev": dev, "traffic": OTHER})
-        totals = {dev: sum(row["bytes"] for row in group) for dev, group in groups.items()}
         return [
             {**row, "share": round(row["bytes"] / totals[dev], 4) if totals[dev] else None}
             for dev in sorted(groups, key=lambda dev: -totals[dev])
