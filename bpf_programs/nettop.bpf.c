@@ -22,6 +22,7 @@ KERNEL_FIELDS(sk_buff, skb_iif)
 
 #define NETDEV_TX_BUSY 0x10 /* include/linux/netdevice.h */
 #define IFF_LOOPBACK 8 /* include/uapi/linux/if.h */
+#define SHORTEST_FRAME 60 /* ETH_ZLEN: include/uapi/linux/if_ether.h */
 #define LOOPBACK_IFINDEX 1 /* include/linux/net_namespace.h */
 #define NO_UID ((u32)-1) /* null in the column: uid 0 is root */
 
@@ -33,10 +34,9 @@ BPF_STACK_TRACE(stacks, 4096);
 /* A packet at its device. */
 struct passing {
 	struct packet packet;
-	u64 skb; /* an address to compare; 0: none that counts */
+	u64 skb; /* an address to compare; 0: none, or a socket has taken it */
 	u64 bytes;
 	u16 queue;
-	u8 taken; /* its socket was found */
 };
 /* The packet that the CPU received last: later, a socket takes it. Then one that waited. */
 BPF_PERCPU_ARRAY(arrivals, struct passing, 2);
@@ -251,6 +251,19 @@ static inline bool read_waited(struct passing *to, struct sk_buff *skb, struct s
 	return pass_flow(&to->packet, false);
 }
 
+/*
+ * Is a segment the last packet, less the padding of short frames? One that waited may have the address
+ * of an earlier packet that is gone.
+ */
+static inline bool is_last(const struct passing *last, struct sk_buff *skb, struct sock *sk)
+{
+	u16 rport = READ(sk, __sk_common.skc_dport);
+	u64 bytes = bytes_of(skb, READ(skb, skb_iif) == LOOPBACK_IFINDEX, false);
+
+	return last->skb == (u64)skb && last->packet.dport == READ(sk, __sk_common.skc_num) &&
+	       last->packet.sport == swap16(rport) && last->bytes - bytes < SHORTEST_FRAME;
+}
+
 /* An established TCP connection receives a segment. */
 static inline int on_segment(void *ctx, struct sock *sk, struct sk_buff *skb)
 {
@@ -258,11 +271,9 @@ static inline int on_segment(void *ctx, struct sock *sk, struct sk_buff *skb)
 
 	if (!last || !waited)
 		return 0;
-	if (last->skb == (u64)skb) {
-		if (!last->taken)
-			count_taken(last, sk, ctx);
-		last->taken = true;
-		return 0;
+	if (is_last(last, skb, sk)) {
+		last->skb = 0; /* the address is used again */
+		return count_taken(last, sk, ctx);
 	}
 	__builtin_memset(waited, 0, sizeof(*waited));
 	return read_waited(waited, skb, sk) ? count_taken(waited, sk, ctx) : 0;
@@ -278,14 +289,14 @@ static inline int on_readable(void *ctx, struct sock *sk)
 	struct passing *last = arrival(LAST);
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 
-	if (!last || !last->skb || last->taken || (family != AF_INET && family != AF_INET6) ||
+	if (!last || !last->skb || (family != AF_INET && family != AF_INET6) ||
 	    protocol != last->packet.proto || net != last->packet.net)
 		return 0;
 	if (has_ports(protocol) && READ(sk, __sk_common.skc_num) != last->packet.dport)
 		return 0;
 	if (protocol == IPPROTO_TCP && READ(sk, __sk_common.skc_state) == TCP_ESTABLISHED)
 		return 0;
-	last->taken = true;
+	last->skb = 0;
 	return count_taken(last, sk, ctx);
 }
 #endif

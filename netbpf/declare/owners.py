@@ -64,7 +64,7 @@ OWNER_PROBES = (
         loses=("pid", "comm"),
     ),
 )
-# For include/users.bpf.h: whoever sends or receives owns a socket that is not one of TCP. Since 6.3.
+# For include/users.bpf.h: whoever sends or receives owns a socket, if it is not one of TCP (6.3).
 USER_PROBES = tuple(
     Probe(
         name,

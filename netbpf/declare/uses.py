@@ -71,7 +71,9 @@ def fold(entries: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]
 
 
 # Innermost functions of a stack that was taken at a tracepoint.
-_TRACING = re.compile(r"bpf_prog_|_*bpf_trace|trace_call_bpf|perf_|__traceiter_|do_perf_|__do_trace")
+_TRACING = re.compile(
+    r"bpf_prog_|_*bpf_trace|trace_call_bpf|perf_|__traceiter_|do_perf_|__do_trace"
+)
 
 
 def own_frames(stack: Functions) -> Functions:
