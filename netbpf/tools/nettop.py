@@ -1,37 +1,62 @@
-"""nettop - who uses the network devices: packets and bytes by process, queue, CPU, remote end ...
+"""nettop - who uses the network devices: bytes and packets by process or queue
 
 DESCRIPTION
   Shows who sends and receives how much through the network devices, in each interval (a second, if
-  none is given): the devices with the most traffic first, and of each device the rows with the most
+  none is given): the device with the most traffic first, and of each device the rows with the most
   bytes. --by chooses what a row is: a process (the default), a queue, a CPU, a protocol, a remote
   end, a container, a call stack of the kernel ...
 
-  The last row of a device (TRAFFIC is other) is the rest: what the device itself has counted and no
-  other row has. So the rows of a device add up to its own counters, those of 'ip -s link'. DROPS in
-  it (-w) are packets that the device dropped.
+  The last row of a device, whose TRAFFIC is other, is the rest: what the device itself has counted
+  and no other row has. So the rows add up to the device's own counters, those of 'ip -s link'. With
+  -w that row also shows how many packets the device dropped. There is no such row if filters of
+  processes, ports or addresses are given; SHARE is of all that the device has counted also then.
 
-  If --by has a process, or a filter asks for one, TRAFFIC says whose packets a row has: of a socket
-  (PID is '-' if it is not known whose), forwarded, or sent by the kernel itself (ARP, ICMP errors,
-  resets). Received packets that no socket took are in the rest.
+  If rows or filters depend on processes, TRAFFIC tells whose packets they are: of a socket (PID is
+  '-' if its process is not known), forwarded, or sent by the kernel itself (ARP, ICMP errors,
+  resets). The rest then has what no socket has taken: packets that are forwarded, or answered or
+  dropped by the kernel, and those with which TCP opens and closes connections.
 
 EXAMPLES
   netbpf nettop                           processes by device, every second
-  netbpf nettop -i eth0 --top 5 10        the five busiest on one device, every 10 s
+  netbpf nettop -i eth0 --top 5 10        the five busiest of a device, every 10 s
   netbpf nettop --by dev,queue 5          how packets spread over the queues
   netbpf nettop --by cpu,dev -d 10        which CPUs handle them
   netbpf nettop --by dev,proto,raddr/24   protocols and networks
   netbpf nettop --by process,remote --comm curl
-                                          who curl talks to
+                                          with whom curl talks
   netbpf nettop --by container 60 1       containers, a minute
-  netbpf nettop --by dev,stack -i eth0 -d 5
-                                          code of the kernel that sends and receives
+  netbpf nettop --by dev,stack -i eth0 10
+                                          the kernel's code that sends and receives
   netbpf nettop --json | jq -c 'select(.traffic == "other" and .drops > 0)'
 
+SAMPLE
+
 OVERHEAD
-  One program per packet.
+  Nothing is sent to the reader per packet: packets are counted in the kernel, per CPU. A packet
+  costs XX us for each device that it passes, and with processes XX us, and XX us for each message
+  that a program sends or receives. A stack costs XX us more. What -i and --netns exclude costs less
+  than half. Connects, accepts and closes cost as much as in tcplife, to find owners.
 
 LIMITS
-  Bytes.
+  Bytes include the link header, except on lo, which does not count it either. Bridges do not count
+  it for what they receive: there the rows can have more than the device. A packet is a buffer of
+  the kernel: those that the hardware cuts (TSO), or that GRO has merged, are several in the
+  counters of the device, and so the rest has the difference. Packets of a device on top of another
+  one (VLAN, macvlan) are received in the rows of the lower one. Packets that XDP takes, and those
+  that bypass the queueing discipline (AF_XDP, PACKET_QDISC_BYPASS), are in the rest.
+  The counters are read a moment after the rows, and of all namespaces that can be found, added up
+  by the name of the device: on a busy device, a part of the rest belongs to the next interval.
+  Namespaces that appear meanwhile are in the rest late or not at all.
+  TCP segments that wait until a program lets go of its socket are merged: their headers are in the
+  rest. Which queue they came from is not known, nor is that of packets that a virtual device with
+  several queues has received. A socket of UDP that is made during the run has no owner until it
+  first sends or has received; a connection has none until it is accepted. Of several processes
+  that share a UDP socket, the one that used it last has the packets.
+  Before 6.3, received packets other than those of established TCP connections have a process only
+  with fentry or kprobes, and owners of UDP sockets are those of the start.
+  Without dev in --by, packets count on each device that they pass. In filters the remote end is the
+  source of a received packet, and the destination of a sent one. A further row than --map-entries
+  counts as map_full, and is in the rest.
 """
 
 from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Tool, uses
