@@ -98,8 +98,8 @@ class UseTable(KeyedTable):
         keys: Any = by.parse
         by.parse = lambda text: keys(",".join(WORDS.get(word, word) for word in text.split(",")))
         by.default = "dev,process"
-        by.help = by.help.replace(" (default dev,pid,comm)", "; process: pid,comm; remote: "
-                                  "raddr,rport (default dev,process)")  # fmt: skip
+        words = "; ".join(f"{word} stands for {keys}" for word, keys in WORDS.items())
+        by.help = f"{by.help.partition(' (default')[0]}; {words}"
         return (by, *rest)
 
     def with_rest(
