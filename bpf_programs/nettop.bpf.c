@@ -23,7 +23,7 @@ static inline int count_taken(const struct passing *from, struct sock *sk, void 
 	struct owner owner = {};
 	struct use_key key = {};
 
-	find_owner(sk, &owner);
+	find_user(sk, &owner);
 	if (!pass_owner(&owner))
 		return 0;
 	fill_key(&key, from, false, ctx);

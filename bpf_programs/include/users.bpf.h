@@ -40,6 +40,41 @@ static inline int on_user(struct sock *sk)
 	return own_new_sock(sk, fd < 0 ? 0 : fd);
 }
 
+/* States of TCP that a process has brought about: it is the owner, and close() leaves no descriptor. */
+#define OWN_STATES                                                                                 \
+	(1 << TCP_SYN_SENT | 1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 | 1 << TCP_CLOSING |          \
+	 1 << TCP_LAST_ACK)
+
+/*
+ * Find the process that has a socket, as find_owner() does. What looking through its descriptors has
+ * found is kept: it would cost more than all else that is done with a packet.
+ */
+static inline bool find_user(struct sock *sk, struct owner *to)
+{
+	u64 key = (u64)sk;
+	struct owner *known = owners.lookup(&key);
+	struct file *file = file_of_sock(sk);
+	struct task_struct *leader;
+	s32 fd;
+
+	if (!known || !is_owned_still(sk, known))
+		return false;
+	*to = *known;
+	if (!file || (READ(sk, sk_protocol) == IPPROTO_TCP &&
+		      OWN_STATES >> READ(sk, __sk_common.skc_state) & 1))
+		return true;
+	leader = (struct task_struct *)to->leader;
+	if (READ(leader, tgid) != to->process.pid)
+		return find_owner(sk, to);
+	if (file_at(descriptors_of(leader), to->fd) == (u64)file)
+		return true;
+	fd = descriptor_of(leader, file);
+	if (fd < 0)
+		return find_owner(sk, to);
+	known->fd = fd;
+	return true;
+}
+
 /*
  * Find the process that uses the socket of a packet that is sent. The current process does, if it has
  * the socket open: the first packet leaves before the call that sends it returns.
@@ -49,7 +84,7 @@ static inline void find_sender(struct sock *sk, struct owner *owner)
 	u8 state = READ(sk, __sk_common.skc_state);
 	s32 fd;
 
-	if (find_owner(owner_sk(sk), owner) || state == TCP_NEW_SYN_RECV || state == TCP_TIME_WAIT)
+	if (find_user(owner_sk(sk), owner) || state == TCP_NEW_SYN_RECV || state == TCP_TIME_WAIT)
 		return;
 	fd = current_descriptor(sk);
 	if (fd >= 0 && !own_new_sock(sk, fd))

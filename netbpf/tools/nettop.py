@@ -32,10 +32,11 @@ EXAMPLES
 SAMPLE
 
 OVERHEAD
-  Nothing is sent to the reader per packet: packets are counted in the kernel, per CPU. A packet
-  costs XX us for each device that it passes, and with processes XX us, and XX us for each message
-  that a program sends or receives. A stack costs XX us more. What -i and --netns exclude costs less
-  than half. Connects, accepts and closes cost as much as in tcplife, to find owners.
+  Packets are counted in the kernel, per CPU; none is sent to the reader. For each device that it
+  passes, a packet costs 0.5 us when it is sent and 0.4 us when it is received, and with processes
+  1.1 us and 1.4 us, and each message that a program sends or receives 0.1 us. A call stack costs
+  4 us more. What -i and --netns exclude costs 0.2 us. Connects, accepts and closes cost as much as
+  in tcplife, to find owners.
 
 LIMITS
   Bytes include the link header, except on lo, which does not count it either. Bridges do not count

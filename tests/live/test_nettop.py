@@ -249,6 +249,23 @@ def test_answers_after_a_half_close_are_counted(netbpf: Any, two_hosts: tuple[Ho
     check_payload(row, "rx", 100_003)
 
 
+def test_what_close_sends_is_of_the_process(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    with traffic.peers() as start:
+        client, server = start("nb-client", left), start("nb-server", right)
+        server.listen("ipv4")
+        before = [host.device_counters() for host in two_hosts]
+        with netbpf("nettop", WHOLE, "--by", "dev,pid") as run:
+            for _ in range(23):
+                session = traffic.connect(client, server)
+                session.transfer(up=100, down=100)
+                session.end("client-fin")
+        counted = [grown(host, old) for host, old in zip(two_hosts, before)]
+    for peer, host, found in zip((client, server), two_hosts, counted):
+        row = only(run.rows, pid=peer.pid, dev=host.device)
+        assert row["tx_packets"] == found["tx_packets"]
+
+
 @compares("nettop", "traffic", shape="--by")
 def test_forwarded_packets_and_those_of_the_kernel_are_of_no_process(
     netbpf: Any, two_hosts: tuple[Host, Host]
