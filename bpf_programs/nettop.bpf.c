@@ -24,6 +24,7 @@ static inline int count_taken(const struct passing *from, struct sock *sk, void 
 	struct use_key key = {};
 
 	find_user(sk, &owner);
+	merge_ways(&owner, sizeof(owner));
 	if (!pass_owner(&owner))
 		return 0;
 	fill_key(&key, from, false, ctx);
@@ -99,10 +100,13 @@ static inline int on_segment(void *ctx, struct sock *sk, struct sk_buff *skb)
 		return 0;
 	if (is_last(last, skb, sk)) {
 		last->skb = 0; /* the address is used again */
-		return count_taken(last, sk, ctx);
+	} else {
+		last = waited;
+		__builtin_memset(last, 0, sizeof(*last));
+		if (!read_waited(last, skb, sk))
+			return 0;
 	}
-	__builtin_memset(waited, 0, sizeof(*waited));
-	return read_waited(waited, skb, sk) ? count_taken(waited, sk, ctx) : 0;
+	return count_taken(last, sk, ctx);
 }
 
 /*

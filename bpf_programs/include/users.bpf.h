@@ -64,15 +64,16 @@ static inline bool find_user(struct sock *sk, struct owner *to)
 		      OWN_STATES >> READ(sk, __sk_common.skc_state) & 1))
 		return true;
 	leader = (struct task_struct *)to->leader;
-	if (READ(leader, tgid) != to->process.pid)
-		return find_owner(sk, to);
-	if (file_at(descriptors_of(leader), to->fd) == (u64)file)
-		return true;
-	fd = descriptor_of(leader, file);
-	if (fd < 0)
-		return find_owner(sk, to);
-	known->fd = fd;
-	return true;
+	if (READ(leader, tgid) == to->process.pid) {
+		if (file_at(descriptors_of(leader), to->fd) == (u64)file)
+			return true;
+		fd = descriptor_of(leader, file);
+		if (fd >= 0) {
+			known->fd = fd;
+			return true;
+		}
+	}
+	return find_owner(sk, to);
 }
 
 /*

@@ -277,6 +277,8 @@ def test_forwarded_packets_and_those_of_the_kernel_are_of_no_process(
         ip = ("ip", "-n", right.namespace)
         topology.must(*ip, "link", "add", near, "type", "veth", "peer", "name", end.device,
                       "netns", name)  # fmt: skip
+        for host, device in ((right, near), (end, end.device)):  # no packets of its own
+            host.run("ip", "link", "set", device, "addrgenmode", "none")
         topology.must(*ip, "address", "add", "10.92.0.1/24", "dev", near)
         topology.must(*ip, "link", "set", near, "up")
         end.run("ip", "address", "add", f"{end.ipv4}/24", "dev", end.device)
