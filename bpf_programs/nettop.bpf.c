@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* nettop: who uses the network devices. Front-end: netbpf/tools/nettop.py */
 #include "netbpf.bpf.h"
+#include "sock.bpf.h" /* says whether there are filters */
 #include <netbpf/records.h>
 
 #if defined(FILTER_PROCESS) || defined(BY_PID) || defined(BY_COMM) || defined(BY_UID) ||           \
@@ -24,7 +25,6 @@ static inline int count_taken(const struct passing *from, struct sock *sk, void 
 	struct use_key key = {};
 
 	find_user(sk, &owner);
-	merge_ways(&owner, sizeof(owner));
 	if (!pass_owner(&owner))
 		return 0;
 	fill_key(&key, from, false, ctx);
