@@ -60,7 +60,7 @@ LIMITS
   counts as map_full, and is in the rest.
 """
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Option, Tool, uses
+from netbpf.declare import NETNS, PROCESS, SOCKET, Cost, Option, Tool, uses
 from netbpf.declare import probes as p
 from netbpf.declare.memory import Memory
 from netbpf.declare.options import count, devices
@@ -69,6 +69,7 @@ from netbpf.declare.owners import USER_PROBES
 TOOL = Tool(
     __doc__,
     memory=Memory(5_800_000, cpu=60_000, entry=300, entry_cpu=40),
+    cost=Cost(22.6, 3.2),
     table=uses.UseTable(),
     probes=(
         p.tracepoint_probe("start", "net:net_dev_start_xmit", ("ctx", "skb"), ("ctx", "skbaddr")),

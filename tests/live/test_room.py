@@ -276,10 +276,13 @@ def test_processes_that_ended_make_room_at_the_next_interval(
 WIDEST: dict[str, list[tuple[object, ...]]] = {
     "ipecn": [("--summary",)],
     "softnet": [("--devices", "--histogram")],
-    "nettop": [(
-        "--by", "pid,comm,uid,cgroup,owner,family,proto,laddr,lport,raddr,rport,dev,netns,queue,"
-        "cpu,stack",
-    )],
+    "nettop": [
+        (
+            "--by",
+            "pid,comm,uid,cgroup,owner,family,proto,laddr,lport,raddr,rport,dev,netns,queue,"
+            "cpu,stack",
+        )
+    ],
     "skbdrop": [("--events", "--stack", "--learn-sends")],
     "sockstat": [("--top", 5)],
     "soconnect": [("--udp", "--unix")],
