@@ -89,7 +89,8 @@ class UseTable(KeyedTable):
             "uses", UseKey, UseSums, COUNTS, "bytes", fold=fold,
             keyed=Keyed(UseKey, fixed=("traffic",), filled=("dev", "netns"),
                         default=("dev", "pid", "comm")),
-            refresh=("stale",), counters=[f"Device.*.{name}" for name in _COUNTERS], counted=self.with_rest,
+            refresh=("stale",), counters=[f"Device.*.{name}" for name in _COUNTERS],
+            counted=self.with_rest,
         )  # fmt: skip
 
     def options(self) -> tuple[Option, ...]:

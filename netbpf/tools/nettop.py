@@ -29,7 +29,14 @@ EXAMPLES
                                           the kernel's code that sends and receives
   netbpf nettop --json | jq -c 'select(.traffic == "other" and .drops > 0)'
 
-SAMPLE
+  A backup and some lookups, from start to Ctrl-C (netbpf nettop -i eth0 100):
+
+    DEV          PID COMM         TRAFFIC     TX_KB TX_PKTS   RX_KB RX_PKTS  SHARE
+    eth0       10059 backup       socket       3913     101    4.30      48 99.71%
+    eth0       10752 resolver     socket       2.29      23    7.68      23  0.25%
+    eth0        9561 python       socket       0.21       5    0.00       0  0.01%
+    eth0           - -            kernel       0.04       1    0.00       0  0.00%
+    eth0           - -            other        0.00       0    1.30      20  0.03%
 
 OVERHEAD
   Packets are counted in the kernel, per CPU; none is sent to the reader. For each device that it
