@@ -21,19 +21,6 @@ static inline int read_mark(const struct linear *linear, u16 ethertype)
 	return (ethertype == ETH_P_IP ? first[1] : first[1] >> 4) & 3;
 }
 
-/* The filters of ends: the remote one is the sender of a received packet. */
-static inline bool pass_flow(const struct packet *packet, bool sent)
-{
-#ifdef FILTER_SOCKET
-	struct endpoints ends = {};
-
-	read_ends(&ends, packet, sent);
-	return pass_lport(ends.lport) && pass_peer(&ends);
-#else
-	return true;
-#endif
-}
-
 #ifdef RING_PAGES
 /* Is a line for packets with this mark asked for? */
 static inline bool is_shown(int mark)

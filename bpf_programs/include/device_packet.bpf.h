@@ -3,6 +3,7 @@
 #ifndef NETBPF_DEVICE_PACKET_BPF_H
 #define NETBPF_DEVICE_PACKET_BPF_H
 
+#include "device_queue.bpf.h"
 #include "packet.bpf.h"
 
 KERNEL_FIELDS(sk_buff, end)
@@ -42,6 +43,32 @@ static inline void read_ends(struct endpoints *ends, const struct packet *packet
 	ends->rport = sent ? packet->dport : packet->sport;
 	__builtin_memcpy(ends->laddr, sent ? packet->saddr : packet->daddr, 16);
 	__builtin_memcpy(ends->raddr, sent ? packet->daddr : packet->saddr, 16);
+}
+
+/* Read the headers. */
+static inline void read_flow(struct packet *packet, struct sk_buff *skb, bool sent)
+{
+	struct linear linear = {};
+	u16 ethertype = find_header(skb, &linear, sent);
+
+	packet->proto = PROTO_ETHERTYPE | ethertype;
+	if (ethertype == ETH_P_IP)
+		read_ipv4(packet, &linear);
+	else if (ethertype == ETH_P_IPV6)
+		read_ipv6(packet, &linear);
+}
+
+/* The filters of ends: the remote one is the sender of a received packet. */
+static inline bool pass_flow(const struct packet *packet, bool sent)
+{
+#ifdef FILTER_SOCKET
+	struct endpoints ends = {};
+
+	read_ends(&ends, packet, sent);
+	return pass_lport(ends.lport) && pass_peer(&ends);
+#else
+	return true;
+#endif
 }
 
 #endif

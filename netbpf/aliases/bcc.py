@@ -117,6 +117,27 @@ ALIASES = (
         ),
     ),
     Alias(
+        "netqtop",
+        "nettop",
+        "packets and bytes by queue of the network devices",
+        "--by dev,queue",
+        columns=("dev", Shown("queue", "QueueID", 7), Shown("tx_packets", "TX_PKTS"),
+                 Shown("tx_bytes", "TX_KB"), Shown("rx_packets", "RX_PKTS"),
+                 Shown("rx_bytes", "RX_KB")),
+        flags=(
+            Mapped("-n", "--name", option="interface"),
+            Positional("-i", "--interval", argument="interval"),
+            Refused("-t", "--throughput", always=True, what="also shows the throughput",
+                    hint="packets and bytes of each interval are always shown: leave it out"),
+            _program("nettop"),
+        ),
+        notes=(
+            "Sent and received packets of a queue are in one row, without -n those of all devices. "
+            "'netbpf netsize --queues' has their sizes. Bytes include the link header. The queue "
+            "of received packets is '-' if the driver does not record it.",
+        ),
+    ),
+    Alias(
         "tcpsubnet",
         "tcptop",
         "bytes that programs send over TCP, by the receiver's network",
@@ -263,7 +284,6 @@ ALIASES = (
 # Names that no tool of netbpf replaces yet -> the command that comes nearest, and what it shows.
 INSTEAD = {
     "bindsnoop": ("sockstat --op bind --by comm,pid,proto,lport", "who calls bind(2), by port"),
-    "netqtop": ("netsize --queues 1", "sizes of packets by queue of a device"),
     "sofdsnoop": (
         "sockstat --proto unix --op send,recv --by comm,pid,op",
         "messages on unix sockets, by process, not the descriptors that are passed in them",

@@ -58,7 +58,7 @@ def alias_command(alias: Alias) -> click.Command:
 
     options = [option for option in tool.options if alias.spellings(option)]
     parameters: list[click.Parameter] = [_parameter(option, alias) for option in options]
-    parameters += [_unsupported(tool, option) for option in tool.unsupported_options]
+    parameters += [_unsupported(alias, option) for option in tool.unsupported_options]
     parameters += [_switch(flag.flags, flag.name) for flag in alias.switches()]
     parameters += [click.Option([*f.flags, f.name], hidden=True) for f in alias.positionals()]
     parameters += [_rejected(alias, refused) for refused in alias.refused() if alias.alone(refused)]
@@ -104,16 +104,16 @@ def _reject(alias: Alias, refused: Refused, only: str = "") -> Callable[..., Any
     return reject
 
 
-def _unsupported(tool: Tool, option: Option) -> click.Option:
+def _unsupported(alias: Alias, option: Option) -> click.Option:
+    tool, flags = alias.tool, [flag for flag in option.flags if flag not in alias.own_flags]
+
     def reject(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value:
-            message = f"{tool.name} has no {option.flags[-1]}: {tool.unsupported_reason}"
+            message = f"{tool.name} has no {flags[-1]}: {tool.unsupported_reason}"
             raise UsageError(message, try_help(tool.name))
 
-    flag = option.parse is None
-    return click.Option(
-        [*option.flags, option.name], is_flag=flag, hidden=True, expose_value=False, callback=reject
-    )
+    more: dict[str, Any] = {"is_flag": option.parse is None, "hidden": True, "expose_value": False}
+    return click.Option([*flags, option.name], callback=reject, **more)
 
 
 def parsed(line: str) -> tuple[Tool, dict[str, Any]]:

@@ -157,9 +157,15 @@ class Alias:
     def spellings(self, option: Option) -> tuple[str, ...]:
         """Return the flags of one of the tool's options here, with those of the original."""
         taken = [flag for refused in self.refused() if refused.always for flag in refused.flags]
+        taken += [flag for one in self.positionals() for flag in one.flags]
         more = [f for m in self.flags if isinstance(m, Mapped) and m.option == option.name
                 for f in m.flags]  # fmt: skip
         return (*(flag for flag in option.flags if flag not in taken), *more)
+
+    @property
+    def own_flags(self) -> set[str]:
+        """The flags of the original that are not refused."""
+        return {f for flag in self.flags if not isinstance(flag, Refused) for f in flag.flags}
 
     def refused(self) -> list[Refused]:
         """Return the flags that are usage errors."""

@@ -154,6 +154,7 @@ class Role(Enum):
     NONE = "none"
     STATE = "state"  # traces every TCP state, and records owners itself
     SNAPSHOT = "snapshot"  # an iterator that records the owners of existing sockets
+    OWNERS = "owners"  # of use only if owners of sockets are shown, or filters depend on them
     STALE = "stale"  # an iterator that removes owners of sockets that no longer exist
     OPEN = "open"  # an iterator that writes an event for each open object
     LAST = "last"  # removes what other programs at the same place read: attached after them

@@ -13,7 +13,7 @@ from netbpf.bpf.maps import Map, possible_cpus
 from netbpf.declare.memory import format_size
 from netbpf.declare.network import KernelStack
 from netbpf.declare.owners import OWNER_PROBES
-from netbpf.declare.probes import Iterator, Probe
+from netbpf.declare.probes import Iterator, Probe, Role
 from netbpf.declare.record import AmendedEvent
 from netbpf.declare.stacks import RECORDS_OF_STACKS, user_stacks, wants_stacks
 from netbpf.declare.tool import Tool
@@ -35,19 +35,22 @@ def probes_of(tool: Tool, settings: Mapping[str, Any], shared: bool = False) -> 
     Those that find owners fill a map, which costs time and can be full: only if owners are shown,
     and not if the owners are `shared` with other tools.
     """
-    unused = OWNER_PROBES if shared or not tool.shows_owners(settings) else ()
+    shown = tool.shows_owners(settings)
+    unused = OWNER_PROBES if shared or not shown else ()
     return [
         probe
         for probe in tool.all_probes
         if probe not in unused
+        and (shown or probe.role is not Role.OWNERS)
         and (not probe.option or settings.get(probe.option))
         and not any(settings.get(option) for option in probe.unless.split())
     ]
 
 
-def finds_owners(tool: Tool, settings: Mapping[str, Any]) -> bool:
-    """Return whether a tool needs to know the owners of sockets, with these settings."""
-    return tool.owners and tool.shows_owners(settings)
+def may_share_owners(tool: Tool, settings: Mapping[str, Any]) -> bool:
+    """Return whether a tool shows owners of sockets with these settings, found as others do."""
+    in_its_own_way = any(probe.role is Role.OWNERS for probe in tool.all_probes)
+    return tool.owners and tool.shows_owners(settings) and not in_its_own_way
 
 
 class Program:
@@ -67,7 +70,7 @@ class Program:
     ) -> None:
         self._tool, self._settings, self._kernel, self._log = tool, settings, kernel, log
         self._text = _source(tool)
-        self._owners = owners if finds_owners(tool, settings) else None
+        self._owners = owners if may_share_owners(tool, settings) else None
         self._defines = [*defines, *["#define OWNERS_SHARED 1"] * bool(self._owners)]
         # A program that follows each proof of an owner has the probes itself.
         shared = bool(self._owners) and _FOLLOWS_OWNERS not in self._text

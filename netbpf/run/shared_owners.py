@@ -15,7 +15,7 @@ from netbpf.declare.owners import OWNER_OPTIONS, OWNER_PROBES
 from netbpf.declare.probes import Role, tracepoint_probe
 from netbpf.declare.states import state_probe
 from netbpf.declare.tool import Tool
-from netbpf.run.program import OWNERS, finds_owners
+from netbpf.run.program import OWNERS, may_share_owners
 
 # Not OWNER_PROBES[0], which removes a socket at its last change of state.
 _STATE = state_probe("owner_state", role=Role.STATE, call="on_shared_state")
@@ -38,7 +38,7 @@ def shared_settings(members: Sequence[tuple[Tool, Mapping[str, Any]]]) -> dict[s
     Owners are shared by two tools or more with the same filters, as a filter decides which owners
     are recorded. The map has room for as many sockets as the largest of the tools' own maps.
     """
-    users = [settings for tool, settings in members if finds_owners(tool, settings)]
+    users = [settings for tool, settings in members if may_share_owners(tool, settings)]
     filters = [[settings.get(name) for name in _FILTERS] for settings in users]
     if len(users) < 2 or any(given != filters[0] for given in filters):
         return {}

@@ -46,6 +46,7 @@ by_declaration = pytest.mark.parametrize(
 Settings = dict[str, Any]
 _CONNECTIONS = find_tool("soconnect").event.columns
 _ROUND_TRIPS = find_tool("tcprtt").keyed.parts
+_USES = find_tool("nettop").keyed.parts
 ACCEPTED: dict[str, Settings] = {
     "tcpconnect": {"proto": None, "summary": False},
     "tcpconnect -t": {"timestamp": True},
@@ -177,6 +178,16 @@ ACCEPTED: dict[str, Settings] = {
     "tcptracer --print-uid": {"uid": None},
     "tcptracer -u 1000": {"uid": "1000"},
     "tcptracer --verbose": {"verbose": True},
+    "netqtop": {"by": parse_keys("dev,queue", _USES), "interval": 1, "interface": None},
+    "netqtop -n lo": {"interface": ["lo"]},
+    "netqtop --name lo -i 2": {"interface": ["lo"], "interval": 2.0},
+    "netqtop --interval 2": {"interval": 2.0, "interface": None},
+    "nethogs": {"by": parse_keys("dev,pid,uid,comm", _USES), "interval": 1, "interface": None},
+    "nethogs lo,eth0": {"interface": ["lo", "eth0"], "interval": 1},
+    "nethogs -d 5 lo": {"interface": ["lo"], "interval": 5.0, "duration": None},
+    "nethogs -c 3": {"count": 3},
+    "nethogs -P 181": {"pid": [181]},
+    "nethogs -s": {"sort": "tx_bytes"},
     "tcpcong": {"summary": True, "interval": None},
     "tcpcong 1 10": {"summary": True, "interval": 1.0, "count": 10},
     "tcpcong -T 1 3": {"time": True, "interval": 1.0, "count": 3},
@@ -240,6 +251,15 @@ REFUSED: dict[str, tuple[str, str]] = {
     "tcpcong -T -u -L 30000-40000 1 3": ("tcpcong has no -u", "--json and -o csv"),
     "tcpcong -d": ("tcpcong: -d needs an argument; in bcc it shows histograms", "-d SECONDS"),
     "tcpcong --dist": ("tcpcong has no --dist, which in bcc", "'netbpf tcpwin'"),
+    "netqtop -t": ("netqtop has no -t, --throughput, which in bcc", "leave it out"),
+    "nethogs -p": ("nethogs: -p needs an argument; in nethogs it listens", "-p LIST"),
+    "nethogs -t": ("nethogs has no -t, which in nethogs prints", "leave it out"),
+    "nethogs -v 3": ("nethogs has no -v, which in nethogs selects", "--json"),
+    "nethogs -a": ("nethogs has no -a, which in nethogs shows all", "leave it out"),
+    "nethogs -C": ("nethogs has no -C", "all protocols"),
+    "nethogs -l": ("nethogs has no -l", "'ps -fp PID'"),
+    "nethogs -b": ("nethogs has no -b", "--verbose"),
+    "nethogs -f tcp": ("nethogs has no -f", "--raddr"),
     "gethostlatency -l /lib/libc.so.6": ("gethostlatency has no -l, --libc", "-p and --comm"),
 }
 
@@ -324,7 +344,7 @@ def test_names_and_flags_are_unambiguous(alias: Alias) -> None:
             assert options[flag.option].value(flag.value)
             assert flag.columns or alias.tool.histogram, "rows need columns"
         elif isinstance(flag, Positional):
-            assert flag.argument in alias.arguments
+            assert alias.tool.interval and flag.argument in ("interval", "count")
     for refused in alias.refused():
         colliding = set(refused.flags) - set(alias.alone(refused))
         for option in options.values():

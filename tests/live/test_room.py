@@ -221,6 +221,7 @@ GOING_ON = {
     "gethostlatency": {"calls"},
     "skbdrop": {"owners"},
     "netsize": set(),
+    "nettop": {"owners"},
     "qdisclat": {"waiting"},
     "tcpstates": {"states", "owners"},
     "ipecn": set(),
@@ -232,6 +233,7 @@ GOING_ON = {
 EVERYTHING = {
     "ipecn": ("--all",),
     "sockstat": ("--top", 5),
+    "nettop": ("0.3",),
     "skbdrop": ("--events", "--learn-sends", "0.3"),
     "tcpnagle": ("--top", 5),
     "soconnect": ("--udp", "--unix"),
@@ -280,6 +282,13 @@ def test_processes_that_ended_make_room_at_the_next_interval(
 WIDEST: dict[str, list[tuple[object, ...]]] = {
     "ipecn": [("--summary",)],
     "softnet": [("--devices", "--histogram")],
+    "nettop": [
+        (
+            "--by",
+            "pid,comm,uid,cgroup,owner,family,proto,laddr,lport,raddr,rport,dev,netns,queue,"
+            "cpu,stack",
+        )
+    ],
     "skbdrop": [("--events", "--stack", "--learn-sends")],
     "sockstat": [("--top", 5)],
     "sormem": [("--histogram",)],

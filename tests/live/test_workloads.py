@@ -360,6 +360,26 @@ def test_drops_by_each_name(netbpf: Any, one_host: Host) -> None:
     assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
 
 
+@compares("nettop", "container", "container_name", "pod", "pod_uid", shape="--by")
+@compares("nettop", "unit", "user_unit", shape="--by")
+def test_datagrams_by_each_name(netbpf: Any, one_host: Host) -> None:
+    chosen = [PLACES[name] for name in ("containerd", "user", "docker")]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(workload(one_host, place)) for place in chosen]
+        options = ("nettop", "--netns", one_host.inode, "--comm", "nb-workload", 300, "--by")
+        keys = (*NAMES, ",".join(NAMES))
+        runs = [stack.enter_context(netbpf(*options, f"{k},proto")) for k in keys]
+        play(processes)
+    for name, run in zip(NAMES, runs):
+        wanted: dict[str | None, int] = {}
+        for place in chosen:
+            value = place.names[NAMES.index(name)]
+            wanted[value] = wanted.get(value, 0) + DATAGRAMS
+        sent = {row[name]: row["tx_packets"] for row in run.rows if row["proto"] == "udp"}
+        assert sent == wanted
+    assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
+
+
 def test_text_has_the_names_in_two_columns(netbpf: Any, one_host: Host) -> None:
     chosen = [PLACES[name] for name in ("containerd", "user", "no-file")]
     with contextlib.ExitStack() as stack:
