@@ -138,6 +138,7 @@ class Role(Enum):
     SNAPSHOT = "snapshot"  # an iterator that records the owners of existing sockets
     STALE = "stale"  # an iterator that removes owners of sockets that no longer exist
     OPEN = "open"  # an iterator that writes an event for each open object
+    SWEEP = "sweep"  # an iterator that emits events whose end no probe shows: run every second
 
 
 class Probe:

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* superping: ICMP echo requests and what came of them. Front-end: netbpf/tools/superping.py */
+#include "netbpf.bpf.h"
+#include <netbpf/records.h>
+#include "echo.bpf.h"
+
+/* A request is handed to a device, or dropped. */
+static inline int on_echo(struct sk_buff *skb, bool dropped)
+{
+	struct packet packet __attribute__((aligned(8))) = {};
+	u16 ethertype = swap16(READ(skb, protocol));
+	struct sock *sk = READ(skb, sk);
+	struct net_device *dev = READ(skb, dev);
+	struct linear linear = {};
+	struct request *known;
+	struct echo_key key = {};
+	struct icmp icmp = {};
+	u8 *ip;
+
+	if (!sk)
+		return 0;
+	ip = network_header_of(skb);
+	linear_of(&linear, skb, ip);
+	if (!may_be_icmp(&linear, ethertype) || !is_of_ip(sk))
+		return 0;
+	packet.len = (u8 *)READ(skb, data) + READ(skb, len) - ip;
+	if (!read_icmp(&packet, &icmp, &linear, ethertype) || !is_echo(packet.family, icmp.type))
+		return 0;
+	packet.netns = netns_of(sk);
+	if (!pass_request(&packet, sk))
+		return 0;
+	key.netns = packet.netns;
+	key.ident = swap16(icmp.ident);
+	key.seq = swap16(icmp.seq);
+	if (!is_for_group(skb, ip))
+		__builtin_memcpy(key.raddr, packet.daddr, 16);
+	known = echoes.lookup(&key);
+	if (known && known->skb == (u64)skb && !known->answered_ns) {
+		known->dropped |= dropped;
+		/* A VLAN or a bridge hands the same packet to the device below it. */
+		if (dropped || known->device != (u64)dev)
+			return 0;
+	}
+	if (known) /* asked again with the same number */
+		finish(&key, known, RESULT_LOST);
+	if (is_fragment(ip, packet.family))
+		packet.len = 0;
+	begin(&key, &packet, skb, sk, dev, dropped);
+	return 0;
+}
+
+/* A reply or an error comes off a device, whose namespace may be another one (macvlan). */
+static inline int on_answer(struct sk_buff *skb)
+{
+	u16 ethertype = swap16(READ(skb, protocol));
+	struct arrival arrival = {};
+	struct answer answer = {};
+	struct linear linear = {};
+	struct request *request;
+	u64 head;
+
+	linear_of(&linear, skb, (u8 *)READ(skb, data));
+	ethertype = skip_tags(skb, &linear, ethertype);
+	if (!may_be_icmp(&linear, ethertype) || !read_answer(&answer, &linear, ethertype))
+		return 0;
+	answer.key.netns = netns_of_device(READ(skb, dev));
+	request = find_request(&answer.key);
+	arrival.time = bpf_ktime_get_ns();
+	arrival.key = answer.key;
+	head = (u64)READ(skb, head);
+	arrivals.update(&head, &arrival);
+	if (request)
+		note_answer(request, &answer, arrival.time);
+	return 0;
+}
+
+/* A program reads a reply or an error, or looks at it. */
+static inline int on_taken(struct sk_buff *skb)
+{
+	u16 ethertype = swap16(READ(skb, protocol));
+	struct sock *sk = READ(skb, sk);
+	struct answer answer = {};
+	struct linear linear = {};
+	struct request *request;
+	struct arrival *arrival;
+	u64 head;
+
+	if (!sk)
+		return 0;
+	linear_of(&linear, skb, network_header_of(skb));
+	if (!may_be_icmp(&linear, ethertype) || !read_answer(&answer, &linear, ethertype))
+		return 0;
+	answer.key.netns = netns_of(sk);
+	head = (u64)READ(skb, head);
+	arrival = arrivals.lookup(&head);
+	request = find_request(&answer.key);
+	if ((!request || !is_asker(request, sk)) && arrival) { /* NAT has changed its numbers */
+		answer.key = arrival->key;
+		request = find_request(&answer.key);
+	}
+	if (!request || !is_asker(request, sk))
+		return 0;
+	note_answer(request, &answer, arrival ? arrival->time : 0);
+	finish_read(&answer.key, request);
+	return 0;
+}
+
+/* A program sends on a socket: it is the owner. */
+static inline int on_send(struct sock *sk)
+{
+	u16 protocol = READ(sk, sk_protocol);
+
+	if (protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6 && protocol != IPPROTO_RAW)
+		return 0;
+	if (is_of_ip(sk) && pass_netns(netns_of(sk)))
+		note_owner(sk);
+	return 0;
+}
+
+static inline int on_sendmsg(struct socket *socket)
+{
+	return on_send(READ(socket, sk));
+}
+
+/* No probe shows that a socket is closed, or that a request is given up. */
+static inline int on_sweep(struct map_element_context *ctx, struct echo_key *at)
+{
+	struct echo_key key = *at;
+	struct request *request = echoes.lookup(&key);
+
+	if (request && (is_closed(request->sk, request->inode) ||
+			bpf_ktime_get_ns() - request->begin_ns >= TIMEOUT_NS))
+		finish(&key, request, RESULT_LOST);
+	return 0;
+}
+
+static inline int on_forget(struct map_element_context *ctx, u64 *at)
+{
+	u64 key = *at;
+	struct pinger *pinger = pingers.lookup(&key);
+
+	if (pinger && is_closed(key, pinger->inode))
+		pingers.delete(&key);
+	return 0;
+}
+
+static inline int on_open(struct map_element_context *ctx, struct echo_key *at)
+{
+	struct echo_key key = *at;
+	struct request *request = echoes.lookup(&key);
+	struct echo ev = {};
+
+	if (request && fill_unread(&ev, &key, request, RESULT_WAITING))
+		bpf_seq_write(ctx->meta->seq, &ev, sizeof(ev));
+	return 0;
+}
