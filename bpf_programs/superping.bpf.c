@@ -53,21 +53,20 @@ static inline int on_echo(struct sk_buff *skb, bool dropped)
 static inline int on_answer(struct sk_buff *skb)
 {
 	u16 ethertype = swap16(READ(skb, protocol));
+	struct request *request;
 	struct arrival arrival = {};
 	struct answer answer = {};
 	struct linear linear = {};
-	struct request *request;
-	u64 head;
+	u64 head = (u64)READ(skb, head);
 
 	linear_of(&linear, skb, (u8 *)READ(skb, data));
 	ethertype = skip_tags(skb, &linear, ethertype);
-	if (!may_be_icmp(&linear, ethertype) || !read_answer(&answer, &linear, ethertype))
+	if (!read_answer(&answer, &linear, ethertype))
 		return 0;
 	answer.key.netns = netns_of_device(READ(skb, dev));
 	request = find_request(&answer.key);
 	arrival.time = bpf_ktime_get_ns();
 	arrival.key = answer.key;
-	head = (u64)READ(skb, head);
 	arrivals.update(&head, &arrival);
 	if (request)
 		note_answer(request, &answer, arrival.time);
@@ -83,15 +82,14 @@ static inline int on_taken(struct sk_buff *skb)
 	struct linear linear = {};
 	struct request *request;
 	struct arrival *arrival;
-	u64 head;
+	u64 head = (u64)READ(skb, head);
 
 	if (!sk)
 		return 0;
 	linear_of(&linear, skb, network_header_of(skb));
-	if (!may_be_icmp(&linear, ethertype) || !read_answer(&answer, &linear, ethertype))
+	if (!read_answer(&answer, &linear, ethertype))
 		return 0;
 	answer.key.netns = netns_of(sk);
-	head = (u64)READ(skb, head);
 	arrival = arrivals.lookup(&head);
 	request = find_request(&answer.key);
 	if ((!request || !is_asker(request, sk)) && arrival) { /* NAT has changed its numbers */
@@ -131,16 +129,6 @@ static inline int on_sweep(struct map_element_context *ctx, struct echo_key *at)
 	if (request && (is_closed(request->sk, request->inode) ||
 			bpf_ktime_get_ns() - request->begin_ns >= TIMEOUT_NS))
 		finish(&key, request, RESULT_LOST);
-	return 0;
-}
-
-static inline int on_forget(struct map_element_context *ctx, u64 *at)
-{
-	u64 key = *at;
-	struct pinger *pinger = pingers.lookup(&key);
-
-	if (pinger && is_closed(key, pinger->inode))
-		pingers.delete(&key);
 	return 0;
 }
 

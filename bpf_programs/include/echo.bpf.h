@@ -116,6 +116,17 @@ static inline void note_owner(struct sock *sk)
 		count_loss(LOSS_MAP_FULL);
 }
 
+/* The socket of a pinger may be closed, which no probe shows. */
+static inline int on_forget(struct map_element_context *ctx, u64 *at)
+{
+	u64 key = *at;
+	struct pinger *pinger = pingers.lookup(&key);
+
+	if (pinger && is_closed(key, pinger->inode))
+		pingers.delete(&key);
+	return 0;
+}
+
 static inline bool pass_request(const struct packet *packet, struct sock *sk)
 {
 #ifdef FILTER_SOCKET
@@ -216,7 +227,7 @@ static inline bool fill(struct echo *ev, const struct echo_key *key, const struc
 	ev->netns = key->netns;
 	__builtin_memcpy(ev->laddr, request->laddr, 16);
 	__builtin_memcpy(ev->raddr, request->raddr, 16);
-	__builtin_memcpy(ev->from, request->from, 16);
+	__builtin_memcpy(ev->from_addr, request->from, 16);
 	__builtin_memcpy(ev->dev, request->dev, sizeof(ev->dev));
 	return true;
 }

@@ -152,7 +152,7 @@ static inline bool read_answer(struct answer *answer, struct linear *linear, u16
 	struct linear hops = {linear->at + (ethertype == ETH_P_IP ? 8 : 7), linear->end};
 	struct icmp icmp = {};
 
-	if (!read_linear(&hops, &answer->ttl, 1) ||
+	if (!may_be_icmp(linear, ethertype) || !read_linear(&hops, &answer->ttl, 1) ||
 	    !read_icmp(&packet, &icmp, linear, ethertype))
 		return false;
 	answer->result = result_of(packet.family, &icmp);

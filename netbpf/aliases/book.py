@@ -98,6 +98,5 @@ INSTEAD = {
     ),
     "solife": ("tcplife", "sessions of TCP"),
     "sormem": ("skbdrop --reason SOCKET_RCVBUFF", "packets that a full receive buffer dropped"),
-    "superping": ("tcprtt --by raddr", "round trip times of TCP connections"),
     "udplife": ("sockstat --proto udp --op send,recv --by comm,pid,rport", "datagrams by process"),
 }

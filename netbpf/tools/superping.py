@@ -1,4 +1,4 @@
-"""superping - ICMP echo (ping): round trip times of the network, and requests that were lost
+"""superping - ping (ICMP echo): round trip times of the network, lost requests
 
 DESCRIPTION
   Shows each echo request (ping) that a program of this machine sends, when the program has read the
@@ -32,7 +32,7 @@ EXAMPLES
   netbpf superping --summary 10       every 10 seconds, losses and times by destination
   netbpf superping --histogram rtt_us --by raddr -d 60
                                       the distribution of times by destination
-  netbpf superping --json | jq 'select(.result == "unreachable") | .from'
+  netbpf superping --json | jq 'select(.result == "unreachable") | .from_addr'
 
 OVERHEAD
   Less than 0.1 us for each packet that is sent, received, read or dropped, and for each message
@@ -85,7 +85,7 @@ class Echo(Event):
     age_us = c.Duration("without an answer: since the request", header="AGE_MS", wide=True)
     result = c.Enum("what came of it", echoes.RESULTS, width=13, priority=75,
                     alert=(*echoes.ERRORS, *echoes.UNANSWERED))  # fmt: skip
-    from_ = LocalAddr("address that sent the answer", wide=True)
+    from_addr = LocalAddr("address that sent the answer", header="FROM", wide=True)
     dev = c.Text("device that the request left by", width=8, wide=True)
     uid = c.Uid("user id of the owner", wide=True)
     netns = c.Netns()
