@@ -4,8 +4,8 @@
 #include <netbpf/records.h>
 #include "echo.bpf.h"
 
-/* A request is handed to a device, or dropped. */
-static inline int on_echo(struct sk_buff *skb, bool dropped)
+/* A request is handed to a device's queue, to its driver, or is freed as dropped. */
+static inline int on_echo(struct sk_buff *skb, int step)
 {
 	struct packet packet __attribute__((aligned(8))) = {};
 	u16 ethertype = swap16(READ(skb, protocol));
@@ -36,16 +36,18 @@ static inline int on_echo(struct sk_buff *skb, bool dropped)
 		__builtin_memcpy(key.raddr, packet.daddr, 16);
 	known = echoes.lookup(&key);
 	if (known && known->skb == (u64)skb && !known->answered_ns) {
-		known->dropped |= dropped;
+		note_step(known, step);
 		/* A VLAN or a bridge hands the same packet to the device below it. */
-		if (dropped || known->device != (u64)dev)
+		if (step != QUEUED || known->device != (u64)dev)
 			return 0;
 	}
+	if (step == WITH_DRIVER || (step == DROPPED && had_device(skb)))
+		return 0;
 	if (known) /* asked again with the same number */
 		finish(&key, known, RESULT_LOST);
 	if (is_fragment(ip, packet.family))
 		packet.len = 0;
-	begin(&key, &packet, skb, sk, dev, dropped);
+	begin(&key, &packet, skb, sk, step == QUEUED ? dev : NULL);
 	return 0;
 }
 

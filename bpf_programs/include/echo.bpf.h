@@ -16,6 +16,8 @@ KERNEL_FIELDS(inode, i_ino)
 
 #define IPPROTO_RAW 255 /* of sockets whose programs write IP headers */
 
+enum step { QUEUED, WITH_DRIVER, DROPPED }; /* of a request that leaves */
+
 struct request {
 	u64 begin_ns; /* when it was handed to a device, else dropped */
 	u64 sent_ns; /* 0: no device had it */
@@ -33,6 +35,8 @@ struct request {
 	u8 result; /* RESULT_WAITING: no answer yet */
 	u8 ttl;
 	u8 dropped;
+	u8 with_driver; /* the device's driver has it */
+	u8 pad[7];
 };
 /* Until the answer is read, the socket is closed, or the time is over. */
 BPF_HASH(echoes, struct echo_key, struct request, MAP_ENTRIES);
@@ -54,27 +58,6 @@ struct pinger {
 };
 /* By the address of struct sock: who sent on it last. Removed when the socket is closed. */
 BPF_HASH(pingers, u64, struct pinger, MAP_ENTRIES);
-
-static inline bool is_of_ip(struct sock *sk)
-{
-	u16 family = READ(sk, __sk_common.skc_family);
-
-	return family == AF_INET || family == AF_INET6;
-}
-
-static inline u32 netns_of(struct sock *sk)
-{
-	struct net *net = READ(sk, __sk_common.skc_net.net);
-
-	return READ(net, ns.inum);
-}
-
-static inline u32 netns_of_device(struct net_device *dev)
-{
-	struct net *net = READ(dev, nd_net.net);
-
-	return READ(net, ns.inum);
-}
 
 /* The number of the inode of a socket's file, 0 after it is closed. */
 static inline u64 inode_of(struct sock *sk)
@@ -140,14 +123,32 @@ static inline bool pass_request(const struct packet *packet, struct sock *sk)
 #endif
 }
 
-/* A request begins. */
-static inline void begin(struct echo_key *key, const struct packet *packet, struct sk_buff *skb,
-			 struct sock *sk, struct net_device *dev, bool dropped)
+/* Drivers free packets that they have sent, and some free them as dropped: that is no drop. */
+static inline void note_step(struct request *request, int step)
 {
-	struct request request = {};
+	if (step == DROPPED)
+		request->dropped |= !request->with_driver;
+	else
+		request->with_driver = step == WITH_DRIVER;
+}
+
+/*
+ * Was a packet handed to a device before? __dev_queue_xmit() sets mac_header first. Requests of others
+ * have come by one: those in the queue of a raw socket are dropped when it is closed.
+ */
+static inline bool had_device(struct sk_buff *skb)
+{
+	return READ(skb, mac_header) != (u16)~0;
+}
+
+/* A request begins; `dev` is NULL if it was dropped before a device had it. */
+static inline void begin(struct echo_key *key, const struct packet *packet, struct sk_buff *skb,
+			 struct sock *sk, struct net_device *dev)
+{
+	struct request request = {.dropped = !dev};
 
 	request.begin_ns = bpf_ktime_get_ns();
-	if (!dropped) {
+	if (dev) {
 		request.sent_ns = request.begin_ns;
 		request.device = (u64)dev;
 		READ_INTO(request.dev, dev, name);
@@ -159,7 +160,6 @@ static inline void begin(struct echo_key *key, const struct packet *packet, stru
 	__builtin_memcpy(request.raddr, packet->daddr, 16);
 	request.len = packet->len;
 	request.family = packet->family;
-	request.dropped = dropped;
 	if (echoes.update(key, &request))
 		count_loss(LOSS_MAP_FULL);
 }

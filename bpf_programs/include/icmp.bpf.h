@@ -40,6 +40,27 @@ struct answer {
 	u8 pad[6];
 };
 
+static inline bool is_of_ip(struct sock *sk)
+{
+	u16 family = READ(sk, __sk_common.skc_family);
+
+	return family == AF_INET || family == AF_INET6;
+}
+
+static inline u32 netns_of(struct sock *sk)
+{
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+
+	return READ(net, ns.inum);
+}
+
+static inline u32 netns_of_device(struct net_device *dev)
+{
+	struct net *net = READ(dev, nd_net.net);
+
+	return READ(net, ns.inum);
+}
+
 static inline void linear_of(struct linear *linear, struct sk_buff *skb, u8 *at)
 {
 	linear->at = at;

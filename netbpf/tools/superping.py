@@ -15,7 +15,8 @@ DESCRIPTION
     unreachable, time-exceeded, too-big, bad-header
                    an ICMP error came instead. FROM (-w) is the address that sent it: a router, or
                    this machine, if the other host does not answer ARP or neighbour discovery
-    dropped        this machine dropped the request, and no answer came: 'netbpf skbdrop' shows why
+    dropped        this machine dropped the request on its way to the device, and no answer came:
+                   'netbpf skbdrop' shows why
     lost           no answer came until the program closed its socket or ended, or within --timeout
     waiting        not over: listed at the exit, and at each INTERVAL if one is given. If an answer
                    has come, and waits to be read, its result is shown instead
@@ -99,9 +100,11 @@ TOOL = Tool(
     aggregation=a.Aggregation(echoes.PingRow, ("raddr",), order="requests"),
     interval=True,
     probes=(
-        p.tracepoint_probe("sent", "net:net_dev_queue", ("skb", "0"), ("skbaddr", "0"),
+        p.tracepoint_probe("sent", "net:net_dev_queue", ("skb", "QUEUED"), ("skbaddr", "QUEUED"),
                            call="on_echo"),
-        p.tracepoint_probe("dropped", "skb:kfree_skb", ("skb", "1"), ("skbaddr", "1"),
+        p.tracepoint_probe("driver", "net:net_dev_start_xmit", ("skb", "WITH_DRIVER"),
+                           ("skbaddr", "WITH_DRIVER"), call="on_echo"),
+        p.tracepoint_probe("dropped", "skb:kfree_skb", ("skb", "DROPPED"), ("skbaddr", "DROPPED"),
                            call="on_echo"),
         p.tracepoint_probe("answer", "net:netif_receive_skb", ("skb",), ("skbaddr",)),
         p.tracepoint_probe("taken", "skb:skb_copy_datagram_iovec", ("skb",), ("skbaddr",)),

@@ -98,12 +98,16 @@ class Pinger:
             after = time.time_ns()
             if self.raw and self.family == V4:
                 message = message[(message[0] & 15) * 4 :]
-            if message[0] == wanted:
+            if message[0] == wanted and (kind or self.is_ours(message)):
                 break
         (stamp,) = (data for _, word, data in ancillary if word == TIMESTAMP_NS)
         second, rest = struct.unpack("=qq", stamp)
         (seq,) = struct.unpack_from("!H", message, 6)
         return Got(seq, second * 10**9 + rest, readable, before, after)
+
+    def is_ours(self, message: bytes) -> bool:
+        """A raw socket gets a copy of each reply."""
+        return struct.unpack_from("!H", message, 4) == (self.ident,)
 
     def ping(self, to: str, number: int, first: int = 1) -> None:
         """Send requests, each after the reply to the one before."""

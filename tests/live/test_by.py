@@ -21,6 +21,7 @@ from netbpf.declare.tool import find_tool
 KEYS = {
     "soconnect": ("comm,result", "raddr,rport", "raddr/16,family", "netns,pid,uid,cgroup"),
     "soaccept": ("comm,errno", "raddr", "listener,lport", "netns,proto"),
+    "superping": ("result", "raddr,pid,comm", "raddr/16,laddr,family", "netns,uid,cgroup,owner"),
     "tcplife": ("pid,comm", "raddr/8,close", "lport,rport", "role,family,state"),
     "tcpstates": ("newstate", "oldstate,newstate,comm", "raddr,netns"),
     "tcpretrans": ("kind", "comm,raddr", "state,family"),
@@ -34,7 +35,7 @@ KEYS = {
 }
 COUNTED = {  # the column that counts events
     "soconnect": "attempts", "soaccept": "accepts", "tcplife": "sessions", "tcpstates": "changes",
-    "skbdrop": "count",
+    "skbdrop": "count", "superping": "requests",
 }  # fmt: skip
 
 

@@ -467,6 +467,41 @@ def test_requests_that_the_queue_of_the_device_drops(
     assert {(event["result"], event["dev"]) for event in run.events} == {("dropped", left.device)}
 
 
+def test_requests_of_others_are_not_shown(
+    netbpf: Any, two_hosts: tuple[Host, Host], pinger: Any
+) -> None:
+    """A raw socket gets a copy of each request that comes, and drops it when it is closed."""
+    left, right = two_hosts
+    one, other, back = pinger(left), pinger(right), pinger(right)
+    with netbpf("superping", "--netns", right.inode) as run:
+        one.ping(right.ipv4, 7)
+        other.close()
+        back.ping(left.ipv4, 1)
+        run.wait_for(1)
+    assert [(event["raddr"], event["result"]) for event in run.events] == [(left.ipv4, "reply")]
+    assert run.summary["open"] == 0
+
+
+def test_request_that_is_dropped_after_the_driver_had_it_is_lost(
+    lines: Any, two_hosts: tuple[Host, Host], pinger: Any
+) -> None:
+    """Here the other side of a veth pair frees the sender's own packet: most drivers free it late."""
+    left, right = two_hosts
+    one = pinger(left)
+    hook = f'type filter hook ingress device "{right.device}" priority 0'
+    right.run("nft", "-f", "-", input=f"table netdev nb {{ chain in {{ {hook}; drop; }}\n}}\n")
+    try:
+        with lines() as run:
+            for seq in range(1, 8):
+                one.send(right.ipv4, seq)
+            one.close()
+            run.wait_for(7)
+    finally:
+        right.run("nft", "delete", "table", "netdev", "nb")
+    assert sorted(by_seq(run.events)) == list(range(1, 8))
+    assert {event["result"] for event in run.events} == {"lost"}
+
+
 # --- who ------------------------------------------------------------------------------------------
 
 

@@ -52,6 +52,10 @@ late.connect_ex(("127.0.0.1", {DROPPED}))
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
     for _ in range({DATAGRAMS}):
         sender.sendto(bytes(700), reader.getsockname())
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as ping:
+    ping.sendto(bytes.fromhex("0800f7ff00000000"), ("127.0.0.1", 0))  # an echo request
+    while ping.recv(64)[20]:  # until the type is that of a reply
+        pass
 print("done", flush=True)
 sys.stdin.read()
 """
@@ -191,6 +195,7 @@ EVENTS = {
     "so1stbyte": ("--events",),
     "soaccept": (),
     "soconnect": (),
+    "superping": (),
     "tcplife": (),
     "tcpretrans": (),
     "tcpstates": (),
@@ -203,6 +208,7 @@ EVENTS = {
 @compares("so1stbyte", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soaccept", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soconnect", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("superping", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcplife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpretrans", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpstates", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
