@@ -748,6 +748,47 @@ def test_reply_that_a_device_of_another_namespace_receives(
     assert within(event["wait_us"], answer.before - answer.readable, answer.after - answer.received)
 
 
+@contextlib.contextmanager
+def bridged(middle: Host) -> Iterator[tuple[Host, Host]]:
+    """Connect two namespaces by a bridge in the namespace of `middle`, as containers are."""
+    with topology.namespace() as first, topology.namespace() as second:
+        middle.run("ip", "link", "add", "nbb", "type", "bridge")
+        ends = (Host(first, "nbp1", "10.92.0.1"), Host(second, "nbp2", "10.92.0.2"))
+        try:
+            middle.run("ip", "link", "set", "nbb", "up")
+            for end in ends:
+                port = f"{end.device}b"
+                words = ("peer", "name", end.device, "netns", end.namespace)
+                middle.run("ip", "link", "add", port, "type", "veth", *words)
+                middle.run("ip", "link", "set", port, "master", "nbb", "up")
+                end.run("ip", "address", "add", f"{end.ipv4}/24", "dev", end.device)
+                end.run("ip", "link", "set", end.device, "up")
+            yield ends
+        finally:
+            middle.run("ip", "link", "delete", "nbb")
+
+
+def test_request_that_passes_several_devices_is_one_line(
+    netbpf: Any, one_host: Host, pinger: Any
+) -> None:
+    with bridged(one_host) as (near, far), netbpf("superping", "--raddr", far.ipv4) as run:
+        inode = near.inode
+        one = pinger(near)
+        # The first one also waits for the neighbour.
+        sent = [one.send(far.ipv4, 1), one.send(far.ipv4, 2)]
+        got = {answer.seq: answer for answer in (one.receive(), one.receive())}
+        one.ping(far.ipv4, 5, first=3)
+        run.wait_for(7)
+    found = by_seq(run.events)
+    assert sorted(found) == list(range(1, 8)) and run.summary["open"] == 0
+    for request in sent:
+        event, answer = found[request.seq], got[request.seq]
+        assert within(event["rtt_us"], 0, answer.readable - request.before)
+    for event in run.events:
+        assert (event["netns"], event["dev"], event["pid"]) == (inode, "nbp1", os.getpid())
+        assert event["result"] == "reply"
+
+
 def test_destination_that_is_translated(
     lines: Any, two_hosts: tuple[Host, Host], pinger: Any
 ) -> None:

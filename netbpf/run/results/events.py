@@ -25,12 +25,12 @@ from netbpf.run.results.decoded import EventDecoder
 from netbpf.run.results.held import AMENDMENT, Held
 from netbpf.run.results.open_events import OpenEvents
 from netbpf.run.results.pending import Pending
+from netbpf.run.results.sweeps import Sweeps
 from netbpf.run.snapshot import run_iterators
 from netbpf.run.stop import Stop
 
 _REFRESH_SECONDS = 1.0  # between two snapshots of all processes' sockets
 _PENDING_SECONDS = 10.0  # between two searches for abandoned calls
-_SWEEP_SECONDS = 1.0  # between two runs of the iterators with the role SWEEP
 _BATCH = 1024  # records: about 20 ms, after which signals and other descriptors are served
 _FEW = 2000  # records that are written after the stop on any machine, however slow
 _MAX_DECODED = 1 << 18  # unread records that are counted one by one at the end
@@ -70,7 +70,7 @@ class EventResult(Result):
         self._end = (1 << 64) - 1
         self._end_position = self._late_events = self._read_after_stop = 0
         self._open = OpenEvents(tool, event, attached)
-        self._sweeps = attached.with_role(Role.SWEEP)
+        self._sweeps = Sweeps(attached)
         self._refreshed = 0.0
         self.pending: Optional[Pending] = None
         if tool.pending:
@@ -102,15 +102,13 @@ class EventResult(Result):
         stop.watch(self.ring.fd, data=True)
         apart = self._open_columns and self.columns is not self._open_columns
         self._open_writer = writer.sibling(self._open_columns) if apart else writer
-        now = time.monotonic()
-        self._due = now + _PENDING_SECONDS if self.pending else float("inf")
-        self._sweep_due = now + _SWEEP_SECONDS if self._sweeps else float("inf")
+        self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
 
     def next_due(self) -> float:
         """Return when to search for abandoned calls, to sweep, or to write a delayed event."""
         if self.stop.blocked:
             return float("inf")
-        due = min(self._due, self._sweep_due)
+        due = min(self._due, self._sweeps.due)
         return min(due, self._delayed.due if self._delayed else due)
 
     def read(self) -> bool:
@@ -120,9 +118,7 @@ class EventResult(Result):
         if time.monotonic() >= self._due:
             self._due += _PENDING_SECONDS
             self._write_abandoned()
-        if time.monotonic() >= self._sweep_due:
-            self._sweep_due = time.monotonic() + _SWEEP_SECONDS
-            run_iterators(self._sweeps)
+        self._sweeps.run_if_due()
         return self._read_batch(_BATCH)
 
     def _read_batch(self, limit: int) -> bool:
@@ -246,7 +242,7 @@ class EventResult(Result):
 
     def collect(self, final: bool) -> None:
         """Read the open events, and note the position in the ring at which the interval ends."""
-        run_iterators(self._sweeps)
+        self._sweeps.run()
         if self._open:
             self._open.read(self.stop)
         if final and not self.pending:
