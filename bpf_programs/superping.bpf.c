@@ -8,36 +8,23 @@
 static inline int on_echo(struct sk_buff *skb, int step)
 {
 	struct packet packet __attribute__((aligned(8))) = {};
-	u16 ethertype = swap16(READ(skb, protocol));
 	struct sock *sk = READ(skb, sk);
 	struct net_device *dev = READ(skb, dev);
-	struct linear linear = {};
-	struct request *known;
 	struct echo_key key = {};
-	struct icmp icmp = {};
-	u8 *ip;
+	struct request *known;
 
-	if (!sk)
+	if (!is_wanted(sk, step) || !read_echo(&packet, &key, skb))
 		return 0;
-	ip = network_header_of(skb);
-	linear_of(&linear, skb, ip);
-	if (!may_be_icmp(&linear, ethertype) || !is_of_ip(sk))
+	if (sk && !is_of_ip(sk)) /* of a packet socket, or of a tap of a virtual machine */
+		sk = NULL;
+	if (!is_wanted(sk, step))
 		return 0;
-	packet.len = (u8 *)READ(skb, data) + READ(skb, len) - ip;
-	if (!read_icmp(&packet, &icmp, &linear, ethertype) || !is_echo(packet.family, icmp.type))
+	packet.netns = key.netns = sk ? netns_of(sk) : netns_of_device(dev);
+	if (!pass_request(&packet))
 		return 0;
-	packet.netns = netns_of(sk);
-	if (!pass_request(&packet, sk))
-		return 0;
-	key.netns = packet.netns;
-	key.ident = swap16(icmp.ident);
-	key.seq = swap16(icmp.seq);
-	if (!is_for_group(skb, ip))
-		__builtin_memcpy(key.raddr, packet.daddr, 16);
 	known = echoes.lookup(&key);
-	if (known && known->skb == (u64)skb && !known->answered_ns) {
+	if (known && is_same(known, skb)) {
 		note_step(known, step);
-		/* A VLAN or a bridge hands the same packet to the device below it. */
 		if (step != QUEUED || known->device != (u64)dev)
 			return 0;
 	}
@@ -45,8 +32,6 @@ static inline int on_echo(struct sk_buff *skb, int step)
 		return 0;
 	if (known) /* asked again with the same number */
 		finish(&key, known, RESULT_LOST);
-	if (is_fragment(ip, packet.family))
-		packet.len = 0;
 	begin(&key, &packet, skb, sk, step == QUEUED ? dev : NULL);
 	return 0;
 }
@@ -70,8 +55,11 @@ static inline int on_answer(struct sk_buff *skb)
 	arrival.time = bpf_ktime_get_ns();
 	arrival.key = answer.key;
 	arrivals.update(&head, &arrival);
-	if (request)
-		note_answer(request, &answer, arrival.time);
+	if (!request)
+		return 0;
+	note_answer(request, &answer, arrival.time);
+	if (!request->sk)
+		finish(&answer.key, request, RESULT_LOST);
 	return 0;
 }
 

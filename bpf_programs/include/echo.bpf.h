@@ -1,20 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Echo requests until they are over, and the processes that send them. A program that includes this
- * includes <netbpf/records.h>, with struct echo, before.
+ * Echo requests until they are over. A program that includes this includes <netbpf/records.h>, with
+ * struct echo, before.
  */
 #ifndef NETBPF_ECHO_BPF_H
 #define NETBPF_ECHO_BPF_H
 
 #include "icmp.bpf.h"
-#include "iterators.bpf.h"
-
-KERNEL_FIELDS(sock, sk_socket)
-KERNEL_FIELDS(socket, file, sk)
-KERNEL_FIELDS(file, f_inode)
-KERNEL_FIELDS(inode, i_ino)
-
-#define IPPROTO_RAW 255 /* of sockets whose programs write IP headers */
+#include "pingers.bpf.h"
 
 enum step { QUEUED, WITH_DRIVER, DROPPED }; /* of a request that leaves */
 
@@ -22,9 +15,10 @@ struct request {
 	u64 begin_ns; /* when it was handed to a device, else dropped */
 	u64 sent_ns; /* 0: no device had it */
 	u64 answered_ns; /* 0: not yet, or not seen at a device */
-	u64 sk;
+	u64 sk; /* 0: it is forwarded */
 	u64 inode; /* of the socket's file, which is another one if a new socket is at its address */
 	u64 skb;
+	u64 head; /* of the buffer's memory, which clones share */
 	u64 device;
 	u8 laddr[16];
 	u8 raddr[16];
@@ -51,30 +45,6 @@ struct arrival {
  */
 BPF_TABLE("lru_hash", u64, struct arrival, arrivals, LRU_ENTRIES(4096));
 
-struct pinger {
-	struct process process;
-	u64 inode; /* as in struct request */
-	u64 pass; /* did the process filters let it through? */
-};
-/* By the address of struct sock: who sent on it last. Removed when the socket is closed. */
-BPF_HASH(pingers, u64, struct pinger, MAP_ENTRIES);
-
-/* The number of the inode of a socket's file, 0 after it is closed. */
-static inline u64 inode_of(struct sock *sk)
-{
-	struct socket *socket = READ(sk, sk_socket);
-	struct file *file = socket ? READ(socket, file) : NULL;
-	struct inode *inode = file ? READ(file, f_inode) : NULL;
-
-	return inode ? READ(inode, i_ino) : 0;
-}
-
-/* Is the socket gone that had this inode? One without a file is the kernel's own. */
-static inline bool is_closed(u64 sk, u64 inode)
-{
-	return inode && inode_of((struct sock *)sk) != inode;
-}
-
 /* Who is proven to have sent on the socket of a request, or NULL. */
 static inline struct pinger *pinger_of(const struct request *request)
 {
@@ -84,33 +54,17 @@ static inline struct pinger *pinger_of(const struct request *request)
 	return pinger && pinger->inode == request->inode ? pinger : NULL;
 }
 
-/* The current task sends on a socket. */
-static inline void note_owner(struct sock *sk)
+/* Is a packet of interest that this socket sends, NULL if it is only forwarded? */
+static inline bool is_wanted(struct sock *sk, int step)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct pinger pinger = {.inode = inode_of(sk)};
-	u64 key = (u64)sk;
-
-	if (READ(task, flags) & PF_KTHREAD)
-		return;
-	read_process(&pinger.process, task);
-	pinger.pass = pass_process(&pinger.process, task);
-	if (pingers.update(&key, &pinger))
-		count_loss(LOSS_MAP_FULL);
+#ifdef FORWARDED
+	return sk || step == QUEUED;
+#else
+	return sk;
+#endif
 }
 
-/* The socket of a pinger may be closed, which no probe shows. */
-static inline int on_forget(struct map_element_context *ctx, u64 *at)
-{
-	u64 key = *at;
-	struct pinger *pinger = pingers.lookup(&key);
-
-	if (pinger && is_closed(key, pinger->inode))
-		pingers.delete(&key);
-	return 0;
-}
-
-static inline bool pass_request(const struct packet *packet, struct sock *sk)
+static inline bool pass_request(const struct packet *packet)
 {
 #ifdef FILTER_SOCKET
 	struct endpoints ends = {.family = packet->family, .netns = packet->netns};
@@ -121,6 +75,13 @@ static inline bool pass_request(const struct packet *packet, struct sock *sk)
 #else
 	return true;
 #endif
+}
+
+/* Is a packet the one that was seen before, at another step or a device below (VLAN, bridge)? */
+static inline bool is_same(const struct request *request, struct sk_buff *skb)
+{
+	return !request->answered_ns &&
+	       (request->skb == (u64)skb || request->head == (u64)READ(skb, head));
 }
 
 /* Drivers free packets that they have sent, and some free them as dropped: that is no drop. */
@@ -154,8 +115,9 @@ static inline void begin(struct echo_key *key, const struct packet *packet, stru
 		READ_INTO(request.dev, dev, name);
 	}
 	request.sk = (u64)sk;
-	request.inode = inode_of(sk);
+	request.inode = sk ? inode_of(sk) : 0;
 	request.skb = (u64)skb;
+	request.head = (u64)READ(skb, head);
 	__builtin_memcpy(request.laddr, packet->saddr, 16);
 	__builtin_memcpy(request.raddr, packet->daddr, 16);
 	request.len = packet->len;

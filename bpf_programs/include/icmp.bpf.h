@@ -209,4 +209,27 @@ static inline bool is_for_group(struct sk_buff *skb, const u8 *ip)
 	return first & 1;
 }
 
+/* Read a packet that leaves, if it is an echo request; its length is 0 if it is in fragments. */
+static inline bool read_echo(struct packet *packet, struct echo_key *key, struct sk_buff *skb)
+{
+	u16 ethertype = swap16(READ(skb, protocol));
+	u8 *ip = network_header_of(skb);
+	struct linear linear = {};
+	struct icmp icmp = {};
+
+	linear_of(&linear, skb, ip);
+	if (!may_be_icmp(&linear, ethertype))
+		return false;
+	packet->len = (u8 *)READ(skb, data) + READ(skb, len) - ip;
+	if (!read_icmp(packet, &icmp, &linear, ethertype) || !is_echo(packet->family, icmp.type))
+		return false;
+	key->ident = swap16(icmp.ident);
+	key->seq = swap16(icmp.seq);
+	if (!is_for_group(skb, ip))
+		__builtin_memcpy(key->raddr, packet->daddr, 16);
+	if (is_fragment(ip, packet->family))
+		packet->len = 0;
+	return true;
+}
+
 #endif

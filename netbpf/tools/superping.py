@@ -21,6 +21,10 @@ DESCRIPTION
     waiting        not over: listed at the exit, and at each INTERVAL if one is given. If an answer
                    has come, and waits to be read, its result is shown instead
 
+  --forwarded also shows requests of other hosts that pass this machine, a router or a host of
+  virtual machines: then rtt_us is the time between this machine and the destination. No process
+  belongs to them, and they are lost after --timeout.
+
   AGE_MS is how long a request without an answer has been waiting. A reply without READ_MS was never
   read. --summary counts requests by destination, or by the keys of --by.
 
@@ -40,8 +44,8 @@ OVERHEAD
   that is sent, to see that it is no ICMP. An echo request costs about 5 us in all.
 
 LIMITS
-  Requests that are only forwarded, and those of packet sockets (nmap, arping), are not shown, nor
-  replies of this machine to others. Answers to requests that were sent before the start have no
+  Requests of packet sockets (nmap) count as forwarded. Replies of this machine to others are not
+  shown. Answers to requests that were sent before the start have no
   line, nor have answers that come after the request was given up (--timeout).
   A closed socket is noticed within a second: AGE_MS of a lost request ends then.
   The owner is the process that read the answer, or that sent last on the socket of the request.
@@ -118,6 +122,8 @@ TOOL = Tool(
     ),
     options=(
         *PROCESS, *NETNS, *ADDRESSES,
+        Option("--forwarded", define="FORWARDED",
+               help="also show requests that this machine only forwards"),
         Option("--lost", define="ONLY_LOST", help="only requests that got no reply"),
         Option("--min-ms", metavar="MS", parse=milliseconds, define="MIN_NS", number=nanoseconds,
                help="only requests whose answer took at least this long, or has not come by then"),

@@ -485,7 +485,7 @@ def test_requests_of_others_are_not_shown(
 def test_request_that_is_dropped_after_the_driver_had_it_is_lost(
     lines: Any, two_hosts: tuple[Host, Host], pinger: Any
 ) -> None:
-    """Here the other side of a veth pair frees the sender's own packet: most drivers free it late."""
+    """Here the other side of a veth pair frees it: a driver frees a packet when it is sent."""
     left, right = two_hosts
     one = pinger(left)
     hook = f'type filter hook ingress device "{right.device}" priority 0'
@@ -787,6 +787,53 @@ def test_request_that_passes_several_devices_is_one_line(
     for event in run.events:
         assert (event["netns"], event["dev"], event["pid"]) == (inode, "nbp1", os.getpid())
         assert event["result"] == "reply"
+
+
+@contextlib.contextmanager
+def routed(middle: Host) -> Iterator[tuple[Host, Host]]:
+    """Connect two namespaces, in networks of their own, by a router in the one of `middle`."""
+    with topology.namespace() as first, topology.namespace() as second:
+        ends = (Host(first, "nbp1", "10.92.1.1"), Host(second, "nbp2", "10.92.2.1"))
+        middle.sysctl(net__ipv4__ip_forward=1)
+        try:
+            for number, end in enumerate(ends, start=1):
+                port, gateway = f"{end.device}b", f"10.92.{number}.254"
+                words = ("peer", "name", end.device, "netns", end.namespace)
+                middle.run("ip", "link", "add", port, "type", "veth", *words)
+                middle.run("ip", "address", "add", f"{gateway}/24", "dev", port)
+                middle.run("ip", "link", "set", port, "up")
+                end.run("ip", "address", "add", f"{end.ipv4}/24", "dev", end.device)
+                end.run("ip", "link", "set", end.device, "up")
+                end.run("ip", "route", "add", "default", "via", gateway)
+            yield ends
+        finally:
+            middle.run("ip", "link", "delete", "nbp1b")
+            middle.run("ip", "link", "delete", "nbp2b")
+
+
+def test_requests_that_are_forwarded(netbpf: Any, one_host: Host, pinger: Any) -> None:
+    with routed(one_host) as (near, far), contextlib.ExitStack() as stack:
+        here = ("--netns", one_host.inode)
+        words = ((), ("--forwarded", "--timeout", "0.5"), ("--forwarded", "-p", os.getpid()))
+        plain, run, ours = (stack.enter_context(netbpf("superping", *here, *w)) for w in words)
+        sender = stack.enter_context(netbpf("superping", "--netns", near.inode))
+        one = pinger(near)
+        one.ping(far.ipv4, 7)
+        sender.wait_for(7)
+        run.wait_for(7)
+        with silent(far):
+            one.send(far.ipv4, 8)
+            run.wait_for(8)
+    assert plain.events == ours.events == []
+    found, whole = by_seq(run.events), by_seq(sender.events)
+    assert sorted(found) == list(range(1, 9))
+    for seq, event in found.items():
+        assert (event["laddr"], event["raddr"], event["dev"]) == (near.ipv4, far.ipv4, "nbp2b")
+        assert (event["pid"], event["owner"], event["wait_us"]) == (None, "unknown", None)
+        assert event["result"] == ("lost" if seq == 8 else "reply")
+        if seq < 8:
+            assert event["rtt_us"] <= whole[seq]["rtt_us"] and event["ttl"] == 64
+    assert found[8]["age_us"] >= 500_000
 
 
 def test_destination_that_is_translated(
