@@ -9,8 +9,8 @@ static inline int on_echo(struct sk_buff *skb, int step)
 {
 	struct packet packet __attribute__((aligned(8))) = {};
 	struct sock *sk = READ(skb, sk);
-	struct net_device *dev = READ(skb, dev);
 	struct echo_key key = {};
+	struct net_device *dev;
 	struct request *known;
 
 	if (!is_wanted(sk, step) || !read_echo(&packet, &key, skb))
@@ -19,6 +19,7 @@ static inline int on_echo(struct sk_buff *skb, int step)
 		sk = NULL;
 	if (!is_wanted(sk, step))
 		return 0;
+	dev = READ(skb, dev);
 	packet.netns = key.netns = sk ? netns_of(sk) : netns_of_device(dev);
 	if (!pass_request(&packet))
 		return 0;
@@ -44,9 +45,12 @@ static inline int on_answer(struct sk_buff *skb)
 	struct arrival arrival = {};
 	struct answer answer = {};
 	struct linear linear = {};
-	u64 head = (u64)READ(skb, head);
+	u8 *data = (u8 *)READ(skb, data);
+	u64 head;
 
-	linear_of(&linear, skb, (u8 *)READ(skb, data));
+	if (!may_be_icmp(data, ethertype))
+		return 0;
+	linear_of(&linear, skb, data);
 	ethertype = skip_tags(skb, &linear, ethertype);
 	if (!read_answer(&answer, &linear, ethertype))
 		return 0;
@@ -54,6 +58,7 @@ static inline int on_answer(struct sk_buff *skb)
 	request = find_request(&answer.key);
 	arrival.time = bpf_ktime_get_ns();
 	arrival.key = answer.key;
+	head = (u64)READ(skb, head);
 	arrivals.update(&head, &arrival);
 	if (!request)
 		return 0;
@@ -72,14 +77,19 @@ static inline int on_taken(struct sk_buff *skb)
 	struct linear linear = {};
 	struct request *request;
 	struct arrival *arrival;
-	u64 head = (u64)READ(skb, head);
+	u64 head;
+	u8 *ip;
 
 	if (!sk)
 		return 0;
-	linear_of(&linear, skb, network_header_of(skb));
+	ip = network_header_of(skb);
+	if (!may_be_icmp(ip, ethertype))
+		return 0;
+	linear_of(&linear, skb, ip);
 	if (!read_answer(&answer, &linear, ethertype))
 		return 0;
 	answer.key.netns = netns_of(sk);
+	head = (u64)READ(skb, head);
 	arrival = arrivals.lookup(&head);
 	request = find_request(&answer.key);
 	if ((!request || !is_asker(request, sk)) && arrival) { /* NAT has changed its numbers */

@@ -73,15 +73,13 @@ static inline u8 *network_header_of(struct sk_buff *skb)
 }
 
 /* One byte of the IP header tells, which most packets fail: behind extensions ICMPv6 may follow. */
-static inline bool may_be_icmp(const struct linear *linear, u16 ethertype)
+static inline bool may_be_icmp(const u8 *ip, u16 ethertype)
 {
-	struct linear protocol = {linear->at + (ethertype == ETH_P_IP ? 9 : 6), linear->end};
 	u8 next = 0, none[4] = {};
 
 	if (ethertype != ETH_P_IP && ethertype != ETH_P_IPV6)
-		return false;
-	if (!read_linear(&protocol, &next, sizeof(next)))
-		return false;
+		return is_vlan(ethertype); /* behind its tag */
+	bpf_probe_read_kernel(&next, sizeof(next), ip + (ethertype == ETH_P_IP ? 9 : 6));
 	if (ethertype == ETH_P_IP)
 		return next == IPPROTO_ICMP;
 	return next == IPPROTO_ICMPV6 || extension(next, none);
@@ -173,8 +171,7 @@ static inline bool read_answer(struct answer *answer, struct linear *linear, u16
 	struct linear hops = {linear->at + (ethertype == ETH_P_IP ? 8 : 7), linear->end};
 	struct icmp icmp = {};
 
-	if (!may_be_icmp(linear, ethertype) || !read_linear(&hops, &answer->ttl, 1) ||
-	    !read_icmp(&packet, &icmp, linear, ethertype))
+	if (!read_linear(&hops, &answer->ttl, 1) || !read_icmp(&packet, &icmp, linear, ethertype))
 		return false;
 	answer->result = result_of(packet.family, &icmp);
 	if (answer->result == RESULT_WAITING)
@@ -217,9 +214,9 @@ static inline bool read_echo(struct packet *packet, struct echo_key *key, struct
 	struct linear linear = {};
 	struct icmp icmp = {};
 
-	linear_of(&linear, skb, ip);
-	if (!may_be_icmp(&linear, ethertype))
+	if (!may_be_icmp(ip, ethertype))
 		return false;
+	linear_of(&linear, skb, ip);
 	packet->len = (u8 *)READ(skb, data) + READ(skb, len) - ip;
 	if (!read_icmp(packet, &icmp, &linear, ethertype) || !is_echo(packet->family, icmp.type))
 		return false;
