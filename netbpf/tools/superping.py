@@ -111,7 +111,7 @@ class Echo(Event):
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(1_000_000, cpu=26_000, entry=400), cost=Cost(1, 1),
+    memory=Memory(1_000_000, cpu=26_000, entry=400), cost=Cost(3.7, 8.0),
     event=Echo,
     aggregation=a.Aggregation(echoes.PingRow, ("raddr",), order="requests"),
     interval=True,
