@@ -110,5 +110,4 @@ INSTEAD = {
         "qdisclat",
         "how long packets wait to be sent; 'netbpf softnet' has the receive side",
     ),
-    "superping": ("tcprtt --by raddr", "round trip times of TCP connections"),
 }

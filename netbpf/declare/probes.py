@@ -158,6 +158,7 @@ class Role(Enum):
     STALE = "stale"  # an iterator that removes owners of sockets that no longer exist
     OPEN = "open"  # an iterator that writes an event for each open object
     LAST = "last"  # removes what other programs at the same place read: attached after them
+    SWEEP = "sweep"  # an iterator that emits events whose end no probe shows: run every second
 
 
 class Probe:

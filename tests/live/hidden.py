@@ -36,6 +36,7 @@ EVENTS = (
     "skb/kfree_skb",
     "napi/napi_poll",
     "net/net_dev_queue",
+    "net/netif_receive_skb",
     "qdisc/qdisc_dequeue",
 )
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h

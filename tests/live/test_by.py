@@ -22,6 +22,7 @@ KEYS = {
     "soconnect": ("comm,result", "raddr,rport", "raddr/16,family", "netns,pid,uid,cgroup"),
     "soaccept": ("comm,errno", "raddr", "listener,lport", "netns,proto"),
     "solisten": ("comm,errno", "laddr,lport", "proto,family", "netns,pid,uid,cgroup"),
+    "superping": ("result", "raddr,pid,comm", "raddr/16,laddr,family", "netns,uid,cgroup,owner"),
     "tcplife": ("pid,comm", "raddr/8,close", "lport,rport", "role,family,state"),
     "solife": ("comm,proto", "raddr/8,rport", "lport,laddr", "end,family", "pid,uid,cgroup"),
     "tcpstates": ("newstate", "oldstate,newstate,comm", "raddr,netns"),
@@ -36,7 +37,7 @@ KEYS = {
 }
 COUNTED = {  # the column that counts events
     "soconnect": "attempts", "soaccept": "accepts", "tcplife": "sessions", "tcpstates": "changes",
-    "skbdrop": "count", "solisten": "listens", "solife": "sockets",
+    "skbdrop": "count", "solisten": "listens", "solife": "sockets", "superping": "requests",
 }  # fmt: skip
 
 

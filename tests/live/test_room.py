@@ -19,6 +19,7 @@ import topology
 from bpf_maps import maps_of
 from harness import SLOW, TIMEOUT, kill, stopped, wait_until
 from instructions import instruction
+from pings import Pinger
 from topology import Host
 
 from netbpf.bpf.attach import attach
@@ -73,6 +74,18 @@ def dropped(host: Host, number: int) -> int:
 
 def lookups(host: Host, number: int) -> int:
     return storm(host, "lookups", number)
+
+
+def pings(host: Host, number: int) -> int:
+    """Send echo requests, of which half are answered; close the socket without reading replies."""
+    pinger = Pinger(host)
+    for ignored in (0, 1):
+        host.sysctl(net__ipv4__icmp_echo_ignore_all=ignored)
+        for seq in range(number // 2):
+            pinger.send("127.0.0.1", ignored << 8 | seq)
+    host.sysctl(net__ipv4__icmp_echo_ignore_all=0)
+    pinger.close()
+    return number
 
 
 EVENTS: dict[str, tuple[Callable[[Host, int], int], tuple[str, ...]]] = {
@@ -229,6 +242,7 @@ GOING_ON = {
     "tcpwin": {"last_windows", "owners"},
     "sormem": {"buffers", "owners", "calls"},
     "tcpsnoop": {"owners", "sockets"},
+    "superping": {"echoes", "pingers"},
 }
 EVERYTHING = {
     "ipecn": ("--all",),
@@ -249,6 +263,7 @@ def test_maps_are_empty_when_all_is_over(netbpf: Any, host: Host, tool: str) -> 
         sent_again(host, 20)
         dropped(host, 100)
         lookups(host, 50)
+        pings(host, 50)
 
         def left() -> dict[str, int]:
             found = maps_of(run)

@@ -53,6 +53,10 @@ late.connect_ex(("127.0.0.1", {DROPPED}))
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
     for _ in range({DATAGRAMS}):
         sender.sendto(bytes(700), reader.getsockname())
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as ping:
+    ping.sendto(bytes.fromhex("0800f7ff00000000"), ("127.0.0.1", 0))  # an echo request
+    while ping.recv(64)[20]:  # until the type is that of a reply
+        pass
 print("done", flush=True)
 sys.stdin.read()
 """
@@ -194,6 +198,7 @@ EVENTS = {
     "soconnect": (),
     "solisten": (),
     "solife": (),
+    "superping": (),
     "tcplife": (),
     "tcpretrans": (),
     "tcpsnoop": (),
@@ -209,6 +214,7 @@ EVENTS = {
 @compares("soconnect", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("solisten", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("solife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("superping", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcplife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpretrans", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpsnoop", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")

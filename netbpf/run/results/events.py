@@ -25,6 +25,7 @@ from netbpf.run.results.decoded import EventDecoder
 from netbpf.run.results.held import AMENDMENT, Held
 from netbpf.run.results.open_events import OpenEvents
 from netbpf.run.results.pending import Pending
+from netbpf.run.results.sweeps import Sweeps
 from netbpf.run.snapshot import run_iterators
 from netbpf.run.stop import Stop
 
@@ -69,6 +70,7 @@ class EventResult(Result):
         self._end = (1 << 64) - 1
         self._end_position = self._late_events = self._read_after_stop = 0
         self._open = OpenEvents(tool, event, attached)
+        self._sweeps = Sweeps(attached)
         self._refreshed = 0.0
         self.pending: Optional[Pending] = None
         if tool.pending:
@@ -103,10 +105,11 @@ class EventResult(Result):
         self._due = time.monotonic() + _PENDING_SECONDS if self.pending else float("inf")
 
     def next_due(self) -> float:
-        """Return when to search for abandoned calls, or to write a delayed event."""
+        """Return when to search for abandoned calls, to sweep, or to write a delayed event."""
         if self.stop.blocked:
             return float("inf")
-        return min(self._due, self._delayed.due if self._delayed else self._due)
+        due = min(self._due, self._sweeps.due)
+        return min(due, self._delayed.due if self._delayed else due)
 
     def read(self) -> bool:
         """Write the events of one batch; return whether any were read or written."""
@@ -115,6 +118,7 @@ class EventResult(Result):
         if time.monotonic() >= self._due:
             self._due += _PENDING_SECONDS
             self._write_abandoned()
+        self._sweeps.run_if_due()
         return self._read_batch(_BATCH)
 
     def _read_batch(self, limit: int) -> bool:
@@ -238,6 +242,7 @@ class EventResult(Result):
 
     def collect(self, final: bool) -> None:
         """Read the open events, and note the position in the ring at which the interval ends."""
+        self._sweeps.run()
         if self._open:
             self._open.read(self.stop)
         if final and not self.pending:
