@@ -1,0 +1,100 @@
+"""skblife - where received packets spend their time until a program reads them
+
+DESCRIPTION
+  Shows the time of received packets in three stages, and their sum, as a distribution for each
+  device and protocol:
+
+    device  from the driver to the protocols: GRO, RPS, and the queue of the CPU
+    stack   through the protocols, netfilter and routing, to the queue of the socket
+    socket  in this queue, until the program reads it
+    total   from the driver to the program
+
+EXAMPLES
+  netbpf skblife                        all packets that are read, until Ctrl-C
+
+OVERHEAD
+  x
+
+LIMITS
+  x
+"""
+
+from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Histogram, Option, Record, Tool, lifetimes
+from netbpf.declare import columns as c
+from netbpf.declare import probes as p
+from netbpf.declare.network import Protocol
+from netbpf.declare.options import count, devices, milliseconds, nanoseconds
+
+
+class SlowPacket(Event):
+    """A packet that a program has read, and that took long."""
+
+    cstruct = "slow_packet"
+
+    pid = c.Pid("process that read the packet", width=7)
+    comm = c.Comm("its name", width=8)
+    family = c.Family("address family, IPv4-mapped addresses count as ipv4", wide=True)
+    proto = Protocol("protocol of the socket: tcp or udp", width=5)
+    laddr = c.Addr("local address", wide=True, priority=28)
+    lport = c.Port("local port")
+    raddr = c.Addr("remote address")
+    rport = c.Port("remote port", wide=True)
+    dev = c.Text("network device by which the packet came in", wide=True, width=10)
+    device_us = c.Duration("from the driver to the protocols", header="DEVICE", width=6)
+    stack_us = c.Duration("through the protocols to the socket", header="STACK", width=6)
+    socket_us = c.Duration("in the queue of the socket", header="SOCKET", width=6)
+    total_us = c.Duration("from the driver to the program", header="TOTAL_MS", width=8)
+    stage = c.Text("the stage that took longest", ctype="", width=6)
+    netns = c.Netns("network namespace of the socket, by inode number")
+
+
+class Totals(Record):
+    """What no distribution has."""
+
+    unknown = c.Count("packets that were read and whose way was not seen")
+
+
+def entry(event: str) -> p.Probe:
+    """Return the probe of one of the ways by which drivers hand over packets."""
+    return p.tracepoint_probe(event, f"net:{event}", ("skb",), ("skbaddr",), call="on_device")
+
+
+TOOL = Tool(
+    __doc__,
+    event=SlowPacket,
+    event_option="min_ms",
+    histogram=Histogram(
+        "stages", lifetimes.StageKey, "us", extra=lifetimes.StageSums, fields=lifetimes.FIELDS,
+        describe=lifetimes.describe, order=lifetimes.order, fixed=("stage",),
+        unused=("comm", "pid", "family", "lport", "raddr"),
+    ),
+    probes=(
+        entry("napi_gro_receive_entry"),
+        entry("napi_gro_frags_entry"),
+        entry("netif_rx"),
+        entry("netif_receive_skb_entry"),
+        entry("netif_receive_skb_list_entry"),
+        p.tracepoint_probe("stack", "net:netif_receive_skb", ("skb",), ("skbaddr",)),
+        p.Probe("queued", *p.tracepoints("sock:sk_data_ready", ("sk",), ("skaddr",)),
+                p.Fentry("sock_def_readable", args=("sk",)),
+                p.Kprobe("sock_def_readable", args=("sk",))),
+        p.tracepoint_probe("copy", "skb:skb_copy_datagram_iovec", ("skb",), ("skbaddr",)),
+        p.tracepoint_probe("recv", "sock:sock_recv_length", *[("sk", "ret", "flags")] * 2),
+        p.tracepoint_probe("dropped", "skb:kfree_skb", ("skb",), ("skbaddr",)),
+    ),
+    options=(
+        *PROCESS,
+        *NETNS,
+        *SOCKET,
+        Option("-i", "--interface", metavar="LIST", parse=devices,
+               help="only packets that came in by these network devices"),
+        Option("--min-ms", metavar="MS", parse=lambda text: milliseconds(text) or 1e-6,
+               define="MIN_NS", number=nanoseconds,
+               help="also show a line for each packet that took at least this long in total"),
+        Option("--map-entries", metavar="N", parse=count, default="16384",
+               help="how many packets can be on their way at once"),
+    ),
+    totals=Totals,
+    constants=lifetimes.constants,
+    enrich=lifetimes.slowest,
+)  # fmt: skip
