@@ -9,15 +9,11 @@
 
 #include "sock.bpf.h"
 
-KERNEL_FIELDS(sk_buff, dev, prev, sk, cb, head, data, network_header, transport_header, skb_iif)
+KERNEL_FIELDS(sk_buff, dev, prev, head, data, network_header, transport_header, skb_iif)
 KERNEL_FIELDS(net_device, name)
 KERNEL_FIELDS(sock, sk_protocol, sk_receive_queue.next, sk_receive_queue.prev)
 KERNEL_FIELDS(udp_sock, reader_queue.next)
-KERNEL_FIELDS(tcp_sock, copied_seq)
-KERNEL_FIELDS(tcp_skb_cb, seq)
 
-#define MSG_PEEK 0x2 /* linux/socket.h */
-#define MSG_ERRQUEUE 0x2000
 #define QUEUED 64 /* packets that are looked at when a socket has new ones */
 
 /* A packet, by the address of its buffer. Times are ns. */
@@ -37,14 +33,6 @@ BPF_TABLE("lru_hash", u64, struct arrival, arrivals, LRU_ENTRIES(MAP_ENTRIES));
 
 /* The datagram that is read next from a socket of UDP, by their addresses. */
 BPF_TABLE("lru_hash", u64, u64, next_datagrams, LRU_ENTRIES(MAP_ENTRIES));
-
-/* What a thread reads first in a call on a socket of TCP: with MSG_PEEK it has not left the queue. */
-struct first_read {
-	u64 skb;
-	u64 time;
-	struct arrival arrival; /* all 0 if it was not seen */
-};
-BPF_HASH(first_reads, u64, struct first_read, MAP_ENTRIES);
 
 /* Length, id and so on: what stays the same up to the socket, also with NAT. */
 static inline u64 header_at(const u8 *network)

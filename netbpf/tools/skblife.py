@@ -22,6 +22,7 @@ LIMITS
 from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Histogram, Option, Record, Tool, lifetimes
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.calls import TCP_RECV
 from netbpf.declare.network import Protocol
 from netbpf.declare.options import count, devices, milliseconds, nanoseconds
 
@@ -79,7 +80,9 @@ TOOL = Tool(
                 p.Fentry("sock_def_readable", args=("sk",)),
                 p.Kprobe("sock_def_readable", args=("sk",))),
         p.tracepoint_probe("copy", "skb:skb_copy_datagram_iovec", ("skb",), ("skbaddr",)),
-        p.tracepoint_probe("recv", "sock:sock_recv_length", *[("sk", "ret", "flags")] * 2),
+        *TCP_RECV,
+        p.Probe("consumed", p.Fentry("skb_consume_udp", args=("sk", "skb", "len")),
+                p.Kprobe("skb_consume_udp", args=("sk", "skb", "len")), optional=True),
         p.tracepoint_probe("dropped", "skb:kfree_skb", ("skb",), ("skbaddr",)),
     ),
     options=(
