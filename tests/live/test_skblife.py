@@ -7,21 +7,26 @@ read. The kernel's own time stamp (SO_TIMESTAMPNS) says when it arrived.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+import packets
+import topology
 from compared import compares
 from harness import Json, seconds
 from topology import Host
 
 COUNT = 23
-SO_TIMESTAMPNS = 35  # include/uapi/asm-generic/socket.h
+SO_TIMESTAMPNS, SO_RCVBUFFORCE = 35, 33  # include/uapi/asm-generic/socket.h
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 KINDS = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
 STAGES = ("device", "stack", "socket", "total")
@@ -163,4 +168,239 @@ def test_a_late_reader(netbpf: Any, two_hosts: tuple[Host, Host], proto: str, fa
         parts = event["device_us"] + event["stack_us"] + event["socket_us"]
         assert parts <= event["total_us"] <= parts + 3
         assert event["stage"] == "socket"
+    assert run.summary["totals"]["unknown"] == 0
+
+
+# --- each stage ----------------------------------------------------------------------------------
+
+
+def test_packets_that_gro_holds_back_are_at_the_device(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    """GRO waits for the next segment until a timer ends if the first has no PSH: TCP_CORK."""
+    left, right = two_hosts
+    held_ms, size = 30, 1448
+    with contextlib.ExitStack() as stack:
+        for host in two_hosts:
+            stack.enter_context(packets.offload(host, "tso", False))
+            stack.enter_context(packets.offload(host, "gso", False))
+        stack.enter_context(packets.offload(right, "gro", True))
+        for name, value in ("gro_flush_timeout", held_ms * 1_000_000), ("napi_defer_hard_irqs", 1):
+            line = f"echo {value} > /sys/class/net/{right.device}/{name}"
+            topology.must("ip", "netns", "exec", right.namespace, "sh", "-c", line)
+        run = stack.enter_context(netbpf("skblife", "--netns", right.inode, "--min-ms", 0))
+        took = []
+        for _ in range(7):
+            ends = stack.enter_context(pair(left, right, "tcp"))
+            sent = now()
+            ends.sender.send(bytes(size + 1), socket.MSG_MORE)  # one segment, no PSH
+            assert len(ends.reader.recv(65536)) == size
+            took.append((now() - sent) / 1000)
+        run.wait_for(7)
+    for event, longest in zip(run.events, took):
+        assert held_ms * 990 <= event["device_us"] <= longest
+        assert event["stack_us"] + event["socket_us"] <= longest - event["device_us"]
+        assert event["stage"] == "device"
+
+
+def test_data_that_the_socket_does_not_wake_its_reader_for_is_in_the_stack(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    left, right = two_hosts
+    wait_ms = 20
+    with pair(left, right, "tcp") as ends:
+        ends.reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1000)
+        with netbpf("skblife", "--netns", right.inode, "--min-ms", 0) as run:
+            took = []
+            for _ in range(7):
+                sent = now()
+                ends.sender.send(bytes(100))
+                time.sleep(wait_ms / 1000)
+                ends.send(bytes(900))
+                assert len(ends.reader.recv(65536)) == 1000
+                took.append((now() - sent) / 1000)
+    long = [event for event in run.events if event["stack_us"] >= wait_ms * 1000]
+    assert len(long) == 7
+    for event, longest in zip(long, took):
+        assert event["stack_us"] <= event["total_us"] <= longest
+        assert event["stage"] == "stack"
+
+
+# --- what counts, and how often ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proto", KINDS)
+def test_a_peek_does_not_end_the_wait(
+    netbpf: Any, two_hosts: tuple[Host, Host], proto: str
+) -> None:
+    left, right = two_hosts
+    with pair(left, right, proto) as ends, netbpf("skblife", "--netns", right.inode) as run:
+        waits = []
+        for _ in range(COUNT):
+            readable = ends.send()
+            for size in (1, 100, 100):
+                assert len(ends.reader.recv(size, socket.MSG_PEEK)) == size
+            time.sleep(0.01)
+            waits.append(now() - readable)
+            ends.reader.recv(1000)
+    stages = by_stage(run.histograms)
+    assert stages["socket"]["count"] == COUNT
+    assert sum(waits) / 1000 - COUNT <= stages["socket"]["sum"]
+    assert stages["socket"]["buckets"][0]["low"] >= 8192
+    assert run.summary["totals"]["unknown"] == 0
+
+
+def test_datagrams_of_a_burst_are_told_apart(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    with pair(left, right, "udp") as ends, netbpf("skblife", "--netns", right.inode) as run:
+        sent, low, high = [], [], []
+        for number in range(COUNT):
+            before = now()
+            readable = ends.send(bytes(number + 1))
+            sent.append((before, readable))
+        for number, (before, readable) in enumerate(sent):
+            time.sleep(0.01)
+            asked = now()
+            assert len(ends.reader.recv(1000, socket.MSG_PEEK)) == number + 1
+            assert len(ends.reader.recv(1000)) == number + 1
+            low.append((asked - readable) / 1000)
+            high.append((now() - before) / 1000)
+    check_buckets(by_stage(run.histograms)["socket"], low, high)
+    assert run.summary["totals"]["unknown"] == 0
+
+
+def test_a_packet_that_is_read_in_parts_counts_once(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    left, right = two_hosts
+    with pair(left, right, "tcp") as ends, netbpf("skblife", "--netns", right.inode) as run:
+        for _ in range(COUNT):
+            ends.send(bytes(1000))
+            for _ in range(10):
+                assert len(ends.reader.recv(100)) == 100
+    assert by_stage(run.histograms)["total"]["count"] == COUNT
+    assert run.summary["totals"]["unknown"] == 0
+
+
+@pytest.mark.parametrize(("proto", "number"), [("udp", 3001), ("tcp", 307)])
+def test_nothing_is_missing_of_much_traffic(
+    netbpf: Any, one_host: Host, proto: str, number: int
+) -> None:
+    """Threads send while the test reads: each datagram counts, each stream has no gaps."""
+    with pair(one_host, one_host, proto) as ends:
+        ends.reader.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        data = bytes(100 if proto == "udp" else 65536)
+        with netbpf("skblife", "--netns", one_host.inode, "--min-ms", 0) as run:
+            sender = threading.Thread(target=lambda: [ends.sender.sendall(data)
+                                                      for _ in range(number)])  # fmt: skip
+            sender.start()
+            missing = number * len(data)
+            while missing:
+                missing -= len(ends.reader.recv(1 << 20))
+            sender.join()
+    stages = by_stage(run.histograms)
+    assert run.summary["totals"]["unknown"] == 0
+    if proto == "udp":
+        assert stages["total"]["count"] == number
+    assert stages["total"]["count"] == len(run.events)
+    assert stages["total"]["sum"] == sum(event["total_us"] for event in run.events)
+
+
+def test_threads_that_read_from_one_socket(netbpf: Any, one_host: Host) -> None:
+    number = 3001
+    with pair(one_host, one_host, "udp") as ends:
+        ends.reader.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        got = []
+
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                while ends.reader.recv(1000) != b"end":
+                    got.append(1)
+
+        with netbpf("skblife", "--netns", one_host.inode) as run:
+            readers = [threading.Thread(target=read) for _ in range(3)]
+            for thread in readers:
+                thread.start()
+            for _ in range(number):
+                ends.sender.send(bytes(100))
+            for _ in readers:
+                ends.sender.send(b"end")
+            for thread in readers:
+                thread.join()
+    assert len(got) == number
+    found, unknown = by_stage(run.histograms)["total"], run.summary["totals"]["unknown"]
+    assert found["count"] + unknown == number + len(readers)
+    assert unknown < number / 10
+
+
+# --- what no distribution has --------------------------------------------------------------------
+
+
+@compares("skblife", "unknown", shape="summary")
+@pytest.mark.parametrize("proto", KINDS)
+def test_packets_that_arrived_before_the_start_are_unknown(
+    netbpf: Any, two_hosts: tuple[Host, Host], proto: str
+) -> None:
+    left, right = two_hosts
+    with pair(left, right, proto) as ends:
+        for _ in range(COUNT if proto == "udp" else 1):
+            ends.send()
+        with netbpf("skblife", "--netns", right.inode) as run:
+            for _ in range(COUNT if proto == "udp" else 1):
+                ends.reader.recv(1000)
+            ends.send()
+            ends.reader.recv(1000)
+    assert run.summary["totals"]["unknown"] == (COUNT if proto == "udp" else 1)
+    assert by_stage(run.histograms)["total"]["count"] == 1
+
+
+def test_copies_for_several_readers_of_a_group_are_unknown(netbpf: Any, one_host: Host) -> None:
+    group, number = "224.0.0.251", 7
+    one_host.run("ip", "route", "replace", "224.0.0.0/4", "dev", "lo")
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(one_host.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                   for _ in range(3)]  # fmt: skip
+        for reader in readers:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reader.bind((group, 7010))
+            member = socket.inet_aton(group) + socket.inet_aton("127.0.0.1")
+            reader.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+        sender = stack.enter_context(one_host.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        run = stack.enter_context(netbpf("skblife", "--netns", one_host.inode))
+        for _ in range(number):
+            sender.sendto(b"data", (group, 7010))
+            for reader in readers:
+                assert reader.recv(100) == b"data"
+    assert by_stage(run.histograms)["total"]["count"] == number
+    assert run.summary["totals"]["unknown"] == number * (len(readers) - 1)
+
+
+def test_datagrams_that_nobody_reads_do_not_count(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    """The next socket may have the address of the one that was closed with a full queue."""
+    left, right = two_hosts
+    with netbpf("skblife", "--netns", right.inode) as run:
+        for number in range(COUNT):
+            with pair(left, right, "udp") as ends:
+                ends.send()
+                ends.reader.recv(1000)
+                for _ in range(number % 3):
+                    ends.send()
+    assert by_stage(run.histograms)["total"]["count"] == COUNT
+    assert run.summary["totals"]["unknown"] == 0
+    assert by_stage(run.histograms)["socket"]["buckets"][-1]["high"] < 1 << 20
+
+
+def test_a_datagram_that_cannot_be_copied_is_lost(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    left, right = two_hosts
+    receive = ctypes.CDLL(None, use_errno=True).recv
+    with pair(left, right, "udp") as ends, netbpf("skblife", "--netns", right.inode) as run:
+        for _ in range(COUNT):
+            ends.send(b"lost")
+            ends.send(b"read")
+            assert receive(ends.reader.fileno(), ctypes.c_void_p(8), 100, 0) == -1
+            assert ctypes.get_errno() == errno.EFAULT
+            assert ends.reader.recv(100) == b"read"
+    assert by_stage(run.histograms)["total"]["count"] == COUNT
     assert run.summary["totals"]["unknown"] == 0
