@@ -97,6 +97,12 @@ static inline void finish(const struct arrival *known, struct sock *sk, u16 prot
 		add_total(TOTAL_UNKNOWN, 1);
 		return;
 	}
+#ifdef FILTER_DEV
+	const u64 *name = (const u64 *)arrival.dev;
+
+	if (!FILTER_DEV(name[0], name[1])) /* not earlier: what has no entry is unknown */
+		return;
+#endif
 #ifdef WITH_ENDS
 	if (!pass_endpoints(&arrival.ends))
 		return;

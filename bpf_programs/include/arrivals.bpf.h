@@ -61,20 +61,13 @@ static inline bool is_ip_sock(struct sock *sk, u16 protocol)
 /* A driver, or what takes its place, hands over a packet. */
 static inline int on_device(struct sk_buff *skb)
 {
-	u64 name[2] = {}, key = (u64)skb;
 	struct net_device *dev = READ(skb, dev);
 	struct arrival arrival = {};
+	u64 key = (u64)skb;
 
 	if (READ(skb, skb_iif)) /* it was handed over before, and comes from a bridge */
 		return 0;
-	READ_INTO(name, dev, name);
-#ifdef FILTER_DEV
-	if (!FILTER_DEV(name[0], name[1])) {
-		arrivals.delete(&key); /* in a tunnel it came in by another device */
-		return 0;
-	}
-#endif
-	__builtin_memcpy(arrival.dev, name, sizeof(name));
+	READ_INTO(arrival.dev, dev, name);
 	arrival.device = bpf_ktime_get_ns();
 	if (arrivals.update(&key, &arrival))
 		count_loss(LOSS_MAP_FULL);

@@ -13,16 +13,20 @@ import os
 import select
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import pytest
 import packets
 import topology
+from alternatives import Case, Stage
 from compared import compares
-from harness import Json, seconds
+from harness import Json, Run, seconds
 from topology import Host
 
 COUNT = 23
@@ -404,3 +408,197 @@ def test_a_datagram_that_cannot_be_copied_is_lost(
             assert ends.reader.recv(100) == b"read"
     assert by_stage(run.histograms)["total"]["count"] == COUNT
     assert run.summary["totals"]["unknown"] == 0
+
+
+def test_a_read_after_shutdown_is_no_packet(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    with pair(left, right, "udp") as ends, netbpf("skblife", "--netns", right.inode) as run:
+        ends.send(b"")  # an empty datagram is one
+        assert ends.reader.recv(100) == b""
+        ends.reader.connect(ends.sender.getsockname())
+        ends.reader.shutdown(socket.SHUT_RD)
+        ends.reader.settimeout(None)  # else the call does not wait, and fails
+        assert ends.reader.recv(100) == b""
+    assert by_stage(run.histograms)["total"]["count"] == 1
+    assert run.summary["totals"]["unknown"] == 0
+
+
+def test_keys_without_room_are_lost_and_counted(netbpf: Any, one_host: Host) -> None:
+    number = 1100  # of four keys each
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(one_host.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        reader.bind(("127.0.0.1", 0))
+        words = ("--netns", one_host.inode, "--by", "raddr", "--fail-on-loss")
+        run = stack.enter_context(netbpf("skblife", *words, returncode=3))
+        for source in range(number):
+            with one_host.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.bind((f"127.1.{source >> 8}.{source & 255}", 0))
+                sender.sendto(b"data", reader.getsockname())
+            assert reader.recv(100) == b"data"
+    counted = sum(one["count"] for one in run.histograms)
+    assert run.summary["lost"]["map_full"] == number * len(STAGES) - counted > 0
+
+
+def test_packets_without_room_are_unknown(netbpf: Any, one_host: Host) -> None:
+    number = 5003
+    with pair(one_host, one_host, "udp") as ends:
+        ends.reader.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        with netbpf("skblife", "--netns", one_host.inode, "--map-entries", 7) as run:
+            for _ in range(number):
+                ends.sender.send(bytes(100))
+            for _ in range(number):
+                ends.reader.recv(1000)
+    unknown = run.summary["totals"]["unknown"]
+    assert unknown > 0
+    assert sum(one["count"] for one in run.histograms) == len(STAGES) * (number - unknown)
+
+
+# --- filters and keys ----------------------------------------------------------------------------
+
+READ = """
+import os, socket, sys
+open("/proc/self/comm", "w").write("nb-reader")
+sock = socket.socket(fileno=int(sys.argv[1]))
+sock.setblocking(True)
+for _ in range(int(sys.argv[2])):
+    assert len(sock.recv(1000)) == 100
+    print(flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def other_reader(ends: Pair, number: int) -> Iterator[subprocess.Popen[str]]:
+    """Let another program read that many messages, which are sent."""
+    words = [sys.executable, "-c", READ, str(ends.reader.fileno()), str(number)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        words, stdin=pipe, stdout=pipe, text=True, pass_fds=[ends.reader.fileno()], bufsize=1
+    ) as process:
+        assert process.stdin and process.stdout
+        for _ in range(number):
+            ends.sender.send(bytes(100))
+            assert process.stdout.readline() == "\n"
+            process.stdin.write("\n")
+        yield process
+
+
+Words = Callable[[Host, Host, Pair], tuple[object, ...]]
+FILTERS: dict[str, tuple[Words, Words]] = {
+    "pid": (lambda left, right, ends: ("-p", os.getpid()), lambda *_: ("-p", 1)),
+    "comm": (lambda *_: ("--comm", "py*"), lambda *_: ("--comm", "nb-no*")),
+    "uid": (lambda *_: ("-u", os.getuid()), lambda *_: ("-u", 65533)),
+    "netns": (lambda left, right, ends: (), lambda left, *_: ("--netns", left.inode)),
+    "interface": (
+        lambda left, right, ends: ("-i", f"lo,{right.device}"),
+        lambda *_: ("-i", "lo"),
+    ),
+    "lport": (
+        lambda left, right, ends: ("-L", ends.lport),
+        lambda left, right, ends: ("-L", ends.rport),
+    ),
+    "rport": (
+        lambda left, right, ends: ("-D", ends.rport),
+        lambda left, right, ends: ("-D", ends.lport),
+    ),
+    "laddr": (
+        lambda left, right, ends: ("--laddr", f"{right.ipv4}/31"),
+        lambda left, right, ends: ("--laddr", left.ipv4),
+    ),
+    "raddr": (
+        lambda left, right, ends: ("--raddr", left.ipv4),
+        lambda left, right, ends: ("--raddr", right.ipv4),
+    ),
+    "family": (lambda *_: ("-4",), lambda *_: ("-6",)),
+}
+
+
+@pytest.mark.parametrize("proto", KINDS)
+@pytest.mark.parametrize("name", FILTERS)
+def test_filter(netbpf: Any, two_hosts: tuple[Host, Host], proto: str, name: str) -> None:
+    left, right = two_hosts
+    with pair(left, right, proto) as ends:
+        there, not_there = (words(left, right, ends) for words in FILTERS[name])
+        own = ("--netns", right.inode)
+        with (
+            netbpf("skblife", *own, *there) as run,
+            netbpf("skblife", *(not_there if name == "netns" else (*own, *not_there))) as other,
+        ):
+            for _ in range(COUNT):
+                ends.send()
+                ends.reader.recv(1000)
+    assert by_stage(run.histograms)["total"]["count"] == COUNT
+    assert other.histograms == []
+    assert run.summary["totals"]["unknown"] == other.summary["totals"]["unknown"] == 0
+
+
+def test_all_filters_at_once(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    with pair(left, right, "udp") as ends:
+        words = [word for there, _ in FILTERS.values() for word in there(left, right, ends)]
+        own = topology.own_cgroup(os.getpid())
+        with netbpf("skblife", "--netns", right.inode, *words, "--cgroup", own, "--min-ms", 0,
+                    "--by", "comm,pid,lport,raddr/9,family") as run:  # fmt: skip
+            for _ in range(COUNT):
+                ends.send()
+                ends.reader.recv(1000)
+    assert len(run.events) == COUNT
+    assert {one["count"] for one in run.histograms} == {COUNT}
+
+
+def test_each_key(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    keys = ("comm", "pid", "family", "lport", "raddr/12", "proto", "dev", "netns")
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(pair(left, right, "udp"))
+        second = stack.enter_context(pair(left, right, "tcp", "ipv6"))
+        own = ("--netns", right.inode, "--by")
+        runs = [stack.enter_context(netbpf("skblife", *own, key))
+                for key in (*keys, ",".join(keys))]  # fmt: skip
+        for _ in range(17):
+            first.send()
+            first.reader.recv(1000)
+        with other_reader(second, 5) as process:
+            pass
+    values = [
+        (open("/proc/self/comm").read().strip(), os.getpid(), "ipv4", first.lport, "10.80.0.0/12",
+         "udp", right.device, right.inode),
+        ("nb-reader", process.pid, "ipv6", second.lport, "fd00::/12", "tcp", right.device,
+         right.inode),
+    ]  # fmt: skip
+    for number, run in enumerate(runs):
+        wanted: dict[tuple[object, ...], int] = {}
+        for value, count in zip(values, (17, 5)):
+            key = value if number == len(keys) else (value[number],)
+            wanted[key] = wanted.get(key, 0) + count
+        for stage in STAGES:
+            found = {}
+            for one in run.histograms:
+                *key, at = one["key"].values()
+                if at == stage:
+                    found[tuple(key)] = one["count"]
+            assert found == wanted
+
+
+# --- whatever the kind of probe ------------------------------------------------------------------
+
+
+def act(stage: Stage, run: Run) -> None:
+    for proto in KINDS:
+        for family in FAMILIES:
+            with pair(stage.left, stage.right, proto, family) as ends:
+                for _ in range(7):
+                    ends.send()
+                    ends.reader.recv(1000)
+
+
+def facts(run: Run, lost: set[str]) -> Any:
+    counted = Counter((one["key"]["proto"], one["key"]["stage"], one["count"])
+                      for one in run.histograms)  # fmt: skip
+    packets = [(event["proto"], event["family"], event["raddr"]) for event in run.events]
+    return counted, packets, run.summary["totals"]
+
+
+ALTERNATIVES = Case(
+    lambda stage: ("--netns", stage.right.inode, "--min-ms", 0), act, facts, {"min_ms": 1e-6}
+)
