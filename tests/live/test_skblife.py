@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import select
 import socket
@@ -335,6 +336,35 @@ def test_threads_that_read_from_one_socket(netbpf: Any, one_host: Host) -> None:
     found, unknown = by_stage(run.histograms)["total"], run.summary["totals"]["unknown"]
     assert found["count"] + unknown == number + len(readers)
     assert unknown < number / 10
+
+
+def test_a_packet_that_passes_a_bridge_has_one_way(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    left, right = two_hosts
+    ip = ("ip", "-n", right.namespace)
+    mac = right.run("cat", "/proc/self/net/dev") and json.loads(
+        topology.must(*ip, "-j", "link", "show", right.device)
+    )[0]["address"]
+    topology.must(*ip, "link", "add", "nb-br", "address", mac, "type", "bridge")
+    topology.must(*ip, "link", "set", "nb-br", "up", "addrgenmode", "none")
+    topology.must(*ip, "address", "add", "10.94.0.2/24", "dev", "nb-br")
+    topology.must(*ip, "link", "set", right.device, "master", "nb-br")
+    try:
+        bridged = Host(right.namespace, "nb-br", "10.94.0.2")
+        topology.must("ip", "-n", left.namespace, "address", "add", "10.94.0.1/24", "dev", left.device)
+        with pair(Host(left.namespace, left.device, "10.94.0.1"), bridged, "udp") as ends:
+            with netbpf("skblife", "--netns", right.inode, "--min-ms", 0) as run:
+                sent = [ends.late(1) for _ in range(COUNT)]
+    finally:
+        topology.must(*ip, "link", "del", "nb-br")
+        topology.must("ip", "-n", left.namespace, "address", "del", "10.94.0.1/24", "dev", left.device)
+    assert by_stage(run.histograms)["total"]["count"] == COUNT
+    assert {one["key"]["dev"] for one in run.histograms} == {right.device}
+    assert run.summary["totals"]["unknown"] == 0
+    for event, m in zip(run.events, sent):
+        assert m.asked - m.arrived - 1 <= event["total_us"] <= m.read - m.sent
+        assert m.asked - m.readable - 1 <= event["socket_us"]
 
 
 # --- what no distribution has --------------------------------------------------------------------
