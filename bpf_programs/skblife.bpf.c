@@ -7,7 +7,11 @@
 #if defined(RING_PAGES) || defined(FILTER_SOCKET) || defined(BY_FAMILY) || defined(BY_LPORT)
 #define WITH_ENDS 1
 #endif
+#ifdef TX
+#include "departures.bpf.h"
+#else
 #include "reads.bpf.h"
+#endif
 
 BPF_F_TABLE("percpu_hash", struct stage_key, struct stage_sums, stages, 4096, 0);
 BPF_PERCPU_ARRAY(zeros, struct stage_sums, 1);
@@ -17,6 +21,10 @@ static inline void add(struct stage_key *key, u8 stage, u64 us, u64 total)
 	struct stage_sums *sums;
 	int zero = 0;
 
+#ifdef FILTER_STAGE
+	if (!FILTER_STAGE(stage))
+		return;
+#endif
 	key->stage = stage;
 	sums = stages.lookup(key);
 	if (!sums) {
@@ -31,6 +39,25 @@ static inline void add(struct stage_key *key, u8 stage, u64 us, u64 total)
 	sums->total_us += total;
 }
 
+#ifdef TX
+static inline void leave(const struct departure *departure, u64 now)
+{
+	u64 queued = (departure->sent - departure->queued) / 1000;
+	u64 total = (now - departure->queued) / 1000;
+	struct stage_key key = {};
+
+	key.way = WAY_TX;
+	key.proto = departure->proto;
+	key.netns = departure->netns;
+	__builtin_memcpy(key.dev, departure->dev, sizeof(key.dev));
+	SET_BY_family(&key, departure->family);
+	SET_BY_lport(&key, departure->lport);
+	SET_BY_raddr(&key, departure->raddr, departure->family);
+	add(&key, STAGE_QDISC, queued, total);
+	add(&key, STAGE_DRIVER, total - queued, total);
+	add(&key, STAGE_TOTAL, total, total);
+}
+#else
 /* The current process has read a packet: its stages add up exactly, in us. */
 static inline void count_stages(const struct arrival *arrival, struct sock *sk, u16 proto, u64 now)
 {
@@ -110,3 +137,4 @@ static inline void finish(const struct arrival *known, struct sock *sk, u16 prot
 	count_stages(&arrival, sk, proto, now);
 	submit(&arrival, proto, now);
 }
+#endif

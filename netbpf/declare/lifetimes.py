@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from netbpf.declare.columns import Addr, Comm, Enum, Family, Netns, Pid, Port, Text
-from netbpf.declare.constants import device_filter
+from netbpf.declare.constants import device_filter, one_of
 from netbpf.declare.network import Protocol
 from netbpf.declare.record import Record, sums
+from netbpf.errors import UsageError
 
-STAGES = dict(enumerate("device stack socket total".split()))  # in the order of the way
+WAYS = {0: "rx", 1: "tx"}
+STAGES = dict(enumerate("device stack socket qdisc driver total".split()))  # as on the way
 FIELDS: dict[str, dict[str, Any]] = {
     "average": {"type": "number", "description": "us per packet"},
     "share": {"type": ["number", "null"], "description": "share of the total time of its packets"},
@@ -22,15 +24,16 @@ class StageKey(Record):
 
     cstruct = "stage_key"
 
-    dev = Text("network device by which the packet came in")
-    proto = Protocol("protocol of the socket: tcp or udp")
-    netns = Netns("network namespace of the socket, by inode number")
+    dev = Text("network device by which the packet came in, or by which it was sent")
+    proto = Protocol("protocol: tcp or udp, or with --tx any")
+    netns = Netns("network namespace of the socket, or with --tx of the device, by inode number")
     comm = Comm("name of the process that read the packet (--by)")
     pid = Pid("the process (--by)")
     family = Family("address family, IPv4-mapped addresses count as ipv4 (--by)")
     lport = Port("local port (--by)")
     raddr = Addr("remote address (--by)")
-    stage = Enum("stage of the way: device, stack, socket, or total", STAGES)
+    way = Enum("rx: received, tx: sent", WAYS, wide=True)
+    stage = Enum("stage of the way, or total", STAGES)
 
 
 StageSums = sums("stage_sums", "total_us")
@@ -61,10 +64,18 @@ def order(histogram: Mapping[str, Any]) -> tuple[str, ...]:
 
 def slowest(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Complete an event with the stage in which the packet was longest."""
-    stages = [name for name in STAGES.values() if name != "total"]
+    stages = ("device", "stack", "socket")
     return {**values, "stage": max(stages, key=lambda name: values[f"{name}_us"])}
 
 
 def constants(settings: Mapping[str, Any]) -> dict[str, object]:
-    """Return the filter by device."""
-    return {**device_filter(settings["interface"])}
+    """Return the filters by device and stage; UsageError for keys that sent packets do not have."""
+    of_readers = [key.name for key in settings["by"] or () if key.name in ("comm", "pid")]
+    if settings["tx"] and of_readers:
+        reason = "give other keys, or leave out --tx"
+        raise UsageError(f"--by: with --tx, no process is known ({', '.join(of_readers)})", reason)
+    found: dict[str, object] = {**device_filter(settings["interface"])}
+    if settings["stage"]:
+        numbers = [number for number, name in STAGES.items() if name in settings["stage"]]
+        found["FILTER_STAGE(x)"] = one_of("x", numbers)
+    return found

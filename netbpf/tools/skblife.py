@@ -19,12 +19,14 @@ LIMITS
   x
 """
 
+from copy import copy
+
 from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Histogram, Option, Record, Tool, lifetimes
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.calls import TCP_RECV
 from netbpf.declare.network import Protocol
-from netbpf.declare.options import count, devices, milliseconds, nanoseconds
+from netbpf.declare.options import count, devices, milliseconds, nanoseconds, one_or_more
 
 
 class SlowPacket(Event):
@@ -52,13 +54,28 @@ class SlowPacket(Event):
 class Totals(Record):
     """What no distribution has."""
 
-    unknown = c.Count("packets that were read and whose way was not seen")
+    unknown = c.Count("packets that were read, or sent, and whose way was not seen")
+    virtual = c.Count("--tx: packets to devices without hardware, which are left out unless -i")
+
+
+def of_packet(name: str, event: str, call: str = "", **when: str) -> p.Probe:
+    """Return a probe of a tracepoint whose argument is a packet."""
+    return p.tracepoint_probe(name, event, ("skb",), ("skbaddr",), call=call, **when)
 
 
 def entry(event: str) -> p.Probe:
     """Return the probe of one of the ways by which drivers hand over packets."""
-    return p.tracepoint_probe(event, f"net:{event}", ("skb",), ("skbaddr",), call="on_device")
+    return of_packet(event, f"net:{event}", "on_device", unless="tx")
 
+
+def without_tx(probe: p.Probe) -> p.Probe:
+    """Return a copy of a shared probe that --tx does not use."""
+    found = copy(probe)
+    found.unless = "tx"
+    return found
+
+
+NO_READER = dict.fromkeys((*(option.name for option in PROCESS), "min_ms"))
 
 TOOL = Tool(
     __doc__,
@@ -66,7 +83,7 @@ TOOL = Tool(
     event_option="min_ms",
     histogram=Histogram(
         "stages", lifetimes.StageKey, "us", extra=lifetimes.StageSums, fields=lifetimes.FIELDS,
-        describe=lifetimes.describe, order=lifetimes.order, fixed=("stage",),
+        describe=lifetimes.describe, order=lifetimes.order, fixed=("way", "stage"),
         unused=("comm", "pid", "family", "lport", "raddr"),
     ),
     probes=(
@@ -75,22 +92,33 @@ TOOL = Tool(
         entry("netif_rx"),
         entry("netif_receive_skb_entry"),
         entry("netif_receive_skb_list_entry"),
-        p.tracepoint_probe("stack", "net:netif_receive_skb", ("skb",), ("skbaddr",)),
+        of_packet("stack", "net:netif_receive_skb", unless="tx"),
         p.Probe("queued", *p.tracepoints("sock:sk_data_ready", ("sk",), ("skaddr",)),
                 p.Fentry("sock_def_readable", args=("sk",)),
-                p.Kprobe("sock_def_readable", args=("sk",))),
-        p.tracepoint_probe("copy", "skb:skb_copy_datagram_iovec", ("skb",), ("skbaddr",)),
-        *TCP_RECV,
+                p.Kprobe("sock_def_readable", args=("sk",)), unless="tx"),
+        of_packet("copy", "skb:skb_copy_datagram_iovec", unless="tx"),
+        *map(without_tx, TCP_RECV),
         p.Probe("consumed", p.Fentry("skb_consume_udp", args=("sk", "skb", "len")),
-                p.Kprobe("skb_consume_udp", args=("sk", "skb", "len")), optional=True),
-        p.tracepoint_probe("dropped", "skb:kfree_skb", ("skb",), ("skbaddr",)),
+                p.Kprobe("skb_consume_udp", args=("sk", "skb", "len")), optional=True, unless="tx"),
+        of_packet("dropped", "skb:kfree_skb", unless="tx"),
+        of_packet("queue", "net:net_dev_queue", option="tx"),
+        of_packet("sent", "net:net_dev_start_xmit", option="tx"),
+        p.tracepoint_probe("busy", "net:net_dev_xmit", ("skb", "rc"), ("skbaddr", "rc"),
+                           option="tx"),
+        of_packet("freed", "skb:consume_skb", option="tx"),
+        of_packet("discarded", "skb:kfree_skb", "on_freed", option="tx"),
     ),
     options=(
         *PROCESS,
         *NETNS,
         *SOCKET,
         Option("-i", "--interface", metavar="LIST", parse=devices,
-               help="only packets that came in by these network devices"),
+               help="only packets of these network devices"),
+        Option("--rx", sets={"tx": False}, help="received packets (this is the default)"),
+        Option("--tx", sets=NO_READER, define="TX",
+               help="sent packets: how long until the device has sent them"),
+        Option("--stage", metavar="LIST", parse=one_or_more(*lifetimes.STAGES.values()),
+               help="only the distributions of these stages, such as socket,total"),
         Option("--min-ms", metavar="MS", parse=lambda text: milliseconds(text) or 1e-6,
                define="MIN_NS", number=nanoseconds,
                help="also show a line for each packet that took at least this long in total"),
