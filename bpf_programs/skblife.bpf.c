@@ -16,7 +16,7 @@
 BPF_F_TABLE("percpu_hash", struct stage_key, struct stage_sums, stages, 4096, 0);
 BPF_PERCPU_ARRAY(zeros, struct stage_sums, 1);
 
-static inline void add(struct stage_key *key, u8 stage, u64 us, u64 total)
+static inline void add(struct stage_key *key, u8 stage, u64 us, u64 total, bool discarded)
 {
 	struct stage_sums *sums;
 	int zero = 0;
@@ -37,10 +37,11 @@ static inline void add(struct stage_key *key, u8 stage, u64 us, u64 total)
 	}
 	record_value(&sums->histogram, us, 1);
 	sums->total_us += total;
+	sums->discarded += discarded;
 }
 
 #ifdef TX
-static inline void leave(const struct departure *departure, u64 now)
+static inline void leave(const struct departure *departure, bool discarded, u64 now)
 {
 	u64 queued = (departure->sent - departure->queued) / 1000;
 	u64 total = (now - departure->queued) / 1000;
@@ -53,9 +54,9 @@ static inline void leave(const struct departure *departure, u64 now)
 	SET_BY_family(&key, departure->family);
 	SET_BY_lport(&key, departure->lport);
 	SET_BY_raddr(&key, departure->raddr, departure->family);
-	add(&key, STAGE_QDISC, queued, total);
-	add(&key, STAGE_DRIVER, total - queued, total);
-	add(&key, STAGE_TOTAL, total, total);
+	add(&key, STAGE_QDISC, queued, total, discarded);
+	add(&key, STAGE_DRIVER, total - queued, total, discarded);
+	add(&key, STAGE_TOTAL, total, total, discarded);
 }
 #else
 /* The current process has read a packet: its stages add up exactly, in us. */
@@ -82,10 +83,10 @@ static inline void count_stages(const struct arrival *arrival, struct sock *sk, 
 	SET_BY_lport(&key, arrival->ends.lport);
 	SET_BY_raddr(&key, arrival->ends.raddr, arrival->ends.family);
 #endif
-	add(&key, STAGE_DEVICE, device, total);
-	add(&key, STAGE_STACK, queued - device, total);
-	add(&key, STAGE_SOCKET, total - queued, total);
-	add(&key, STAGE_TOTAL, total, total);
+	add(&key, STAGE_DEVICE, device, total, false);
+	add(&key, STAGE_STACK, queued - device, total, false);
+	add(&key, STAGE_SOCKET, total - queued, total, false);
+	add(&key, STAGE_TOTAL, total, total, false);
 }
 
 #ifdef RING_PAGES

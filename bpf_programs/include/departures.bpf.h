@@ -2,7 +2,7 @@
 /*
  * Sent packets from the queue of a device until the driver frees them, by the address of the buffer. A
  * program that includes this defines
- *   leave(departure, now): the driver has freed a packet.
+ *   leave(departure, discarded, now): the driver has freed a packet, as one that it discards.
  */
 #ifndef NETBPF_DEPARTURES_BPF_H
 #define NETBPF_DEPARTURES_BPF_H
@@ -27,10 +27,10 @@ struct departure {
 };
 BPF_HASH(departures, u64, struct departure, MAP_ENTRIES);
 
-static inline void leave(const struct departure *departure, u64 now);
+static inline void leave(const struct departure *departure, bool discarded, u64 now);
 
 /* Fill in what is known of a packet at a device; false if it is filtered out. */
-static inline bool read_departure(struct departure *to, struct sk_buff *skb, struct net_device *dev)
+static inline bool read_departure(struct departure *to, struct sk_buff *skb)
 {
 	struct packet packet __attribute__((aligned(8))) = {};
 	struct endpoints ends = {};
@@ -39,12 +39,6 @@ static inline bool read_departure(struct departure *to, struct sk_buff *skb, str
 	merge_ways(&packet, sizeof(packet));
 	if (!pass_device(&packet) || !pass_netns(packet.netns))
 		return false;
-#ifndef FILTER_DEV
-	if (!READ(dev, dev.parent)) { /* no hardware: the receiver frees it, or another device */
-		add_total(TOTAL_VIRTUAL, 1);
-		return false;
-	}
-#endif
 	ends.netns = packet.netns;
 	ends.lport = packet.sport;
 	ends.rport = packet.dport;
@@ -62,13 +56,29 @@ static inline bool read_departure(struct departure *to, struct sk_buff *skb, str
 	return true;
 }
 
+/* Without hardware, the receiver frees the packet, or another device sends it. */
+static inline bool is_virtual(struct sk_buff *skb)
+{
+#ifdef FILTER_DEV
+	return false;
+#else
+	struct net_device *dev = READ(skb, dev);
+
+	return !READ(dev, dev.parent);
+#endif
+}
+
 static inline int on_queue(struct sk_buff *skb)
 {
 	struct departure departure = {};
 	u64 key = (u64)skb;
 
-	if (!read_departure(&departure, skb, READ(skb, dev)))
+	if (!read_departure(&departure, skb))
 		return 0;
+	if (is_virtual(skb)) {
+		add_total(TOTAL_VIRTUAL, 1);
+		return 0;
+	}
 	departure.queued = bpf_ktime_get_ns();
 	if (departures.update(&key, &departure))
 		count_loss(LOSS_MAP_FULL);
@@ -84,7 +94,7 @@ static inline int on_sent(struct sk_buff *skb)
 	if (departure && !departure->sent) {
 		departure->head = READ(skb, head);
 		departure->sent = bpf_ktime_get_ns();
-	} else if (!departure && read_departure(&other, skb, READ(skb, dev))) {
+	} else if (!departure && read_departure(&other, skb) && !is_virtual(skb)) {
 		add_total(TOTAL_UNKNOWN, 1);
 	}
 	return 0;
@@ -101,7 +111,7 @@ static inline int on_busy(struct sk_buff *skb, int result)
 	return 0;
 }
 
-static inline int on_freed(struct sk_buff *skb)
+static inline int on_freed(struct sk_buff *skb, bool discarded)
 {
 	u64 key = (u64)skb;
 	struct departure *departure = departures.lookup(&key);
@@ -109,7 +119,7 @@ static inline int on_freed(struct sk_buff *skb)
 	if (!departure)
 		return 0;
 	if (departure->sent && departure->head == READ(skb, head))
-		leave(departure, bpf_ktime_get_ns());
+		leave(departure, discarded, bpf_ktime_get_ns());
 	departures.delete(&key);
 	return 0;
 }

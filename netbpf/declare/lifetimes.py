@@ -16,6 +16,10 @@ STAGES = dict(enumerate("device stack socket qdisc driver total".split()))  # as
 FIELDS: dict[str, dict[str, Any]] = {
     "average": {"type": "number", "description": "us per packet"},
     "share": {"type": ["number", "null"], "description": "share of the total time of its packets"},
+    "discarded": {
+        "type": "integer",
+        "description": "--tx: how many of them the driver freed as discarded (kfree_skb)",
+    },
 }
 
 
@@ -36,19 +40,22 @@ class StageKey(Record):
     stage = Enum("stage of the way, or total", STAGES)
 
 
-StageSums = sums("stage_sums", "total_us")
+StageSums = sums("stage_sums", "total_us discarded")
 
 
 def describe(histogram: Mapping[str, Any], sums: Mapping[str, int]) -> dict[str, Any]:
-    """Return the average, the share of the packets' time, and a headline."""
+    """Return average, share of the packets' time, discarded packets, and a headline."""
     packets, spent = histogram["count"], histogram["sum"]
     average = round(spent / packets, 1)
     share = round(spent / sums["total_us"], 4) if sums["total_us"] else None
-    percent = f", {share:.0%} of their time" if share is not None else ""
+    of_all = histogram["key"]["stage"] != "total" and share is not None
+    percent = f", {share:.0%} of their time" if of_all else ""
+    lost = f", {sums['discarded']} discarded" if sums["discarded"] else ""
     return {
         "average": average,
         "share": share,
-        "headline": f"{packets} packets, average {average:.12g} us{percent}",
+        "discarded": sums["discarded"],
+        "headline": f"{packets} packets, average {average:.12g} us{percent}{lost}",
     }
 
 

@@ -63,6 +63,13 @@ def of_packet(name: str, event: str, call: str = "", **when: str) -> p.Probe:
     return p.tracepoint_probe(name, event, ("skb",), ("skbaddr",), call=call, **when)
 
 
+def freed(name: str, event: str, discarded: str) -> p.Probe:
+    """Return the probe of one of the ways by which drivers free packets."""
+    return p.tracepoint_probe(
+        name, event, ("skb", discarded), ("skbaddr", discarded), call="on_freed", option="tx"
+    )
+
+
 def entry(event: str) -> p.Probe:
     """Return the probe of one of the ways by which drivers hand over packets."""
     return of_packet(event, f"net:{event}", "on_device", unless="tx")
@@ -105,8 +112,8 @@ TOOL = Tool(
         of_packet("sent", "net:net_dev_start_xmit", option="tx"),
         p.tracepoint_probe("busy", "net:net_dev_xmit", ("skb", "rc"), ("skbaddr", "rc"),
                            option="tx"),
-        of_packet("freed", "skb:consume_skb", option="tx"),
-        of_packet("discarded", "skb:kfree_skb", "on_freed", option="tx"),
+        freed("freed", "skb:consume_skb", "0"),
+        freed("discarded", "skb:kfree_skb", "1"),
     ),
     options=(
         *PROCESS,

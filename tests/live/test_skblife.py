@@ -24,10 +24,11 @@ from typing import Any, Callable, NamedTuple
 
 import pytest
 import packets
+import raw_peer
 import topology
 from alternatives import Case, Stage
 from compared import compares
-from harness import Json, Run, seconds
+from harness import Json, Run, netbpf_once, seconds
 from topology import Host
 
 COUNT = 23
@@ -35,6 +36,7 @@ SO_TIMESTAMPNS, SO_RCVBUFFORCE = 35, 33  # include/uapi/asm-generic/socket.h
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 KINDS = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
 STAGES = ("device", "stack", "socket", "total")
+SENT_STAGES = ("qdisc", "driver", "total")
 
 
 def now() -> int:
@@ -108,12 +110,12 @@ def pair(source: Host, target: Host, proto: str, family: str = "ipv4") -> Iterat
         made.close()
 
 
-def by_stage(found: list[Json]) -> dict[str, Json]:
+def by_stage(found: list[Json], names: tuple[str, ...] = STAGES) -> dict[str, Json]:
     """Return the distributions by stage, which are in the order of the way, of the same packets."""
-    assert [one["key"]["stage"] for one in found] == list(STAGES)
+    assert [one["key"]["stage"] for one in found] == list(names)
     stages = {one["key"]["stage"]: one for one in found}
     assert len({one["count"] for one in found}) == 1
-    assert stages["total"]["sum"] == sum(stages[name]["sum"] for name in STAGES[:3])
+    assert stages["total"]["sum"] == sum(stages[name]["sum"] for name in names[:-1])
     for one in found:
         assert one["count"] == sum(bucket["count"] for bucket in one["buckets"])
         assert one["average"] == round(one["sum"] / one["count"], 1)
@@ -132,7 +134,7 @@ def check_buckets(found: Json, low: list[float], high: list[float]) -> None:
         assert least <= longer <= most, (edge, found["buckets"], low, high)
 
 
-@compares("skblife", "dev", "proto", "netns", "stage", "buckets", "count", "sum", "percentiles",
+@compares("skblife", "dev", "proto", "netns", "way", "stage", "buckets", "count", "sum", "percentiles",
           "average", "share", shape="histogram")  # fmt: skip
 @compares("skblife", "time", "pid", "comm", "family", "proto", "laddr", "lport", "raddr", "rport",
           "dev", "device_us", "stack_us", "socket_us", "total_us", "stage", "netns")  # fmt: skip
@@ -149,7 +151,7 @@ def test_a_late_reader(netbpf: Any, two_hosts: tuple[Host, Host], proto: str, fa
     stages = by_stage(run.histograms)
     for name, one in stages.items():
         assert one["key"] == {
-            "dev": right.device, "proto": proto, "netns": right.inode, "stage": name
+            "dev": right.device, "proto": proto, "netns": right.inode, "way": "rx", "stage": name
         }  # fmt: skip
     waits = [m.asked - m.readable for m in sent], [m.read - m.sent for m in sent]
     check_buckets(stages["socket"], *waits)
@@ -604,10 +606,214 @@ def test_each_key(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
         for stage in STAGES:
             found = {}
             for one in run.histograms:
-                *key, at = one["key"].values()
+                *key, _, at = one["key"].values()
                 if at == stage:
                     found[tuple(key)] = one["count"]
             assert found == wanted
+
+
+# --- sent packets --------------------------------------------------------------------------------
+
+PORT = 7011
+SIZE, HEADERS = 1000, 28  # bytes from the network header on, of which IPv4 and UDP
+
+
+def datagram(wire: raw_peer.Wire) -> bytes:
+    """Read the host's next datagram to PORT from the tun device."""
+    while True:
+        assert select.select([wire._tun], [], [], 10)[0], "no packet"
+        packet = os.read(wire._tun, 65536)
+        if packet[0] == 0x45 and packet[9] == socket.IPPROTO_UDP:
+            return packet
+
+
+@contextlib.contextmanager
+def sending(host: Host) -> Iterator[tuple[raw_peer.Wire, socket.socket]]:
+    """Yield a tun device, from which only the test reads, and a socket that sends through it."""
+    with raw_peer.wire(host) as wire, host.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect((raw_peer.ends("ipv4")[1], PORT))
+        yield wire, sender
+
+
+@compares("skblife", "dev", "proto", "netns", "way", "stage", "buckets", "count", "sum",
+          "average", "share", shape="histogram")  # fmt: skip
+def test_packets_that_the_device_takes_late_are_in_the_driver(netbpf: Any, one_host: Host) -> None:
+    with sending(one_host) as (wire, sender):
+        low, high = [], []
+        words = ("--tx", "-i", wire.name, "-D", PORT)
+        with netbpf("skblife", *words) as run:
+            for wait in range(1, COUNT + 1):
+                before = now()
+                sender.send(bytes(100))
+                after = now()
+                time.sleep(wait / 1000)
+                asked = now()
+                assert len(datagram(wire)) == 100 + HEADERS
+                low.append((asked - after) / 1000)
+                high.append((now() - before) / 1000)
+    stages = by_stage(run.histograms, SENT_STAGES)
+    for name, one in stages.items():
+        assert one["key"] == {
+            "dev": wire.name, "proto": "udp", "netns": one_host.inode, "way": "tx", "stage": name
+        }  # fmt: skip
+        assert one["discarded"] == 0
+    check_buckets(stages["driver"], low, high)
+    check_buckets(stages["total"], low, high)
+    assert run.summary["totals"] == {"unknown": 0, "virtual": 0}
+
+
+def test_packets_that_wait_for_their_turn_are_in_the_queue(netbpf: Any, one_host: Host) -> None:
+    """A tbf that lets a datagram pass per 10 ms sends the k-th of a burst k steps after the first."""
+    step_ms, spare = 10, 86
+    tbf = ("tbf", "rate", SIZE * 8 * 1000 // step_ms, "burst", SIZE + spare, "limit", 100_000)
+    with sending(one_host) as (wire, sender):
+        one_host.run("tc", "qdisc", "replace", "dev", wire.name, "root", *tbf)
+        with netbpf("skblife", "--tx", "-i", wire.name, "-D", PORT) as run:
+            times, low, high = [], [], []
+            for _ in range(COUNT):
+                before = now()
+                sender.send(bytes(SIZE - HEADERS))
+                times.append((before, now()))
+            for number, (before, after) in enumerate(times):
+                datagram(wire)
+                turn = times[0][0] + (number - spare / SIZE) * step_ms * 1e6
+                low.append(max(0.0, (turn - after) / 1000))
+                high.append((now() - before) / 1000)
+        shown = json.loads(one_host.run("tc", "-s", "-j", "qdisc", "show", "dev", wire.name))[0]
+    stages = by_stage(run.histograms, SENT_STAGES)
+    check_buckets(stages["qdisc"], low, high)
+    check_buckets(stages["total"], low, high)
+    assert stages["driver"]["sum"] < stages["qdisc"]["sum"] / 2
+    assert shown["packets"] >= COUNT
+
+
+@compares("skblife", "discarded", shape="histogram")
+def test_packets_that_the_driver_discards(netbpf: Any, one_host: Host) -> None:
+    room = 7
+    with sending(one_host) as (wire, sender):
+        one_host.run("ip", "link", "set", wire.name, "txqueuelen", room)
+        with netbpf("skblife", "--tx", "-i", wire.name, "-D", PORT) as run:
+            for _ in range(COUNT):
+                sender.send(bytes(100))
+            link = json.loads(one_host.run("ip", "-s", "-j", "link", "show", wire.name))[0]
+            dropped = link["stats64"]["tx"]["dropped"]
+            for _ in range(COUNT - dropped):
+                datagram(wire)
+    stages = by_stage(run.histograms, SENT_STAGES)
+    assert COUNT > dropped >= COUNT - room - 1
+    assert {one["discarded"] for one in stages.values()} == {dropped}
+    assert stages["total"]["count"] == COUNT
+
+
+@compares("skblife", "virtual", shape="summary")
+def test_devices_without_hardware_are_left_out(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    with pair(left, right, "udp") as ends:
+        with netbpf("skblife", "--tx", "--netns", left.inode) as run:
+            for _ in range(COUNT):
+                ends.send()
+                ends.reader.recv(1000)
+    assert run.histograms == []
+    assert run.summary["totals"] == {"unknown": 0, "virtual": COUNT}
+
+
+@compares("skblife", "unknown", shape="summary")
+def test_packets_that_were_queued_before_the_start_are_unknown(
+    netbpf: Any, one_host: Host
+) -> None:
+    with sending(one_host) as (wire, sender):
+        place, rest = ("dev", wire.name, "root", "tbf"), ("burst", SIZE + 86, "limit", 100_000)
+        one_host.run("tc", "qdisc", "replace", *place, "rate", "8bit", *rest)
+        for _ in range(COUNT):
+            sender.send(bytes(SIZE - HEADERS))
+        datagram(wire)  # the first one passes
+        with netbpf("skblife", "--tx", "-i", wire.name, "-D", PORT) as run:
+            one_host.run("tc", "qdisc", "change", *place, "rate", "1gbit", *rest)
+            sender.send(bytes(100))  # and gets the others going
+            for _ in range(COUNT):
+                datagram(wire)
+    assert run.summary["totals"]["unknown"] == COUNT - 1
+    assert by_stage(run.histograms, SENT_STAGES)["total"]["count"] == 1
+
+
+SENT_FILTERS = {
+    "netns": ("--netns", "{netns}"), "lport": ("-L", "{lport}"), "rport": ("-D", PORT),
+    "laddr": ("--laddr", "10.92.0.1"), "raddr": ("--raddr", "10.92.0.2"), "family": ("-4",),
+    "interface": ("-i", "lo,{dev}"),
+}  # fmt: skip
+SENT_OTHERS = {
+    "netns": ("--netns", "{other}"), "lport": ("-L", PORT), "rport": ("-D", "{lport}"),
+    "laddr": ("--laddr", "10.92.0.2"), "raddr": ("--raddr", "10.92.0.1"), "family": ("-6",),
+    "interface": ("-i", "lo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SENT_FILTERS)
+def test_filter_of_sent_packets(netbpf: Any, one_host: Host, name: str) -> None:
+    with sending(one_host) as (wire, sender):
+        known = {"netns": one_host.inode, "other": os.stat("/proc/self/ns/net").st_ino,
+                 "lport": sender.getsockname()[1], "dev": wire.name}  # fmt: skip
+        there, not_there = (
+            [str(word).format(**known) for word in words[name]]
+            for words in (SENT_FILTERS, SENT_OTHERS)
+        )
+        own = ["--netns", str(one_host.inode)] if name != "netns" else []
+        device = ["-i", wire.name] if name != "interface" else []
+        if name == "netns":
+            device = []
+        with (
+            netbpf("skblife", "--tx", *own, *device, *there) as run,
+            netbpf("skblife", "--tx", *own, *device, *not_there) as other,
+        ):
+            for _ in range(COUNT):
+                sender.send(bytes(100))
+                datagram(wire)
+    if name == "netns":  # which of them counts
+        assert run.summary["totals"]["virtual"] >= COUNT
+        assert other.summary["totals"]["virtual"] < COUNT
+        return
+    udp = [one for one in run.histograms if one["key"]["proto"] == "udp"]
+    assert by_stage(udp, SENT_STAGES)["total"]["count"] == COUNT
+    assert not [one for one in other.histograms if one["key"]["proto"] == "udp"]
+
+
+def test_only_some_stages(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    with pair(left, right, "udp") as ends:
+        with netbpf("skblife", "--netns", right.inode, "--stage", "socket,total") as run:
+            ends.send()
+            ends.reader.recv(1000)
+    assert [one["key"]["stage"] for one in run.histograms] == ["socket", "total"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--tx", "-p", 1), ("--tx", "--comm", "a"), ("--tx", "--min-ms", 1), ("--tx", "--rx"),
+     ("--tx", "--by", "comm"), ("--tx", "--by", "dev,pid"), ("--stage", "disk")],
+)  # fmt: skip
+def test_what_sent_packets_do_not_have_is_an_error(words: tuple[object, ...]) -> None:
+    done = netbpf_once("skblife", *words)
+    assert done.returncode == 2
+    assert "hint:" in done.stderr and done.stdout == ""
+
+
+def test_sent_packets_by_each_key(netbpf: Any, one_host: Host) -> None:
+    keys = ("family", "lport", "raddr/8", "proto", "dev", "netns")
+    with contextlib.ExitStack() as stack:
+        wire, sender = stack.enter_context(sending(one_host))
+        lport = sender.getsockname()[1]
+        words = ("skblife", "--tx", "-i", wire.name, "-D", PORT, "--by")
+        runs = [stack.enter_context(netbpf(*words, key)) for key in (*keys, ",".join(keys))]
+        for _ in range(COUNT):
+            sender.send(bytes(100))
+            datagram(wire)
+    values = ("ipv4", lport, "10.0.0.0/8", "udp", wire.name, one_host.inode)
+    for number, run in enumerate(runs):
+        wanted = list(values) if number == len(keys) else [values[number]]
+        assert [list(one["key"].values()) for one in run.histograms] == [
+            [*wanted, "tx", stage] for stage in SENT_STAGES
+        ]
+        assert {one["count"] for one in run.histograms} == {COUNT}
 
 
 # --- whatever the kind of probe ------------------------------------------------------------------
