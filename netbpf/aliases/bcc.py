@@ -227,6 +227,6 @@ ALIASES = (
 INSTEAD = {
     "netqtop": ("netsize --queues 1", "sizes of packets by queue of a device"),
     "solisten": ("sockstat --op listen --by comm,pid", "who calls listen(2)"),
-    "tcppktlat": ("so1stbyte --summary", "how late programs read the first byte (READ)"),
+    "tcppktlat": ("skblife --stage socket --by comm", "how long data waits until programs read it"),
     "tcptracer": ("tcpstates", "each connection as it opens and closes, with its process"),
 }

@@ -86,3 +86,16 @@ def constants(settings: Mapping[str, Any]) -> dict[str, object]:
         numbers = [number for number, name in STAGES.items() if name in settings["stage"]]
         found["FILTER_STAGE(x)"] = one_of("x", numbers)
     return found
+
+
+def notes(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return notes on packets that no distribution has."""
+    totals = summary["totals"]
+    unknown, virtual = totals["unknown"], totals["virtual"]
+    done = "sent" if settings["tx"] else "read"
+    found = []
+    if unknown:
+        found.append(f"{unknown} packets were {done} whose way was not seen (LIMITS in --help)")
+    if virtual:
+        found.append(f"{virtual} packets to devices without hardware are left out: -i shows them")
+    return found

@@ -1,22 +1,81 @@
-"""skblife - where received packets spend their time until a program reads them
+"""skblife - where packets spend their time on the way to a program or to the wire
 
 DESCRIPTION
-  Shows the time of received packets in three stages, and their sum, as a distribution for each
-  device and protocol:
+  Divides the time of each received packet that a program reads into stages, and shows their
+  distributions for each device and protocol (TCP and UDP):
 
     device  from the driver to the protocols: GRO, RPS, and the queue of the CPU
-    stack   through the protocols, netfilter and routing, to the queue of the socket
-    socket  in this queue, until the program reads it
-    total   from the driver to the program
+    stack   through the protocols, netfilter and bridges, until the kernel wakes the reader
+    socket  in the queue of the socket, until the program has read the packet, or its first byte
+    total   all of them
+
+  With --tx, the time of each sent packet:
+
+    qdisc   in the queueing discipline of the device: see also 'netbpf qdisclat'
+    driver  from there until the driver frees the packet, which most do when it was sent
+    total   both
+
+  All stages count the same packets, so their times add up. Much time in socket means that the
+  program is slow, or waits for a CPU; much time in driver is a busy link, or a device that reports
+  late what it has sent.
+
+  Devices without hardware (lo, veth, bridges, tun) do not send: the receiver or another device
+  frees the packet. With --tx they are left out, unless -i names them.
+
+  With --min-ms, each received packet that took that long has a line with its reader and addresses.
 
 EXAMPLES
-  netbpf skblife                        all packets that are read, until Ctrl-C
+  netbpf skblife                            packets that are read, until Ctrl-C
+  netbpf skblife --comm nginx 1 10          those of a program, every second, ten times
+  netbpf skblife --stage socket --by comm   which programs let their packets wait
+  netbpf skblife --min-ms 20 -L 5432        which packets take 20 ms and more
+  netbpf skblife --tx --by dev,proto 5      sent packets, every 5 seconds
+  netbpf skblife --json -d 10 | jq 'select(.key.stage == "socket").average'
+
+  A server that pauses for 3 ms after each request (netbpf skblife --comm slow-server
+  --stage stack,socket -d 6):
+
+    dev=lo proto=tcp stage=stack: 230 packets, average 17.5 us, 3% of their time
+                       us : count     distribution
+                   4 -> 7 : 4         |**                                      |
+                  8 -> 15 : 110       |****************************************|
+                 16 -> 31 : 98        |************************************    |
+                 32 -> 63 : 18        |*******                                 |
+
+    dev=lo proto=tcp stage=socket: 230 packets, average 611.2 us, 97% of their time
+                       us : count     distribution
+                  8 -> 15 : 2         |*                                       |
+                 16 -> 31 : 108       |****************************************|
+                 32 -> 63 : 52        |********************                    |
+                64 -> 127 : 2         |*                                       |
+               128 -> 255 : 0         |                                        |
+               256 -> 511 : 1         |*                                       |
+              512 -> 1023 : 5         |**                                      |
+             1024 -> 2047 : 44        |*****************                       |
+             2048 -> 4095 : 14        |******                                  |
+             4096 -> 8191 : 2         |*                                       |
 
 OVERHEAD
   x
 
 LIMITS
-  x
+  Only packets that a program reads from a socket of TCP or UDP by a receive call have a time: not
+  those that are forwarded, spliced out of the socket or read by packet sockets, nor those of MPTCP
+  and of kTLS. A read with MSG_PEEK does not end the wait. TCP adds data to a packet that waits, and
+  GRO merges packets: they count once, with the times of the first. Fragments, copies for several
+  readers of a multicast group and packets that the kernel cuts or collapses are unknown: they are
+  in no distribution, and counted in the summary. So are packets that arrived before the start, and
+  those for which --map-entries leaves no room.
+  A packet that leaves a tunnel or another namespace begins anew at that device; dev is the one by
+  which it came in, also below a bridge, bond or VLAN. What waits in the ring of the device before
+  the driver takes it is not seen. With SO_RCVLOWAT, the kernel wakes the reader when there is
+  enough data: until then the time is in stack. Datagrams are matched to reads by the order of
+  the queue: of several threads that read from one socket, some may be unknown.
+  --tx: packets that the kernel cuts for a device without TSO are unknown, and those that bypass the
+  queue (AF_XDP, PACKET_QDISC_BYPASS) are not seen. The time is that at which the driver frees the
+  buffer: some notice late what was sent, or leave the buffer to another CPU. discarded counts those
+  that it freed as dropped, which some drivers do with all packets.
+  Kernels before 6.3 need fentry or kprobes.
 """
 
 from copy import copy
@@ -135,4 +194,5 @@ TOOL = Tool(
     totals=Totals,
     constants=lifetimes.constants,
     enrich=lifetimes.slowest,
+    notes=lifetimes.notes,
 )  # fmt: skip
