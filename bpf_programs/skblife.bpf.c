@@ -13,7 +13,7 @@
 #include "reads.bpf.h"
 #endif
 
-BPF_F_TABLE("percpu_hash", struct stage_key, struct stage_sums, stages, 4096, 0);
+BPF_F_TABLE("percpu_hash", struct stage_key, struct stage_sums, stages, 1024, 0);
 BPF_PERCPU_ARRAY(zeros, struct stage_sums, 1);
 
 static inline void add(struct stage_key *key, u8 stage, u64 us, u64 total, bool discarded)

@@ -56,7 +56,10 @@ EXAMPLES
              4096 -> 8191 : 2         |*                                       |
 
 OVERHEAD
-  x
+  A packet that is received costs 0.6 us in two runs of programs, one that is also read another
+  microsecond in two more, and each dropped packet 0.2 us. Filters save only the last step. A line of
+  --min-ms costs another microsecond. With --tx a sent packet costs 1.5 us, and each buffer that the
+  kernel frees 0.05 us, also those of received packets.
 
 LIMITS
   Only packets that a program reads from a socket of TCP or UDP by a receive call have a time: not
@@ -65,7 +68,8 @@ LIMITS
   GRO merges packets: they count once, with the times of the first. Fragments, copies for several
   readers of a multicast group and packets that the kernel cuts or collapses are unknown: they are
   in no distribution, and counted in the summary. So are packets that arrived before the start, and
-  those for which --map-entries leaves no room.
+  those for which --map-entries leaves no room. There is room for 1024 distributions (four for each
+  value of --by); more of them count as map_full.
   A packet that leaves a tunnel or another namespace begins anew at that device; dev is the one by
   which it came in, also below a bridge, bond or VLAN. What waits in the ring of the device before
   the driver takes it is not seen. With SO_RCVLOWAT, the kernel wakes the reader when there is
@@ -80,10 +84,22 @@ LIMITS
 
 from copy import copy
 
-from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Histogram, Option, Record, Tool, lifetimes
+from netbpf.declare import (
+    NETNS,
+    PROCESS,
+    SOCKET,
+    Cost,
+    Event,
+    Histogram,
+    Option,
+    Record,
+    Tool,
+    lifetimes,
+)
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.calls import TCP_RECV
+from netbpf.declare.memory import Memory
 from netbpf.declare.network import Protocol
 from netbpf.declare.options import count, devices, milliseconds, nanoseconds, one_or_more
 
@@ -145,6 +161,7 @@ NO_READER = dict.fromkeys((*(option.name for option in PROCESS), "min_ms"))
 
 TOOL = Tool(
     __doc__,
+    memory=Memory(160_000, cpu=425_000, entry=500), cost=Cost(13.3, 3.0),
     event=SlowPacket,
     event_option="min_ms",
     histogram=Histogram(

@@ -220,6 +220,7 @@ GOING_ON = {
     "skbdrop": {"owners"},
     "netsize": set(),
     "qdisclat": {"waiting"},
+    "skblife": {"first_reads"},
     "tcpstates": {"states", "owners"},
     "ipecn": set(),
     "tcpwin": {"last_windows", "owners"},
@@ -273,6 +274,7 @@ def test_processes_that_ended_make_room_at_the_next_interval(
 # Options that make more maps.
 WIDEST: dict[str, list[tuple[object, ...]]] = {
     "ipecn": [("--summary",)],
+    "skblife": [("--min-ms", 1000)],
     "softnet": [("--devices", "--histogram")],
     "skbdrop": [("--events", "--stack", "--learn-sends")],
     "sockstat": [("--top", 5)],
