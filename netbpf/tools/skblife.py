@@ -20,7 +20,7 @@ DESCRIPTION
   late what it has sent.
 
   Devices without hardware (lo, veth, bridges, tun) do not send: the receiver or another device
-  frees the packet. With --tx they are left out, unless -i names them.
+  frees the packet, not always in sight. With --tx they are left out, unless -i names them.
 
   With --min-ms, each received packet that took that long has a line with its reader and addresses.
 
@@ -57,9 +57,9 @@ EXAMPLES
 
 OVERHEAD
   A packet that is received costs 0.6 us in two runs of programs, one that is also read another
-  microsecond in two more, and each dropped packet 0.2 us. Filters save only the last step. A line of
-  --min-ms costs another microsecond. With --tx a sent packet costs 1.5 us, and each buffer that the
-  kernel frees 0.05 us, also those of received packets.
+  microsecond in two more, and each dropped packet 0.2 us. Filters save only the last step. A line
+  of --min-ms costs another microsecond. With --tx a sent packet costs 1.5 us, and each buffer that
+  the kernel frees 0.1 us, also those of received packets.
 
 LIMITS
   Only packets that a program reads from a socket of TCP or UDP by a receive call have a time: not
