@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netbpf.declare.columns import Addr, Comm, Enum, Family, Netns, Pid, Port, Text
+from netbpf.declare.columns import (
+    Addr,
+    Comm,
+    Count,
+    Duration,
+    Enum,
+    Family,
+    Netns,
+    Pid,
+    Port,
+    Text,
+)
 from netbpf.declare.constants import device_filter, one_of
 from netbpf.declare.network import Protocol
-from netbpf.declare.record import Record, sums
+from netbpf.declare.record import Event, Record, sums
 from netbpf.errors import UsageError
 
 WAYS = {0: "rx", 1: "tx"}
@@ -38,6 +49,35 @@ class StageKey(Record):
     raddr = Addr("remote address (--by)")
     way = Enum("rx: received, tx: sent", WAYS, wide=True)
     stage = Enum("stage of the way, or total", STAGES)
+
+
+class SlowPacket(Event):
+    """A packet that a program has read, and that took long."""
+
+    cstruct = "slow_packet"
+
+    pid = Pid("process that read the packet", width=7)
+    comm = Comm("its name", width=8)
+    family = Family("address family, IPv4-mapped addresses count as ipv4", wide=True)
+    proto = Protocol("protocol of the socket: tcp or udp", width=5)
+    laddr = Addr("local address", wide=True, priority=28)
+    lport = Port("local port")
+    raddr = Addr("remote address")
+    rport = Port("remote port", wide=True)
+    dev = Text("network device by which the packet came in", wide=True, width=10)
+    device_us = Duration("from the driver to the protocols", header="DEVICE", width=6)
+    stack_us = Duration("through the protocols to the socket", header="STACK", width=6)
+    socket_us = Duration("in the queue of the socket", header="SOCKET", width=6)
+    total_us = Duration("from the driver to the program", header="TOTAL_MS", width=8)
+    stage = Text("the stage that took longest", ctype="", width=6)
+    netns = Netns("network namespace of the socket, by inode number")
+
+
+class Totals(Record):
+    """What no distribution has."""
+
+    unknown = Count("packets that were read, or sent, and whose way was not seen")
+    virtual = Count("--tx: packets to devices without hardware, which are left out unless -i")
 
 
 StageSums = sums("stage_sums", "total_us discarded")

@@ -89,48 +89,15 @@ from netbpf.declare import (
     PROCESS,
     SOCKET,
     Cost,
-    Event,
     Histogram,
     Option,
-    Record,
     Tool,
     lifetimes,
 )
-from netbpf.declare import columns as c
 from netbpf.declare import probes as p
 from netbpf.declare.calls import TCP_RECV
 from netbpf.declare.memory import Memory
-from netbpf.declare.network import Protocol
 from netbpf.declare.options import count, devices, milliseconds, nanoseconds, one_or_more
-
-
-class SlowPacket(Event):
-    """A packet that a program has read, and that took long."""
-
-    cstruct = "slow_packet"
-
-    pid = c.Pid("process that read the packet", width=7)
-    comm = c.Comm("its name", width=8)
-    family = c.Family("address family, IPv4-mapped addresses count as ipv4", wide=True)
-    proto = Protocol("protocol of the socket: tcp or udp", width=5)
-    laddr = c.Addr("local address", wide=True, priority=28)
-    lport = c.Port("local port")
-    raddr = c.Addr("remote address")
-    rport = c.Port("remote port", wide=True)
-    dev = c.Text("network device by which the packet came in", wide=True, width=10)
-    device_us = c.Duration("from the driver to the protocols", header="DEVICE", width=6)
-    stack_us = c.Duration("through the protocols to the socket", header="STACK", width=6)
-    socket_us = c.Duration("in the queue of the socket", header="SOCKET", width=6)
-    total_us = c.Duration("from the driver to the program", header="TOTAL_MS", width=8)
-    stage = c.Text("the stage that took longest", ctype="", width=6)
-    netns = c.Netns("network namespace of the socket, by inode number")
-
-
-class Totals(Record):
-    """What no distribution has."""
-
-    unknown = c.Count("packets that were read, or sent, and whose way was not seen")
-    virtual = c.Count("--tx: packets to devices without hardware, which are left out unless -i")
 
 
 def of_packet(name: str, event: str, call: str = "", **when: str) -> p.Probe:
@@ -162,7 +129,7 @@ NO_READER = dict.fromkeys((*(option.name for option in PROCESS), "min_ms"))
 TOOL = Tool(
     __doc__,
     memory=Memory(160_000, cpu=425_000, entry=500), cost=Cost(13.3, 3.0),
-    event=SlowPacket,
+    event=lifetimes.SlowPacket,
     event_option="min_ms",
     histogram=Histogram(
         "stages", lifetimes.StageKey, "us", extra=lifetimes.StageSums, fields=lifetimes.FIELDS,
@@ -208,7 +175,7 @@ TOOL = Tool(
         Option("--map-entries", metavar="N", parse=count, default="16384",
                help="how many packets can be on their way at once"),
     ),
-    totals=Totals,
+    totals=lifetimes.Totals,
     constants=lifetimes.constants,
     enrich=lifetimes.slowest,
     notes=lifetimes.notes,
