@@ -14,6 +14,9 @@ KERNEL_FIELDS(net_device, name)
 KERNEL_FIELDS(sock, sk_protocol, sk_receive_queue.next, sk_receive_queue.prev)
 KERNEL_FIELDS(udp_sock, reader_queue.next)
 
+#if !defined(USE_consumed_fentry) && !defined(USE_consumed_kprobe)
+#define MATCH_BY_ORDER 1 /* no probe shows which datagram is read */
+#endif
 #define QUEUED 64 /* packets that are looked at when a socket has new ones */
 
 /* A packet, by the address of its buffer. Times are ns. */
@@ -30,9 +33,6 @@ struct arrival {
 #endif
 };
 BPF_TABLE("lru_hash", u64, struct arrival, arrivals, LRU_ENTRIES(MAP_ENTRIES));
-
-/* The datagram that is read next from a socket of UDP, by their addresses. */
-BPF_TABLE("lru_hash", u64, u64, next_datagrams, LRU_ENTRIES(MAP_ENTRIES));
 
 /* Length, id and so on: what stays the same up to the socket, also with NAT. */
 static inline u64 header_at(const u8 *network)
@@ -114,6 +114,10 @@ static inline void read_ends(struct endpoints *ends, struct sk_buff *skb, struct
 }
 #endif
 
+#ifdef MATCH_BY_ORDER
+/* The datagram that is read next from a socket of UDP, by their addresses. */
+BPF_TABLE("lru_hash", u64, u64, next_datagrams, LRU_ENTRIES(MAP_ENTRIES));
+
 /* The first datagram in the queues of a socket of UDP, NULL if there is none. */
 static inline u64 first_datagram(struct sock *sk)
 {
@@ -139,6 +143,7 @@ static inline void expect_datagram(struct sock *sk)
 	else
 		next_datagrams.update(&key, &first);
 }
+#endif
 
 /* The kernel wakes the readers of a socket: packets are at the end of its queue. */
 static inline int on_queued(struct sock *sk)
@@ -163,8 +168,10 @@ static inline int on_queued(struct sock *sk)
 		arrival->socket = now;
 		skb = READ(skb, prev);
 	}
+#ifdef MATCH_BY_ORDER
 	if (is_udp)
 		expect_datagram(sk);
+#endif
 	return 0;
 }
 

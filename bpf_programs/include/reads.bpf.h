@@ -83,25 +83,7 @@ static inline void on_tcp_read(struct sock *sk, int received, int flags)
 	first_reads.delete(&thread);
 }
 
-#if defined(USE_consumed_fentry) || defined(USE_consumed_kprobe)
-/* A datagram was read, or with MSG_PEEK looked at. */
-static inline int on_consumed(struct sock *sk, struct sk_buff *skb, int len)
-{
-	u64 key = (u64)skb;
-	struct arrival *arrival;
-
-	if (len < 0 || READ(skb, users.refs.counter) > 1 || !pass_ports(sk) || !pass_current())
-		return 0;
-	arrival = arrivals.lookup(&key);
-	if (arrival && !(arrival->socket && is_of(arrival, skb)))
-		arrival = NULL;
-	finish(arrival, sk, IPPROTO_UDP, bpf_ktime_get_ns());
-	arrivals.delete(&key);
-	return 0;
-}
-
-#define on_datagram(sk, received)
-#else
+#ifdef MATCH_BY_ORDER
 /*
  * A call on a socket of UDP ends. No event shows which datagram it was, but they are read in the order
  * of the queue: it is the one that was the first before, and is no more.
@@ -127,7 +109,24 @@ static inline void on_datagram(struct sock *sk, int received)
 	if (read)
 		arrivals.delete(&read);
 }
+#else
+#define on_datagram(sk, received)
 
+/* A datagram was read, or with MSG_PEEK looked at. */
+static inline int on_consumed(struct sock *sk, struct sk_buff *skb, int len)
+{
+	u64 key = (u64)skb;
+	struct arrival *arrival;
+
+	if (len < 0 || READ(skb, users.refs.counter) > 1 || !pass_ports(sk) || !pass_current())
+		return 0;
+	arrival = arrivals.lookup(&key);
+	if (arrival && !(arrival->socket && is_of(arrival, skb)))
+		arrival = NULL;
+	finish(arrival, sk, IPPROTO_UDP, bpf_ktime_get_ns());
+	arrivals.delete(&key);
+	return 0;
+}
 #endif
 
 static inline int on_recv(struct sock *sk, int received, int flags)

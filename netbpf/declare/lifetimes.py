@@ -69,7 +69,7 @@ class SlowPacket(Event):
     stack_us = Duration("through the protocols to the socket", header="STACK", width=6)
     socket_us = Duration("in the queue of the socket", header="SOCKET", width=6)
     total_us = Duration("from the driver to the program", header="TOTAL_MS", width=8)
-    stage = Text("the stage that took longest", ctype="", width=6)
+    stage = Text("the stage that took longest", ctype="", width=6, priority=72)
     netns = Netns("network namespace of the socket, by inode number")
 
 
