@@ -288,5 +288,5 @@ INSTEAD = {
         "sockstat --proto unix --op send,recv --by comm,pid,op",
         "messages on unix sockets, by process, not the descriptors that are passed in them",
     ),
-    "tcppktlat": ("so1stbyte --summary", "how late programs read the first byte (READ)"),
+    "tcppktlat": ("skblife --stage socket --by comm", "how long data waits until programs read it"),
 }

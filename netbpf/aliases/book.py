@@ -13,6 +13,10 @@ _KINDS = ("fq", "fq_codel", "codel", "red", "tbf", "cbs", "cbq")
 _DEVICES = "There is a distribution for each device; --by kind shows one, as the book does."
 _RETIRED = "Linux 6.3 removed this kind: newer kernels have nothing to show."
 
+_HARDWARE = (
+    "Also packets that the driver frees as discarded; those of devices without hardware (lo, "
+    "veth), which the receiver frees, only with -i."
+)
 _CALLS = "Calls that fail are also counted; -w shows how many."
 
 ALIASES = (
@@ -101,13 +105,21 @@ ALIASES = (
         )
         for kind in _KINDS
     ),
+    Alias(
+        "nettxlat",
+        "skblife",
+        "how long devices take to send packets, by network namespace",
+        "--tx --stage driver --by netns",
+        notes=(_HARDWARE,),
+    ),
+    Alias(
+        "nettxlat-dev",
+        "skblife",
+        "how long devices take to send packets, by device",
+        "--tx --stage driver --by dev",
+        notes=(_HARDWARE,),
+    ),
 )  # fmt: skip
 
 # Names that no tool of netbpf replaces yet -> the command that comes nearest, and what it shows.
-INSTEAD = {
-    "nettxlat": ("qdisclat", "how long packets wait before the driver takes them"),
-    "skblife": (
-        "qdisclat",
-        "how long packets wait to be sent; 'netbpf softnet' has the receive side",
-    ),
-}
+INSTEAD = {}

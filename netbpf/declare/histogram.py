@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from netbpf.declare.column import Column
 from netbpf.declare.keyed import Keyed
@@ -19,6 +19,7 @@ from netbpf.declare.record import Record
 SLOTS = 40  # buckets per histogram: HISTOGRAM_SLOTS in include/histogram.bpf.h
 
 Describe = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+Order = Union[str, Callable[[Mapping[str, Any]], Any]]
 
 
 class Histogram:
@@ -33,8 +34,8 @@ class Histogram:
     `default` the keys that are filled and shown without --by. With any of these, the keys of --by
     are the columns of `key` (see `netbpf.declare.keyed.Keyed`).
 
-    Distributions are in the order of their keys, or in falling order of the field `order`. `limit`
-    names an option that is how many are shown.
+    Distributions are in the order of their keys, in falling order of the field `order`, or in the
+    order of a function of their fields. `limit` names an option that is how many are shown.
 
     `coarser` is (option, unit): with that option of the tool, C counts in the other unit.
 
@@ -61,7 +62,7 @@ class Histogram:
         coarser: tuple[str, str] = ("", ""),
         refresh: Sequence[str] = (),
         default: Sequence[str] = (),
-        order: str = "",
+        order: Order = "",
         limit: str = "",
     ) -> None:
         self.map = map

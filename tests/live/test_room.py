@@ -236,6 +236,7 @@ GOING_ON = {
     "netsize": set(),
     "nettop": {"owners"},
     "qdisclat": {"waiting"},
+    "skblife": {"first_reads"},
     "tcpstates": {"states", "owners"},
     "ipecn": set(),
     "solife": {"lives", "calls"},
@@ -296,6 +297,7 @@ def test_processes_that_ended_make_room_at_the_next_interval(
 # Options that make more maps.
 WIDEST: dict[str, list[tuple[object, ...]]] = {
     "ipecn": [("--summary",)],
+    "skblife": [("--min-ms", 1000)],
     "softnet": [("--devices", "--histogram")],
     "nettop": [
         (

@@ -220,6 +220,17 @@ def test_description_adds_fields(reader):
     assert "small" not in one
 
 
+@pytest.mark.parametrize(
+    ("order", "ports"),
+    [("count", [443, 22, 80]), (lambda found: -found["key"]["port"], [443, 80, 22])],
+)
+def test_order_by_a_field_or_by_a_function(reader, order, ports):
+    reader.declared = Histogram("sizes", Key, "bytes", extra=Sums, order=order)
+    for port, times in ((22, 2), (80, 1), (443, 3)):
+        reader._map.count(port, 0, 0, 5, times)
+    assert [one["key"]["port"] for one in reader.since_last()] == ports
+
+
 def test_events_are_counted_by_their_columns():
     declared = Histogram("", Key, "us", of="latency_us", option="histogram")
     counter = HistogramCounter(declared, max_keys=2)

@@ -77,8 +77,9 @@ class HistogramReader:
         # Extra sums can increase without a value in a bucket.
         histograms = [self._histogram(key, s) for key, s in self._joined(grown) if s.any()]
         histograms.sort(key=_order)
-        if self.declared.order:
-            histograms.sort(key=lambda histogram: -histogram[self.declared.order])
+        order = self.declared.order
+        if order:
+            histograms.sort(key=order if callable(order) else lambda found: -found[order])
         return histograms
 
     def _joined(self, grown: Totals) -> Iterable[tuple[dict[str, Any], NDArray[np.uint64]]]:
