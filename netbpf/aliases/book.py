@@ -120,6 +120,3 @@ ALIASES = (
         notes=(_HARDWARE,),
     ),
 )  # fmt: skip
-
-# Names that no tool of netbpf replaces yet -> the command that comes nearest, and what it shows.
-INSTEAD = {}

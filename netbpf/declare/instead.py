@@ -16,7 +16,7 @@ def instead() -> dict[str, tuple[str, str, str]]:
     package = import_module("netbpf.aliases")
     for module in sorted(one.name for one in iter_modules(package.__path__)):
         loaded = import_module(f"netbpf.aliases.{module}")
-        for name, (words, shown) in loaded.INSTEAD.items():
+        for name, (words, shown) in getattr(loaded, "INSTEAD", {}).items():
             found[name] = (loaded.SUITE, words, shown)
     return dict(sorted(found.items()))
 
