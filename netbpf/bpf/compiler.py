@@ -22,6 +22,7 @@ from typing import Any, Callable, Optional
 
 from netbpf.bpf import cache
 from netbpf.bpf.constants import take_constants
+from netbpf.bpf.few_symbols import show_few_symbols
 from netbpf.bpf.layout import program_directory
 from netbpf.bpf.loader import FindTarget, Loaded, entries_of, load, spec_of
 from netbpf.bpf.object import MAGIC, BpfObject, pack, unpack, with_maps
@@ -30,7 +31,8 @@ from netbpf.kernel.select import Selection
 from netbpf.system.lines import lines_of
 from netbpf.system.syscalls import advise, detached_mount
 
-_FLAGS = ("-Wno-unused-function", "-fno-jump-tables")
+# bcc asks for debug information: nothing reads it, and it takes a sixth of the time to make.
+_FLAGS = ("-Wno-unused-function", "-fno-jump-tables", "-g0")
 BCC_HINT = (
     "use /usr/bin/python3 with the distribution's python3-bpfcc (Debian, Ubuntu) or "
     "python3-bcc (Fedora); PyPI's 'bcc' is another project"
@@ -154,6 +156,7 @@ def _build(text: str, directory: str, functions: Sequence[str]) -> bytes:
     except Exception as error:  # libbcc is missing, or there is not enough memory for it
         return _failure("bad-bcc", error)
     unmap_text_pages()
+    show_few_symbols(program_directory())  # of which `text` has all that is needed
     try:
         # Load nothing: `netbpf.bpf.loader` does, and reports errors in detail.
         bcc.BPF._trace_autoload = lambda _: None

@@ -320,6 +320,37 @@ def test_doctor_says_where_it_is_or_why_there_is_none(place: Path) -> None:
     assert off["state"] == "absent" and "NETBPF_CACHE is off" in off["words"]
 
 
+def test_compiler_reads_a_few_symbols_and_says_the_same_as_with_all_of_them(place: Path) -> None:
+    code = (
+        "import sys; seen, change = open(sys.argv.pop(1), 'a'), sys.argv.pop(1)\n"
+        "from netbpf.bpf import compiler, few_symbols\n"
+        "if change: few_symbols.SYMBOLS = change\n"
+        "pack = compiler.pack\n"
+        "def count(*words):\n"
+        "    lines = len(open('/proc/kallsyms').readlines())\n"
+        "    seen.write(f'{lines}\\n'), seen.flush()\n"
+        "    return pack(*words)\n"
+        "compiler.pack = count\n"
+        "from netbpf.cli import main; main()"
+    )
+    programs = []
+    # Where nothing can be mounted, bcc reads all symbols.
+    for number, change in enumerate(("", "/no/such/file")):
+        cache, seen = place / str(number), place.with_name(f"seen-{number}")
+        place.mkdir(exist_ok=True)
+        words = [seen, change, "tcplife", "-d", "0.1"]
+        line = [sys.executable, "-c", code, *map(str, words)]
+        done = subprocess.run(line, env=with_cache(cache), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines = int(seen.read_text().split()[0])
+        assert lines > 10_000 if change else lines == 4
+        (name,) = files(cache)
+        programs.append((cache / name).read_bytes())
+    assert programs[0] == programs[1]
+    mounts = Path("/proc/self/mounts").read_text()
+    assert "kallsyms" not in mounts and "bpf_programs" not in mounts
+
+
 # --- the kernel's types ---------------------------------------------------------------------------
 
 
