@@ -204,6 +204,8 @@ def watch(one_host: Host, raw: Wire, tmp_path_factory: pytest.TempPathFactory) -
 
 # --- every state, ended by every packet and call --------------------------------------------------
 
+Script = Callable[[Session], None]
+
 
 def established(s: Session) -> None:
     s.write(70)
@@ -323,6 +325,22 @@ def wrong_in(event: Json, s: Session, close: str) -> dict[str, tuple[Any, Any]]:
     return {name: (event[name], value) for name, value in wanted.items() if event[name] != value}
 
 
+def _play(
+    raw: Wire, family: str, role: str, held: str, state: Script, end: Script
+) -> tuple[Session, str, float]:
+    """Return a session that has ended, by what, and how long it lasted at least (us)."""
+    s = Session(raw, family).opened(role)
+    opened = time.monotonic()
+    state(s)
+    if held == "closed":
+        s.close()
+    ending = time.monotonic()
+    end(s)
+    s.peer.drain(0.01)
+    # What passes after that, such as an answer to a packet for no socket, is not part of it.
+    return s, s.peer.ended_by(), (ending - opened) * 1e6
+
+
 @compares("tcplife", "tx_unacked", "close", "rx_bytes")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("role", ["active", "passive"])
@@ -331,34 +349,25 @@ def test_session_in_every_state_ends_as_its_packets_show(
     watch: Watch, raw: Wire, held: str, role: str, family: str
 ) -> None:
     differs = []
-    cells = itertools.product(STATES if held == "held" else CLOSED, ENDS)
-    more = itertools.product(STATES, BY_DESCRIPTOR) if held == "held" else ()
-    for state, end in (*cells, *more):
-        s = Session(raw, family).opened(role)
-        opened = time.monotonic()
-        state(s)
-        if held == "closed":
-            s.close()
-        ending = time.monotonic()
-        end(s)
-        s.peer.drain(0.01)
-        (event,) = watch.lines_of(s)
-        # What passed after the end, such as an answer to a packet for no socket, is not there yet.
-        wrong = wrong_in(event, s, s.peer.ended_by())
-        low, high = ((t1 - t0) * 1e6 for t0, t1 in (
-            (opened, ending), (s.begin, time.monotonic()),
-        ))  # fmt: skip
-        if not low <= event["duration_us"] <= high:
-            wrong["duration_us"] = (event["duration_us"], (low, high))
-        if wrong:
-            differs.append((state.__name__, end.__name__, wrong))
-        s.finish()
+    for state in STATES if held == "held" else CLOSED:
+        # All before their lines are read: each line waits a tenth of a second for a RST.
+        ends = (*ENDS, *BY_DESCRIPTOR) if held == "held" else ENDS
+        played = [(end, *_play(raw, family, role, held, state, end)) for end in ends]
+        for end, s, close, low in played:
+            (event,) = watch.lines_of(s)
+            wrong = wrong_in(event, s, close)
+            high = (time.monotonic() - s.begin) * 1e6
+            if not low <= event["duration_us"] <= high:
+                wrong["duration_us"] = (event["duration_us"], (low, high))
+            if wrong:
+                differs.append((state.__name__, end.__name__, wrong))
+        for _, s, _, _ in played:
+            s.finish()
     assert not differs
 
 
 # --- beginnings, Fast Open, timers: each a script -------------------------------------------------
 
-Script = Callable[[Session], None]
 SCRIPTS: dict[str, tuple[Script, str]] = {}
 
 
@@ -814,6 +823,7 @@ def no_orphans() -> Iterator[Callable[[], None]]:
         os.close(file)
 
 
+@pytest.mark.alone  # sessions of other tests would be reset, too
 @pytest.mark.parametrize("family", FAMILIES)
 def test_session_that_is_out_of_memory_is_reset(watch: Watch, raw: Wire, family: str) -> None:
     """TcpExt.TCPAbortOnMemory: more sockets without a descriptor than tcp_max_orphans."""
