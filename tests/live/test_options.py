@@ -19,6 +19,7 @@ from typing import Any
 
 import harness
 import pytest
+from forks import netbpf_forked
 from topology import Host
 
 from netbpf.declare.options import LIMITS, OUTPUT, Option
@@ -148,6 +149,10 @@ def run(tool: str, *words: object) -> subprocess.CompletedProcess[str]:
     return harness.netbpf_once(tool, *words, "--json", "-d", "0.2")
 
 
+def refused(tool: str, *words: object) -> subprocess.CompletedProcess[str]:
+    return netbpf_forked(tool, *words, "--json", "-d", "0.2")
+
+
 @contextlib.contextmanager
 def given(value: object) -> Iterator[str]:
     if callable(value):
@@ -165,7 +170,7 @@ def test_every_option_with_an_argument_has_a_value_that_cannot_match() -> None:
 @pytest.mark.parametrize(("tool", "option", "value"), cases(REFUSED), ids=named)
 def test_what_cannot_match_is_refused_with_a_hint(tool: str, option: Option, value: object) -> None:
     with given(value) as word:
-        done = run(tool, option.flags[-1], word)
+        done = refused(tool, option.flags[-1], word)
     errors = done.stderr.splitlines()
     assert done.returncode == USAGE, (done.stdout[-300:], done.stderr)
     assert [line.partition(" ")[0] for line in errors] == ["netbpf:", "hint:"], done.stderr
@@ -193,7 +198,7 @@ def test_what_did_not_match_is_named(tool: str, option: Option, value: object) -
 
 @pytest.mark.parametrize("words", PAIRS, ids=" ".join)
 def test_options_that_exclude_each_other_are_refused(words: tuple[str, ...]) -> None:
-    done = run("tcplife", *words)
+    done = refused("tcplife", *words)
     assert done.returncode == USAGE
     assert "exclude each other" in done.stderr and "hint:" in done.stderr
 
@@ -202,7 +207,7 @@ def test_options_that_exclude_each_other_are_refused(words: tuple[str, ...]) -> 
 def test_options_that_a_tool_has_not_are_refused(tool: str) -> None:
     found = next(one for one in all_tools() if one.name == tool)
     for option in found.unsupported_options:
-        done = run(tool, option.flags[-1], *(["1"] if option.metavar else []))
+        done = refused(tool, option.flags[-1], *(["1"] if option.metavar else []))
         assert done.returncode == USAGE, (option.flags, done.stderr)
         assert "hint:" in done.stderr
 
