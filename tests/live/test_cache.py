@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 import struct
 import subprocess
@@ -34,6 +35,22 @@ SESSIONS = 23
 def place(tmp_path: Path) -> Path:
     """A place for a cache; nothing is there yet."""
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with what one start of tcplife keeps."""
+    place = tmp_path_factory.mktemp("kept") / "cache"
+    once(place)
+    return place
+
+
+@pytest.fixture
+def used(kept: Path, place: Path) -> tuple[Path, str]:
+    """A place for a cache with what one start of tcplife keeps, and its program's name there."""
+    shutil.copytree(kept, place)
+    (name,) = files(place)
+    return place, name
 
 
 def with_cache(place: object) -> dict[str, str]:
@@ -111,9 +128,8 @@ def test_another_filter_is_another_program_and_another_value_is_not(place: Path)
     assert len(files(place)) == 5
 
 
-def test_damaged_file_is_not_used_and_replaced(place: Path) -> None:
-    once(place)
-    (name,) = files(place)
+def test_damaged_file_is_not_used_and_replaced(used: tuple[Path, str]) -> None:
+    place, name = used
     good = (place / name).read_bytes()
     torn, flipped = good[: len(good) // 2], good[:-100] + bytes([good[-100] ^ 4]) + good[-99:]
     for damaged in (b"", torn, flipped):
@@ -163,10 +179,9 @@ def with_nothing(described: dict[str, Any], codes: bytes) -> bytes:
     "change", [without_maps, with_small_maps, with_other_names, with_zeros, with_nothing]
 )
 def test_wrong_content_with_a_right_checksum_is_thrown_away(
-    place: Path, change: Callable[[dict[str, Any], bytes], bytes]
+    used: tuple[Path, str], change: Callable[[dict[str, Any], bytes], bytes]
 ) -> None:
-    once(place)
-    (name,) = files(place)
+    place, name = used
     good = (place / name).read_bytes()
     (place / name).write_bytes(changed(good, change))
     done = once(place)
@@ -175,9 +190,10 @@ def test_wrong_content_with_a_right_checksum_is_thrown_away(
     assert not was_compiled(once(place).stderr)
 
 
-def test_what_the_verifier_refuses_is_compiled_again_though_its_seal_is_right(place: Path) -> None:
-    once(place)
-    (name,) = files(place)
+def test_what_the_verifier_refuses_is_compiled_again_though_its_seal_is_right(
+    used: tuple[Path, str],
+) -> None:
+    place, name = used
     good = (place / name).read_bytes()
     image = unpack(good, name)
     assert image
@@ -205,9 +221,8 @@ def test_program_with_another_filter_under_this_ones_name_is_thrown_away(place: 
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "link", "device", "large"])
-def test_what_is_no_file_of_ours_is_thrown_away(place: Path, kind: str) -> None:
-    once(place)
-    (name,) = files(place)
+def test_what_is_no_file_of_ours_is_thrown_away(used: tuple[Path, str], kind: str) -> None:
+    place, name = used
     good = (place / name).read_bytes()
     (place / name).unlink()
     if kind == "fifo":
@@ -274,9 +289,8 @@ def test_place_that_cannot_be_written_is_harmless(where: str) -> None:
     assert where not in quiet.stderr  # said only when asked
 
 
-def test_directory_that_is_not_safe_is_neither_read_nor_written(place: Path) -> None:
-    once(place)
-    (name,) = files(place)
+def test_directory_that_is_not_safe_is_neither_read_nor_written(used: tuple[Path, str]) -> None:
+    place, name = used
     kept = (place / name).stat().st_mtime_ns
 
     def refused(where: Path, word: str) -> None:
@@ -297,9 +311,8 @@ def test_directory_that_is_not_safe_is_neither_read_nor_written(place: Path) -> 
     assert not was_compiled(once(place).stderr)
 
 
-def test_file_of_somebody_else_is_not_loaded(place: Path) -> None:
-    once(place)
-    (name,) = files(place)
+def test_file_of_somebody_else_is_not_loaded(used: tuple[Path, str]) -> None:
+    place, name = used
     os.chown(place / name, NOBODY, NOBODY)
     assert was_compiled(once(place).stderr)
     assert (place / name).stat().st_uid == 0  # replaced by our own
@@ -397,8 +410,8 @@ def test_known_types_are_those_of_the_kernel(place: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "of another boot"])
-def test_damaged_types_are_read_again(place: Path, damage: str) -> None:
-    once(place)
+def test_damaged_types_are_read_again(used: tuple[Path, str], damage: str) -> None:
+    place, _ = used
     path = place / type_answers.file_name()
     data = path.read_bytes()
     path.write_bytes(
