@@ -33,9 +33,9 @@ def probes_of(tool: Tool, settings: Mapping[str, Any], shared: bool = False) -> 
     """Return the probes that a tool needs with these settings.
 
     Those that find owners fill a map, which costs time and can be full: only if owners are shown,
-    and not if the owners are `shared` with other tools.
+    or are found for other tools (run/shared_owners.py), and not if they are `shared` with others.
     """
-    shown = tool.shows_owners(settings)
+    shown = OWNERS in tool.maps or tool.shows_owners(settings)
     unused = OWNER_PROBES if shared or not shown else ()
     return [
         probe

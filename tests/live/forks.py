@@ -17,7 +17,7 @@ from harness import SLOW, SOURCE_TREE
 
 import netbpf.__main__
 import netbpf.cli
-import netbpf.run.runner  # noqa: F401 - so that the forks need not
+import netbpf.run.session  # noqa: F401 - so that the forks need not
 
 
 def netbpf_forked(*args: object) -> subprocess.CompletedProcess[str]:

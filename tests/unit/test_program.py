@@ -14,6 +14,7 @@ from netbpf.declare.record import Event, Record
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
 from netbpf.kernel.select import Selection
+from netbpf.run import shared_owners
 from netbpf.run.attached import Attached
 from netbpf.run.program import maps_of, parse_forced, probes_of
 
@@ -98,3 +99,8 @@ def test_ring_is_the_next_power_of_two():
     assert [ring_size(n) for n in (4096, 4097, 1 << 20, (1 << 20) + 1)] == [
         4096, 8192, 1 << 20, 1 << 21,
     ]  # fmt: skip
+
+
+def test_programs_that_find_owners_for_a_session_have_all_probes_of_owners():
+    names = [probe.name for probe in probes_of(shared_owners.TOOL, {"learn_sends": True})]
+    assert names == ["owner_state", "accept", "accept4", "snapshot", "owner_send", "gone"]
