@@ -2,29 +2,10 @@
 /* ipecn: ECN marks of IP packets at the device. Front-end: netbpf/tools/ipecn.py */
 #include "netbpf.bpf.h"
 #include "blocks.bpf.h"
-#include "packet.bpf.h"
+#include "device_packet.bpf.h"
 #include <netbpf/records.h>
 
-KERNEL_FIELDS(sk_buff, end)
-KERNEL_FIELDS(skb_shared_info, gso_segs)
-
 #define NO_IP -1
-
-/*
- * Find the IP header and return the ethertype. A received packet begins with it, eth_type_trans() has
- * removed the link header; one that is sent begins with the link header.
- */
-static inline u16 find_header(struct sk_buff *skb, struct linear *linear, bool sent)
-{
-	u32 length = READ(skb, len), paged = READ(skb, data_len);
-	u8 *data = (u8 *)READ(skb, data);
-
-	linear->at = data;
-	linear->end = data + (length - paged);
-	if (sent)
-		linear->at = (u8 *)READ(skb, head) + READ(skb, network_header);
-	return skip_tags(skb, linear, swap16(READ(skb, protocol)));
-}
 
 /* The two lowest bits of IPv4's TOS and of IPv6's traffic class, which begins in the first byte. */
 static inline int read_mark(const struct linear *linear, u16 ethertype)
@@ -38,31 +19,6 @@ static inline int read_mark(const struct linear *linear, u16 ethertype)
 		return NO_IP;
 	}
 	return (ethertype == ETH_P_IP ? first[1] : first[1] >> 4) & 3;
-}
-
-/* What the kernel's counters count: each of the packets that GRO merged, or that GSO will cut. */
-static inline u16 segments_of(struct sk_buff *skb)
-{
-	struct skb_shared_info *shared = (void *)READ(skb, head) + READ(skb, end);
-	u16 segments = READ(shared, gso_segs);
-
-	return segments ? segments : 1;
-}
-
-/* The filters of ends: the remote one is the sender of a received packet. */
-static inline bool pass_flow(const struct packet *packet, bool sent)
-{
-#ifdef FILTER_SOCKET
-	struct endpoints ends = {.family = packet->family};
-
-	ends.lport = sent ? packet->sport : packet->dport;
-	ends.rport = sent ? packet->dport : packet->sport;
-	__builtin_memcpy(ends.laddr, sent ? packet->saddr : packet->daddr, 16);
-	__builtin_memcpy(ends.raddr, sent ? packet->daddr : packet->saddr, 16);
-	return pass_lport(ends.lport) && pass_peer(&ends);
-#else
-	return true;
-#endif
 }
 
 #ifdef RING_PAGES

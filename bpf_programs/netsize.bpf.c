@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* netsize: packet sizes at four points of the way. Front-end: netbpf/tools/netsize.py */
 #include "netbpf.bpf.h"
+#include "device_queue.bpf.h"
 #include "filter.bpf.h"
 #include "histogram.bpf.h"
 #include "wire.bpf.h"
 #include <netbpf/records.h>
 
-KERNEL_FIELDS(sk_buff, dev, len, head, data, network_header, queue_mapping)
-KERNEL_FIELDS(net_device, name, nd_net.net, hard_header_len, dev.parent, real_num_rx_queues)
+KERNEL_FIELDS(sk_buff, dev, len, head, data, network_header)
+KERNEL_FIELDS(net_device, name, nd_net.net, hard_header_len, dev.parent)
 KERNEL_FIELDS(net, ns.inum)
 
 #define SMALL 128 /* bytes: below this a packet is mostly headers */
@@ -45,29 +46,6 @@ static inline u32 link_header(struct sk_buff *skb, struct net_device *dev, u32 l
 	return READ(dev, hard_header_len); /* raw packets need not say where they begin */
 }
 
-#ifdef BY_QUEUE
-#define NO_QUEUE 0xffff /* null in the column */
-
-/*
- * The queue of the device. A received packet has the number plus 1, see skb_record_rx_queue(). With
- * virtual devices (veth) it still has the number of the queue that it was sent from.
- */
-static inline u16 queue_of(struct sk_buff *skb, struct net_device *dev, int point)
-{
-	u16 queue = READ(skb, queue_mapping);
-	u32 queues;
-
-	if (point == POINT_STACK_SEND || point == POINT_NIC_SEND)
-		return queue;
-	queues = READ(dev, real_num_rx_queues);
-	if (queues == 1)
-		return 0;
-	if (!READ(dev, dev.parent))
-		return NO_QUEUE;
-	return queue && queue <= queues ? queue - 1 : NO_QUEUE;
-}
-#endif
-
 static inline int count_packet(struct sk_buff *skb, int point, int way, s64 times)
 {
 	struct net_device *dev = READ(skb, dev);
@@ -77,12 +55,13 @@ static inline int count_packet(struct sk_buff *skb, int point, int way, s64 time
 	struct size_key key = {};
 	struct sizes *sizes;
 	u64 name[2] = {};
+	bool sent = point == POINT_STACK_SEND || point == POINT_NIC_SEND;
 
 	key.netns = READ(net, ns.inum);
 	READ_INTO(name, dev, name);
 	__builtin_memcpy(key.dev, name, sizeof(name));
 	key.point = point;
-	SET_BY_queue(&key, queue_of(skb, dev, point));
+	SET_BY_queue(&key, queue_of(skb, dev, sent));
 	SET_BY_cpu(&key, bpf_get_smp_processor_id());
 	if (!pass_netns(key.netns))
 		return 0;
@@ -90,7 +69,7 @@ static inline int count_packet(struct sk_buff *skb, int point, int way, s64 time
 	if (!FILTER_DEV(name[0], name[1]))
 		return 0;
 #endif
-	if (point == POINT_STACK_SEND || point == POINT_NIC_SEND)
+	if (sent)
 		len -= link_header(skb, dev, len);
 	wire_bytes = len;
 	if (len > SMALL)

@@ -124,9 +124,9 @@ static inline int on_end(struct sk_buff *skb, int end)
 	if (!sums)
 		return 0;
 	if (end == DROPPED) {
-		sums->dropped += 1;
+		note_drop(sums, packet.qdisc);
 	} else if (end == SENT || READ(packet.qdisc, flags) & TCQ_F_CAN_BYPASS) {
-		sums->bypassed += 1; /* if it was cut, then for the driver */
+		note_bypass(sums, packet.qdisc); /* if it was cut, then for the driver */
 	} else {
 		sums->split += 1;
 		expect_pieces(skb, &packet);

@@ -2,6 +2,7 @@
 /* sockstat: calls on sockets by operation, protocol and result. Front-end: netbpf/tools/sockstat.py */
 #include "netbpf.bpf.h"
 #include <netbpf/records.h>
+#include "anysock.bpf.h"
 #include "messages.bpf.h"
 
 #ifdef BY_KEY

@@ -14,8 +14,29 @@ struct current_state {
 	u64 since_ns;
 	u64 listener; /* of a connection that no process has accepted yet */
 	u64 connect_ns; /* a change to SYN_SENT that waits for its local port */
+	u64 connects; /* it was in SYN_SENT: if the SYNs of both ends cross, SYN_RECV follows */
 };
 BPF_HASH(states, u64, struct current_state, MAP_ENTRIES);
+
+#define STEP_NONE 0
+
+/* Is the connection established, and has this end not sent its FIN? */
+static inline bool is_usable(int state)
+{
+	return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT;
+}
+
+/* Data in a SYN may bring the peer's FIN: then SYN_RECV ends with CLOSE_WAIT. */
+static inline u8 step_of(struct current_state *state, int oldstate, int newstate)
+{
+	if (is_usable(oldstate))
+		return is_usable(newstate) ? STEP_NONE : STEP_CLOSE;
+	if (!is_usable(newstate))
+		return STEP_NONE;
+	if (oldstate == TCP_SYN_RECV && !state->connects)
+		return STEP_ACCEPT;
+	return oldstate == TCP_CLOSE ? STEP_NONE /* restored */ : STEP_CONNECT;
+}
 
 static inline void emit_change(struct state_change *ev, int oldstate, int newstate, u64 time,
 			       u64 since)
@@ -29,8 +50,12 @@ static inline void emit_change(struct state_change *ev, int oldstate, int newsta
 
 /* Was the change filtered out, or does it wait for the local port? Then there is nothing to emit. */
 static inline bool is_wanted(struct current_state *state, struct endpoints *ends, int newstate,
-			     u64 now)
+			     u8 step, u64 now)
 {
+#ifdef FILTER_STEP
+	if (!FILTER_STEP(step))
+		return false;
+#endif
 #ifdef FILTER_LPORT
 	if (newstate == TCP_SYN_SENT && !ends->lport) {
 		state->connect_ns = now;
@@ -48,8 +73,11 @@ static inline void on_change(struct sock *sk, struct current_state *state, struc
 	struct endpoints ends = {};
 
 	state->since_ns = now;
+	if (newstate == TCP_SYN_SENT)
+		state->connects = 1;
+	ev.step = step_of(state, oldstate, newstate);
 	read_endpoints(sk, &ends);
-	if (!is_wanted(state, &ends, newstate, now))
+	if (!is_wanted(state, &ends, newstate, ev.step, now))
 		return;
 	find_owner_or_listener(sk, state->listener, owner);
 	if (!pass_owner(owner))
@@ -60,8 +88,13 @@ static inline void on_change(struct sock *sk, struct current_state *state, struc
 	if (newstate == TCP_SYN_RECV && ends.family == AF_INET6 && !ends.rport)
 		ev.family = 0;
 	ev.sock = (u64)sk;
-	if (state->connect_ns)
+	if (state->connect_ns) {
+		u8 step = ev.step;
+
+		ev.step = STEP_NONE;
 		emit_change(&ev, TCP_CLOSE, TCP_SYN_SENT, state->connect_ns, 0);
+		ev.step = step;
+	}
 	state->connect_ns = 0;
 	if (newstate == TCP_CLOSE)
 		ev.errno = READ(sk, sk_err);

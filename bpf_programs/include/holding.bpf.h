@@ -74,6 +74,17 @@ static inline u64 has_inherited(struct task_struct *child, s32 fd, struct file *
 	return equal;
 }
 
+/* Copy the first descriptors of a table, zeros behind its end. */
+static inline void copy_descriptors(struct descriptors *row, struct fdtable *table)
+{
+	u64 size = READ(table, max_fds) * sizeof(struct file *);
+
+	bpf_probe_read_kernel(row, sizeof(struct descriptors), NULL); /* fails, and leaves zeros */
+	size = size < sizeof(struct descriptors) ? size : sizeof(struct descriptors);
+	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */
+	bpf_probe_read_kernel(row, size & (2 * sizeof(struct descriptors) - 1), READ(table, fd));
+}
+
 /*
  * Does a process have an open file among its first descriptors? False if the address of its task is
  * out of date.
@@ -81,17 +92,13 @@ static inline u64 has_inherited(struct task_struct *child, s32 fd, struct file *
 static inline bool holds_file(struct task_struct *leader, struct file *file, s32 fd)
 {
 	struct fdtable *table = descriptors_of(leader);
-	u64 size = READ(table, max_fds) * sizeof(struct file *);
 	u64 all_differ = ~0ULL;
 	int zero = 0;
 	struct descriptors *row = descriptors.lookup(&zero);
 
 	if (!row || file_at(table, fd) == (u64)file)
 		return row;
-	bpf_probe_read_kernel(row, sizeof(struct descriptors), NULL); /* fails, and leaves zeros */
-	size = size < sizeof(struct descriptors) ? size : sizeof(struct descriptors);
-	asm volatile("" : "+r"(size)); /* or clang drops the mask, and the verifier sees no bound */
-	bpf_probe_read_kernel(row, size & (2 * sizeof(struct descriptors) - 1), READ(table, fd));
+	copy_descriptors(row, table);
 	/* The highest bit stays 1 only if all files differ. */
 #pragma nounroll
 	for (u64 i = 0; i < DESCRIPTORS; i += 4) {
@@ -99,6 +106,26 @@ static inline bool holds_file(struct task_struct *leader, struct file *file, s32
 			      differ(row->file[i + 2], file) & differ(row->file[i + 3], file);
 	}
 	return !(all_differ >> 63);
+}
+
+/* The highest of the first descriptors under which a process has an open file, or -1. */
+static inline s32 descriptor_of(struct task_struct *leader, struct file *file)
+{
+	u64 found = 0;
+	int zero = 0;
+	struct descriptors *row = descriptors.lookup(&zero);
+
+	if (!row)
+		return -1;
+	copy_descriptors(row, descriptors_of(leader));
+#pragma nounroll
+	for (u64 i = 0; i < DESCRIPTORS; i++) {
+		u64 equal = (differ(row->file[i], file) >> 63) - 1;
+
+		asm volatile("" : "+r"(equal));
+		found = (found & ~equal) | ((i + 1) & equal);
+	}
+	return (s32)found - 1;
 }
 
 /*

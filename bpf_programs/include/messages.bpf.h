@@ -9,11 +9,13 @@
 #ifndef NETBPF_MESSAGES_BPF_H
 #define NETBPF_MESSAGES_BPF_H
 
-#include "anysock.bpf.h"
 #include "calls.bpf.h"
 
 KERNEL_FIELDS(socket, sk)
+KERNEL_FIELDS(sock, __sk_common.skc_family, sk_type)
 
+#define SOCK_STREAM 1 /* linux/net.h */
+#define SOCK_SEQPACKET 5
 #define MSG_PEEK 0x2 /* linux/socket.h */
 #define MSG_ERRQUEUE 0x2000
 

@@ -2,6 +2,9 @@
 /*
  * Who owns a socket, and how that is known: records an owner, and finds it again, even if a child
  * process inherited the socket. owners.bpf.h has the probes that prove owners.
+ *
+ * With OWNERS_SHARED, the map is that of owners.bpf.c, which records and removes owners for several
+ * tools: this program only looks them up.
  */
 #ifndef NETBPF_OWNER_MAP_BPF_H
 #define NETBPF_OWNER_MAP_BPF_H
@@ -10,6 +13,10 @@
 #include "sock.bpf.h"
 #include "unfollowed.bpf.h"
 
+#if defined(OWNERS_OF_ALL) || defined(OWNERS_SHARED)
+#define WITH_INODE 1
+#endif
+
 struct owner {
 	struct process process;
 	u64 leader; /* the process's leading task: an address to compare and read, it may be freed */
@@ -17,7 +24,7 @@ struct owner {
 	u8 how;
 	u8 pass; /* did the process filters let it through? */
 	u8 pad[2];
-#ifdef OWNERS_OF_ALL
+#ifdef WITH_INODE
 	u64 inode; /* of a socket whose end no probe shows, see is_owned_still() */
 #endif
 };
@@ -27,7 +34,7 @@ BPF_HASH(owners, u64, struct owner, MAP_ENTRIES);
 KERNEL_FIELDS(sock, sk_protocol)
 KERNEL_FIELDS(task_struct, tgid, children.next, children.prev, sibling.next, sibling.prev)
 
-#ifdef OWNERS_OF_ALL
+#ifdef WITH_INODE
 KERNEL_FIELDS(inode, i_ino)
 
 /* The number of the socket's inode, which is never reused; 0 for TCP, whose end a probe shows. */
@@ -62,7 +69,9 @@ static inline void forget_owner(struct sock *sk)
 {
 	u64 key = (u64)sk;
 
+#ifndef OWNERS_SHARED
 	owners.delete(&key);
+#endif
 	forget_unfollowed(key);
 }
 
@@ -74,6 +83,9 @@ static inline void set_owner(struct sock *sk, struct owner *owner)
 #ifdef ON_OWNER /* defined by a program before it includes owners.bpf.h: called for each proof */
 	ON_OWNER(sk, owner->pass);
 #endif
+#ifdef OWNERS_SHARED
+	return;
+#endif
 #ifdef FILTER_PROCESS
 	if (!owner->pass) {
 		owners.delete(&key);
@@ -82,7 +94,7 @@ static inline void set_owner(struct sock *sk, struct owner *owner)
 #endif
 	if (!may_pass_socket(sk))
 		return;
-#ifdef OWNERS_OF_ALL
+#ifdef WITH_INODE
 	owner->inode = inode_of_socket(sk);
 #endif
 	if (owners.update(&key, owner))

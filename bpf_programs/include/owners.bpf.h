@@ -146,8 +146,12 @@ static inline int on_snapshot(struct task_file_context *ctx, struct task_struct 
 {
 	struct owner owner = {};
 
-	if (is_closed(sk) || find_owner(sk, &owner)) /* recorded, and still the owner */
+	if (is_closed(sk))
 		return 0;
+#ifndef OWNERS_SHARED
+	if (find_owner(sk, &owner)) /* recorded, and still the owner */
+		return 0;
+#endif
 #ifdef SNAPSHOT_STATES /* the states that the program needs: bits 1 << TCP_* */
 	if (!(SNAPSHOT_STATES >> READ(sk, __sk_common.skc_state) & 1))
 		return 0;

@@ -8,6 +8,7 @@
 
 #include "filter.bpf.h"
 #include "histogram.bpf.h"
+#include "iterators.bpf.h"
 #include <netbpf/records.h>
 
 KERNEL_FIELDS(sk_buff, dev, next, queue_mapping, head, end, len, transport_header)
@@ -15,11 +16,13 @@ KERNEL_FIELDS(skb_shared_info, gso_size, gso_segs, gso_type)
 KERNEL_FIELDS(net_device, name, nd_net.net, _tx)
 KERNEL_FIELDS(net, ns.inum)
 KERNEL_FIELDS(netdev_queue, dev, qdisc)
-KERNEL_FIELDS(Qdisc, ops, handle, flags, enqueue, dev_queue, q.qlen)
+KERNEL_FIELDS(Qdisc, ops, handle, parent, flags, state, enqueue, dev_queue, q.qlen, qstats.backlog)
 KERNEL_FIELDS(Qdisc_ops, id)
 
 #define TCQ_F_CAN_BYPASS 4 /* include/net/sch_generic.h */
 #define TCQ_F_NOLOCK 0x100
+#define QDISC_DEACTIVATED 2 /* 1 << __QDISC_STATE_DEACTIVATED, include/net/sch_generic.h */
+#define TC_H_ROOT 0xffffffff /* include/uapi/linux/pkt_sched.h */
 
 #define SKB_GSO_TCP (1 << 0 | 1 << 4) /* TCPV4, TCPV6: include/linux/skbuff.h */
 #define PIECES 64 /* that are expected of a packet that was cut, at most */
@@ -118,13 +121,60 @@ static inline void note_longest(struct queue_sums *sums, u64 us)
 		sums->max_us = us;
 }
 
+/*
+ * What is in the queue now. With TCQ_F_NOLOCK, each CPU has its own count; if the queues of a device
+ * share the sums, it would be that of one of them.
+ */
+static inline void note_content(struct queue_sums *sums, struct Qdisc *qdisc, bool is_removed)
+{
+	if (READ(qdisc, flags) & TCQ_F_NOLOCK)
+		return;
+#ifndef QUEUES
+	if (READ(qdisc, parent) != TC_H_ROOT)
+		return;
+#endif
+	sums->qlen = is_removed ? 0 : READ(qdisc, q.qlen);
+	sums->backlog_bytes = is_removed ? 0 : READ(qdisc, qstats.backlog);
+	sums->length_ns = bpf_ktime_get_ns();
+}
+
 static inline void note_length(struct queue_sums *sums, struct Qdisc *qdisc, int leaving)
 {
 	u64 length = READ(qdisc, q.qlen) + leaving;
 
-	/* With TCQ_F_NOLOCK, each CPU has its own count. */
 	if (length > sums->qlen_max && !(READ(qdisc, flags) & TCQ_F_NOLOCK))
 		sums->qlen_max = length;
+	note_content(sums, qdisc, false);
+}
+
+static inline void note_bypass(struct queue_sums *sums, struct Qdisc *qdisc)
+{
+	sums->bypassed += 1;
+	if (!sums->length_ns) /* no packet has waited yet */
+		note_content(sums, qdisc, false);
+}
+
+/* A discipline that is removed drops what is in it, and only then sets its counters to 0. */
+static inline void note_drop(struct queue_sums *sums, struct Qdisc *qdisc)
+{
+	sums->dropped += 1;
+	if (READ(qdisc, state) & QDISC_DEACTIVATED)
+		note_content(sums, qdisc, true);
+}
+
+/* An element of `waiting`, before the table is read: a queue may have grown since the last dequeue. */
+static inline int on_lengths(struct map_element_context *ctx, u64 *key)
+{
+	u64 skb = *key;
+	struct waiting *packet = waiting.lookup(&skb);
+	struct queue_sums *sums;
+
+	if (!packet || packet->wait || !packet->qdisc)
+		return 0;
+	sums = sums_of(packet->dev, packet->qdisc);
+	if (sums)
+		note_content(sums, packet->qdisc, false);
+	return 0;
 }
 
 static inline void read_piece(struct piece *piece, struct sk_buff *skb, struct net_device *dev)

@@ -1,8 +1,9 @@
 """Tools of bcc (tools/, and libbpf-tools/ with the same names) that a tool of netbpf replaces."""
 
 from netbpf.declare.aliases import Alias, Mapped, Positional, Refused, Sets, Shown, Shows
-from netbpf.declare.columns import Duration
+from netbpf.declare.columns import Addr, Duration
 from netbpf.declare.network import IpVersion
+from netbpf.declare.states import StepLetter
 
 SUITE = "bcc"
 
@@ -116,6 +117,27 @@ ALIASES = (
         ),
     ),
     Alias(
+        "netqtop",
+        "nettop",
+        "packets and bytes by queue of the network devices",
+        "--by dev,queue",
+        columns=("dev", Shown("queue", "QueueID", 7), Shown("tx_packets", "TX_PKTS"),
+                 Shown("tx_bytes", "TX_KB"), Shown("rx_packets", "RX_PKTS"),
+                 Shown("rx_bytes", "RX_KB")),
+        flags=(
+            Mapped("-n", "--name", option="interface"),
+            Positional("-i", "--interval", argument="interval"),
+            Refused("-t", "--throughput", always=True, what="also shows the throughput",
+                    hint="packets and bytes of each interval are always shown: leave it out"),
+            _program("nettop"),
+        ),
+        notes=(
+            "Sent and received packets of a queue are in one row, without -n those of all devices. "
+            "'netbpf netsize --queues' has their sizes. Bytes include the link header. The queue "
+            "of received packets is '-' if the driver does not record it.",
+        ),
+    ),
+    Alias(
         "tcpsubnet",
         "tcptop",
         "bytes that programs send over TCP, by the receiver's network",
@@ -128,6 +150,8 @@ ALIASES = (
             Refused("-J", what="selects JSON", hint="--json does"),
             _program("tcptop"),
         ),
+        no_interval="--raddr 10.1.2.0/24 selects a network, 'netbpf tcptop --by raddr/16' counts "
+        "by larger ones",
         notes=(
             "Networks are the blocks of 24 bits that occur, not those of a list. --raddr selects "
             "one, 'netbpf tcptop --by raddr/16' shows larger ones.",
@@ -156,6 +180,29 @@ ALIASES = (
         notes=(
             "Connections without a change of state are also shown, and the time since the last "
             "change counts.",
+        ),
+    ),
+    Alias(
+        "tcptracer",
+        "tcpstates",
+        "TCP connections as they open and close, a line for each",
+        "--step connect,accept,close",
+        columns=(Shown("step", "T", like=StepLetter), "pid", Shown("comm", "COMM", 16), _IP,
+                 Shown("laddr", "SADDR", 15, like=Addr), Shown("raddr", "DADDR", 15, like=Addr),
+                 Shown("lport", "SPORT"), Shown("rport", "DPORT")),
+        flags=(
+            Mapped("-N", option="netns"),
+            Shows("-U", "--print-uid", column="uid"),
+            Refused("-v", what="also shows the network namespace, and events by name", always=True,
+                    hint="-w shows the network namespace and all other columns, --verbose the "
+                    "probes in use"),
+            *_maps("-C", "-M"),
+        ),
+        notes=(
+            "A (accept) appears when the handshake ends, with the process that listens, and not "
+            "when a program accepts the connection: 'netbpf tcpaccept' shows that. X (close) also "
+            "appears when this end shuts down sending, and when the connection is reset or given "
+            "up.",
         ),
     ),
     # Tools of the same name: flags of bcc that are spelled differently here.
@@ -213,6 +260,17 @@ ALIASES = (
         ),
     ),
     Alias(
+        "solisten",
+        "solisten",
+        flags=(
+            Refused("-n", what="selects a network namespace", always=True,
+                    hint="--netns does; --max-events N ends the run after N calls"),
+            Refused("--show-netns", what="shows the network namespace",
+                    hint="-w shows it and all other columns"),
+            _program("solisten"),
+        ),
+    ),
+    Alias(
         "gethostlatency",
         "gethostlatency",
         flags=(
@@ -225,8 +283,10 @@ ALIASES = (
 
 # Names that no tool of netbpf replaces yet -> the command that comes nearest, and what it shows.
 INSTEAD = {
-    "netqtop": ("netsize --queues 1", "sizes of packets by queue of a device"),
-    "solisten": ("sockstat --op listen --by comm,pid", "who calls listen(2)"),
+    "bindsnoop": ("sockstat --op bind --by comm,pid,proto,lport", "who calls bind(2), by port"),
+    "sofdsnoop": (
+        "sockstat --proto unix --op send,recv --by comm,pid,op",
+        "messages on unix sockets, by process, not the descriptors that are passed in them",
+    ),
     "tcppktlat": ("so1stbyte --summary", "how late programs read the first byte (READ)"),
-    "tcptracer": ("tcpstates", "each connection as it opens and closes, with its process"),
 }

@@ -1,6 +1,7 @@
 """Tools of BPF Performance Tools, chapter 10, that a tool of netbpf replaces."""
 
 from netbpf.declare.aliases import Alias, Shown
+from netbpf.declare.columns import Count
 from netbpf.declare.network import IpVersion
 
 SUITE = "BPF Performance Tools"
@@ -77,6 +78,19 @@ ALIASES = (
             "a connection that no program accepts has none.",
         ),
     ),
+    Alias(
+        "udplife",
+        "solife",
+        "UDP sockets of programs as they are closed: duration and bytes",
+        "--proto udp",
+        columns=("pid", "comm", "laddr", "lport", "raddr", "rport",
+                 Shown("tx_bytes", "TX_B", 5, like=Count), Shown("rx_bytes", "RX_B", 5, like=Count),
+                 Shown("duration_us", width=5)),
+        notes=(
+            "The book's tool shows only sockets that programs connect, and bytes of calls that "
+            "fail. Here RADDR of a socket that is not connected is where it sent to last.",
+        ),
+    ),
     *(
         Alias(
             f"qdisc-{kind}",
@@ -96,7 +110,4 @@ INSTEAD = {
         "qdisclat",
         "how long packets wait to be sent; 'netbpf softnet' has the receive side",
     ),
-    "solife": ("tcplife", "sessions of TCP"),
-    "sormem": ("skbdrop --reason SOCKET_RCVBUFF", "packets that a full receive buffer dropped"),
-    "udplife": ("sockstat --proto udp --op send,recv --by comm,pid,rport", "datagrams by process"),
 }

@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
-from netbpf.declare.probe_kinds import TRACE_KPROBE_MULTI, TRACE_UPROBE_MULTI, ProbeKind
+from netbpf.declare.probe_kinds import TRACE_KPROBE_MULTI, TRACE_UPROBE_MULTI, ProbeKind, type_of
+from netbpf.kernel.cgroups import whole_hierarchy
 from netbpf.kernel.inspect import tracepoint_id
 from netbpf.system.forks import close_all_but
 from netbpf.system.links import LINK_CREATE, attach_iterator
@@ -42,6 +43,8 @@ def attach(kind: ProbeKind, program: int, target: str, over: Optional[int] = Non
         return _perf_event(program, _PERF_TYPE_TRACEPOINT, tracepoint_id(target))
     if kind.attach == "function":
         return _function_probe(program, kind.at_return, target)
+    if kind.attach == "cgroup":
+        return _cgroup(program, type_of(kind, target))
     if kind.attach == "iterator":
         return attach_iterator(program, over)
     raise ValueError(kind.name)
@@ -140,6 +143,15 @@ def _raw_tracepoint(program: int, name: str) -> int:
     text = ctypes.create_string_buffer(name.encode())
     address = ctypes.addressof(text) if name else 0
     return bpf(_RAW_TRACEPOINT_OPEN, struct.pack("=QII", address, program, 0))
+
+
+def _cgroup(program: int, attach_type: int) -> int:
+    # The programs of a cgroup's own links do not replace those of the root's.
+    root = os.open(whole_hierarchy(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return bpf(LINK_CREATE, struct.pack("=IIII", program, root, attach_type, 0))
+    finally:
+        os.close(root)
 
 
 def _function_probe(program: int, at_return: bool, function: str) -> int:

@@ -37,6 +37,7 @@ BCC_HINT = (
 )
 
 
+_NONE: Mapping[str, int] = {}
 Files = Mapping[str, str]  # bcc's kernel header directory: text by path
 Log = Callable[[str], None]
 
@@ -48,13 +49,15 @@ def compile_and_load(
     maps: Sequence[str],
     find_target: FindTarget,
     log: Log,
+    shared: Mapping[str, int] = _NONE,
 ) -> Loaded:
     """Compile `text`, unless it is cached, and load the entries of `selections`.
 
     `headers` are the generated headers by name in <netbpf/>; their LOAD_CONSTANT()s are patched in
     at load time. `maps` names the maps that the reader needs, `find_target` returns BTF ids of
-    kernel functions. Raises AttachRefused if the kernel refuses a program, Unsupported if bcc is
-    missing, and NetbpfError (with the compiler's output as detail) if `text` does not compile.
+    kernel functions, `shared` are maps of another program to use, {name: descriptor}. Raises
+    AttachRefused if the kernel refuses a program, Unsupported if bcc is missing, and NetbpfError
+    (with the compiler's output as detail) if `text` does not compile.
     """
     header, constants = take_constants(headers["kernel.h"])
     entries = entries_of(selections)
@@ -62,7 +65,7 @@ def compile_and_load(
     files = _header_files({**headers, "kernel.h": header})
 
     def load_object(bpf_object: BpfObject) -> Loaded:
-        return load(bpf_object, entries, maps, find_target, constants)
+        return load(bpf_object, entries, maps, find_target, constants, shared)
 
     cached, key = _cached(text, files, functions, log)
     if not cached:

@@ -40,7 +40,7 @@ def _entry(kernel: Kernel, selection: Selection, used: Alternative) -> str:
         body = body.format(call=_function(selection.probe.name, used))
     else:
         context = used.how.context or f"struct {selection.probe.name}_args"
-        body = f"\treturn {_call(kernel, selection, used)};\n"
+        body = used.how.body.format(call=_call(kernel, selection, used))
     return f"int {selection.entry}({context} *ctx)\n{{\n{body}}}\n"
 
 

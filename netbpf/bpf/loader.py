@@ -23,7 +23,7 @@ from netbpf.bpf.maps import possible_cpus
 from netbpf.bpf.object import BpfObject, MapSpec, map_references, with_maps
 from netbpf.bpf.preemption import Switches, find_switches, without_preemption
 from netbpf.declare.needs import MEMORY
-from netbpf.declare.probe_kinds import ProbeKind
+from netbpf.declare.probe_kinds import ProbeKind, type_of
 from netbpf.errors import AttachRefused, NetbpfError, Unsupported
 from netbpf.kernel.select import Selection
 from netbpf.system.privileges import memory_is_limited, privilege_error, refusal_reason
@@ -33,6 +33,7 @@ _MAP_CREATE, _OBJECT_INFO = 0, 15  # commands of bpf(2), include/uapi/linux/bpf.
 _LOG_BYTES = (1 << 24) - 1  # the maximum before 5.13
 _LOG_SHOWN = 1 << 16
 
+_NONE: Mapping[str, int] = {}
 FindTarget = Callable[[str], int]  # name of a kernel function -> its BTF id, or 0
 
 
@@ -40,6 +41,7 @@ class Entry(NamedTuple):
     """A function to load: its probe, C function, unique program name, kind and target.
 
     `target` is a function in the kernel's BTF, "" if the target is only given when attaching.
+    `attach_type` is 0 if it is that of the kind.
     """
 
     probe: str
@@ -47,6 +49,7 @@ class Entry(NamedTuple):
     program: str
     kind: ProbeKind
     target: str
+    attach_type: int = 0
 
 
 class Loaded(NamedTuple):
@@ -69,7 +72,10 @@ def entries_of(selections: Sequence[Selection]) -> list[Entry]:
         kind = selection.alternative.how
         for program, targets in selection.programs:
             target = kind.btf_prefix + targets[0] if kind.typed else ""
-            entries.append(Entry(selection.probe.name, selection.entry, program, kind, target))
+            attach_type = type_of(kind, targets[0] if targets else "")
+            entries.append(
+                Entry(selection.probe.name, selection.entry, program, kind, target, attach_type)
+            )
     return entries
 
 
@@ -79,10 +85,12 @@ def load(
     maps: Sequence[str],
     find_target: FindTarget,
     constants: Sequence[int] = (),
+    shared: Mapping[str, int] = _NONE,
 ) -> Loaded:
     """Create the maps that these entries or the reader (`maps`) need, and load the entries.
 
-    Raises AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
+    A map that is in `shared`, {name: descriptor}, is used instead of a new one. Raises
+    AttachRefused if the kernel refuses a program, NetbpfError if it refuses a map.
     """
     codes = [with_constants(bpf_object.programs[entry.function], constants) for entry in entries]
     user_space = any(entry.kind.user_space for entry in entries)
@@ -90,12 +98,14 @@ def load(
     used = {index for code in codes for _, index in map_references(code)}
     used |= {index for index, spec in enumerate(bpf_object.maps) if spec.name in maps}
     made: dict[int, int] = {}
-    sizes = {bpf_object.maps[p].name: bytes_of(bpf_object.maps[p], possible_cpus()) for p in used}
+    own = [spec for p, spec in enumerate(bpf_object.maps) if p in used and spec.name not in shared]
+    sizes = {spec.name: bytes_of(spec, possible_cpus()) for spec in own}
     loaded = Loaded({}, {}, sizes)
     try:
         for index, spec in enumerate(bpf_object.maps):
             if index in used:
-                made[index] = _make_map(spec)
+                existing = shared.get(spec.name)
+                made[index] = _make_map(spec) if existing is None else os.dup(existing)
         for entry, code in zip(entries, codes):
             target = _target_id(entry, find_target)
             loaded.programs[entry.program] = _load(entry, with_maps(code, made), target, switches)
@@ -135,7 +145,7 @@ def _make_map(spec: MapSpec) -> int:
 
 
 def _load(entry: Entry, code: bytes, target: int, switches: Optional[Switches]) -> int:
-    attach = (entry.kind.attach_type, target)
+    attach = (entry.attach_type or entry.kind.attach_type, target)
 
     def load(code: bytes, log: tuple[int, int] = (0, 0)) -> int:
         return load_program(entry.kind.program_type, code, entry.function, attach, log)

@@ -219,9 +219,14 @@ class Aggregation:
             Option("--top", metavar="N", parse=count, help="show the first N rows only"),
             Option("--sort", metavar="COLUMN", parse=nonempty,
                    help=f"sort rows by this column, the most first (default {self.order})"),
-            Option("--histogram", metavar="COLUMN", choices=self.measured,
-                   default=self.measure or None, sets={} if self.measure else {"summary": False},
-                   help="a distribution of this column instead of each event; with --by per key"),
+            *((self._histogram_option(),) if self.measured else ()),
+        )  # fmt: skip
+
+    def _histogram_option(self) -> Option:
+        return Option(
+            "--histogram", metavar="COLUMN", choices=self.measured, default=self.measure or None,
+            sets={} if self.measure else {"summary": False},
+            help="a distribution of this column instead of each event; with --by per key",
         )  # fmt: skip
 
     @property

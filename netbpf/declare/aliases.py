@@ -109,7 +109,8 @@ class Alias:
     text output, in this order: names, or `Shown` for another heading; without them the tool's own.
     `time` shows the time of day as the original does: "seconds" is without a fraction. `flags` are
     those flags of the original that the tool does not have with the same meaning, `argument` is
-    (name, option): a positional argument of the original, in place of INTERVAL and COUNT. `notes`
+    (name, option): a positional argument of the original, in place of INTERVAL and COUNT.
+    `no_interval` is the hint if INTERVAL is something else that the original takes there. `notes`
     are paragraphs for the manual: where the results differ from the original's.
 
     An alias of the same name as its tool only adds the original's flags to it.
@@ -126,6 +127,7 @@ class Alias:
         time: str = "",
         flags: Sequence[Flag] = (),
         argument: tuple[str, str] = ("", ""),
+        no_interval: str = "",
         notes: Sequence[str] = (),
     ) -> None:
         self.name = name
@@ -136,6 +138,7 @@ class Alias:
         self.time = time
         self.flags = tuple(flags)
         self.argument = argument
+        self.no_interval = no_interval
         self.notes = tuple(notes)
         self.suite = ""
 
@@ -154,9 +157,15 @@ class Alias:
     def spellings(self, option: Option) -> tuple[str, ...]:
         """Return the flags of one of the tool's options here, with those of the original."""
         taken = [flag for refused in self.refused() if refused.always for flag in refused.flags]
+        taken += [flag for one in self.positionals() for flag in one.flags]
         more = [f for m in self.flags if isinstance(m, Mapped) and m.option == option.name
                 for f in m.flags]  # fmt: skip
         return (*(flag for flag in option.flags if flag not in taken), *more)
+
+    @property
+    def own_flags(self) -> set[str]:
+        """The flags of the original that are not refused."""
+        return {f for flag in self.flags if not isinstance(flag, Refused) for f in flag.flags}
 
     def refused(self) -> list[Refused]:
         """Return the flags that are usage errors."""

@@ -1,8 +1,8 @@
 """The shared probes of socket calls, messages and io_uring requests, and rows of their results.
 
 Each group is used by a header of bpf_programs/include: CALL_PROBES to socket_calls.bpf.h,
-MESSAGE_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to request.bpf.h, SIGNAL to
-signals.bpf.h.
+MESSAGE_PROBES and IP_RECV_PROBES to messages.bpf.h, RING_PROBES to ring.bpf.h, RING alone to
+request.bpf.h, SIGNAL to signals.bpf.h.
 """
 
 from __future__ import annotations
@@ -59,11 +59,13 @@ def _call(name: str, *args: str, op: str = "", waits: bool = False) -> tuple[Pro
     return end, enter, Probe(f"inflight_{name}", rest, optional=True, complements=name)
 
 
-def _messages(name: str, flags: str) -> tuple[Probe, ...]:
+_FAMILIES = ("inet", "inet6", "unix_stream", "unix_dgram", "netlink", "packet")
+
+
+def _messages(name: str, flags: str, families: Sequence[str] = _FAMILIES) -> tuple[Probe, ...]:
     # All messages pass these tracepoints (since 6.3). Before, each family has its own functions.
     # unix_seqpacket_*msg() calls unix_dgram_*msg(), which some compilers inline: these sockets have
     # separate probes, and the other probes skip them.
-    families = ("inet", "inet6", "unix_stream", "unix_dgram", "netlink", "packet")
     functions = [f"{family}_{name}msg" for family in families]
     packets = [f"unix_seqpacket_{name}msg"]
     op = f"OP_{name.upper()}"
@@ -114,6 +116,7 @@ CALL_PROBES = (
     ),
 )
 MESSAGE_PROBES = (*_messages("send", "0"), *_messages("recv", "flags"))
+IP_RECV_PROBES = _messages("recv", "flags", ("inet", "inet6"))[:2]  # without AF_UNIX's packets
 
 
 def _tcp_message(name: str, *more: str) -> tuple[Probe, ...]:

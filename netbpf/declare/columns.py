@@ -37,6 +37,14 @@ class Gauge(Count):
         self.shown = shown
 
 
+class Latest(Gauge):
+    """A current value: that of the CPU which wrote last, at the time (ns) in the member `when`."""
+
+    def __init__(self, help: str, when: str, **more: Any) -> None:
+        super().__init__(help, **more)
+        self.when = when
+
+
 class Bytes(Column):
     """A size in bytes; text shows units of 1024 bytes, as bcc's tools do."""
 

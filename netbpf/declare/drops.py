@@ -124,6 +124,7 @@ def rows(groups: Sequence[Entry], settings: Mapping[str, Any]) -> list[dict[str,
             **{name: group[name] for name in _KEY_COLUMNS},
             **{name: counts[name] for name in ("count", "bytes")},
             "example": " > ".join(ends) if counts["family"] else None,
+            "programs": None,
             "meaning": MEANINGS.get(group["reason"]) if settings["explain"] else None,
             "stack": from_location(group["stack"], group["location"]),
         }

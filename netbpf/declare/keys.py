@@ -17,8 +17,9 @@ from netbpf.declare.stacks import StackEnd, UserStack, end_of, stacks_last
 VOCABULARY = tuple(
     """
     comm pid uid cgroup container container_name pod pod_uid unit user_unit netns owner family
-    proto op host service func result laddr lport listener raddr rport saddr sport daddr dport state
-    oldstate newstate role close end kind handle reason location errno err dev queue cpu stack
+    proto op host service func result dir flags laddr lport listener raddr rport saddr sport daddr
+    dport state oldstate newstate role close end kind handle reason location errno err dev queue cpu
+    stack
     """.split()
 )
 

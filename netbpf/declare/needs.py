@@ -45,6 +45,7 @@ class Need(NamedTuple):
 
 PROGRAMS = Need(("CAP_BPF", "CAP_SYS_ADMIN"), "load BPF programs")
 ATTACH = Need(("CAP_PERFMON", "CAP_SYS_ADMIN"), "attach programs and read kernel memory")
+CGROUPS = Need(("CAP_NET_ADMIN", "CAP_SYS_ADMIN"), "load programs of cgroups")
 # Since c8644cd0efe7 ("bpf: refine kernel.unprivileged_bpf_disabled behaviour", 5.19) a map can be
 # read by its descriptor alone; before, this needed CAP_BPF if the sysctl was not 0.
 MAPS = Need(("CAP_BPF", "CAP_SYS_ADMIN"), "read BPF maps on this kernel", running=True)
@@ -106,6 +107,11 @@ DEVICES = (
     Need(("CAP_SYS_ADMIN",), "read device counters in other network namespaces", _DEVICES),
     Need(("CAP_SYS_PTRACE",), "find the network namespaces of other users' processes", _DEVICES),
 )
+_PROGRAMS = "the XDP and tc programs of network devices are not listed"
+DEVICE_PROGRAMS = (
+    Need(("CAP_SYS_ADMIN",), "list the BPF programs of network devices", _PROGRAMS),
+    Need(("CAP_SYS_PTRACE",), "find the network namespaces of other users' processes", _PROGRAMS),
+)
 STATISTICS = Need(
     ("CAP_SYS_ADMIN",), "measure the run time of BPF programs", "overhead is not measured"
 )
@@ -141,6 +147,8 @@ def needs_of(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
     Probe selection reports those that the selected probes need in addition (TRACEFS).
     """
     needs = [PROGRAMS, ATTACH]
+    if any(way.how.attach == "cgroup" for probe in tool.all_probes for way in probe.alternatives):
+        needs.append(CGROUPS)
     if tool.uprobes:
         needs += LOOKUPS
     if user_stacks(tool.records, settings):
@@ -149,6 +157,8 @@ def needs_of(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
         needs += FIRST
     if tool.namespace_counters:
         needs += ONE_NAMESPACE if settings.get("netns") else COUNTERS
+    if any(table.programs and table.with_programs(settings) for table in tool.tables_of(settings)):
+        needs += DEVICE_PROGRAMS
     if tool.compare_devices:
         needs += DEVICES
     if _shows_symbols(tool, settings):  # kernel_constants are addresses that the program compares

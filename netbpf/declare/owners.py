@@ -20,6 +20,7 @@ from netbpf.declare.probes import (
     RawTracepoint,
     Role,
     Tracepoint,
+    tracepoints,
 )
 from netbpf.declare.states import state_probe
 
@@ -62,6 +63,16 @@ OWNER_PROBES = (
         optional=True,
         loses=("pid", "comm"),
     ),
+)
+# For include/users.bpf.h: whoever sends or receives owns a socket, if it is not one of TCP (6.3).
+USER_PROBES = tuple(
+    Probe(
+        name,
+        *tracepoints(f"sock:sock_{way}_length", ("sk",), ("sk",), call="on_user"),
+        role=Role.OWNERS,
+        optional=True,
+    )
+    for name, way in (("sender", "send"), ("receiver", "recv"))
 )
 
 

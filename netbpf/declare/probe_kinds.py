@@ -13,7 +13,9 @@ RESULT = "return"  # the result of a function: no parameter has the name of a C 
 CONTEXT = "ctx"  # the context of the entry
 
 # Values of enum bpf_prog_type and enum bpf_attach_type, include/uapi/linux/bpf.h
-_KPROBE, _TRACEPOINT, _RAW_TRACEPOINT, _TRACING = 2, 5, 17, 26
+_KPROBE, _TRACEPOINT, _CGROUP_SOCK, _RAW_TRACEPOINT, _CGROUP_SOCK_ADDR, _TRACING = (
+    2, 5, 9, 17, 18, 26
+)  # fmt: skip
 _TRACE_FENTRY, _TRACE_FEXIT, _TRACE_ITER = 24, 25, 28
 TRACE_KPROBE_MULTI, TRACE_UPROBE_MULTI = 42, 48
 
@@ -28,7 +30,9 @@ class ProbeKind(NamedTuple):
     `Kernel.dynamic` must confirm. `attach` selects the function of `netbpf.bpf.attach`. A `typed`
     program is loaded for one target, by the BTF id of the target's name after `btf_prefix`. A
     `preemptible` one may be interrupted by other tasks since 7.0, whose events the kernel then
-    skips. `begins` are the kinds that can trace the begin of a call whose end this one traces.
+    skips. `body` is the entry's C code, with the call of the program's function as "{call}". Where
+    `attach_type` depends on the target, HOOKS has it. `begins` are the kinds that can trace the
+    begin of a call whose end this one traces.
     """
 
     name: str
@@ -45,6 +49,7 @@ class ProbeKind(NamedTuple):
     preemptible: bool = False
     at_return: bool = False
     user_space: bool = False
+    body: str = "\treturn {call};\n"
     begins: tuple[str, ...] = ()
 
 
@@ -54,6 +59,45 @@ def _register(name: str, index: int, count: int) -> str:
 
 def _trampoline(name: str, index: int, count: int) -> str:
     return f"ctx[{count if name == RESULT else index}]"
+
+
+class Hook(NamedTuple):
+    """A place where the kernel runs programs of a cgroup, by the name of its section in libbpf.
+
+    `attach_type` and `number` are the name and value of its enum bpf_attach_type, `arguments` what
+    the entry passes on.
+    """
+
+    attach_type: str
+    number: int
+    arguments: tuple[str, ...]
+
+
+# The hooks of sockets of IPv4 and IPv6; the kernel's own sockets do not pass them. `sock_create`
+# runs when a socket has been made (61023658760032, 4.10), `sock_release` before a program's socket
+# is closed, which an accept() may have made (f5836749c9c0, 5.9), the others before UDP sends to an
+# address that the call gives (1cedee13d25a, 4.18).
+HOOKS = {
+    "sock_create": Hook("BPF_CGROUP_INET_SOCK_CREATE", 2, ("sk",)),
+    "sock_release": Hook("BPF_CGROUP_INET_SOCK_RELEASE", 34, ("sk",)),
+    "sendmsg4": Hook("BPF_CGROUP_UDP4_SENDMSG", 14, ("sk", "uaddr")),
+    "sendmsg6": Hook("BPF_CGROUP_UDP6_SENDMSG", 15, ("sk", "uaddr")),
+}
+# The kernel passes a pointer to its own struct. The verifier takes it for a pointer to the struct
+# of the ABI and allows only that one's fields: read the pointer as a number. With the result 1 the
+# call continues.
+_CGROUP_BODY = """\
+	void *typed = ctx;
+	struct %s *%s = NULL;
+
+	bpf_probe_read_kernel(&%s, sizeof(%s), &typed);
+	{call};
+	return 1;
+"""
+
+
+def _cgroup_body(struct: str, name: str) -> str:
+    return _CGROUP_BODY % (struct, name, name, name)
 
 
 KINDS = {
@@ -86,6 +130,16 @@ KINDS = {
             TRACE_KPROBE_MULTI, needs="kprobe", at_return=True, begins=("kprobe",),
         ),
         ProbeKind(
+            "cgsock", "cgroup socket hook", _CGROUP_SOCK, "struct bpf_sock",
+            lambda name, index, count: name, "cgroup_hook", "cgroup",
+            body=_cgroup_body("sock", "sk"),
+        ),
+        ProbeKind(
+            "cgaddr", "cgroup address hook", _CGROUP_SOCK_ADDR, "struct bpf_sock_addr",
+            lambda name, index, count: f"READ(call, {name})", "cgroup_hook", "cgroup",
+            body=_cgroup_body("bpf_sock_addr_kern", "call"),
+        ),
+        ProbeKind(
             "iter", "BPF iterator", _TRACING, "", lambda name, index, count: "", "iterator",
             "iterator", _TRACE_ITER, btf_prefix="bpf_iter_", typed=True,
         ),
@@ -100,6 +154,12 @@ KINDS = {
         ),
     )
 }  # fmt: skip
+
+
+def type_of(kind: ProbeKind, target: str) -> int:
+    """Return the attach type of a program of this kind, which may depend on its target."""
+    return HOOKS[target].number if kind.attach == "cgroup" else kind.attach_type
+
 
 _TASK_FILE = """\
 	struct task_struct *task = ctx->task;

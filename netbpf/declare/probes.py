@@ -105,6 +105,24 @@ class Kretprobe(Alternative):
     kind = "kretprobe"
 
 
+class CgroupSock(Alternative):
+    """A hook of all cgroups for making and closing sockets, see HOOKS; the argument is `sk`.
+
+    Programs that the hook runs before this one may be of others.
+    """
+
+    kind = "cgsock"
+
+
+class CgroupAddr(Alternative):
+    """A hook of all cgroups for calls with an address, see HOOKS; arguments are `sk`, `uaddr`.
+
+    The program declares KERNEL_FIELDS(bpf_sock_addr_kern, sk, uaddr).
+    """
+
+    kind = "cgaddr"
+
+
 class Iterator(Alternative):
     """A BPF iterator over kernel objects (`task_file`): run on demand, not attached.
 
@@ -136,9 +154,11 @@ class Role(Enum):
     NONE = "none"
     STATE = "state"  # traces every TCP state, and records owners itself
     SNAPSHOT = "snapshot"  # an iterator that records the owners of existing sockets
+    OWNERS = "owners"  # of use only if owners of sockets are shown, or filters depend on them
     STALE = "stale"  # an iterator that removes owners of sockets that no longer exist
     OPEN = "open"  # an iterator that writes an event for each open object
     SWEEP = "sweep"  # an iterator that emits events whose end no probe shows: run every second
+    LAST = "last"  # removes what other programs at the same place read: attached after them
 
 
 class Probe:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from netbpf.declare.columns import Converter, Count, Netns, Text
+from netbpf.declare.columns import Converter, Count, Latest, Netns, Text
 from netbpf.declare.constants import device_filter, one_of_names
 from netbpf.declare.histogram import bucket_bounds
 from netbpf.declare.record import Record, sums
@@ -19,7 +19,11 @@ COUNTED = {
     "unknown": "packets that left the queue and were not seen to enter it",
 }
 FIELDS = {name: {"type": "integer", "description": text} for name, text in COUNTED.items()}
-_COUNTS, _LARGEST = " ".join(COUNTED), "max_us qlen_max"
+_COUNTS, _LARGEST = " ".join(COUNTED), "max_us qlen_max length_ns"
+_LENGTH: dict[str, Any] = {
+    "qlen": Latest("packets in the queue", "length_ns", shown=True),
+    "backlog_bytes": Latest("their bytes", "length_ns"),
+}  # null while length_ns is 0
 # Kinds that the kernel no longer has: 051d44209842, bbe77c14ee61 and fb38306ceb9e (all in 6.3).
 RETIRED = ("cbq", "dsmark", "atm")
 
@@ -50,8 +54,8 @@ class QueueKey(Record):
 
 
 # What a map has behind the buckets, and the same value for a table.
-QueueSums = sums("queue_sums", f"{_COUNTS} {_LARGEST}")
-AllSums = sums("", f"{' '.join(BUCKETS)} count sum {_COUNTS}", gauges=_LARGEST)
+QueueSums = sums("queue_sums", _COUNTS, gauges=_LARGEST, **_LENGTH)
+AllSums = sums("", f"{' '.join(BUCKETS)} count sum {_COUNTS}", gauges=_LARGEST, **_LENGTH)
 
 
 def kinds(text: str) -> list[str]:
@@ -91,6 +95,7 @@ def complete(row: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
         "p99_us": _bound(row, 99),
         "max_us": row["max_us"] if waited else None,
         "qlen_max": row["qlen_max"] or None,
+        **{name: row[name] if row["length_ns"] else None for name in _LENGTH},
     }
 
 

@@ -53,7 +53,8 @@ class BoundAddr(Addr):
 
 # include/uapi/linux/in.h; 1000 + enum sock_type for families other than IP.
 SOCK_PROTOS = {
-    0: None, 6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite", 262: "mptcp",
+    0: None, 1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 58: "icmp6",
+    136: "udplite", 262: "mptcp",
     1001: "stream", 1002: "dgram", 1003: "raw", 1005: "seqpacket",
 }  # fmt: skip
 

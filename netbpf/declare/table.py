@@ -43,7 +43,9 @@ class Table:
     `main` table, or the one whose `option` is given.
 
     `counted` takes the rows, the increase of the kernel's `counters` in the interval by name, and
-    the settings, and returns the completed rows.
+    the settings, and returns the completed rows. `programs` takes the rows, and how often each
+    program attached to a network device ran (netbpf.kernel.device_programs), and returns the
+    completed rows, if `with_programs(settings)`.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class Table:
         main: bool = False,
         counters: Sequence[str] = (),
         counted: Optional[Counted] = None,
+        programs: Optional[Callable[[Rows, Mapping[Any, int]], Rows]] = None,
+        with_programs: Callable[[Mapping[str, Any]], bool] = bool,
     ) -> None:
         self.map = map
         self.key = key
@@ -84,6 +88,8 @@ class Table:
         self.main = main
         self.counters = tuple(counters)
         self.counted = counted
+        self.programs = programs
+        self.with_programs = with_programs
         gauges = [column for column in sums.columns if isinstance(column, Gauge)]
         self.gauges = tuple(gauge.name for gauge in gauges)
         self.shown = tuple(gauge.name for gauge in gauges if gauge.shown)

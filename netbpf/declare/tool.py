@@ -60,7 +60,8 @@ class Tool:
     Functions, each optional:
     - `enrich(values, settings)` returns the completed values of an event, or None to omit it;
       without `enriches(settings)`, which saves time, events stay as they are;
-    - `identity(values)` returns the key that two open events of one object share;
+    - `identity(values)` returns the key that two open events of one object share, without it each
+      is another object;
     - `notes(summary, settings)` returns notes on a run;
     - `histogram_notes(histograms)` returns notes on the histograms of an interval;
     - `kernel_constants(settings, names)` returns C constants that depend on the running kernel;

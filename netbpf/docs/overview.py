@@ -85,6 +85,8 @@ COMMANDS = {
     "list": "list the tools with their summaries",
     "doctor": "show which probes each tool will use here, what is missing, and how to fix it",
     "demo": "generate traffic on loopback and show the output of each tool",
+    "record": "run several tools in one process, and print what they show as JSON lines",
+    "triage": "find out what is wrong with the network of this machine",
     "schema": "print the JSON Schema of a tool's JSON lines",
 }
 
@@ -103,6 +105,7 @@ def overview_sections() -> list[Section]:
         "NAME": (Paragraph(_DOC.partition("\n")[0]),),
         "SYNOPSIS": (
             Paragraph("netbpf TOOL [OPTIONS] [INTERVAL [COUNT]]"),
+            Paragraph("netbpf triage | record TOOL..."),
             Paragraph("netbpf list | doctor | demo [TOOL...] | schema TOOL"),
         ),
         "DESCRIPTION": own.pop("DESCRIPTION"),

@@ -10,12 +10,14 @@ from contextlib import suppress
 from errno import ESTALE
 from functools import lru_cache
 from pathlib import Path
+from typing import Optional, Protocol
 
+from netbpf.declare.probe_kinds import HOOKS
 from netbpf.errors import Unsupported, UsageError
 from netbpf.kernel.container_names import is_named
 from netbpf.kernel.credit import Credit
 from netbpf.system.lines import lines_of, unescape_path
-from netbpf.system.syscalls import filesystem_type, open_by_inode
+from netbpf.system.syscalls import detached_mount, filesystem_type, open_by_inode
 
 _FIRST_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO of include/linux/proc_ns.h
 _CGROUP2 = 0x63677270  # CGROUP2_SUPER_MAGIC of include/uapi/linux/magic.h
@@ -23,6 +25,16 @@ _SEARCH_SECONDS = 0.05  # at most for one search
 _MAX_KNOWN = 1 << 16  # ids whose paths are kept
 # The monitor of podman and CRI-O (conmon) has a group of its own with the container's id.
 _CONTAINER = re.compile(r"(?:^|(?<!conmon)[-/:])([0-9a-f]{64})(?:\.scope)?(?=/|$)")
+
+
+class Types(Protocol):
+    """What is asked of the kernel's types."""
+
+    def size(self, struct: str) -> Optional[int]:
+        """Return the size of a struct in bytes."""
+
+    def enumerator(self, enum: str, name: str) -> Optional[int]:
+        """Return the value of an enumerator."""
 
 
 @lru_cache(maxsize=1)
@@ -115,6 +127,27 @@ def level_of(cgroup: int) -> int | None:
         if os.stat(root).st_ino == cgroup:
             return 0
     return path_of(cgroup).count("/") or None
+
+
+@lru_cache(maxsize=1)
+def whole_hierarchy() -> str:
+    """Return a path to the root of all version 2 cgroups, "" if this process cannot reach it.
+
+    Where it is not mounted, this is a detached mount.
+    """
+    with suppress(OSError):
+        if os.stat("/proc/self/ns/cgroup").st_ino == _FIRST_NAMESPACE:
+            root = cgroup_root()
+            return root if root and _whole(root) else detached_mount("cgroup2")
+    return ""
+
+
+def hook_arguments(types: Types, name: str) -> tuple[str, ...] | None:
+    """Return the arguments of a hook of cgroups, None if the kernel with these types lacks it."""
+    hook = HOOKS[name]
+    known = types.enumerator("bpf_attach_type", hook.attach_type) == hook.number
+    # The struct is empty without CONFIG_CGROUP_BPF.
+    return hook.arguments if known and types.size("cgroup_bpf") else None
 
 
 def _whole(root: str) -> bool:

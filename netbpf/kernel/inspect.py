@@ -17,6 +17,7 @@ from typing import Optional, Protocol, Union
 
 from netbpf.declare.needs import MOUNT, TRACEFS, Need
 from netbpf.kernel.btf import FUNC, VAR, VMLINUX, Btf, Field
+from netbpf.kernel.cgroups import hook_arguments, whole_hierarchy
 from netbpf.kernel.known_types import KnownTypes
 from netbpf.kernel.recorded import RecordedKernel as RecordedKernel
 from netbpf.system.privileges import lacks
@@ -47,6 +48,9 @@ class Kernel(Protocol):
 
     def iterator(self, name: str) -> bool:
         """Return whether there is a BPF iterator `name`."""
+
+    def cgroup_hook(self, name: str) -> Optional[tuple[str, ...]]:
+        """Return the arguments of a hook of cgroups, see HOOKS of declare/probe_kinds.py."""
 
     def dynamic(self, kind: str) -> bool:
         """Return whether the kernel accepts "kprobe", "uprobe" or "fentry" programs."""
@@ -97,6 +101,10 @@ class LiveKernel:
     def iterator(self, name: str) -> bool:
         """Return whether BTF has the type of the iterator's context."""
         return self.btf.size(f"bpf_iter__{name}") is not None
+
+    def cgroup_hook(self, name: str) -> Optional[tuple[str, ...]]:
+        """Return the arguments of a hook, if programs can be attached to all cgroups."""
+        return hook_arguments(self, name) if whole_hierarchy() else None
 
     def dynamic(self, kind: str) -> bool:
         """Check for the kernel's event source (kprobe since 4.17), or load a program (fentry)."""

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, Optional
 
 from netbpf.kernel.btf import Field
+from netbpf.kernel.cgroups import hook_arguments
 
 SIZE, AT = "sizeof", "offsetof"  # C keywords and macros, so no member has such a name
 UNNAMED = "."
@@ -76,6 +77,10 @@ class RecordedKernel:
     def iterator(self, name: str) -> bool:
         """Return whether there is a BPF iterator `name`: all are recorded."""
         return name in self._recording.get("iterator", ())
+
+    def cgroup_hook(self, name: str) -> Optional[tuple[str, ...]]:
+        """Return the arguments of a hook of cgroups."""
+        return hook_arguments(self, name)
 
     def dynamic(self, kind: str) -> bool:
         """Return whether the kernel accepts "kprobe", "uprobe" or "fentry" programs."""

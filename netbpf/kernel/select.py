@@ -10,6 +10,10 @@ from netbpf.errors import PrivilegeError, Unsupported, UsageError
 from netbpf.kernel.inspect import Kernel
 from netbpf.system.privileges import Denied
 
+_WORDS = {
+    "raw_tracepoint": "tracepoint",
+    "cgroup_hook": "cgroup hook, or this process cannot reach the root of all cgroups",
+}
 _PREEMPTIBLE = "preemptible on this kernel, so events can be missed"
 Excluded = Mapping[tuple[str, str], str]  # (probe, kind) -> why the kernel refused it at run time
 
@@ -196,7 +200,7 @@ def _missing_target(alternative: Alternative, name: str, kernel: Kernel) -> str:
     except PermissionError as error:
         return Denied("", str(error.strerror))
     if offered is None or offered is False:
-        what = {"raw_tracepoint": "tracepoint"}.get(kind.offers, kind.offers)
+        what = _WORDS.get(kind.offers, kind.offers)
         return f"this kernel has no such {what}"
     if offered is True:
         return ""

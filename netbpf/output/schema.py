@@ -46,11 +46,12 @@ def schema_of(tool: Tool) -> dict[str, Any]:
         lines.append(_line(tool, "interval", _columns(rows.row.columns)))
         keys = [Key(name) for name in rows.keys]
         lines.append(_line(tool, "interval", _columns(rows.columns(keys))))
-        shown = _histogram(tool.histogram or rows.distribution(rows.measured[0], keys))
-        shown["key"]["required"] = []
-        if "stack" in rows.keys:
-            shown["key"]["properties"]["stack_end"] = StackEnd().schema()
-        lines.append(_line(tool, "histogram", {**shown, "unit": {"type": "string"}}))
+        if tool.histogram or rows.measured:
+            shown = _histogram(tool.histogram or rows.distribution(rows.measured[0], keys))
+            shown["key"]["required"] = []
+            if "stack" in rows.keys:
+                shown["key"]["properties"]["stack_end"] = StackEnd().schema()
+            lines.append(_line(tool, "histogram", {**shown, "unit": {"type": "string"}}))
     if tool.interval_counters:
         numbers = {"type": "object", "additionalProperties": {"type": "integer"}}
         lines.append(_line(tool, "counters", {"counters": numbers}))

@@ -104,7 +104,7 @@ class _Lines(list[str]):
 def _plain(value: Any) -> Any:
     """Return what CSV has for a value."""
     if isinstance(value, list):
-        return ";".join(value)
+        return ";".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else value
 
 

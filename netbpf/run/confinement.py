@@ -30,11 +30,12 @@ from netbpf.declare.stacks import user_stacks
 from netbpf.declare.tool import Tool
 from netbpf.kernel.kallsyms import addresses_visible
 from netbpf.kernel.processes import ids_differ
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 from netbpf.run.results.base import Result
 from netbpf.system import privileges, syscall_filter
 
 Log = Callable[[str], None]
+Settings = Mapping[str, Any]
 
 
 def missing_needs(tool: Tool, settings: Mapping[str, Any]) -> list[Need]:
@@ -58,40 +59,39 @@ class Confinement:
     `helper` lists the capabilities that a separate process keeps (see system/helper.py).
     """
 
-    def __init__(
-        self,
-        tool: Optional[Tool] = None,
-        settings: Optional[Mapping[str, Any]] = None,
-        wanted: bool = False,
-    ) -> None:
-        """Check the privileges of `tool`, if any; PrivilegeError if a required one is missing."""
-        self._tool, self._settings, self._wanted = tool, settings or {}, wanted
-        self._needs = needs_of(tool, self._settings) if tool else []
-        self._missing = self._checked(tool) if tool else []
+    def __init__(self, members: Sequence[tuple[Tool, Settings]] = (), wanted: bool = False) -> None:
+        """Check the privileges of each tool with its settings.
+
+        PrivilegeError if one lacks a required privilege.
+        """
+        self._members, self._wanted = members, wanted
+        self._needs = list(dict.fromkeys(need for one in members for need in needs_of(*one)))
+        self._missing = {tool.name: self._checked(tool, given) for tool, given in members}
+        self._path = members[0][1].get("ready_file") if members else None
         self._filtered = False
         self._kept: dict[str, str] = {}
         self._helped = kept_for(need for need in self._needs if need.helper) if wanted else {}
         self.helper = sorted(self._helped)
 
-    def _checked(self, tool: Tool) -> list[Need]:
-        missing = missing_needs(tool, self._settings)
+    def _checked(self, tool: Tool, settings: Settings) -> list[Need]:
+        missing = missing_needs(tool, settings)
         if any(not need.without for need in missing):
-            every = [need for need in self._needs if not need.without]
+            every = [need for need in needs_of(tool, settings) if not need.without]
             raise privileges.privilege_error(
                 [need for need in missing if not need.without], tool.name, every
             )
         return missing
 
-    def not_covered(self, attached: Attached, result: Result) -> int:
+    def not_covered(self, tool: Tool, attached: Attached, result: Result) -> int:
         """Return the number of probes, privileges or processes whose events could not be seen."""
-        hidden = {need.without for need in self._missing if need.hides}
+        hidden = {need.without for need in self._missing.get(tool.name, ()) if need.hides}
         return len(hidden) + attached.not_covered + result.lost.get("not_covered", 0)
 
-    def notes(self, attached: Attached) -> list[str]:
+    def notes(self, tool: Tool, attached: Attached) -> list[str]:
         """Return a note for each part of the result that is missing for lack of a privilege."""
         denied = [selection for selection in attached.selections if selection.denied]
         missing: dict[str, list[str]] = {}
-        for need in self._missing:
+        for need in self._missing.get(tool.name, ()):
             missing.setdefault(need.without, []).append(need.name)
         return [
             *(
@@ -125,7 +125,7 @@ class Confinement:
 
     def seal(self) -> None:
         """Deny creating files; the ready file exists by now."""
-        if self._filtered and self._settings.get("ready_file"):
+        if self._filtered and self._path:
             syscall_filter.deny_new_files()
 
     def described(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class Confinement:
         self._kept = kept_for(needs)
         with privileges.limited_to(self._kept):
             unreadable = _is_denied(maps["losses"])
-        path = self._settings.get("ready_file")
+        path = self._path
         protected = path and not _may_write(os.path.dirname(os.path.abspath(path)))
         self._kept = kept_for([*needs, *[MAPS] * unreadable, *[READY_FILE] * bool(protected)])
 
@@ -154,16 +154,9 @@ class Confinement:
             )
             return None
         enters = any(need.helper for need in self._needs) and not self.helper
-        ready_file = bool(self._settings.get("ready_file"))
+        worker = any(t.uprobes or user_stacks(t.records, given) for t, given in self._members)
         return syscall_filter.prepare(
-            syscall_filter.Allowed(
-                namespaces=enters,
-                ready_file=ready_file,
-                worker=bool(
-                    self._tool
-                    and (self._tool.uprobes or user_stacks(self._tool.records, self._settings))
-                ),
-            )
+            syscall_filter.Allowed(namespaces=enters, ready_file=bool(self._path), worker=worker)
         )
 
 

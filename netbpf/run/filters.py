@@ -158,7 +158,7 @@ def _check_rows(rows: Aggregation, settings: Mapping[str, Any]) -> None:
     if rows.event_option and settings[rows.event_option] and counted:
         raise UsageError("--events shows each event, --summary and --by count them", "give one")
     if settings["top"] or settings["sort"]:
-        if settings["histogram"]:
+        if settings.get("histogram"):
             raise UsageError(
                 "--top and --sort are for rows, not for distributions",
                 "add --summary" if rows.measure else "leave out --histogram",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from netbpf.declare.options import NARROWING
 from netbpf.declare.tool import Tool
@@ -14,24 +14,76 @@ from netbpf.run.filters import netns_of
 _SOON = 0.05  # minimum seconds between two searches for namespaces because of new ones
 
 
-class KernelCounters:
-    """The increase of the kernel's counters while a tool runs.
+class Readings(NamedTuple):
+    """Values of counters: of all namespaces that a session covers, and of one."""
 
-    `source` reads those of the namespace given by --netns, else of all that can be found. After
-    end(), `rise` is their increase, and `own` the increase in one namespace: the one given by
-    --netns, else the one of this process.
+    every: Mapping[str, int]
+    one: Mapping[str, int]
+
+
+class Sources:
+    """Reads the counters that the tools of a session need, each file once.
+
+    `source` reads those of the namespace given by --netns, else of all that can be found. `one`
+    reads those of the one given by --netns, else of this process's.
     """
 
     def __init__(
-        self, tool: Tool, settings: Mapping[str, Any], helper: Collection[str] = ()
+        self,
+        tools: Collection[Tool],
+        settings: Mapping[str, Any],
+        helper: Collection[str] = (),
     ) -> None:
         """Find the namespaces; with capabilities `helper`, a helper process with these does it."""
+        wanted = sorted({name for tool in tools for name in tool.all_counters})
+        anywhere = any(tool.namespace_counters for tool in tools) and not settings.get("netns")
+        self.one = Counters(netns_of(settings), wanted)
+        self.all = AllCounters(wanted, capabilities=helper) if anywhere else None
+        self.source: Source = self.all or self.one
+        self._updated = 0.0
+
+    @property
+    def due(self) -> float:
+        """The monotonic time in seconds at which to search for namespaces again."""
+        return self.all.next_update if self.all else float("inf")
+
+    def read(self) -> Readings:
+        """Read all counters."""
+        return Readings(self.source.read(), self.one.read())
+
+    def read_last(self) -> Readings:
+        """Read them as read() does; this process's namespace first."""
+        one = self.one.read()
+        return Readings(self.source.read(), one)
+
+    def update(self, shown: Collection[int]) -> None:
+        """Search for namespaces if it is due, or if one of `shown` is not known yet."""
+        if not self.all:
+            return
+        now = time.monotonic()
+        unknown = set(shown) - self.all.namespaces - {0}
+        if now >= self.all.next_update or (unknown and now >= self._updated + _SOON):
+            self._updated = now
+            self.all.update()
+
+    def close(self) -> None:
+        """Close the descriptors of the namespaces."""
+        self.one.close()
+        if self.all:
+            self.all.close()
+
+
+class KernelCounters:
+    """The increase of the kernel's counters while a tool runs.
+
+    After end(), `rise` is the increase of what `sources` cover, and `own` that in one namespace.
+    """
+
+    def __init__(self, tool: Tool, settings: Mapping[str, Any], sources: Sources) -> None:
         self._names, self._scoped = tool.counters, bool(tool.namespace_counters)
-        wanted = tool.all_counters
-        self._one = Counters(netns_of(settings), wanted)
-        everywhere = bool(tool.namespace_counters) and not settings.get("netns")
-        self._all = AllCounters(wanted, capabilities=helper) if everywhere else None
-        self.source: Source = self._all or self._one
+        everywhere = self._scoped and not settings.get("netns")
+        self._all = sources.all if everywhere else None
+        self.source: Source = self._all or sources.one
         self._filters = [
             option.flags[-1]
             for option in tool.options
@@ -39,33 +91,18 @@ class KernelCounters:
         ]
         self.rise: dict[str, int] = {}
         self.own: dict[str, int] = {}
-        self._updated = 0.0
 
-    @property
-    def due(self) -> float:
-        """The monotonic time in seconds at which to search for namespaces again."""
-        return self._all.next_update if self._all else float("inf")
+    def begin(self, readings: Readings) -> None:
+        """Take the counters at the start."""
+        self._before, self._own_before = self._of(readings), readings.one
 
-    def begin(self) -> None:
-        """Read the counters for the first time."""
-        self._before = self.source.read()
-        self._own_before = self._one.read()
+    def _of(self, readings: Readings) -> Mapping[str, int]:
+        return readings.every if self._all else readings.one
 
-    def update(self, shown: Collection[int]) -> None:
-        """Search for namespaces if it is due, or if one of `shown` is not known yet."""
-        if not self._all:
-            return
-        now = time.monotonic()
-        unknown = set(shown) - self._all.namespaces - {0}
-        if now >= self._all.next_update or (unknown and now >= self._updated + _SOON):
-            self._updated = now
-            self._all.update()
-
-    def end(self) -> None:
-        """Read the counters for the last time."""
-        own = self._one.read()
-        self.own = increase(self._own_before, own, self._names)
-        self.rise = increase(self._before, self.source.read(), self._names)
+    def end(self, readings: Readings) -> None:
+        """Take the counters at the end."""
+        self.own = increase(self._own_before, readings.one, self._names)
+        self.rise = increase(self._before, self._of(readings), self._names)
 
     def scope(self) -> dict[str, Any]:
         """Return the summary's field on the scope of the counters, if there are any."""
@@ -96,9 +133,3 @@ class KernelCounters:
                     "these are not in the kernel's counters"
                 )
         return notes
-
-    def close(self) -> None:
-        """Close the descriptors of the namespaces."""
-        self._one.close()
-        if self._all:
-            self._all.close()

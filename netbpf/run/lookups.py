@@ -17,10 +17,10 @@ from netbpf.declare.tool import Tool
 from netbpf.declare.values import escape
 from netbpf.kernel.thread_stacks import Stack
 from netbpf.output.writers import TextWriter, Writer
+from netbpf.run.attached import Attached
 from netbpf.run.confinement import confine_finder
 from netbpf.run.filters import may_pass
 from netbpf.run.finder import Finder, Task
-from netbpf.run.program import Attached
 from netbpf.run.results.base import Result
 from netbpf.run.stop import Stop
 from netbpf.system.forks import note_cpu

@@ -13,7 +13,7 @@ from typing import Optional
 
 from netbpf.bpf.maps import Map
 from netbpf.declare.losses import DUPLICATE_MISSES, IN_PROGRAMS
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 from netbpf.run.results.base import Result
 from netbpf.system.forks import cpu_seconds
 from netbpf.system.links import enable_statistics
@@ -82,7 +82,7 @@ class Cost:
         `complements` are programs that complement others: `covered` of their skipped runs had
         nothing to add (see read_duplicate_misses).
         """
-        each = {n: _program(fd).get("recursion_misses", 0) for n, fd in self._programs.items()}
+        each = {name: missed_runs(fd) for name, fd in self._programs.items()}
         return sum(each.values()) - min(covered, sum(each[name] for name in complements))
 
     def close(self) -> None:
@@ -100,6 +100,11 @@ def _program(fd: int) -> dict[str, int]:
     lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
     pairs: Sequence[tuple[str, str, str]] = [line.partition(":") for line in lines]
     return {key: int(value) for key, _, value in pairs if value.strip().isdigit()}
+
+
+def missed_runs(program: int) -> int:
+    """Return how often the kernel skipped the program of this descriptor (since 5.12)."""
+    return _program(program).get("recursion_misses", 0)
 
 
 class Budget:
@@ -137,6 +142,7 @@ class LossLedger:
             s.entry for s in attached.selections if s.alternative and s.probe.complements
         ]
         self._cost, self._result = cost, result
+        self._owners = attached.owners
         self.total: dict[str, int] = {}  # as last read
 
     def read(self) -> dict[str, int]:
@@ -150,6 +156,9 @@ class LossLedger:
         }
         if not self._ring:
             del lost["ring_full"]
+        if self._owners:
+            for cause, number in _lost_owners(self._owners).items():
+                lost[cause] = lost.get(cause, 0) + number
         return lost
 
     def since_last(self) -> dict[str, int]:
@@ -157,3 +166,11 @@ class LossLedger:
         now, last = self.read(), self.total
         self.total = now
         return {c: n - last.get(c, 0) for c, n in now.items() if n > last.get(c, 0)}
+
+
+def _lost_owners(owners: Attached) -> dict[str, int]:
+    """Return {cause: number} of owners that the programs of a session did not record."""
+    lost = read_losses(Map(owners.loaded.maps["losses"], 4, 8, per_cpu=True))
+    del lost["ring_full"]
+    missed = sum(map(missed_runs, owners.loaded.programs.values()))
+    return {**lost, "probe_missed": lost.get("probe_missed", 0) + missed}

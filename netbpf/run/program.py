@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable
+from typing import Any, Optional
 
 from netbpf.bpf import generate, layout
-from netbpf.bpf.attach import attach, release
 from netbpf.bpf.compiler import compile_and_load
 from netbpf.bpf.loader import Loaded
 from netbpf.bpf.maps import Map, possible_cpus
@@ -20,134 +18,132 @@ from netbpf.declare.record import AmendedEvent
 from netbpf.declare.stacks import RECORDS_OF_STACKS, user_stacks, wants_stacks
 from netbpf.declare.tool import Tool
 from netbpf.errors import AttachRefused, NetbpfError, UsageError
-from netbpf.kernel import thread_stacks
 from netbpf.kernel.btf import FUNC, Btf
-from netbpf.kernel.counters import Source
 from netbpf.kernel.inspect import Kernel, LiveKernel
 from netbpf.kernel.select import Selection, select
 from netbpf.run import comm_automaton
-from netbpf.system.privileges import refusal_reason
+from netbpf.run.attached import Attached, Log
 
-Log = Callable[[str], None]
 _MAX_MAPS = 4  # named in messages
+OWNERS = "owners"  # the map of include/owner_map.bpf.h
+_FOLLOWS_OWNERS = "#define ON_OWNER("
 
 
-class Attached:
-    """Programs in the kernel, their selections, and the descriptors that hold them.
-
-    `counters` reads the kernel's own counters, of the namespaces that the programs trace.
-    `left_calls` returns which threads have left their calls (kernel/thread_stacks.py).
-    """
-
-    counters: Source
-
-    def __init__(self, selections: Sequence[Selection], loaded: Loaded) -> None:
-        """Take the loaded programs; attach_targets() attaches them."""
-        self.selections = tuple(selections)
-        self.loaded = loaded
-        self.links: dict[str, list[int]] = {}
-        self.user_links: list[int] = []
-        # Optional probes that this process may not attach: their events are lost.
-        self.not_covered = sum(bool(selection.denied) for selection in selections)
-        self.left_calls = thread_stacks.left_calls
-        self.closers: list[Callable[[], None]] = []
-
-    def with_role(self, role: Role) -> list[int]:
-        """Return the links of the probes that have a role."""
-        names = [s.probe.name for s in self.selections if s.probe.role is role]
-        return [link for name in names for link in self.links.get(name, ())]
-
-    @property
-    def missing(self) -> set[str]:
-        """The columns that the probes in use cannot fill."""
-        return {name for s in self.selections if s.alternative for name in s.alternative.loses}
-
-    def attach_targets(self) -> None:
-        """Attach every program that has a target in the kernel; raise AttachRefused."""
-        for selection in self.selections:
-            kind = selection.alternative.how if selection.alternative else None
-            if not kind or kind.user_space:
-                continue
-            for name, target in ((n, t) for n, targets in selection.programs for t in targets):
-                over = self.loaded.maps.get(getattr(selection.alternative, "over", ""))
-                try:
-                    link = attach(kind, self.loaded.programs[name], target, over)
-                except OSError as error:
-                    raise AttachRefused(
-                        selection.probe.name,
-                        refusal_reason("the kernel refused to attach it", error),
-                    ) from error
-                self.links.setdefault(selection.probe.name, []).append(link)
-
-    def detach(self) -> None:
-        """Detach everything; maps stay readable.
-
-        User-space probes and trace events are detached in the background, as each trace event takes
-        80 ms, and more on a busy machine: results were read before, and later events are ignored.
-        """
-        slow, self.user_links = self.user_links, []
-        used = [(s.probe.name, s.alternative.how) for s in self.selections if s.alternative]
-        names = [name for name, kind in used if kind.attach == "trace_event"]
-        release([*slow, *(link for name in names for link in self.links.pop(name, ()))])
-        for links in self.links.values():
-            for link in links:
-                os.close(link)
-        self.links = {}
-
-    def close(self) -> None:
-        """Detach, and close programs, maps and everything in `closers`."""
-        for close in self.closers:
-            close()
-        self.detach()
-        for fd in (*self.loaded.programs.values(), *self.loaded.maps.values()):
-            os.close(fd)
-        self.loaded.programs.clear()
-        self.loaded.maps.clear()
-
-    def log_choice(self, log: Log) -> None:
-        """Log the kind and targets of each probe, and why better ones were rejected."""
-        for selection in self.selections:
-            resolved = "resolved while running" if selection.kind else ""
-            where = f"{selection.kind or 'none'} {', '.join(selection.targets) or resolved}"
-            log(f"probe {selection.probe.name}: {where}".rstrip())
-            for text, why in selection.rejected:
-                log(f"  not {text}: {why}")
-
-    def described(self) -> list[dict[str, Any]]:
-        """Return the summary's list of probes, without redundant ones."""
-        return [
-            {
-                "name": selection.probe.name,
-                "kind": selection.kind or None,
-                "targets": list(selection.targets),
-                "rejected": [f"{text}: {why}" for text, why in selection.rejected],
-            }
-            for selection in self.selections
-            if not selection.redundant
-        ]
-
-
-def probes_of(tool: Tool, settings: Mapping[str, Any]) -> list[Probe]:
+def probes_of(tool: Tool, settings: Mapping[str, Any], shared: bool = False) -> list[Probe]:
     """Return the probes that a tool needs with these settings.
 
-    Those that find owners fill a map, which costs time and can be full: only if owners are shown.
+    Those that find owners fill a map, which costs time and can be full: only if owners are shown,
+    and not if the owners are `shared` with other tools.
     """
-    unused = () if tool.shows_owners(settings) else OWNER_PROBES
+    shown = tool.shows_owners(settings)
+    unused = OWNER_PROBES if shared or not shown else ()
     return [
         probe
         for probe in tool.all_probes
         if probe not in unused
+        and (shown or probe.role is not Role.OWNERS)
         and (not probe.option or settings.get(probe.option))
         and not any(settings.get(option) for option in probe.unless.split())
     ]
 
 
-def start(
-    tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], log: Log
-) -> Attached:
-    """Return `tool`'s programs, attached; an alternative that the kernel refuses is skipped."""
-    with types_from(settings.get("btf")):
-        return _start(tool, settings, kernel, defines, log)
+def may_share_owners(tool: Tool, settings: Mapping[str, Any]) -> bool:
+    """Return whether a tool shows owners of sockets with these settings, found as others do."""
+    in_its_own_way = any(probe.role is Role.OWNERS for probe in tool.all_probes)
+    return tool.owners and tool.shows_owners(settings) and not in_its_own_way
+
+
+class Program:
+    """The program of a tool on its way into the kernel; an alternative that it refuses is skipped.
+
+    `owners` are programs that find owners for several tools.
+    """
+
+    def __init__(
+        self,
+        tool: Tool,
+        settings: Mapping[str, Any],
+        kernel: LiveKernel,
+        defines: Sequence[str],
+        log: Log,
+        owners: Optional[Attached] = None,
+    ) -> None:
+        self._tool, self._settings, self._kernel, self._log = tool, settings, kernel, log
+        self._text = _source(tool)
+        self._owners = owners if may_share_owners(tool, settings) else None
+        self._defines = [*defines, *["#define OWNERS_SHARED 1"] * bool(self._owners)]
+        # A program that follows each proof of an owner has the probes itself.
+        shared = bool(self._owners) and _FOLLOWS_OWNERS not in self._text
+        self._probes = probes_of(tool, settings, shared)
+        self._forced = parse_forced(settings.get("probe"))
+        self._refused: dict[tuple[str, str], str] = {}
+        self._loaded: Optional[Attached] = None
+
+    def load(self) -> None:
+        """Compile and load it, unless that is done."""
+        while not self._loaded:
+            with types_from(self._settings.get("btf")), self._noting_refusals():
+                self._loaded = self._load()
+
+    def attach(self) -> Attached:
+        """Return it attached."""
+        while True:
+            self.load()
+            attached, self._loaded = self._loaded, None
+            assert attached
+            with types_from(self._settings.get("btf")), self._noting_refusals():
+                with _closed_on_error(attached):
+                    attached.attach_targets()
+                return attached
+
+    def close(self) -> None:
+        """Close what is loaded and not attached."""
+        if self._loaded:
+            self._loaded.close()
+            self._loaded = None
+
+    def _load(self) -> Attached:
+        selections = self._selections = select(
+            self._probes, self._kernel, self._refused, self._forced
+        )
+        headers, entries = generated(
+            self._tool, self._text, self._kernel, selections, self._defines
+        )
+        maps = maps_of(self._tool, self._settings)
+        shared = {OWNERS: self._owners.loaded.maps[OWNERS]} if self._owners else {}
+        loaded = compile_and_load(
+            self._text + entries, headers, selections, maps, self._find_target, self._log, shared
+        )
+        self._log(memory_text(loaded.memory))
+        attached = Attached(selections, loaded, self._owners)
+        if self._settings.get("comm"):
+            with _closed_on_error(attached):
+                _fill_tokens(loaded, self._settings["comm"])
+        return attached
+
+    def _find_target(self, function: str) -> int:
+        # The kernel expects its own type ids, which may differ from those of a file.
+        types = Btf() if self._settings.get("btf") else self._kernel.btf
+        return types.find(function, FUNC)
+
+    @contextmanager
+    def _noting_refusals(self) -> Generator[None, None, None]:
+        """Note the alternative that the kernel refused, for the next attempt."""
+        try:
+            yield
+        except AttachRefused as error:
+            kind = next(s.kind for s in self._selections if s.probe.name == error.probe)
+            self._log(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
+            self._refused[error.probe, kind] = error.message
+
+
+@contextmanager
+def _closed_on_error(attached: Attached) -> Generator[None, None, None]:
+    try:
+        yield
+    except BaseException:
+        attached.close()
+        raise
 
 
 @contextmanager
@@ -172,43 +168,6 @@ def _source(tool: Tool) -> str:
             "a tool's docstring begins with its name, which its three files have too",
         )
     return layout.program_text(path)
-
-
-def _start(
-    tool: Tool, settings: Mapping[str, Any], kernel: LiveKernel, defines: Sequence[str], log: Log
-) -> Attached:
-    probes = probes_of(tool, settings)
-    forced = parse_forced(settings.get("probe"))
-    text = _source(tool)
-    refused: dict[tuple[str, str], str] = {}
-
-    def find_target(function: str) -> int:
-        # The kernel expects its own type ids, which may differ from those of a file.
-        return (Btf() if settings.get("btf") else kernel.btf).find(function, FUNC)
-
-    while True:
-        selections = select(probes, kernel, refused, forced)
-        headers, entries = generated(tool, text, kernel, selections, defines)
-        program = text + entries
-        try:
-            maps = maps_of(tool, settings)
-            loaded = compile_and_load(program, headers, selections, maps, find_target, log)
-            log(memory_text(loaded.memory))
-            attached = Attached(selections, loaded)
-            try:
-                if settings.get("comm"):
-                    _fill_tokens(loaded, settings["comm"])
-                attached.attach_targets()
-            except BaseException:
-                attached.close()
-                raise
-            return attached
-        except AttachRefused as error:
-            kind = next(
-                selection.kind for selection in selections if selection.probe.name == error.probe
-            )
-            log(f"probe {error.probe}: {kind}: {error.message}\n{error.detail}".rstrip())
-            refused[error.probe, kind] = error.message
 
 
 def _fill_tokens(loaded: Loaded, glob: str) -> None:

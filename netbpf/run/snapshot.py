@@ -9,7 +9,7 @@ from glob import glob
 from threading import Thread
 
 from netbpf.declare.probes import Role
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 from netbpf.system.links import open_iterator, run_iterator
 from netbpf.system.syscalls import enter_network
 

@@ -14,8 +14,8 @@ from netbpf.bpf.maps import Map
 from netbpf.declare.stacks import Frame, Stack, user_stacks
 from netbpf.declare.tool import Tool
 from netbpf.output.writers import Writer
+from netbpf.run.attached import Attached
 from netbpf.run.confinement import confine_unwinder
-from netbpf.run.program import Attached
 from netbpf.run.results.base import Result
 from netbpf.run.stop import Stop
 from netbpf.run.unwinder import Unwinder

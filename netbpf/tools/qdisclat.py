@@ -51,7 +51,8 @@ LIMITS
   Pieces are recognised by their ports and TCP sequence number: those of UDP and other protocols, of
   packets in a tunnel, those beyond the 64th of a packet, and those that TCP sends again while the
   first one waits are unknown. If a discipline drops all pieces of a packet, that counts once.
-  max_us and qlen_max are of the whole run, also with an INTERVAL. There is room for 1024
+  max_us and qlen_max are of the whole run, also with an INTERVAL; qlen and backlog_bytes are those
+  at its end. There is room for 1024
   disciplines; more of them, and packets beyond --map-entries, count as map_full.
 """
 
@@ -80,6 +81,10 @@ class QueueRow(Row):
     max_us = c.Duration("longest wait since the start", width=8, header="MAX(ms)")
     bypassed = c.Count(queues.COUNTED["bypassed"], width=8)
     dropped = c.Count(queues.COUNTED["dropped"], width=7)
+    qlen = c.Count("packets in the queue now; null where backlog_bytes is", width=8, wide=True)
+    backlog_bytes = c.Count("bytes in the queue now, with link headers; null for disciplines that "
+                            "have no lock, and for several transmit queues in a row", width=8,
+                            header="BACKLOG", wide=True)  # fmt: skip
     qlen_max = c.Count("longest queue since the start, in packets; null for disciplines without a "
                        "lock (pfifo_fast)", width=8, wide=True)  # fmt: skip
     netns = c.Netns()
@@ -119,7 +124,7 @@ TOOL = Tool(
         fields=queues.FIELDS, unused=("queue",),
     ),
     table=Table("queues", queues.QueueKey, queues.AllSums, QueueRow, order="count",
-                complete=queues.complete),
+                complete=queues.complete, refresh=("lengths",)),
     probes=(
         p.tracepoint_probe("begin", "net:net_dev_queue", ("skb",), ("skbaddr",)),
         p.tracepoint_probe("dequeue", "qdisc:qdisc_dequeue", ("qdisc", "txq", "packets", "skb"),
@@ -127,6 +132,7 @@ TOOL = Tool(
         end("net:net_dev_start_xmit", "SENT"),
         end("skb:kfree_skb", "DROPPED"),
         end("skb:consume_skb", "CONSUMED"),
+        p.Probe("lengths", p.Iterator("bpf_map_elem", over="waiting"), optional=True),
         p.tracepoint_probe("busy", "net:net_dev_xmit", ("skb", "rc"), ("skbaddr", "rc")),
     ),
     options=(

@@ -6,6 +6,9 @@ DESCRIPTION
   INTERVAL or once at the end. --events adds a line for each packet. Names of reasons are those of
   the running kernel; if there is none (NOT_SPECIFIED), the location distinguishes the drops.
 
+  Below packets that an XDP or tc program dropped (reasons XDP, TC_INGRESS, TC_EGRESS) are the
+  programs that are attached to that device, with how often each ran in the meantime.
+
   The summary shows by how much the kernel's counters of drops grew in the meantime, and which of
   them count packets for which no buffer was freed, so that this tool cannot show them.
 
@@ -24,6 +27,12 @@ EXAMPLES
     REASON               LOCATION                 PROTO  DEV        COUNT       KB
     NO_SOCKET            __udp4_lib_rcv+0x4bc     udp    lo            15     9.85
     NO_SOCKET            tcp_v4_rcv+0x91          tcp    lo             5     0.29
+
+  An XDP program that drops everything (netbpf skbdrop --reason XDP -d 2):
+
+    REASON               LOCATION                 PROTO  DEV        COUNT       KB
+    XDP                  do_xdp_generic+0x33a     udp    eth0          23     0.65
+        program 1186 drop_generic (xdpgeneric), runs: 25
 
 OVERHEAD
   A program of about half a microsecond per dropped packet, three with --stack, less than a tenth
@@ -45,6 +54,8 @@ LIMITS
   because of a full listen queue. Netlink sockets, raw ones on recent kernels, and packet sockets
   that share a packet drop what does not fit without freeing anything: the summary lists those of
   one namespace that are open at the end.
+  Programs that were attached to a device after the start, or by 'tc filter', are not listed. Those
+  listed stay loaded until the end; a program on several devices counts its runs on all of them.
   Before 6.11 most received packets have no socket, so their owner is unknown. The owner of a UDP
   socket is known if the socket existed at the start.
 """
@@ -52,6 +63,7 @@ LIMITS
 from netbpf.declare import NETNS, PROCESS, SOCKET, Event, Option, Record, Row, Table, Tool, drops
 from netbpf.declare import columns as c
 from netbpf.declare import probes as p
+from netbpf.declare.attached_programs import AttachedPrograms, may_blame, name_programs
 from netbpf.declare.costs import Cost
 from netbpf.declare.harmless import reason_constants
 from netbpf.declare.keyed import KeyedTable
@@ -100,6 +112,7 @@ class DropRow(Row):
     harmless = c.Enum("whether they are known to lose nothing (--all)", drops.YES_NO, wide=True)
     socket = c.Enum("whether the packets have a socket", drops.YES_NO, wide=True, width=6)
     meaning = c.Text("description of the reason (--explain)", text=False)
+    programs = AttachedPrograms()
     stack = KernelStack("call stack, innermost function first (--stack)", header=" ",
                         option="stack")  # fmt: skip
 
@@ -116,13 +129,12 @@ _RAW, _FIELDS = ("ctx", "skb", "location"), ("ctx", "skbaddr", "location")
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(5_900_000, cpu=55_000, entry=145, entry_cpu=7),
-    cost=Cost(2.8, 6.2),
+    memory=Memory(5_900_000, cpu=55_000, entry=145, entry_cpu=7), cost=Cost(2.8, 6.2),
     event=Drop,
     event_option="events",
     table=(
         Table("drops", drops.DropKey, drops.DropSums, DropRow, drops.rows, warn=explain,
-              refresh=("stale",)),
+              refresh=("stale",), programs=name_programs, with_programs=may_blame),
         KeyedTable("drops_by_key", drops.DropBy, drops.DropCounts, DropRow.columns[4:6], "count",
                    warn=explain, refresh=("stale",), fold=drops.by_keys),
     ),
@@ -156,8 +168,7 @@ TOOL = Tool(
                help="how many sockets can be tracked at once, and eight times as many rows"),
         *PROCESS,
         *NETNS,
-        by_name(SOCKET)["ipv4"],
-        by_name(SOCKET)["ipv6"],
+        by_name(SOCKET)["ipv4"], by_name(SOCKET)["ipv6"],
     ),
     no_filter="a packet has a source and a destination, not a local and a remote end (see --port)",
     counters=drops.COUNTERS,

@@ -8,12 +8,19 @@ DESCRIPTION
   arrived. A connection that no process has accepted yet has the owner of its listener; OWNER (with
   -w) is 'listener' then.
 
+  Three changes are steps of a connection, and STEP (with -w) names them: it is established, by a
+  connect of this end or by one of the peer (accept), and it ends (close), when this end sends its
+  FIN, for close(2) or shutdown(2), or when it is reset or given up. A connection that is
+  established has each step once, one that fails has none. --step shows only these changes.
+
   --summary counts the changes from one state to another, with percentiles of the time in the old
   state.
 
 EXAMPLES
   netbpf tcpstates                      all changes, as they happen
   netbpf tcpstates -D 443 --comm curl   changes of curl's connections to port 443
+  netbpf tcpstates --step connect,accept,close
+                                        connections as they open and close, a line for each
   netbpf tcpstates --summary 10         number of changes, every 10 seconds
   netbpf tcpstates -L 80 --json | jq 'select(.newstate == "CLOSE_WAIT")'
                                         connections of a server that the peer closed
@@ -45,8 +52,9 @@ from netbpf.declare import aggregation as a
 from netbpf.declare import columns as c
 from netbpf.declare.memory import Memory
 from netbpf.declare.network import SocketAddress
+from netbpf.declare.options import one_or_more
 from netbpf.declare.retransmissions import Local, State
-from netbpf.declare.states import state_probe
+from netbpf.declare.states import STEPS, state_probe, step_filter
 
 
 class StateChange(SocketEvent):
@@ -62,6 +70,10 @@ class StateChange(SocketEvent):
     oldstate = State("old state", width=10)
     newstate = State("new state", width=10)
     duration_us = c.Duration("time in the old state", header="MS", width=8, null=U64_MAX)
+    step = c.Enum(
+        "connect or accept: established, by this end or by the peer; close: it ends", STEPS,
+        width=7, wide=True, priority=12,
+    )  # fmt: skip
     sock = SocketAddress("address of the socket in the kernel", header="SKADDR", wide=True)
     errno = c.Errno("error of the socket, if an error closed it", header="ERROR", wide=True)
 
@@ -90,8 +102,11 @@ TOOL = Tool(
         *PROCESS,
         *NETNS,
         *SOCKET,
+        Option("--step", metavar="LIST", parse=one_or_more(*filter(None, STEPS.values())),
+               help="only these steps of connections: connect, accept, close"),
         Option("--summary", help="show a row per pair of states instead of a line per change"),
         Option("-s", help="same as --output csv, as in bcc's tcpstates", sets={"output": "csv"}),
     ),
     counters=("Tcp.ActiveOpens", "Tcp.PassiveOpens", "Tcp.AttemptFails", "Tcp.EstabResets"),
-)
+    constants=step_filter,
+)  # fmt: skip

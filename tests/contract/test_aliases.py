@@ -46,6 +46,7 @@ by_declaration = pytest.mark.parametrize(
 Settings = dict[str, Any]
 _CONNECTIONS = find_tool("soconnect").event.columns
 _ROUND_TRIPS = find_tool("tcprtt").keyed.parts
+_USES = find_tool("nettop").keyed.parts
 ACCEPTED: dict[str, Settings] = {
     "tcpconnect": {"proto": None, "summary": False},
     "tcpconnect -t": {"timestamp": True},
@@ -162,6 +163,31 @@ ACCEPTED: dict[str, Settings] = {
     "tcpsubnet": {"by": parse_keys("raddr/24", _CONNECTIONS), "interval": 1},
     "tcpsubnet -v": {"verbose": True},
     "tcpsubnet -i 5": {"interval": 5},
+    "solisten": {"pid": None, "errors": False},
+    "solisten -t": {"timestamp": True},
+    "solisten -p 1234": {"pid": [1234]},
+    "solisten --netns 4242": {"netns": "4242"},
+    "tcptracer": {"step": ["connect", "accept", "close"], "netns": None},
+    "tcptracer -t": {"timestamp": True},
+    "tcptracer -p 181": {"pid": [181]},
+    "tcptracer -N 4026531969": {"netns": "4026531969"},
+    "tcptracer --netns 4026531969": {"netns": "4026531969"},
+    "tcptracer -4": {"ipv4": True},
+    "tcptracer -6": {"ipv6": True},
+    "tcptracer -U": {"uid": None},
+    "tcptracer --print-uid": {"uid": None},
+    "tcptracer -u 1000": {"uid": "1000"},
+    "tcptracer --verbose": {"verbose": True},
+    "netqtop": {"by": parse_keys("dev,queue", _USES), "interval": 1, "interface": None},
+    "netqtop -n lo": {"interface": ["lo"]},
+    "netqtop --name lo -i 2": {"interface": ["lo"], "interval": 2.0},
+    "netqtop --interval 2": {"interval": 2.0, "interface": None},
+    "nethogs": {"by": parse_keys("dev,pid,uid,comm", _USES), "interval": 1, "interface": None},
+    "nethogs lo,eth0": {"interface": ["lo", "eth0"], "interval": 1},
+    "nethogs -d 5 lo": {"interface": ["lo"], "interval": 5.0, "duration": None},
+    "nethogs -c 3": {"count": 3},
+    "nethogs -P 181": {"pid": [181]},
+    "nethogs -s": {"sort": "tx_bytes"},
     "tcpcong": {"summary": True, "interval": None},
     "tcpcong 1 10": {"summary": True, "interval": 1.0, "count": 10},
     "tcpcong -T 1 3": {"time": True, "interval": 1.0, "count": 3},
@@ -197,6 +223,14 @@ REFUSED: dict[str, tuple[str, str]] = {
     "tcpconnlat -L": ("tcpconnlat has no -L, --lport", "-w shows the local port"),
     "tcpconnlat -L 10": ("tcpconnlat has no -L, --lport", "-w shows the local port"),
     "tcpconnlat --lport 10": ("tcpconnlat has no -L, --lport", "'netbpf soconnect -L LIST'"),
+    "solisten -n 4242": ("solisten has no -n, which in bcc selects a network", "--netns does"),
+    "solisten --show-netns": ("solisten has no --show-netns, which in bcc", "-w shows it"),
+    "tcptracer -v": ("tcptracer has no -v, which in bcc", "-w shows the network namespace"),
+    "tcptracer -tv": ("tcptracer has no -v, which in bcc", "--verbose the probes"),
+    "tcptracer --cgroupmap /sys/fs/bpf/test01": ("tcptracer has no -C, --cgroupmap", "--cgroup "),
+    "tcptracer --mntnsmap mappath": ("tcptracer has no -M, --mntnsmap", "--container ID"),
+    "tcptracer -C mappath": ("tcptracer has no -C, --cgroupmap", "--cgroup PATH"),
+    "tcptracer -M mappath": ("tcptracer has no -M, --mntnsmap", "--container ID"),
     "tcpstates -Y": ("tcpstates has no -Y, --journal", "systemd-cat"),
     "tcpstates --journal": ("tcpstates has no -Y, --journal", "systemd-cat"),
     "tcprtt -p 80": ("tcprtt has no -p, which in bcc selects a local port", "-L LIST"),
@@ -211,10 +245,21 @@ REFUSED: dict[str, tuple[str, str]] = {
     "tcpsubnet -f k": ("tcpsubnet has no -f, --format", "--json"),
     "tcpsubnet --format K": ("tcpsubnet has no -f, --format", "-o csv"),
     "tcpsubnet -J": ("tcpsubnet has no -J", "--json"),
+    "tcpsubnet 0.0.0.0/0": ("INTERVAL: '0.0.0.0/0' is not", "--raddr 10.1.2.0/24 selects"),
+    "tcpsubnet 192.30.253.110/27,0.0.0.0/0": ("INTERVAL: ", "'netbpf tcptop --by raddr/16'"),
     "tcpcong -uT 1": ("tcpcong has no -u, --microseconds, which in bcc", "two decimals"),
     "tcpcong -T -u -L 30000-40000 1 3": ("tcpcong has no -u", "--json and -o csv"),
     "tcpcong -d": ("tcpcong: -d needs an argument; in bcc it shows histograms", "-d SECONDS"),
     "tcpcong --dist": ("tcpcong has no --dist, which in bcc", "'netbpf tcpwin'"),
+    "netqtop -t": ("netqtop has no -t, --throughput, which in bcc", "leave it out"),
+    "nethogs -p": ("nethogs: -p needs an argument; in nethogs it listens", "-p LIST"),
+    "nethogs -t": ("nethogs has no -t, which in nethogs prints", "leave it out"),
+    "nethogs -v 3": ("nethogs has no -v, which in nethogs selects", "--json"),
+    "nethogs -a": ("nethogs has no -a, which in nethogs shows all", "leave it out"),
+    "nethogs -C": ("nethogs has no -C", "all protocols"),
+    "nethogs -l": ("nethogs has no -l", "'ps -fp PID'"),
+    "nethogs -b": ("nethogs has no -b", "--verbose"),
+    "nethogs -f tcp": ("nethogs has no -f", "--raddr"),
     "gethostlatency -l /lib/libc.so.6": ("gethostlatency has no -l, --libc", "-p and --comm"),
 }
 
@@ -299,7 +344,7 @@ def test_names_and_flags_are_unambiguous(alias: Alias) -> None:
             assert options[flag.option].value(flag.value)
             assert flag.columns or alias.tool.histogram, "rows need columns"
         elif isinstance(flag, Positional):
-            assert flag.argument in alias.arguments
+            assert alias.tool.interval and flag.argument in ("interval", "count")
     for refused in alias.refused():
         colliding = set(refused.flags) - set(alias.alone(refused))
         for option in options.values():

@@ -23,7 +23,8 @@ CANDIDATES = (
     "::1", "22", "1-1024,5432",
     "lo,eth0", "veth1234567890a,wg0", "a=tp", "b=fexit", "/run/a", "/run/b", str(os.getpid()),
     "4026531840", "a*", "b", "comm", "netns", "send", "recv",
-    "ESTABLISHED", "CLOSING",
+    "ESTABLISHED", "CLOSING", "connect", "accept",
+    "ESTABLISHED", "CLOSING", "S", "FA",
 )  # fmt: skip
 # Those whose argument does decide, or is looked up on the machine.
 DECIDE = {

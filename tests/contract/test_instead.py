@@ -36,6 +36,25 @@ def test_none_of_them_has_become_a_tool_or_an_alias():
     assert not known & instead().keys()
 
 
+# What the suites have on networking; their other names are of files, disks, CPUs and languages.
+NAMES = """
+    bindsnoop gethostlatency netqtop sofdsnoop solisten tcpaccept tcpcong tcpconnect tcpconnlat
+    tcpdrop tcplife tcppktlat tcpretrans tcprtt tcpstates tcpsubnet tcpsynbl tcptop tcptracer
+
+    ipecn nettxlat qdisc-cbq qdisc-cbs qdisc-codel qdisc-fq qdisc-fq_codel qdisc-red
+    qdisc-tbf skbdrop skblife so1stbyte soaccept socketio socksize sockstat soconnect soconnlat
+    sofamily soprotocol sormem superping tcpaccept-tp tcpconnect-tp tcpnagle tcpwin udpconnect
+    udplife
+""".split()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_on_networking_starts_or_says_what_to_type(name: str):
+    """Those of bcc with libbpf-tools and bpftrace's tools, and those of the book's chapter."""
+    if name not in instead():
+        assert cli.get_command(click.Context(cli), name)
+
+
 def test_other_names_have_no_such_hint():
     assert hint_for("nonsense", ()).startswith("tools: ")
     assert hint_for("tcplive", ("tcplife",)).startswith("did you mean tcplife? tools: ")

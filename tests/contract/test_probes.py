@@ -59,7 +59,7 @@ def test_what_a_probe_refers_to_exists(name):
 @every_tool
 def test_needed_probe_has_a_way_without_kprobes_or_fentry_or_says_why_not(name):
     # Kernels without them exist: a tool that needs them there is one that starts nowhere else.
-    safe = {"rawtp", "tp", "iter", "uprobe", "uretprobe"}
+    safe = {"rawtp", "tp", "cgsock", "cgaddr", "iter", "uprobe", "uretprobe"}
     for probe in tool_of(name).all_probes:
         if not probe.optional and not probe.option and not probe.with_probe:
             kinds = {a.kind for a in probe.alternatives}

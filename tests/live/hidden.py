@@ -32,6 +32,7 @@ EVENTS = (
     "sock/inet_sock_set_state",
     "tcp/tcp_retransmit_skb",
     "tcp/tcp_retransmit_synack",
+    "sock/sk_data_ready",
     "skb/kfree_skb",
     "napi/napi_poll",
     "net/net_dev_queue",

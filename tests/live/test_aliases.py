@@ -286,6 +286,26 @@ def test_tcpdrop_shows_dropped_segments_of_tcp_and_their_stacks(
     assert "udp" not in run.stdout
 
 
+def test_tcptracer_shows_each_step_of_a_connection_once(
+    netbpf: Any, one_host: Host, comm: str
+) -> None:
+    with text(netbpf, one_host, "tcptracer") as run:
+        with server(one_host, NUMBER) as port:
+            connect(one_host, CLOSED)  # never established: no line
+            ports = [str(connect(one_host, port)[0]) for _ in range(NUMBER)]
+        wait_for_lines(run, 4 * NUMBER + 1)
+    heading, lines = rows(run)
+    assert heading == ["T", "PID", "COMM", "IP", "SADDR", "DADDR", "SPORT", "DPORT"]
+    one = [str(os.getpid()), comm, "4", "127.0.0.1", "127.0.0.1"]
+    wanted = [
+        [letter, *one, *ends]
+        for own in ports
+        for letters, ends in (("CX", (own, str(port))), ("AX", (str(port), own)))
+        for letter in letters
+    ]
+    assert sorted(lines) == sorted(wanted)
+
+
 @pytest.mark.parametrize("name", [alias.name for alias in all_aliases()])
 def test_json_is_that_of_the_tool(name: str, netbpf: Any, one_host: Host) -> None:
     tool = find_alias(name).tool_name

@@ -22,7 +22,9 @@ KEYS = {
     "soconnect": ("comm,result", "raddr,rport", "raddr/16,family", "netns,pid,uid,cgroup"),
     "soaccept": ("comm,errno", "raddr", "listener,lport", "netns,proto"),
     "superping": ("result", "raddr,pid,comm", "raddr/16,laddr,family", "netns,uid,cgroup,owner"),
+    "solisten": ("comm,errno", "laddr,lport", "proto,family", "netns,pid,uid,cgroup"),
     "tcplife": ("pid,comm", "raddr/8,close", "lport,rport", "role,family,state"),
+    "solife": ("comm,proto", "raddr/8,rport", "lport,laddr", "end,family", "pid,uid,cgroup"),
     "tcpstates": ("newstate", "oldstate,newstate,comm", "raddr,netns"),
     "tcpretrans": ("kind", "comm,raddr", "state,family"),
     "skbdrop": (
@@ -35,7 +37,8 @@ KEYS = {
 }
 COUNTED = {  # the column that counts events
     "soconnect": "attempts", "soaccept": "accepts", "tcplife": "sessions", "tcpstates": "changes",
-    "skbdrop": "count", "superping": "requests",
+    "skbdrop": "count", "solisten": "listens", "solife": "sockets",
+    "superping": "requests",
 }  # fmt: skip
 
 
@@ -88,7 +91,7 @@ def test_rows_by_each_key_are_the_events_counted_by_hand(
                 assert row["bytes"] == sum(e["len"] for e in sent)
         else:
             counted = {values: row[COUNTED[tool]] for values, row in rows.items()}
-            if tool == "soaccept":
+            if tool in ("soaccept", "solisten"):
                 counted = {k: n + rows[k]["errors"] for k, n in counted.items()}
             assert counted == by_hand(lines, keys), keys
         if tool == "skbdrop":

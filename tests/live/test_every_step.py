@@ -20,7 +20,7 @@ import pytest
 from harness import SLOW, SOURCE_TREE, wait_until
 
 import netbpf.cli
-import netbpf.run.runner  # noqa: F401 - so that the forks need not
+import netbpf.run.session  # noqa: F401 - so that the forks need not
 
 pytestmark = pytest.mark.alone
 
@@ -29,7 +29,7 @@ PACKAGE = str(SOURCE_TREE / "netbpf")
 PLACES = tuple(
     f"{PACKAGE}/{place}"
     for place in (
-        "cli.py", "run/", "output/outlet.py", "output/writers.py", "bpf/attach.py",
+        "cli.py", "commands/", "run/", "output/outlet.py", "output/writers.py", "bpf/attach.py",
         "binaries/binary.py", "bpf/cache.py", "kernel/clock.py", "kernel/counters.py",
         "system/file_limit.py", "bpf/layout.py", "binaries/scan.py", "bpf/loader.py",
         "bpf/compiler.py", "bpf/maps.py", "system/privileges.py", "system/links.py",

@@ -428,6 +428,78 @@ def test_packets_that_find_no_room_in_the_map_are_counted(
     assert run.summary["complete"] is False
 
 
+# --- what is in the queue ------------------------------------------------------------------------
+
+
+def content(line: Json) -> tuple[int, int]:
+    """Return the packets and bytes in a queue, of a row or of what tc shows."""
+    return line["qlen"], line["backlog_bytes" if "backlog_bytes" in line else "backlog"]
+
+
+@compares("qdisclat", "qlen", "backlog_bytes", shape="rows")
+@pytest.mark.parametrize("kind", ["tbf", "pfifo", "htb"])
+def test_what_is_in_the_queue_is_what_tc_shows(
+    netbpf: Any, two_hosts: tuple[Host, Host], kind: str
+) -> None:
+    """Packets that came after the last one left are counted, too; afterwards it is empty."""
+    left, right = two_hosts
+    with contextlib.ExitStack() as stack:
+        if kind == "tbf":
+            stack.enter_context(queueing(left, *NEVER))
+        elif kind == "htb":
+            stack.enter_context(queueing(left, "htb", "default", 1))
+            place = ("dev", left.device, "parent", "1:", "classid", "1:1")
+            left.run("tc", "qdisc", "replace", "dev", left.device, "root", "handle", "1:", "htb",
+                     "default", 1)  # fmt: skip
+            left.run("tc", "class", "add", *place, "htb", "rate", "8bit", "burst", FRAME + SPARE)
+        else:
+            stack.enter_context(queueing(left, "pfifo", "limit", 100))
+        datagrams = stack.enter_context(burst(left, right))
+        with netbpf("qdisclat", "-i", left.device) as run:
+            datagrams.send()
+            stuck = COUNT - content(root(left))[0]
+            wait_until(lambda: root(left)["packets"] + root(left)["qlen"] == COUNT)
+        shown = root(left)
+    row = only(run.rows)
+    assert content(row) == content(shown)
+    if kind == "pfifo":
+        assert content(row) == (0, 0)
+    else:
+        assert row["qlen"] == COUNT - stuck >= COUNT - 2
+        assert row["backlog_bytes"] == row["qlen"] * FRAME
+
+
+def test_a_full_queue_is_a_row_until_it_is_removed(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    """Also in intervals in which nothing comes or leaves."""
+    left, right = two_hosts
+    with burst(left, right) as datagrams, netbpf("qdisclat", "-i", left.device, "0.3") as run:
+
+        def of_an_interval(wanted: tuple[int, int], waited: int = 0) -> bool:
+            return any((content(row), row["waited"]) == (wanted, waited) for row in run.rows)
+
+        with queueing(left, *NEVER):
+            datagrams.send()
+            full = content(root(left))
+            assert full[0] >= COUNT - 2 and full[1] == full[0] * FRAME
+            wait_until(lambda: of_an_interval(full), what="an interval without packets")
+        wait_until(lambda: run.rows[-1]["dropped"], what="the drops of the removal")
+        number = len(run.rows)
+        assert content(run.rows[-1]) == (0, 0)
+    assert len(run.rows) == number and sum(row["dropped"] for row in run.rows) == full[0]
+
+
+def test_a_queue_that_has_drained_is_empty(netbpf: Any, two_hosts: tuple[Host, Host]) -> None:
+    left, right = two_hosts
+    with queueing(left, *STEPS, AMPLE), burst(left, right, 7) as datagrams:
+        with netbpf("qdisclat", "-i", left.device) as run:
+            datagrams.send()
+            datagrams.received()
+        assert content(root(left)) == (0, 0)
+    assert content(only(run.rows)) == (0, 0)
+
+
 # --- queues --------------------------------------------------------------------------------------
 
 
@@ -478,11 +550,35 @@ def test_each_queue_of_mq_has_what_tc_counts(
         return int(line.get("count", line.get("waited")) + line["bypassed"])
 
     assert {row["queue"]: (row["kind"], passed(row)) for row in run.rows} == wanted
+    assert {row["qlen"] for row in run.rows} == {None}  # pfifo_fast has no lock
     assert {one["key"]["queue"]: (one["key"]["kind"], passed(one)) for one in by.histograms} == (
         wanted
     )
     assert only(joined.rows)["queue"] is None
     assert passed(only(joined.rows)) == passed(only(joined.histograms)) == 61
+
+
+def test_each_queue_of_mq_has_its_content(
+    netbpf: Any, two_hosts: tuple[Host, Host], wide_host: Host
+) -> None:
+    _, right = two_hosts
+    target = Host(right.namespace, "q-peer", "10.93.0.2")
+    args = ("qdisclat", "-i", wide_host.device)
+    with queueing(wide_host, "mq"), burst(wide_host, target, 61) as datagrams:
+        (mq,) = (one["handle"] for one in disciplines(wide_host) if one["kind"] == "mq")
+        for queue in range(1, 5):
+            wide_host.run("tc", "qdisc", "replace", "dev", wide_host.device, "parent",
+                          f"{mq}{queue}", *NEVER)  # fmt: skip
+        with netbpf(*args) as joined, netbpf(*args, "--queues") as run:
+            datagrams.send()
+        wanted = {
+            int(one["parent"].partition(":")[2], 16) - 1: content(one)
+            for one in disciplines(wide_host)
+            if one.get("parent") and one["packets"]
+        }
+    assert len(wanted) > 1 and max(wanted.values()) > (1, FRAME)
+    assert {row["queue"]: content(row) for row in run.rows} == wanted
+    assert {content(row) for row in joined.rows} == {(None, None)}
 
 
 # --- filters -------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ EVENTS: dict[str, tuple[Callable[[Host, int], int], tuple[str, ...]]] = {
     "soaccept": (connections, ()),
     "tcpretrans": (sent_again, ()),
     "skbdrop": (dropped, ("--events",)),
+    "solife": (both_ends, ("--raddr", "127.0.0.0/8")),  # without the listener
     "gethostlatency": (lookups, ("--comm", "nb-storm")),
 }
 
@@ -226,24 +227,31 @@ GOING_ON = {
     "soconnect": {"attempts", "rendezvous", "calls", "owners"},
     "soaccept": {"calls", "established"},
     "tcpnagle": {"stalls", "refusals", "calls"},
+    "solisten": {"calls"},
     "tcpsynbl": {"tracked"},
     "sockstat": {"calls", "interruptions"},
     "socksize": {"calls", "interruptions"},
     "gethostlatency": {"calls"},
     "skbdrop": {"owners"},
     "netsize": set(),
+    "nettop": {"owners"},
     "qdisclat": {"waiting"},
     "tcpstates": {"states", "owners"},
     "ipecn": set(),
+    "solife": {"lives", "calls"},
     "tcpwin": {"last_windows", "owners"},
     "superping": {"echoes", "pingers"},
+    "sormem": {"buffers", "owners", "calls"},
+    "tcpsnoop": {"owners", "sockets"},
 }
 EVERYTHING = {
     "ipecn": ("--all",),
     "sockstat": ("--top", 5),
+    "nettop": ("0.3",),
     "skbdrop": ("--events", "--learn-sends", "0.3"),
     "tcpnagle": ("--top", 5),
     "soconnect": ("--udp", "--unix"),
+    "sormem": ("0.3",),
 }
 
 
@@ -289,13 +297,22 @@ def test_processes_that_ended_make_room_at_the_next_interval(
 WIDEST: dict[str, list[tuple[object, ...]]] = {
     "ipecn": [("--summary",)],
     "softnet": [("--devices", "--histogram")],
+    "nettop": [
+        (
+            "--by",
+            "pid,comm,uid,cgroup,owner,family,proto,laddr,lport,raddr,rport,dev,netns,queue,"
+            "cpu,stack",
+        )
+    ],
     "skbdrop": [("--events", "--stack", "--learn-sends")],
     "sockstat": [("--top", 5)],
+    "sormem": [("--histogram",)],
     "soconnect": [("--udp", "--unix")],
     "tcplife": [("--open",)],
     "tcpnagle": [("--top", 5)],
     "tcpretrans": [(), ("--flows",)],
     "tcprtt": [("--per", "session", "--by", "comm")],
+    "tcpsnoop": [(), ("--summary",)],
     "tcpwin": [(), ("--summary",)],
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -148,6 +150,97 @@ def test_local_port_that_connect_chooses_passes_its_filter(netbpf: Any, one_host
     first, second = run.events
     assert (first["lport"], first["duration_us"]) == (61001, None)
     assert 0 < second["duration_us"] < 1_000_000
+
+
+def closed_by_the_peer(host: Host, client: socket.socket, accepted: socket.socket) -> None:
+    accepted.close()
+    assert client.recv(1) == b""
+    client.close()
+
+
+def shut_down_before_it_is_closed(
+    host: Host, client: socket.socket, accepted: socket.socket
+) -> None:
+    client.shutdown(socket.SHUT_WR)
+    assert accepted.recv(1) == b""
+    accepted.close()
+    assert client.recv(1) == b""
+    client.close()
+
+
+def reset(host: Host, client: socket.socket, accepted: socket.socket) -> None:
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    accepted.close()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    client.close()
+
+
+def disconnected(host: Host, client: socket.socket, accepted: socket.socket) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    unspecified = struct.pack("H14x", socket.AF_UNSPEC)
+    assert libc.connect(client.fileno(), unspecified, len(unspecified)) == 0
+    accepted.close()
+    client.close()
+
+
+ENDINGS = (closed_by_the_peer, shut_down_before_it_is_closed, reset, disconnected)
+
+
+@compares("tcpstates", "step")
+@pytest.mark.parametrize("end", ENDINGS)
+def test_each_step_of_a_connection_is_shown_once(netbpf: Any, one_host: Host, end: Any) -> None:
+    """However it ends; a connection that is refused has no step."""
+    words = ("--netns", one_host.namespace)
+    with one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with (
+            netbpf("tcpstates", *words, "--step", "connect,accept,close") as run,
+            netbpf("tcpstates", *words, "--step", "accept") as accepts,
+            netbpf("tcpstates", *words, "--step", "connect,close", "-L", 60001) as by_port,
+            netbpf("tcpstates", *words) as whole,
+        ):
+            with one_host.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+                with pytest.raises(ConnectionRefusedError):
+                    client.connect(("127.0.0.1", 9))
+            for number in range(7):
+                client = one_host.socket(socket.AF_INET, socket.SOCK_STREAM)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                client.bind(("127.0.0.1", 60001 + number))
+                client.connect(("127.0.0.1", port))
+                end(one_host, client, listener.accept()[0])
+            run.wait_for(4 * 7)
+            whole.wait_for(lambda found: sum(e["newstate"] == "CLOSE" for e in found) >= 15)
+    steps = Counter((e["step"], e["lport"], e["rport"]) for e in run.events)
+    ends = [(60001 + number, port) for number in range(7)]
+    assert steps == Counter(
+        (step, *pair)
+        for a, b in ends
+        for step, pair in (("connect", (a, b)), ("close", (a, b)), ("accept", (b, a)),
+                           ("close", (b, a)))
+    )  # fmt: skip
+    assert [e["step"] for e in accepts.events] == ["accept"] * 7
+    assert [(e["step"], e["lport"]) for e in by_port.events] == [
+        ("connect", 60001), ("close", 60001),
+    ]  # fmt: skip
+    assert steps == Counter((e["step"], e["lport"], e["rport"]) for e in whole.events if e["step"])
+    assert {e["step"] for e in whole.events} == {None, "connect", "accept", "close"}
+
+
+def test_ends_that_connect_to_each_other_both_have_the_step_connect(
+    netbpf: Any, two_hosts: tuple[Host, Host]
+) -> None:
+    """A socket that connects to itself sends and receives a SYN: SYN_SENT, SYN_RECV."""
+    host = two_hosts[0]
+    with netbpf("tcpstates", "--netns", host.namespace) as run:
+        with host.socket(socket.AF_INET, socket.SOCK_STREAM) as both:
+            both.bind(("127.0.0.1", 0))
+            both.connect(both.getsockname())
+        run.wait_for(lambda found: [e for e in found if e["newstate"] == "CLOSE"])
+    assert ("SYN_SENT", "SYN_RECV") in [(e["oldstate"], e["newstate"]) for e in run.events]
+    assert [e["step"] for e in run.events if e["step"]] == ["connect", "close"]
 
 
 @compares("tcpstates", "oldstate", "newstate", "changes", "p50_us", "p99_us", shape="--summary")

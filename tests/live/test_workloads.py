@@ -39,6 +39,7 @@ reader.bind(("127.0.0.1", 0))
 server = socket.create_server(("127.0.0.1", 0))
 print("ready", flush=True)
 sys.stdin.readline()
+server.listen()
 socket.getaddrinfo("localhost", 80)
 with socket.create_connection(server.getsockname()) as client:
     accepted = server.accept()[0]
@@ -196,8 +197,11 @@ EVENTS = {
     "soaccept": (),
     "soconnect": (),
     "superping": (),
+    "solisten": (),
+    "solife": (),
     "tcplife": (),
     "tcpretrans": (),
+    "tcpsnoop": (),
     "tcpstates": (),
     "tcpwin": (),
 }
@@ -209,8 +213,11 @@ EVENTS = {
 @compares("soaccept", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("soconnect", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("superping", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("solisten", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("solife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcplife", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpretrans", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
+@compares("tcpsnoop", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpstates", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @compares("tcpwin", "container", "container_name", "pod", "pod_uid", "unit", "user_unit")
 @pytest.mark.parametrize("tool", EVENTS)
@@ -293,6 +300,47 @@ def test_bytes_by_each_name(netbpf: Any, one_host: Host) -> None:
     assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
 
 
+@compares("sormem", "container_name", "pod", "pod_uid", "unit", "user_unit", shape="--by")
+def test_receive_buffers_by_each_name(netbpf: Any, one_host: Host) -> None:
+    chosen = [PLACES[name] for name in ("containerd", "user", "docker")]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(workload(one_host, place)) for place in chosen]
+        options = ("sormem", "--netns", one_host.inode, "--by")
+        runs = [stack.enter_context(netbpf(*options, k)) for k in (*NAMES, ",".join(NAMES))]
+        play(processes)
+        for run in runs:
+            run.stop()  # while the programs have their sockets
+    for name, run in zip(NAMES, runs):
+        wanted: dict[str | None, int] = {}
+        for place in chosen:
+            value = place.names[NAMES.index(name)]
+            wanted[value] = wanted.get(value, 0) + 2  # the full one of UDP, and that of TCP
+        assert {row[name]: row["sockets"] for row in run.rows} == wanted
+    assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
+
+
+@compares("tcpsnoop", "container", "container_name", "pod", "pod_uid", shape="--by")
+@compares("tcpsnoop", "unit", "user_unit", shape="--by")
+def test_segments_by_each_name(netbpf: Any, one_host: Host) -> None:
+    chosen = [PLACES[name] for name in ("containerd", "user", "docker")]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(workload(one_host, place)) for place in chosen]
+        options = ("tcpsnoop", "--netns", one_host.inode)
+        runs = [
+            stack.enter_context(netbpf(*options, "--by", name))
+            for name in (*NAMES, ",".join(NAMES))
+        ]
+        before = one_host.snmp()["TcpInSegs"]
+        play(processes)
+        received = one_host.snmp()["TcpInSegs"] - before
+    for run in runs:
+        assert sum(row["segs"] for row in run.rows) == 2 * received > 0  # sent, and received
+    for name, run in zip(NAMES, runs):
+        values = {place.names[NAMES.index(name)] for place in chosen}
+        assert {row[name] for row in run.rows} - {None} == values - {None}  # refused ones: None
+    assert {names(row) for row in runs[-1].rows} >= {place.names for place in chosen}
+
+
 @compares("skbdrop", "container_name", "pod", "pod_uid", "unit", "user_unit", shape="--by")
 @pytest.mark.skipif(
     "rx_sk" not in (Btf().parameters("__traceiter_kfree_skb") or ()),
@@ -315,6 +363,26 @@ def test_drops_by_each_name(netbpf: Any, one_host: Host) -> None:
     for name, run in zip(NAMES, runs):
         values = {place.names[NAMES.index(name)] for place in chosen}
         assert {row[name] for row in run.rows} == values
+    assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
+
+
+@compares("nettop", "container", "container_name", "pod", "pod_uid", shape="--by")
+@compares("nettop", "unit", "user_unit", shape="--by")
+def test_datagrams_by_each_name(netbpf: Any, one_host: Host) -> None:
+    chosen = [PLACES[name] for name in ("containerd", "user", "docker")]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(workload(one_host, place)) for place in chosen]
+        options = ("nettop", "--netns", one_host.inode, "--comm", "nb-workload", 300, "--by")
+        keys = (*NAMES, ",".join(NAMES))
+        runs = [stack.enter_context(netbpf(*options, f"{k},proto")) for k in keys]
+        play(processes)
+    for name, run in zip(NAMES, runs):
+        wanted: dict[str | None, int] = {}
+        for place in chosen:
+            value = place.names[NAMES.index(name)]
+            wanted[value] = wanted.get(value, 0) + DATAGRAMS
+        sent = {row[name]: row["tx_packets"] for row in run.rows if row["proto"] == "udp"}
+        assert sent == wanted
     assert {names(row) for row in runs[-1].rows} == {place.names for place in chosen}
 
 

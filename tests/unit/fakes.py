@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Optional
 
 from netbpf.kernel.btf import Field
+from netbpf.kernel.cgroups import hook_arguments
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST = range(1, 11)
 FUNC, FUNC_PROTO, ENUM64 = 12, 13, 19
@@ -55,6 +56,9 @@ class FakeKernel:
 
     def iterator(self, name: str) -> bool:
         return name in self.iterators
+
+    def cgroup_hook(self, name: str):
+        return hook_arguments(self, name)
 
     def dynamic(self, kind: str) -> bool:
         return kind in self.takes

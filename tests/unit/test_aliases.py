@@ -23,7 +23,7 @@ from netbpf.declare.record import text_columns
 from netbpf.declare.tool import find_tool
 from netbpf.errors import UsageError
 from netbpf.output.writers import make_writer
-from netbpf.run import runner
+from netbpf.run import session
 from tests.unit.test_writers import FixedClock
 
 SESSIONS = find_tool("tcplife").event.columns
@@ -150,7 +150,7 @@ def test_a_switch_of_the_original_can_set_an_option(words, keys, shown):
 def test_the_tool_runs_under_its_own_name(monkeypatch):
     asked: dict = {}
     monkeypatch.setattr(
-        runner, "run", lambda tool, settings: asked.update(settings, tool=tool.name) or 0
+        session, "run", lambda tool, settings: asked.update(settings, tool=tool.name) or 0
     )
     with pytest.raises(SystemExit):
         cli.main(["tcpconnlat", "10", "-p", "1"])

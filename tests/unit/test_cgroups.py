@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -151,6 +152,23 @@ def test_level_counts_from_the_root(tree, monkeypatch):
     assert level_of(1 << 60) is None
     monkeypatch.setattr(cgroups, "_FIRST_NAMESPACE", 1)
     assert level_of(inode(tree / "system.slice")) is None
+
+
+@pytest.mark.parametrize(
+    ("namespace", "mount", "whole", "root"),
+    [
+        (cgroups._FIRST_NAMESPACE, "/cg", True, "/cg"),
+        (cgroups._FIRST_NAMESPACE, "/cg", False, "detached cgroup2"),
+        (cgroups._FIRST_NAMESPACE, "", False, "detached cgroup2"),
+        (4711, "/cg", True, ""),
+    ],
+)
+def test_root_of_all_cgroups(monkeypatch, namespace, mount, whole, root):
+    monkeypatch.setattr(cgroups.os, "stat", lambda path: SimpleNamespace(st_ino=namespace))
+    monkeypatch.setattr(cgroups, "cgroup_root", lambda: mount)
+    monkeypatch.setattr(cgroups, "_whole", lambda root: whole)
+    monkeypatch.setattr(cgroups, "detached_mount", lambda kind: f"detached {kind}")
+    assert cgroups.whole_hierarchy.__wrapped__() == root
 
 
 def test_root_is_found_among_other_mounts():

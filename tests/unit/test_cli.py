@@ -11,7 +11,7 @@ from netbpf import cli
 from netbpf.cli import main, settings_of
 from netbpf.declare.tool import find_tool
 from netbpf.errors import NetbpfError, PrivilegeError, UsageError
-from netbpf.run import runner
+from netbpf.run import session
 
 
 def run(monkeypatch, *words: str, error: Exception | None = None) -> tuple[object, dict]:
@@ -24,7 +24,7 @@ def run(monkeypatch, *words: str, error: Exception | None = None) -> tuple[objec
             raise error
         return 0
 
-    monkeypatch.setattr(runner, "run", fake)
+    monkeypatch.setattr(session, "run", fake)
     with pytest.raises(SystemExit) as ended:
         main(words)
     return ended.value.code, asked
@@ -176,7 +176,7 @@ def test_character_missing_in_the_locale_is_escaped(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
     # WHEN a tool writes a name with another character
-    monkeypatch.setattr(runner, "run", lambda tool, settings: print("caf\u00e9") or 0)
+    monkeypatch.setattr(session, "run", lambda tool, settings: print("caf\u00e9") or 0)
     with pytest.raises(SystemExit) as ended:
         main(["tcplife"])
     out.flush()

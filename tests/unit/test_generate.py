@@ -84,6 +84,19 @@ def test_user_space_functions_get_the_registers():
     )  # fmt: skip
 
 
+def test_hooks_of_cgroups_get_numbers_for_pointers_and_let_the_call_continue():
+    enums = {("bpf_attach_type", "BPF_CGROUP_UDP4_SENDMSG"): 14}
+    kernel = FakeKernel(enums=enums, sizes={"cgroup_bpf": 640})
+    way = p.CgroupAddr("sendmsg4", args=("uaddr", "sk", "AF_INET"))
+    name, context, body = entry(way, kernel=kernel, targets=("sendmsg4",))
+    assert (name, context) == ("see_cgaddr", "struct bpf_sock_addr")
+    assert body == (
+        "\tvoid *typed = ctx;\n\tstruct bpf_sock_addr_kern *call = NULL;\n\n"
+        "\tbpf_probe_read_kernel(&call, sizeof(call), &typed);\n"
+        "\ton_see(READ(call, uaddr), READ(call, sk), AF_INET);\n\treturn 1;\n"
+    )
+
+
 def test_iterators_are_given_what_they_go_over():
     name, context, body = entry(p.Iterator("task_file"), targets=("task_file",))
     assert (name, context) == ("see_iter", "struct task_file_context")

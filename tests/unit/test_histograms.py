@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from netbpf.declare.columns import Count, Enum
+from netbpf.declare.columns import Count, Enum, Gauge
 from netbpf.declare.histogram import SLOTS, Histogram, bucket_bounds
 from netbpf.declare.record import Record
 from netbpf.run.results import histograms
@@ -130,6 +130,20 @@ def test_cpus_are_added_and_keys_are_decoded_and_sorted(reader):
     ]
     assert (found[0]["count"], found[0]["sum"], found[0]["small"]) == (2, 206, 1)
     assert found[0]["unit"] == "bytes"
+
+
+def test_gauges_for_a_table_of_the_same_map_are_no_values(monkeypatch, reader):
+    class Gauges(Record):
+        """A value that is not a sum."""
+
+        small = Gauge("current number")
+
+    one = HistogramReader(Histogram("sizes", Key, "bytes", extra=Gauges), 5)
+    one._map.count(80, 0, 0, 5)
+    (found,) = one.since_last()
+    assert (found["count"], found["small"]) == (1, 0)
+    one._map.rows[Key.layout().pack(80, 0)][0][SLOTS + 2] = 7
+    assert one.since_last() == []
 
 
 def test_keys_that_differ_only_in_omitted_columns_are_added(monkeypatch, reader):

@@ -14,6 +14,8 @@ from netbpf.bpf.loader import Entry, entries_of
 from netbpf.bpf.object import BpfObject, MapSpec
 from netbpf.declare.probe_kinds import KINDS
 from netbpf.declare.probes import (
+    CgroupAddr,
+    CgroupSock,
     Fentry,
     Fexit,
     Iterator,
@@ -128,12 +130,15 @@ def found(name: str) -> int:
         (Fentry("f"), ("f",), (26, 24), "f"),
         (Fexit("f"), ("f",), (26, 25), "f"),
         (Iterator("task_file"), ("task_file",), (26, 28), "bpf_iter_task_file"),
+        (CgroupSock("sock_create"), ("sock_create",), (9, 2), ""),
+        (CgroupSock("sock_release"), ("sock_release",), (9, 34), ""),
+        (CgroupAddr("sendmsg6"), ("sendmsg6",), (18, 15), ""),
     ],
 )
 def test_program_types_are_the_kernels(alternative, targets, kinds, target):
     selection = Selection(Probe("see", alternative), alternative, targets, ())
     (made,) = entries_of([selection, Selection(Probe("none", optional=True), None, (), ())])
-    assert (made.kind.program_type, made.kind.attach_type, made.target) == (*kinds, target)
+    assert (made.kind.program_type, made.attach_type, made.target) == (*kinds, target)
     assert made.function == made.program == f"see_{alternative.kind}"
 
 

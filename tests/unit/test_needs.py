@@ -187,7 +187,7 @@ def test_map_above_the_memlock_limit_is_a_privilege_error(monkeypatch, limit):
 
 def confined(monkeypatch: Any, tool: str, *without: Need) -> Confinement:
     monkeypatch.setattr(confinement, "missing_needs", lambda *_: list(without))
-    return Confinement(find_tool(tool), {})
+    return Confinement([(find_tool(tool), {})])
 
 
 def attached(*denied: str) -> Any:
@@ -200,8 +200,8 @@ RESULT: Any = SimpleNamespace(lost={})
 
 def test_missing_privileges_are_noted_and_counted_if_rows_are_hidden(monkeypatch):
     found = confined(monkeypatch, "tcpsynbl", *needs.FIRST, needs.STATISTICS)
-    assert found.not_covered(attached(), RESULT) == 1
-    notes = found.notes(attached())
+    assert found.not_covered(find_tool("tcpsynbl"), attached(), RESULT) == 1
+    notes = found.notes(find_tool("tcpsynbl"), attached())
     assert len(notes) == 2
     assert notes[0].endswith("may be missing: needs CAP_SYS_ADMIN, CAP_SYS_PTRACE")
 
@@ -209,8 +209,9 @@ def test_missing_privileges_are_noted_and_counted_if_rows_are_hidden(monkeypatch
 def test_denied_probes_and_losses_of_results_are_added(monkeypatch):
     found = confined(monkeypatch, "tcplife")
     result: Any = SimpleNamespace(lost={"not_covered": 5})
-    assert found.not_covered(attached("needs CAP_X", "", "needs CAP_X"), result) == 7
-    assert found.notes(attached("needs CAP_X")) == ["probe x is not used: needs CAP_X"]
+    tool = find_tool("tcplife")
+    assert found.not_covered(tool, attached("needs CAP_X", "", "needs CAP_X"), result) == 7
+    assert found.notes(tool, attached("needs CAP_X")) == ["probe x is not used: needs CAP_X"]
 
 
 def test_missing_required_privilege_is_an_error(monkeypatch):

@@ -47,6 +47,20 @@ def records(number):
         yield layout.pack(*row)
 
 
+def test_without_identity_each_record_is_another_object(monkeypatch):
+    tool = find_tool("solife")
+    monkeypatch.setattr(open_events, "read_iterator", b"".join)
+    blank = bytes(tool.event.layout().size)
+    attached = SimpleNamespace(missing=(), with_role=lambda role: [[blank] * 23])
+    found = open_events.OpenEvents(tool, tool.event, attached)
+    stop, times = Stop(9), []
+    found.read(stop)
+    found.write(
+        EventDecoder(tool, tool.event, {}, attached), stop, lambda some, columns: times.extend(some)
+    )
+    assert len(times) == found.number == 23
+
+
 @pytest.fixture
 def listed(monkeypatch):
     def listed(raws, batches=1000):

@@ -14,7 +14,8 @@ from netbpf.declare.record import Event, Record
 from netbpf.declare.tool import Tool
 from netbpf.errors import UsageError
 from netbpf.kernel.select import Selection
-from netbpf.run.program import Attached, maps_of, parse_forced, probes_of
+from netbpf.run.attached import Attached
+from netbpf.run.program import maps_of, parse_forced, probes_of
 
 STATE = Probe("state", RawTracepoint("t"), role=Role.STATE)
 OPEN = Probe("open", RawTracepoint("u"), option="open")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netbpf.declare.probes import (
+    CgroupSock,
     Fentry,
     Fexit,
     Iterator,
@@ -90,6 +91,11 @@ def test_missing_returns_the_reason_for_the_first_name():
         (Iterator("task_file"), "this kernel has no such iterator"),
         (RawTracepoint("t"), "this kernel has no such tracepoint"),
         (Tracepoint("s:t"), "this kernel has no such tracepoint"),
+        (
+            CgroupSock("sock_create"),
+            "this kernel has no such cgroup hook, or this process cannot reach the root of all "
+            "cgroups",
+        ),
     ],
     ids=repr,
 )
@@ -109,6 +115,16 @@ def test_kernel_without_any_facility_has_a_reason(alternative, why):
 def test_kernel_with_every_facility_accepts_any_kind(alternative):
     kernel = FakeKernel({"s:t": ()}, {"t": ()}, {"f": ()}, ("i",), ("kprobe", "fentry", "uprobe"))
     assert kinds(kernel, Probe("p", alternative)) == [alternative.kind]
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "kind"), [(2, 640, "cgsock"), (3, 640, ""), (2, 0, ""), (None, 640, "")]
+)
+def test_hooks_of_cgroups_need_their_number_and_support_for_programs(number, size, kind):
+    enums = {("bpf_attach_type", "BPF_CGROUP_INET_SOCK_CREATE"): number}
+    probe = Probe("p", CgroupSock("sock_create", args=("sk",)), optional=True)
+    kernel = FakeKernel(enums=enums, sizes={"cgroup_bpf": size})
+    assert kinds(kernel, probe) == [kind]
 
 
 def test_uprobes_need_no_target_in_the_kernel():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from netbpf.declare.columns import Count, Gauge
+from netbpf.declare.columns import Count, Gauge, Latest
 from netbpf.declare.record import Record, Row
 from netbpf.declare.table import Table
 from netbpf.run.results import tables
@@ -68,6 +68,21 @@ def test_sums_are_added_over_cpus_and_gauges_are_the_greatest(monkeypatch):
     assert one.since_last() == [({"port": 80}, {"calls": 7, "deepest": 7})]
     one._map.rows = {80: [(3, 7), (5, 9)]}  # now it is another CPU's
     assert one.since_last() == [({"port": 80}, {"calls": 1, "deepest": 9})]
+
+
+def test_latest_value_is_that_of_the_cpu_that_wrote_last(monkeypatch):
+    class Dated(Record):
+        """A value that was read at a time."""
+
+        length = Latest("length of the queue", "read_ns", shown=True)
+        read_ns = Gauge("when it was read")
+
+    one = reader(monkeypatch, Dated)
+    one._map.rows = {80: [(7, 100), (3, 200)]}
+    assert one.since_last() == [({"port": 80}, {"length": 3, "read_ns": 200})]
+    assert one.since_last() == [({"port": 80}, {"length": 3, "read_ns": 200})]  # it is not 0
+    one._map.rows = {80: [(0, 300), (3, 200)]}
+    assert one.since_last() == []
 
 
 def test_only_entries_that_grew_are_rows_of_an_interval(monkeypatch):

@@ -10,7 +10,7 @@ from netbpf.declare.stacks import user_stacks
 from netbpf.declare.tool import Tool
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 from netbpf.run.results.base import Result
 from netbpf.run.results.counted import AggregateResult, DistributionResult
 from netbpf.run.results.events import EventResult

@@ -11,7 +11,7 @@ from netbpf.declare.record import Event
 from netbpf.declare.stacks import decoder_with
 from netbpf.declare.tool import Tool
 from netbpf.kernel.workloads import names_of
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 
 
 class EventDecoder:

@@ -19,7 +19,7 @@ from netbpf.declare.tool import Tool
 from netbpf.kernel.clock import kernel_ns
 from netbpf.output.clock import Clock
 from netbpf.output.writers import Writer
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 from netbpf.run.results.base import Result
 from netbpf.run.results.decoded import EventDecoder
 from netbpf.run.results.held import AMENDMENT, Held

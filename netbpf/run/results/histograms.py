@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 from netbpf.bpf.maps import Map, possible_cpus
+from netbpf.declare.columns import Gauge
 from netbpf.declare.histogram import SLOTS, Histogram, bucket_bounds
 from netbpf.declare.keys import Key
 from netbpf.declare.stacks import end_of
@@ -46,6 +47,10 @@ class HistogramReader:
         self._map = Map(fd, declared.key.size, value_size(declared), per_cpu=True)
         self._seen: Totals = {}
         self._decode = declared.key.decoder()
+        members = declared.extra.members if declared.extra else ()
+        # For a table of the same map; they add up to nothing.
+        self._gauges = [SLOTS + 2 + i for i, column in enumerate(members)
+                        if isinstance(column, Gauge)]  # fmt: skip
 
     def total(self) -> Totals:
         """Return {raw key: sums over all CPUs} since the start; all members are u64."""
@@ -54,6 +59,7 @@ class HistogramReader:
         cpus, totals = possible_cpus(), {}
         for key, raw in self._map.items():
             totals[key] = np.frombuffer(raw, np.uint64).reshape(cpus, -1).sum(axis=0)
+            totals[key][self._gauges] = 0
         return totals
 
     def since_last(self) -> list[dict[str, Any]]:

@@ -14,11 +14,12 @@ from netbpf.declare.tool import Tool
 from netbpf.kernel.clock import kernel_ns
 from netbpf.kernel.counters import increase
 from netbpf.kernel.device_counters import Devices
+from netbpf.kernel.device_programs import DevicePrograms
 from netbpf.output.clock import Clock
 from netbpf.output.screen import report
 from netbpf.output.writer import Writer
+from netbpf.run.attached import Attached
 from netbpf.run.filters import netns_of
-from netbpf.run.program import Attached
 from netbpf.run.results.base import Result, with_names
 from netbpf.run.results.histograms import HistogramReader
 from netbpf.run.results.tables import TableReader
@@ -137,6 +138,10 @@ class TableResult(Result):
         self._names = counters
         self._read = (*counters, *table.counters)
         self._counters = attached.counters.read() if self._read else {}
+        self._programs = None
+        if table.programs and table.with_programs(settings):
+            self._programs = DevicePrograms(netns_of(settings))
+            attached.closers.append(self._programs.close)
 
     def begin(self, stop: Stop, writer: Writer) -> None:
         """Fill the map with what exists at the start."""
@@ -153,6 +158,7 @@ class TableResult(Result):
         """Read the rows of the interval, then the kernel's counters for the same time."""
         self._refresh()
         self._taken = (kernel_ns(), self.reader.since_last())
+        self._runs = self._programs.since_last() if self._programs else {}
         if self._read:
             before, self._counters = self._counters, self.attached.counters.read()
             self._grown = increase(before, self._counters, self._names)
@@ -170,6 +176,8 @@ class TableResult(Result):
         rows = [{**row, **self._missing} for row in self.table.build(entries, self.settings)]
         if self.table.counted:
             rows = list(self.table.counted(rows, self._of_rows, self.settings))
+        if self.table.programs:
+            rows = list(self.table.programs(rows, self._runs))
         if not any(option.name == "sort" for option in self.tool.own_options):
             rows = sorted_rows(rows, self.settings.get("sort") or "")
         self.namespaces.update(row.get("netns") or 0 for row in rows)

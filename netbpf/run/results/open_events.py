@@ -9,7 +9,7 @@ from netbpf.declare.batch import Columns, rows_of
 from netbpf.declare.probes import Role
 from netbpf.declare.record import Event
 from netbpf.declare.tool import Tool
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 from netbpf.run.results.decoded import EventDecoder
 from netbpf.run.stop import Stop
 from netbpf.system.links import read_iterator
@@ -28,7 +28,7 @@ class OpenEvents:
 
     def __init__(self, tool: Tool, event: type[Event], attached: Attached) -> None:
         self.number = self.unwritten = 0
-        self._key = tool.identity
+        self._key = tool.identity or _its_own
         self._layout = event.layout()
         self._time = [column.name for column in event.members].index("time")
         self._links = attached.with_role(Role.OPEN)
@@ -44,7 +44,6 @@ class OpenEvents:
 
     def write(self, decoder: EventDecoder, stop: Stop, show: Show) -> None:
         """Pass those that were read to `show`, each once."""
-        assert self._key, "a probe with the role OPEN needs identity="
         seen: set[Any] = set()
         left = sum(len(data) // self._layout.size for data in self._read)
         for batch in self._batches():
@@ -69,6 +68,11 @@ class OpenEvents:
             whole = memoryview(data)[: len(data) // self._layout.size * self._layout.size]
             for first in range(0, len(whole), size):
                 yield list(self._layout.iter_unpack(whole[first : first + size]))
+
+
+def _its_own(values: Mapping[str, Any]) -> object:
+    """Return a key that no other event has."""
+    return object()
 
 
 def _new(keys: Any, seen: set[Any]) -> list[int]:

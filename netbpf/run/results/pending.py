@@ -16,7 +16,7 @@ from netbpf.declare.record import Event
 from netbpf.declare.values import ABANDONED
 from netbpf.kernel.processes import has_ended, ids_differ
 from netbpf.kernel.thread_stacks import Stack
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 
 _KEY = struct.Struct("=QII")  # struct call_key in include/lookups.bpf.h: thread, pid, function
 _LIBC = (0, 255)  # functions NO_FUNC and OTHER_STACK; all others are Go's

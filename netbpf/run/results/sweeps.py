@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from netbpf.declare.probes import Role
-from netbpf.run.program import Attached
+from netbpf.run.attached import Attached
 from netbpf.run.snapshot import run_iterators
 
 _SECONDS = 1.0  # between two runs

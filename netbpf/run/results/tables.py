@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from netbpf.bpf.maps import Map, possible_cpus
+from netbpf.declare.columns import Latest
 from netbpf.declare.record import Record
 from netbpf.declare.table import Entry, Table
 
@@ -33,6 +34,11 @@ class TableReader:
         self._map = Map(fd, declared.key.size, declared.sums.size, per_cpu=declared.per_cpu)
         members = declared.sums.members
         self._names = [column.name for column in members if column.ctype == "u64"]
+        places = {name: index for index, name in enumerate(self._names)}
+        self._latest = {
+            column.name: (places[column.name], places[column.when])
+            for column in members if isinstance(column, Latest)
+        }  # fmt: skip
         self._samples = [column.name for column in members if column.ctype != "u64"]
         self._sample_of = declared.sums.decoder()
         self._sample_layout = declared.sums.layout()
@@ -79,12 +85,15 @@ class TableReader:
         return {name: values[name] for name in self._samples}
 
     def _combine(self, raw: bytes) -> dict[str, int]:
-        cpus = self._rows(raw)
+        cpus = list(self._rows(raw))
         gauges = self._declared.gauges
-        return {
+        combined = {
             name: max(values) if name in gauges else sum(values)
             for name, values in zip(self._names, zip(*cpus))
         }
+        for name, (place, when) in self._latest.items():
+            combined[name] = max(cpus, key=lambda values: values[when])[place]
+        return combined
 
     def _rows(self, raw: bytes) -> Iterator[tuple[int, ...]]:
         count = possible_cpus() if self._declared.per_cpu else 1

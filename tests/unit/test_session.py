@@ -12,35 +12,39 @@ from netbpf.errors import EXIT_LOST
 from netbpf.output.clock import Clock
 from netbpf.run import summary
 from netbpf.run.confinement import Confinement
-from netbpf.run.runner import Run
+from netbpf.run.member import Member
+from netbpf.run.session import Session
 
 CAUSES = ("ring_full", "map_full", "probe_missed", "reader", "unwritten", "not_covered", "unseen")
 
 
 class Fakes:
-    """A run that has ended with these losses, and its summary."""
+    """A run of one tool that has ended with these losses, and its summary."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **lost: int) -> None:
         monkeypatch.setattr(summary, "ids_differ", lambda: False)
         self.summary: dict[str, Any] = {}
         self.lost = {**dict.fromkeys(CAUSES, 0), **lost}
-        run: Any = Run.__new__(Run)
-        run.tool = find_tool("tcplife")
-        run.settings = {"fail_on_loss": True, "output": "json"}
-        run.out = SimpleNamespace(error=None, blocked=False)
-        run.clock, run.active_filters, run._merged = Clock(), [], 0
-        run.stop = SimpleNamespace(reason="SIGINT", finish=lambda _: None)
-        run.attached = SimpleNamespace(described=list, selections=(), not_covered=0)
-        run.result = SimpleNamespace(
+        member: Any = Member.__new__(Member)
+        member.tool = find_tool("tcplife")
+        member.settings = {"fail_on_loss": True, "output": "json"}
+        member.clock, member.active_filters, member._merged = Clock(), [], 0
+        member.attached = SimpleNamespace(described=list, selections=(), not_covered=0)
+        member.result = SimpleNamespace(
             summary=dict, seen=0, empty=True, unit="events", notes=[], namespaces=set(), after_end=0
         )
-        run.counters = SimpleNamespace(rise={}, own={}, scope=dict, notes=lambda _: [])
-        run.names, run.confinement = SimpleNamespace(notes=list), Confinement()
-        run.writer = SimpleNamespace(summary=self.summary.update)
-        self.run = run
+        member.counters = SimpleNamespace(rise={}, own={}, scope=dict, notes=lambda _: [])
+        member.names, member.confinement = SimpleNamespace(notes=list), Confinement()
+        member.writer = SimpleNamespace(summary=self.summary.update)
+        member.stop = SimpleNamespace(reason="SIGINT", finish=lambda *_: None)
+        self.member = member
 
     def end(self) -> int:
-        return int(self.run._summarise(Clock().start, {}, self.lost))
+        self.member.write_summary(Clock().start, {}, self.lost)
+        session: Any = Session.__new__(Session)
+        session.members, session.settings = [self.member], self.member.settings
+        session.out = SimpleNamespace(error=None, blocked=False)
+        return int(session.exit_status([self.lost]))
 
 
 @pytest.mark.parametrize("cause", CAUSES)
@@ -59,9 +63,9 @@ def test_run_without_losses_is_complete(monkeypatch):
 
 def test_summary_without_results_names_the_filters(monkeypatch):
     fakes = Fakes(monkeypatch)
-    fakes.run.active_filters = ["--pid 41", "--ipv4"]
+    fakes.member.active_filters = ["--pid 41", "--ipv4"]
     fakes.end()
     assert fakes.summary["notes"] == ["nothing matched --pid 41 and --ipv4"]
-    fakes.run.result.empty, fakes.run.result.notes = False, []
+    fakes.member.result.empty, fakes.member.result.notes = False, []
     fakes.end()
     assert fakes.summary["notes"] == []

@@ -1,0 +1,133 @@
+"""Problems of TCP sessions that are open, or have ended, as tcplife sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from netbpf.declare.finding import (
+    CRITICAL,
+    WARNING,
+    Case,
+    Evidence,
+    Rule,
+    Values,
+    View,
+    endpoint,
+    grouped,
+    named,
+    processes,
+    since,
+    times,
+)
+
+_IDLE_US = 2_000_000
+_UNREAD = 64 << 10
+SESSIONS = View(
+    "tcplife --open",
+    keys=("netns", "state", "close", "role", "lport", "raddr", "rport",
+          "pid", "comm", "container", "unit"),
+    sums=("rx_unread", "tx_unsent"),
+    largest=("idle_us", "age_us", "rx_unread"),
+    over=(("idle", "idle_us", _IDLE_US), ("unread", "rx_unread", _UNREAD)),
+)  # fmt: skip
+_CLOSE_WAIT = 3  # sockets of one process
+
+
+def _open(evidence: Evidence) -> list[Values]:
+    return [row for row in evidence.of(SESSIONS) if row["pending"]]
+
+
+def close_wait(evidence: Evidence) -> Iterator[Case]:
+    """Find processes that do not close connections that the peer has closed."""
+    rows = [row for row in _open(evidence) if row["state"] == "CLOSE_WAIT" and row["idle"]]
+    for (pid,), same in grouped(rows, "pid").items():
+        number = sum(row["idle"] for row in same)
+        if number < _CLOSE_WAIT:
+            continue
+        who = processes(same, "idle")
+        longest = max(row["idle_us"] or 0 for row in same)
+        facts = [
+            f"{times(number, 'connection')} in CLOSE_WAIT without any data for 2 s or more, the "
+            f"longest for {longest / 1e6:.0f} s",
+            _ports(same, number),
+        ]
+        values = {"pid": pid, "who": named(who), "number": number}
+        severity = CRITICAL if number >= 1000 else WARNING
+        yield Case(severity, values, facts, frozenset({("pid", pid)}), who, 0, number)
+
+
+def _ports(rows: Sequence[Values], number: int) -> str:
+    """Return which end most of the rows have in common."""
+    groups: dict[str, int] = {}
+    for row in rows:
+        end = (f"accepted on port {row['lport']}" if row["role"] == "passive"
+               else f"to {endpoint(row['raddr'], row['rport'])}")  # fmt: skip
+        groups[end] = groups.get(end, 0) + row["pending"]
+    end = max(groups, key=lambda name: groups[name])
+    return f"{groups[end]} of them {end}"
+
+
+def unread(evidence: Evidence) -> Iterator[Case]:
+    """Find processes that do not read what has arrived for them."""
+    rows = [row for row in _open(evidence) if row["unread"] and row["state"] != "CLOSE_WAIT"]
+    for (pid,), same in grouped(rows, "pid").items():
+        idle = [row for row in same if row["idle"]]
+        if not idle:
+            continue
+        who = processes(idle, "unread")
+        most = max(row["rx_unread_max"] for row in idle)
+        number = sum(row["unread"] for row in idle)
+        facts = [f"{times(number, 'connection')} with up to {most} bytes that have arrived and "
+                 "were not read", _ports(idle, number)]  # fmt: skip
+        values = {"pid": pid, "who": named(who)}
+        yield Case(WARNING, values, facts, frozenset({("pid", pid)}), who, 0, most)
+
+
+def resets(evidence: Evidence) -> Iterator[Case]:
+    """Find services whose sessions end by resets."""
+    rows = [row for row in evidence.of(SESSIONS) if row["count"] and row["close"]]
+    for by in ("rst-local", "rst-remote"):
+        groups = grouped((row for row in rows if row["close"] == by), "pid", "role")
+        for (pid, role), same in groups.items():
+            number = sum(row["count"] for row in same)
+            ended = sum(r["count"] for r in rows if (r["pid"], r["role"]) == (pid, role))
+            if number < 10 or number < 0.1 * ended:
+                continue
+            who = processes(same)
+            values = {
+                "who": named(who), "pid": pid,
+                "by": "by this end" if by == "rst-local" else "by the remote end",
+            }  # fmt: skip
+            facts = [f"{number} of {times(ended, 'session')} ended with a reset", _ports(
+                [{**row, "pending": row["count"]} for row in same], number)]  # fmt: skip
+            subjects = frozenset({("pid", pid)})
+            yield Case(WARNING, values, facts, subjects, who, since(same), number)
+
+
+RULES = (
+    Rule(
+        "close-wait", (SESSIONS,), close_wait,
+        "{who} does not close connections that the other side has closed",
+        "The peer is done (it has sent a FIN) and the program still holds the socket: it leaks "
+        "descriptors until accept(2) or connect(2) fail. Only the program can end this, by "
+        "close(2); no kernel timeout does.",
+        "netbpf tcplife --state CLOSE_WAIT -p {pid} -d 1",
+        "a program that handles a FIN closes within milliseconds; 3 that wait 2 s are a pattern",
+    ),
+    Rule(
+        "does-not-read", (SESSIONS,), unread,
+        "{who} does not read what has arrived",
+        "Its receive buffers fill, the window closes, and the senders wait. The program is "
+        "blocked, stopped or overloaded; the network is not the reason.",
+        "netbpf tcplife --open -p {pid} -d 1",
+        "64 KiB are more than one read takes, and nothing moved for 2 s",
+    ),
+    Rule(
+        "resets", (SESSIONS,), resets,
+        "Sessions of {who} are reset {by}",
+        "The end that resets had unread data or a fault, was killed, or has a firewall or load "
+        "balancer before it that gave the session up. The other end loses what was on the way.",
+        "netbpf tcplife --by close,raddr -p {pid}",
+        "10 resets that are a tenth of all sessions: single ones are normal, such as of browsers",
+    ),
+)  # fmt: skip

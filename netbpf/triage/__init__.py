@@ -1,0 +1,1 @@
+"""netbpf triage: run the tools that see problems together, and tell what they found."""
