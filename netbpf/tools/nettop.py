@@ -48,10 +48,11 @@ OVERHEAD
 LIMITS
   Bytes include the link header, except on lo, which does not count it either. Bridges do not count
   it for what they receive: there the rows can have more than the device, and what a port of a
-  bridge has received is in the rest of the port. A packet is a buffer of the kernel: those that the hardware cuts (TSO), or that GRO has merged, are several in the
-  counters of the device, and so the rest has the difference. Packets of a device on top of another
-  one (VLAN, macvlan) are received in the rows of the lower one. Packets that XDP takes, and those
-  that bypass the queueing discipline (AF_XDP, PACKET_QDISC_BYPASS), are in the rest.
+  bridge has received is in the rest of the port. A packet is a buffer of the kernel: those that the
+  hardware cuts (TSO), or that GRO has merged, are several in the counters of the device, and so the
+  rest has the difference. Packets of a device on top of another one (VLAN, macvlan) are received in
+  the rows of the lower one. Packets that XDP takes, and those that bypass the queueing discipline
+  (AF_XDP, PACKET_QDISC_BYPASS), are in the rest.
   The counters are read a moment after the rows, and of all namespaces that can be found, added up
   by the name of the device: on a busy device, a part of the rest belongs to the next interval.
   Namespaces that appear meanwhile are in the rest late or not at all.
