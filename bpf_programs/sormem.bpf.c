@@ -141,7 +141,7 @@ static inline int on_publish(struct map_element_context *ctx, struct buffer *at)
 	sums->reads = sums->all_reads;
 	sums->no_room = sums->all_no_room;
 	sums->memory = sums->all_memory;
-	sums->backlog = sums->all_backlog;
+	sums->backlogged = sums->all_backlogged;
 	sums->window = sums->all_window;
 	sums->pruned = sums->all_pruned;
 	return 0;

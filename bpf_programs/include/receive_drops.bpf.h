@@ -55,7 +55,7 @@ static inline void count_drop(struct sock *sk, enum cause cause)
 	else if (cause == MEMORY)
 		__sync_fetch_and_add(&sums->all_memory, 1);
 	else if (cause == BACKLOG)
-		__sync_fetch_and_add(&sums->all_backlog, 1);
+		__sync_fetch_and_add(&sums->all_backlogged, 1);
 	else if (cause == WINDOW)
 		__sync_fetch_and_add(&sums->all_window, 1);
 	else

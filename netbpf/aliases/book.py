@@ -112,3 +112,11 @@ ALIASES = (
         "--tx --stage driver --by netns",
         notes=(_HARDWARE,),
     ),
+    Alias(
+        "nettxlat-dev",
+        "skblife",
+        "how long devices take to send packets, by device",
+        "--tx --stage driver --by dev",
+        notes=(_HARDWARE,),
+    ),
+)  # fmt: skip

@@ -33,7 +33,7 @@ IP_PROTOS = {number: name for number, name in PROTOS.items() if name not in ("un
 WHAT = {0: "rmem_alloc", 1: "rmem_limit"}
 AT = {0: "arrival", 1: "read"}
 WHOLE = 10000  # fill_max in C: see include/receive_buffers.bpf.h
-CAUSES = ("no_room", "memory", "backlog", "window", "pruned")
+CAUSES = ("no_room", "memory", "backlogged", "window", "pruned")
 _UDP = ("udp4", "udp6")
 
 
@@ -61,7 +61,7 @@ class BufferRow(Row):
     dropped = Count("packets that were dropped, for all causes", width=7, alert=True)
     no_room = Count("packets dropped as the buffer was full", wide=True, width=7)
     memory = Count("packets dropped as the protocol has used up its memory", wide=True, width=6)
-    backlog = Count("packets dropped as the backlog was full", wide=True, width=7)
+    backlogged = Count("packets dropped as the backlog was full", wide=True, width=10)
     window = Count("packets dropped as they did not fit into the window", wide=True, width=6)
     pruned = Count("packets removed from the out of order queue", wide=True, width=6)
     uid = Uid("user id of the owner", wide=True)
@@ -70,7 +70,7 @@ class BufferRow(Row):
 
 
 Buffer = key("buffer", sk=Count("address of the socket"), number=Count("which one at this address"))
-_HIDDEN = "all_arrivals all_reads all_no_room all_memory all_backlog all_window all_pruned"
+_HIDDEN = "all_arrivals all_reads all_no_room all_memory all_backlogged all_window all_pruned"
 _OF_THE_PROGRAM: Any = {name: Column(name, ctype="u8") for name in ("gone", "pass", "sees_causes")}
 BufferSums = sums(
     "buffer_sums", f"arrivals reads {' '.join(CAUSES)}",

@@ -12,12 +12,12 @@ DESCRIPTION
   hundred bytes. FILL can exceed 100 %: the limit is checked before a packet is added, and a buffer
   can be made smaller. What was dropped is counted by cause:
 
-    no_room  the buffer was full (raise SO_RCVBUF or net.core.rmem_max, or read faster)
-    memory   no memory left, of the protocol (net.ipv4.udp_mem, tcp_mem) or of a TCP buffer that
-             could not be made to fit
-    backlog  a program held the TCP socket while too many packets came for it
-    window   segments that did not fit into the TCP window: the buffer was full
-    pruned   segments that had come out of order, and were removed to make room
+    no_room     the buffer was full (raise SO_RCVBUF or net.core.rmem_max, or read faster)
+    memory      no memory left, of the protocol (net.ipv4.udp_mem, tcp_mem) or of a TCP buffer that
+                could not be made to fit
+    backlogged  a program held the TCP socket while too many packets came for it
+    window      segments that did not fit into the TCP window: the buffer was full
+    pruned      segments that had come out of order, and were removed to make room
 
   --histogram also shows the distribution of the memory (rmem_alloc) and of the limits (rmem_limit),
   at each arrival, with the data that arrived, and after each read.
@@ -85,7 +85,7 @@ TOOL = Tool(
         *IP_RECV_PROBES,
         p.Probe("drop", *p.tracepoints("skb:kfree_skb", ("skb", "reason", "rx_sk"),
                                        ("skbaddr", "reason", "rx_sk")),
-                optional=True, loses=("backlog", "window", "pruned")),
+                optional=True, loses=("backlogged", "window", "pruned")),
         p.Probe("udp_drop", p.RawTracepoint("udp_fail_queue_rcv_skb", args=("sk", "rc")),
                 optional=True),
         GONE,

@@ -30,7 +30,7 @@ from topology import Host, cgroup_of
 DATAGRAMS, BYTES = 23, 700
 SMALL = 4096  # SO_RCVBUF: the kernel doubles it
 ENDS = ("laddr", "lport", "raddr", "rport")
-CAUSES = ("no_room", "memory", "backlog", "window", "pruned")
+CAUSES = ("no_room", "memory", "backlogged", "window", "pruned")
 COMM = Path("/proc/self/comm").read_text().rstrip("\n")
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21  # linux/tcp.h
 RECV_QUEUE, SEND_QUEUE = 1, 2
@@ -455,8 +455,8 @@ class HeldPage:
         os.close(self._fd)
 
 
-@compares("sormem", "dropped", "backlog", shape="rows")
-@compares("sormem", "dropped", "backlog", shape="--by")
+@compares("sormem", "dropped", "backlogged", shape="rows")
+@compares("sormem", "dropped", "backlogged", shape="--by")
 def test_a_backlog_that_is_full(netbpf: Any, one_host: Host) -> None:
     """A reader holds the socket's lock, as its memory is not there yet: packets have to wait."""
     client, accepted = connected(one_host)
@@ -478,7 +478,7 @@ def test_a_backlog_that_is_full(netbpf: Any, one_host: Host) -> None:
         row = row_of(run, accepted)
         check_by_key(by, row)
     (dropped,) = counted(before, after, "TcpExtTCPBacklogDrop")
-    assert row["backlog"] == dropped > 0
+    assert row["backlogged"] == dropped > 0
     assert row["dropped"] >= dropped and row["reads"] == 1
 
 
