@@ -96,9 +96,14 @@ def doctor(as_json: bool, btf: str, record: Optional[str]) -> None:
 @click.argument("tool")
 @click.option("--c", "as_c", is_flag=True, help="print the C code generated on this kernel")
 def schema(tool: str, as_c: bool) -> None:
-    """Print the JSON Schema of a tool's JSON output."""
+    """Print the JSON Schema of a tool's JSON output, or of triage's."""
     from netbpf.output.schema import schema_of
 
+    if tool == "triage" and not as_c:
+        from netbpf.triage.schema import triage_schema
+
+        click.echo(json.dumps(triage_schema(), indent=2))
+        return
     if as_c:
         from netbpf.kernel.inspect import LiveKernel
         from netbpf.run.program import generated_text

@@ -7,6 +7,8 @@ looks at the evidence of a whole run, and yields a case for each problem that it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, Callable, NamedTuple
 
 CRITICAL, WARNING, NOTE = "critical", "warning", "note"
@@ -40,6 +42,7 @@ class View(NamedTuple):
 class Evidence(NamedTuple):
     """What a run collected: `rows` of each tool, increases of the kernel's counters, seconds.
 
+    `levels` are those of netbpf.kernel.levels at the end.
     Rows of events have the keys, sums and largest values of their view, and `count`, `pending`,
     `first` and `last` (ns of the monotonic clock). `lost` is {tool: {cause: number}}.
     """
@@ -49,6 +52,7 @@ class Evidence(NamedTuple):
     seconds: float
     lost: Mapping[str, Mapping[str, int]]
     addresses: frozenset[str] = frozenset()  # of this machine, in this network namespace
+    levels: Mapping[str, int] = {}
 
     def of(self, view: View) -> Sequence[Values]:
         """Return the rows of a view."""
@@ -78,7 +82,8 @@ class Rule(NamedTuple):
     `sentence`, `meaning` and `command` are format strings of a case's values. `source` says where
     the threshold comes from. `explains` names rules, and the kind of subject that their cases share
     with one of this rule: they are effects of the same cause, and are told with it. Cases of one
-    process that differ only in the value `differs` are told together.
+    process that differ only in the value `differs` are told together. `counters` are the kernel's
+    counters that it looks at.
     """
 
     ident: str
@@ -90,6 +95,14 @@ class Rule(NamedTuple):
     source: str
     explains: Mapping[str, str] = {}
     differs: str = ""
+    counters: Sequence[str] = ()
+
+
+def all_rules() -> list[Rule]:
+    """Return the rules of all modules of netbpf.findings."""
+    package = import_module("netbpf.findings")
+    names = sorted(module.name for module in iter_modules(package.__path__))
+    return [rule for name in names for rule in import_module(f"netbpf.findings.{name}").RULES]
 
 
 def grouped(rows: Iterable[Values], *names: str) -> dict[tuple[Any, ...], list[Values]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from netbpf.declare.aliases import all_aliases
+from netbpf.declare.finding import Rule, all_rules
 from netbpf.declare.instead import instead
 from netbpf.declare.needs import TRACEFS, Need, needs_of
 from netbpf.declare.options import EVENT_LIMITS, FILTERS, LIMITS, OUTPUT, SORT
@@ -43,6 +44,16 @@ def tools_table(tools: Sequence[Tool]) -> str:
     """Return a row for each tool."""
     rows = ((f"`{tool.name}`", tool.summary, _output(tool)) for tool in tools)
     return _table(("tool", "shows", "output"), rows)
+
+
+def findings_table(_: Sequence[Tool]) -> str:
+    """Return a row for each rule of triage."""
+
+    def in_words(rule: Rule) -> str:
+        return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), rule.sentence)
+
+    rows = ((f"`{rule.ident}`", in_words(rule), rule.source) for rule in all_rules())
+    return _table(("finding", "says", "is told, and why then"), rows)
 
 
 def _output(tool: Tool) -> str:
@@ -177,4 +188,5 @@ TABLES = {
     "selected": selected_table,
     "tested": tested_table,
     "privileges": privileges_table,
+    "findings": findings_table,
 }

@@ -35,7 +35,8 @@ def dropped(evidence: Evidence) -> Iterator[Case]:
         facts = [f"{number} at {place} ({protocols})"]
         facts += [f"for example {row['example']}" for row in same[:1] if row.get("example")]
         severity = NOTE if reason in _USUAL else WARNING
-        yield Case(severity, values, facts, frozenset({("dev", dev)}), (), 0, number)
+        subjects = frozenset({("dev", dev), ("reason", reason)})
+        yield Case(severity, values, facts, subjects, (), 0, number)
 
 
 RULES = (

@@ -72,7 +72,7 @@ def syn_queue(evidence: Evidence) -> Iterator[Case]:
             evidence, row, CRITICAL if flood else WARNING, facts, row["cookies"] + row["dropped"]
         )
         kind = "is flooded with SYNs that never become connections"
-        usual = "gets SYNs faster than its SYN queue takes them"
+        usual = "gets SYNs faster than the queue takes them"
         yield case._replace(values={**case.values, "what": kind if flood else usual})
 
 
@@ -106,7 +106,7 @@ RULES = (
     ),
     Rule(
         "syn-queue", (LISTENERS,), syn_queue,
-        "{listener} of {who} {what}",
+        "The SYN queue of {listener} is full: {who} {what}",
         "With cookies, connections are made, and lose TCP options. Without (tcp_syncookies = 0), "
         "SYNs are dropped. A flood has senders that never answer; a burst of real clients needs a "
         "larger backlog, net.core.somaxconn and net.ipv4.tcp_max_syn_backlog.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from netbpf.declare.finding import NOTE, WARNING, Case, Evidence, Rule, times
+from netbpf.declare.finding import CRITICAL, NOTE, WARNING, Case, Evidence, Rule, times
 
 _DEVICE = (
     "rx_errs",
@@ -16,6 +16,7 @@ _DEVICE = (
     "rx_drop",
     "tx_drop",
 )
+_MTU = ("Ip.FragFails", "Ip6.FragFails", "Icmp6.InPktTooBigs")
 _ERRORS = ("rx_errs", "tx_errs", "rx_fifo", "tx_fifo", "rx_frame", "tx_carrier")
 _BUFFERS = {
     "Udp.RcvbufErrors": "UDP", "Udp6.RcvbufErrors": "UDP over IPv6", "Udp.MemErrors": "UDP",
@@ -28,7 +29,7 @@ def backlog(evidence: Evidence) -> Iterator[Case]:
     dropped = evidence.counters.get("Softnet.dropped", 0)
     if dropped:
         facts = [f"{times(dropped, 'packet')} dropped (Softnet.dropped)"]
-        yield Case(WARNING, {}, facts, frozenset({("dev", None)}), weight=dropped)
+        yield Case(WARNING, {}, facts, frozenset({("reason", "CPU_BACKLOG")}), weight=dropped)
 
 
 def devices(evidence: Evidence) -> Iterator[Case]:
@@ -54,7 +55,47 @@ def receive_buffers(evidence: Evidence) -> Iterator[Case]:
             what = f"{group.lower()} socket {rest.partition('.')[0]}"
         if what and number:
             facts = [f"{times(number, 'packet')} lost ({name})"]
-            yield Case(WARNING, {"what": what}, facts, frozenset({("buffer", name)}), weight=number)
+            yield Case(
+                WARNING,
+                {"what": what},
+                facts,
+                frozenset({("reason", "SOCKET_RCVBUFF")}),
+                weight=number,
+            )
+
+
+def time_wait(evidence: Evidence) -> Iterator[Case]:
+    """Find that sockets in TIME_WAIT have reached their limit, or take half of the local ports."""
+    levels, waiting = evidence.levels, evidence.levels.get("tcp.tw", 0)
+    limit, ports = levels.get("max_tcp.tw", 0), levels.get("ports", 0)
+    cut = evidence.counters.get("TcpExt.TCPTimeWaitOverflow", 0)
+    facts = [f"{times(waiting, 'socket')} in TIME_WAIT; the limit is {limit}, and a connection to "
+             f"one destination can have one of {ports} local ports"]  # fmt: skip
+    if cut:
+        facts.append(f"{times(cut, 'connection')} closed without TIME_WAIT (TCPTimeWaitOverflow)")
+        yield Case(WARNING, {"what": "reached their limit"}, facts, frozenset(), weight=cut)
+    elif ports and waiting >= ports / 2:
+        values = {"what": "are as many as half of the local ports"}
+        yield Case(NOTE, values, facts, frozenset(), weight=waiting)
+
+
+def conntrack(evidence: Evidence) -> Iterator[Case]:
+    """Find that the table of tracked connections is nearly full."""
+    number, limit = (evidence.levels.get(name, 0) for name in ("conntrack", "max_conntrack"))
+    if limit and number >= 0.9 * limit:
+        severity = CRITICAL if number >= limit else WARNING
+        facts = [f"{number} connections are tracked, the limit is {limit}"]
+        yield Case(severity, {}, facts, frozenset(), weight=number)
+
+
+def path_mtu(evidence: Evidence) -> Iterator[Case]:
+    """Find that packets are larger than a path allows."""
+    failed = {name: evidence.counters.get(name, 0) for name in _MTU}
+    failed = {name: number for name, number in failed.items() if number}
+    if sum(failed.values()) >= 3:
+        facts = [", ".join(f"{name} {number}" for name, number in failed.items())]
+        subjects = frozenset({("reason", "PKT_TOO_BIG")})
+        yield Case(WARNING, {}, facts, subjects, weight=sum(failed.values()))
 
 
 def own_loss(evidence: Evidence) -> Iterator[Case]:
@@ -74,7 +115,8 @@ RULES = (
         "more CPUs (RSS, RPS), or raise net.core.netdev_max_backlog for bursts.",
         "netbpf softnet 1",
         "no packet may be lost here on a machine that keeps up",
-        {"drops": "dev"},
+        {"drops": "reason"},
+        counters=("Softnet.dropped",),
     ),
     Rule(
         "device-errors", (), devices,
@@ -83,6 +125,7 @@ RULES = (
         "that is too short (ethtool -S {dev}).",
         "ip -s -s link show dev {dev}",
         "a healthy link has none",
+        counters=tuple(f"Device.*.{name}" for name in _ERRORS),
     ),
     Rule(
         "receive-buffer-full", (), receive_buffers,
@@ -91,7 +134,37 @@ RULES = (
         "(SO_RCVBUF, net.core.rmem_max).",
         "netbpf skbdrop --reason SOCKET_RCVBUFF --events -d 10",
         "each is data that the program never gets",
-        {"drops": "buffer"},
+        {"drops": "reason"},
+        counters=(*_BUFFERS, "Netlink.*.drops", "Raw.*.drops", "Raw6.*.drops", "Packet.*.drops"),
+    ),
+    Rule(
+        "time-wait", (), time_wait,
+        "Sockets in TIME_WAIT {what}",
+        "The side that closes first keeps a connection for a minute, so that late segments reach "
+        "no new one. Thousands are normal on a busy client and cost little; they matter if local "
+        "ports run out. Keep connections open, or set net.ipv4.tcp_tw_reuse = 1 on clients.",
+        "ss -tan state time-wait",
+        "beyond net.ipv4.tcp_max_tw_buckets the kernel gives the protection up",
+        counters=("TcpExt.TCPTimeWaitOverflow",),
+    ),
+    Rule(
+        "conntrack-full", (), conntrack,
+        "The table of tracked connections is nearly full",
+        "New connections are dropped once it is (nf_conntrack: table full, in dmesg). Raise "
+        "net.netfilter.nf_conntrack_max, shorten its timeouts, or do not track what no rule needs.",
+        "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max",
+        "90 % of net.netfilter.nf_conntrack_max: a burst fills the rest",
+    ),
+    Rule(
+        "mtu", (), path_mtu,
+        "Packets are larger than a path allows",
+        "Small packets pass, and large ones do not: connections open, and hang as soon as data "
+        "flows. A tunnel or VPN on the way has a smaller MTU, and ICMP messages about it may be "
+        "filtered. Lower the MTU of the device, or set net.ipv4.tcp_mtu_probing = 1.",
+        "netbpf skbdrop --reason PKT_TOO_BIG --events -d 10",
+        "3 packets that could not be sent in one piece, or that a router refused",
+        {"drops": "reason"},
+        counters=_MTU,
     ),
     Rule(
         "own-loss", (), own_loss,

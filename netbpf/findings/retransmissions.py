@@ -101,7 +101,7 @@ RULES = (
         "{share} of the TCP segments are sent again, {where}, most of {who}",
         "{meaning}.",
         "{command}",
-        "above 1 % throughput and latency suffer visibly, above 10 % connections stall "
-        "(throughput falls with the square root of the loss, RFC 3819 section 8.5.3)",
+        "1 % already limits throughput, which falls with the square root of the loss (Mathis et "
+        "al., 1997); with 10 % connections stall",
     ),
 )  # fmt: skip

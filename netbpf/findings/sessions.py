@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from netbpf.declare.finding import (
     CRITICAL,
+    NOTE,
     WARNING,
     Case,
     Evidence,
@@ -21,16 +22,19 @@ from netbpf.declare.finding import (
 )
 
 _IDLE_US = 2_000_000
+_LONG_US = 600_000_000
 _UNREAD = 64 << 10
 SESSIONS = View(
     "tcplife --open",
-    keys=("netns", "state", "close", "role", "lport", "raddr", "rport",
+    keys=("netns", "state", "close", "role", "laddr", "lport", "raddr", "rport",
           "pid", "comm", "container", "unit"),
     sums=("rx_unread", "tx_unsent"),
-    largest=("idle_us", "age_us", "rx_unread"),
-    over=(("idle", "idle_us", _IDLE_US), ("unread", "rx_unread", _UNREAD)),
+    largest=("idle_us", "age_us", "rx_unread", "tx_unsent"),
+    over=(("idle", "idle_us", _IDLE_US), ("unread", "rx_unread", _UNREAD),
+          ("unsent", "tx_unsent", _UNREAD), ("long_idle", "idle_us", _LONG_US)),
 )  # fmt: skip
 _CLOSE_WAIT = 3  # sockets of one process
+_MANY_IDLE = 100
 
 
 def _open(evidence: Evidence) -> list[Values]:
@@ -80,7 +84,40 @@ def unread(evidence: Evidence) -> Iterator[Case]:
         facts = [f"{times(number, 'connection')} with up to {most} bytes that have arrived and "
                  "were not read", _ports(idle, number)]  # fmt: skip
         values = {"pid": pid, "who": named(who)}
-        yield Case(WARNING, values, facts, frozenset({("pid", pid)}), who, 0, most)
+        yield Case(WARNING, values, facts, frozenset(map(_flow, idle)), who, 0, most)
+
+
+def _flow(row: Values) -> tuple[str, object]:
+    """Return the connection, which both of its ends have in common."""
+    return "flow", frozenset({(row["laddr"], row["lport"]), (row["raddr"], row["rport"])})
+
+
+def untaken(evidence: Evidence) -> Iterator[Case]:
+    """Find remote ends that do not take what is sent to them."""
+    rows = [row for row in _open(evidence) if row["unsent"] and row["idle"]]
+    for (raddr, rport), same in grouped(rows, "raddr", "rport").items():
+        who = processes(same, "unsent")
+        most = max(row["tx_unsent_max"] for row in same)
+        number = sum(row["unsent"] for row in same)
+        facts = [f"{times(number, 'connection')} with up to {most} bytes that were written and "
+                 "could not be sent, without progress for 2 s"]  # fmt: skip
+        values = {"remote": endpoint(raddr, rport), "raddr": raddr, "rport": rport,
+                  "who": named(who)}  # fmt: skip
+        yield Case(WARNING, values, facts, frozenset(map(_flow, same)), who, 0, most)
+
+
+def idle(evidence: Evidence) -> Iterator[Case]:
+    """Find processes with many connections that nothing moves on."""
+    rows = [row for row in _open(evidence) if row["long_idle"] and row["state"] == "ESTABLISHED"]
+    for (pid,), same in grouped(rows, "pid").items():
+        number = sum(row["long_idle"] for row in same)
+        if number < _MANY_IDLE:
+            continue
+        who = processes(same, "long_idle")
+        ends = _ports([{**row, "pending": row["long_idle"]} for row in same], number)
+        facts = [f"{times(number, 'connection')} without any data for 10 minutes or more", ends]
+        subjects = frozenset({("pid", pid)})
+        yield Case(NOTE, {"pid": pid, "who": named(who)}, facts, subjects, who, 0, number)
 
 
 def resets(evidence: Evidence) -> Iterator[Case]:
@@ -121,6 +158,24 @@ RULES = (
         "blocked, stopped or overloaded; the network is not the reason.",
         "netbpf tcplife --open -p {pid} -d 1",
         "64 KiB are more than one read takes, and nothing moved for 2 s",
+        {"peer-does-not-read": "flow"},
+    ),
+    Rule(
+        "peer-does-not-read", (SESSIONS,), untaken,
+        "{remote} does not take what {who} sends",
+        "Its window is closed, as its program does not read, or the path is broken and nothing is "
+        "acknowledged. This machine can only wait: look at the other end.",
+        "netbpf tcpwin --raddr {raddr} -D {rport} -d 10",
+        "64 KiB that wait, and nothing moved for 2 s",
+        differs="remote",
+    ),
+    Rule(
+        "idle-connections", (SESSIONS,), idle,
+        "{who} keeps many connections that nothing moves on",
+        "A pool that is too large, or clients that left without a FIN: without keepalive nobody "
+        "notices, and firewalls on the way forget them.",
+        "netbpf tcplife --min-idle 10m -p {pid} -d 1",
+        "100 connections of one process for 10 minutes: most pools and firewalls time out earlier",
     ),
     Rule(
         "resets", (SESSIONS,), resets,

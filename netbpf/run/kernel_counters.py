@@ -33,10 +33,15 @@ class Sources:
         tools: Collection[Tool],
         settings: Mapping[str, Any],
         helper: Collection[str] = (),
+        more: Collection[str] = (),
     ) -> None:
-        """Find the namespaces; with capabilities `helper`, a helper process with these does it."""
-        wanted = sorted({name for tool in tools for name in tool.all_counters})
-        anywhere = any(tool.namespace_counters for tool in tools) and not settings.get("netns")
+        """Find the namespaces, to read the counters of the `tools` and `more` of them.
+
+        With capabilities `helper`, a helper process with these does it.
+        """
+        wanted = sorted({*more, *(name for tool in tools for name in tool.all_counters)})
+        counted = any(tool.namespace_counters for tool in tools) or bool(more)
+        anywhere = counted and not settings.get("netns")
         self.one = Counters(netns_of(settings), wanted)
         self.all = AllCounters(wanted, capabilities=helper) if anywhere else None
         self.source: Source = self.all or self.one

@@ -45,8 +45,10 @@ class Session:
     """One run of one tool or several.
 
     The first one's settings say when the session ends. If `confined`, this process drops privileges
-    that it no longer needs.
+    that it no longer needs. `counters` are counters of the kernel, beside those of the tools.
     """
+
+    counters: Sequence[str] = ()
 
     def __init__(self, members: Sequence[Member], out: TextIO, confined: bool = False) -> None:
         """Check the privileges; nothing is loaded into the kernel yet."""
@@ -93,9 +95,8 @@ class Session:
         self.clock = Clock(kernel_ns)
         self.stop = Stop(self.settings, self.out)
         keep(self.stop.close)
-        self.sources = Sources(
-            [member.tool for member in self.members], self.settings, self.confinement.helper
-        )
+        tools = [member.tool for member in self.members]
+        self.sources = Sources(tools, self.settings, self.confinement.helper, self.counters)
         keep(self.sources.close)
         if self.out.isatty():
             self.resizes = Resizes()
@@ -125,7 +126,7 @@ class Session:
     def _begin(self) -> None:
         for member in self.members:
             member.count_totals()
-        readings = self.sources.read()
+        readings = self.first = self.sources.read()
         if self.owners:
             take_snapshot(self.owners)
         for member in self.members:
@@ -199,7 +200,7 @@ class Session:
         for member in self.members:
             member.collect()
         self.spent = self.cost.read()  # of all tools together
-        readings = self.sources.read_last()
+        readings = self.last = self.sources.read_last()
         for member in self.members:
             member.end_counters(readings)
         with self.stop.extended():

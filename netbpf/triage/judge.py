@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
 from netbpf.declare.finding import SEVERITIES, Case, Evidence, Rule, View
@@ -42,13 +40,6 @@ class Finding(NamedTuple):
     def facts(self) -> list[str]:
         """What shows it, and the effects that have the same cause."""
         return [*self.case.facts, *(f"also: {sentence}" for sentence in self.also)]
-
-
-def all_rules() -> list[Rule]:
-    """Return the rules of all modules of netbpf.findings."""
-    package = import_module("netbpf.findings")
-    names = sorted(module.name for module in iter_modules(package.__path__))
-    return [rule for name in names for rule in import_module(f"netbpf.findings.{name}").RULES]
 
 
 def views_of(rules: Sequence[Rule]) -> list[View]:

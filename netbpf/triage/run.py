@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Callable, Optional, TextIO
 
-from netbpf.declare.finding import Evidence, View
+from netbpf.declare.finding import Evidence, View, all_rules
 from netbpf.declare.tool import Tool
 from netbpf.kernel.addresses import local_addresses
+from netbpf.kernel.counters import increase
+from netbpf.kernel.levels import Levels
 from netbpf.output.screen import Screen, report
+from netbpf.run.filters import netns_of
 from netbpf.run.member import Member
 from netbpf.run.session import Session
 from netbpf.run.together import limited
 from netbpf.triage.collect import Collector
-from netbpf.triage.judge import Finding, all_rules, judge, views_of
+from netbpf.triage.judge import Finding, judge, views_of
 from netbpf.triage.show import json_lines, text_lines
 
 Parsed = Callable[[str], tuple[Tool, dict[str, Any]]]
@@ -29,7 +32,13 @@ class Triage(Session):
     ) -> None:
         super().__init__(members, out, confined=True)
         self._views, self._json = tuple(views), as_json
+        self.counters = sorted({name for rule in all_rules() for name in rule.counters})
         self.findings: list[Finding] = []
+
+    def _open(self) -> None:
+        super()._open()
+        self._levels = Levels(netns_of(self.settings))
+        self.opened.callback(self._levels.close)
 
     def summarise(self) -> list[dict[str, int]]:
         """Write the findings; return the losses of each tool."""
@@ -47,7 +56,8 @@ class Triage(Session):
 
     def evidence(self) -> Evidence:
         """Return what the tools saw."""
-        rows, counters, lost = {}, {}, {}
+        rows, lost = {}, {}
+        counters = increase(self.first.every, self.last.every, self.counters)
         for member in self.members:
             writer = member.writer
             assert isinstance(writer, Collector)
@@ -57,7 +67,7 @@ class Triage(Session):
             crowded = {"crowded": writer.crowded} if writer.crowded else {}
             lost[name] = {**writer.summary_fields["lost"], **crowded}
         seconds = self.members[0].summary["seconds"]
-        return Evidence(rows, counters, seconds, lost, local_addresses())
+        return Evidence(rows, counters, seconds, lost, local_addresses(), self._levels.read())
 
     def _summary(self, evidence: Evidence) -> dict[str, Any]:
         cost = self.spent

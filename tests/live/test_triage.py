@@ -21,7 +21,7 @@ from typing import Any
 import harness
 import pytest
 import resolver
-from harness import Json, Run, netbpf_once, wait_until
+from harness import Json, Run, netbpf_once, validator, wait_until
 from topology import Host
 
 ME = os.getpid()
@@ -37,6 +37,8 @@ def triage(directory: Path, inode: int, *words: object) -> Iterator[Run]:
     run = harness.start(directory, "triage", *given, json_lines=False)
     with harness.attended(run, json_lines=False):
         yield run
+    for line in run.lines:
+        validator("triage").validate(line)
 
 
 def findings(run: Run) -> dict[str, Json]:
@@ -271,6 +273,41 @@ def test_process_that_does_not_read(one_host: Host, tmp_path: Path) -> None:
     assert found["who"][0]["pid"] == ME
 
 
+def test_remote_end_that_does_not_read(two_hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    left, right = two_hosts
+    with listener(right) as server, left.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.connect(server.getsockname())
+        accepted, _ = server.accept()
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client.send(bytes(65536))
+        time.sleep(2.1)
+        with triage(tmp_path, left.inode) as run:
+            pass
+        port = server.getsockname()[1]
+        accepted.close()
+    (found,) = bad(run).values()
+    assert found["finding"] == "peer-does-not-read"
+    assert found["sentence"].startswith(f"{right.ipv4}:{port} does not take what ")
+    assert found["who"][0]["pid"] == ME
+
+
+def test_time_wait_reaches_its_limit(one_host: Host, tmp_path: Path) -> None:
+    usual = one_host.run("sysctl", "-n", "net.ipv4.tcp_max_tw_buckets").strip()
+    one_host.sysctl(net__ipv4__tcp_max_tw_buckets=3)
+    try:
+        with listener(one_host) as server, triage(tmp_path, one_host.inode) as run:
+            for pair in pairs(one_host, server, 23):
+                close_all([pair])
+    finally:
+        one_host.sysctl(net__ipv4__tcp_max_tw_buckets=usual)
+    cut = one_host.snmp()["TcpExtTCPTimeWaitOverflow"]
+    (found,) = bad(run).values()
+    assert found["finding"] == "time-wait"
+    assert found["evidence"][1].startswith(f"{cut} connections closed without TIME_WAIT")
+
+
 def test_sessions_that_are_reset(one_host: Host, tmp_path: Path) -> None:
     with listener(one_host) as server, triage(tmp_path, one_host.inode) as run:
         for client, accepted in pairs(one_host, server, 11):
@@ -311,6 +348,25 @@ def test_datagrams_that_nobody_reads(one_host: Host, tmp_path: Path) -> None:
     assert lost >= 10
     found = bad(run)
     assert f"{lost} packets lost (Udp.RcvbufErrors)" in found["receive-buffer-full"]["evidence"]
+
+
+def test_path_with_a_smaller_mtu(two_hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    left, right = two_hosts
+    too_big = struct.pack("!BBHI", 2, 0, 0, 1280) + bytes(48)  # as a router sends it
+    with triage(tmp_path, right.inode) as run:
+        with left.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as router:
+            for _ in range(3):
+                router.sendto(too_big, (right.ipv6, 0))
+        wait_until(lambda: counted(right, "Icmp6InPktTooBigs") == 3, what="the messages")
+    (found,) = bad(run).values()
+    assert found["finding"] == "mtu"
+    assert found["evidence"] == ["Icmp6.InPktTooBigs 3"]
+
+
+def counted(host: Host, name: str) -> int:
+    """A counter of IPv6."""
+    lines = host.run("cat", "/proc/self/net/snmp6").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.split()[0] == name)
 
 
 # --- lookups -------------------------------------------------------------------------------------

@@ -7,15 +7,28 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import pytest
 
-from netbpf.declare.finding import CRITICAL, NOTE, WARNING, Case, Evidence, Rule, View, service
+from netbpf.declare.finding import (
+    CRITICAL,
+    NOTE,
+    WARNING,
+    Case,
+    Evidence,
+    Rule,
+    View,
+    all_rules,
+    service,
+)
 from netbpf.declare.tool import find_tool
+from netbpf.kernel import levels
 from netbpf.kernel.addresses import local_addresses
 from netbpf.output.clock import Clock
 from netbpf.triage import collect
 from netbpf.triage.collect import Collector
-from netbpf.triage.judge import Finding, all_rules, judge
+from netbpf.triage.judge import Finding, as_json, judge
+from netbpf.triage.schema import triage_schema
 from netbpf.triage.show import text_lines
 
 NOTHING = Evidence({}, {}, 15.0, {})
@@ -26,7 +39,7 @@ SUMMARY = {"tools": ["tcplife"], "seconds": 15.0, "not_seen": [], "cpu_percent":
 
 def case(severity: str = WARNING, weight: float = 1, pid: int = 41, **values: Any) -> Case:
     subjects = frozenset({("service", values.get("port", 80))})
-    who = [{"pid": pid, "comm": "web", "container": None, "unit": None, "count": 1}]
+    who = [{"pid": pid, "comm": "web", "container": None, "unit": None, "netns": 1, "count": 1}]
     return Case(severity, {"port": 80, **values}, ["a fact"], subjects, who, 0, weight)
 
 
@@ -147,3 +160,68 @@ def test_names_of_rules_are_unique_and_explain_rules_that_exist() -> None:
     for one in all_rules():
         assert set(one.explains) <= set(idents), one.ident
         assert one.source and one.meaning.endswith((".", "{meaning}."))
+
+
+def found(**words: Any) -> dict[str, str]:
+    """Return {finding: severity} of evidence with these counters, levels or rows."""
+    return {one.rule.ident: one.case.severity
+            for one in judge(all_rules(), NOTHING._replace(**words))}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ({}, {}),
+        ({"counters": {"Softnet.dropped": 23}}, {"backlog-drops": WARNING}),
+        ({"counters": {"Device.eth0.rx_errs": 3}}, {"device-errors": WARNING}),
+        ({"counters": {"Device.eth0.rx_packets": 3}}, {}),
+        ({"counters": {"Udp.RcvbufErrors": 1}}, {"receive-buffer-full": WARNING}),
+        ({"counters": {"Netlink.23.drops": 1}}, {"receive-buffer-full": WARNING}),
+        ({"counters": {"Icmp6.InPktTooBigs": 3}}, {"mtu": WARNING}),
+        ({"counters": {"Icmp6.InPktTooBigs": 2}}, {}),
+        ({"levels": {"conntrack": 89, "max_conntrack": 100}}, {}),
+        ({"levels": {"conntrack": 90, "max_conntrack": 100}}, {"conntrack-full": WARNING}),
+        ({"levels": {"conntrack": 100, "max_conntrack": 100}}, {"conntrack-full": CRITICAL}),
+        ({"levels": {"tcp.tw": 49, "ports": 100}}, {}),
+        ({"levels": {"tcp.tw": 50, "ports": 100}}, {"time-wait": NOTE}),
+        ({"counters": {"TcpExt.TCPTimeWaitOverflow": 1}}, {"time-wait": WARNING}),
+        ({"lost": {"tcplife": {"ring_full": 23}}}, {"own-loss": NOTE}),
+        ({"lost": {"tcplife": {"ring_full": 0}}}, {}),
+    ],
+)
+def test_counters_and_levels(words: dict[str, Any], wanted: dict[str, str]) -> None:
+    assert found(**words) == wanted
+
+
+def test_drops_are_told_with_the_counter_that_explains_them() -> None:
+    row = {"reason": "SOCKET_RCVBUFF", "dev": None, "location": "x", "proto": "udp", "count": 23,
+           "harmless": "no", "example": ""}  # fmt: skip
+    rows = {"skbdrop": [row]}
+    assert found(rows=rows) == {"drops": WARNING}
+    assert found(rows=rows, counters={"Udp.RcvbufErrors": 23}) == {"receive-buffer-full": WARNING}
+    assert found(rows={"skbdrop": [{**row, "harmless": "yes"}]}) == {}
+
+
+def test_levels_of_sockstat() -> None:
+    text = "sockets: used 9\nTCP: inuse 5 orphan 2 tw 123 alloc 8 mem 1\nUDP: inuse 3 mem 0\n"
+    assert dict(levels.sockets_of(text)) == {"tcp.orphan": 2, "tcp.tw": 123}
+    assert dict(levels.sockets_of("TCP: inuse x\n")) == {}
+
+
+def test_levels_of_this_namespace() -> None:
+    here = levels.Levels()
+    try:
+        found = here.read()
+    finally:
+        here.close()
+    assert 0 < found["ports"] <= 65536 and found["tcp.tw"] <= found["max_tcp.tw"]
+    assert here.read() == {n: v for n, v in found.items() if n == "ports" or n[:4] == "max_"}
+
+
+def test_lines_match_their_schema() -> None:
+    check = jsonschema.Draft202012Validator(triage_schema())
+    one = Finding(rule("x", []), case())
+    for since in ("", Clock().rfc3339(Clock().start)):
+        check.validate({"tool": "triage", **as_json(one, since)})
+    with pytest.raises(jsonschema.ValidationError):
+        check.validate({"tool": "triage", **as_json(one, ""), "more": 1})
