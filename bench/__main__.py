@@ -1,8 +1,8 @@
 """Measure netbpf beside its peers: python3 -m bench [--quick] [TABLE ...]; needs root.
 
-Tables: start, operations, reader, growth. Everything runs in namespaces of its own, on one machine,
-in turns; other load makes the figures worse, so give ratios and say what else ran. The report is
-written to build/bench as report.md and report.json.
+Tables: start, operations, reader, growth, sessions. Everything runs in namespaces of its own, on
+one machine, in turns; other load makes the figures worse, so give ratios and say what else ran. The
+report is written to build/bench as report.md and report.json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import growth, namespace, operations, reader, start
+from bench import growth, namespace, operations, reader, sessions, start
 from bench.contestants import contestants
 from bench.figures import machine, table
 from bench.process import SOURCE_TREE
@@ -24,7 +24,7 @@ from netbpf.declare.tool import find_tool, tool_names
 
 LOADS = tuple(operations.NUMBERS)
 NETBPF = ("/usr/bin/python3", "-m", "netbpf")
-TABLES = ("start", "operations", "reader", "growth")
+TABLES = ("start", "operations", "reader", "growth", "sessions")
 QUICK_TOOLS = ("tcplife", "soconnect", "netsize")
 OUT = SOURCE_TREE / "build" / "bench"
 
@@ -142,6 +142,15 @@ class Report:
             "packets": {name: [one._asdict() for one in each] for name, each in by_rate.items()},
         }
         self._parts.append(growth.as_markdown(by_size, by_rate))
+
+    def sessions(self, _: list[str] | None, scratch: Path) -> None:
+        """Measure ten tools in one process."""
+        self._parts.append("## Sessions\n\n" + _first_paragraphs(sessions))
+        first, last = min(os.sched_getaffinity(os.getppid())), max(os.sched_getaffinity(0))
+        with operations.traffic(first, scratch, self._share, [sessions.LOAD]) as load:
+            found = sessions.measure(NETBPF, load, self._rounds, last, scratch, self._say)
+        self.data["sessions"] = found
+        self._parts.append(sessions.as_markdown(found))
 
     def markdown(self) -> str:
         """Return the whole report."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench import sessions
 from bench.contestants import ALL, FLOOR, NETBPF, NOTHING, PLAIN, contestants
 from bench.figures import figure, ratio, table
 from netbpf.declare.tool import find_tool, tool_names
@@ -34,3 +35,15 @@ def test_each_tool_has_a_floor_and_filters_of_its_own(name):
     assert list(mine.variants) == [PLAIN, *filtered]
     for words in mine.variants.values():
         assert all(word in flags for word in words if word.startswith("-"))
+
+
+def test_session_is_compared_with_the_sum_and_the_largest_of_its_tools():
+    one = {"cpu": [100.0, 102.0, 98.0], "rss": [20.0] * 3, "extra": [2.0] * 3}
+    ten = {"cpu": [300.0] * 3, "rss": [30.0] * 3, "extra": [10.0] * 3}
+    found = {**dict.fromkeys(sessions.TEN, one), sessions.RECORD: ten, sessions.TRIAGE: ten}
+    text = sessions.as_markdown(found)
+    assert "| sum of ten | 1000.0 | 200.0 | 20.0 |" in text
+    wanted = (
+        "CPU 3.00 of the largest of the ten, RSS 1.50 of the largest, extra time 0.50 of the sum"
+    )
+    assert f"- {sessions.RECORD}: {wanted}" in text
