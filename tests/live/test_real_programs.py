@@ -10,15 +10,14 @@ import contextlib
 import json
 import re
 import shutil
-import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import harness
 import pytest
 from harness import ATTEMPTS, wait_until
+from servers import NGINX, serving
 from topology import Host
 
 PROGRAMS = ("nginx", "wrk", "curl", "redis-server", "redis-benchmark", "iperf3", "getent")
@@ -28,42 +27,9 @@ TOOLS = ("tcplife", "soconnect", "soaccept", "sockstat", "tcpretrans", "tcpsynbl
 ALL = (*TOOLS, "gethostlatency")
 CURLS, SETS, OCTETS, COOKIE = 5, 1009, 10 << 20, 37  # iperf3 sends a cookie ahead of its data
 
-NGINX = """
-daemon off; master_process off; pid {dir}/nginx.pid; error_log {dir}/error.log;
-events {{ worker_connections 64; }}
-http {{
-  access_log off; client_body_temp_path {dir}; proxy_temp_path {dir}; fastcgi_temp_path {dir};
-  uwsgi_temp_path {dir}; scgi_temp_path {dir}; keepalive_requests 1000000;
-  server {{ listen 127.0.0.1:8080; location / {{ return 200 "a short answer"; }} }}
-}}
-"""
-
 pytestmark = pytest.mark.skipif(
     bool(MISSING), reason=f"needs {', '.join(MISSING)}: scripts/setup.sh test"
 )
-
-
-@contextlib.contextmanager
-def serving(host: Host, port: int, *words: object) -> Iterator[None]:
-    """Run a server inside until the block ends; it is entered when the server listens."""
-    server = subprocess.Popen(
-        host.inside(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        listens = f" {'0100007F'}:{port:04X} 00000000:0000 0A "
-        anywhere = f" 00000000:{port:04X} 00000000:0000 0A "
-        dual = f" {'0' * 32}:{port:04X} "
-        tables = ("/proc/self/net/tcp", "/proc/self/net/tcp6")
-
-        def ready() -> bool:
-            text = host.run("cat", *tables)
-            return any(line in text for line in (listens, anywhere, dual))
-
-        wait_until(ready, what=f"{words[0]} to listen")
-        yield
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(10)
 
 
 def requests_of_wrk(host: Host) -> int:

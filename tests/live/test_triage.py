@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import socket
 import struct
 import subprocess
@@ -22,8 +23,11 @@ import harness
 import pytest
 import resolver
 from harness import Json, Run, netbpf_once, validator, wait_until
+from servers import NGINX, serving
 from topology import Host
 
+PROGRAMS = ("nginx", "wrk", "redis-server", "redis-benchmark", "iperf3")
+MISSING = [name for name in PROGRAMS if not shutil.which(name)]
 ME = os.getpid()
 CLOSED = 4  # a port that no process listens on
 SOCKETS = 7
@@ -430,6 +434,28 @@ def test_healthy_traffic_yields_nothing(one_host: Host, tmp_path: Path) -> None:
     end = run.lines[-1]
     assert end["type"] == "summary" and end["findings"] == 0 and end["complete"], end
     assert {"soconnect", "tcplife", "skbdrop"} <= set(end["tools"])
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: scripts/setup.sh test")
+def test_busy_servers_yield_nothing(one_host: Host, tmp_path: Path) -> None:
+    (tmp_path / "nginx.conf").write_text(NGINX.format(dir=tmp_path))
+    redis = ("redis-server", "--port", 6379, "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path)
+    loads = (
+        ("wrk", "-t1", "-c7", "-d3s", "http://127.0.0.1:8080/"),
+        ("wrk", "-t1", "-c7", "-d3s", "-H", "Connection: close", "http://127.0.0.1:8080/"),
+        ("redis-benchmark", "-p", 6379, "-c", 5, "-n", 50_000, "-t", "set,get", "-q"),
+        ("iperf3", "-c", "127.0.0.1", "-p", 5201, "-t", 3),
+    )
+    with contextlib.ExitStack() as stack:
+        nginx = ("nginx", "-c", tmp_path / "nginx.conf", "-p", tmp_path)
+        for port, words in ((8080, nginx), (6379, redis), (5201, ("iperf3", "-s"))):
+            stack.enter_context(serving(one_host, port, *words))
+        run = stack.enter_context(triage(tmp_path, one_host.inode))
+        busy = [subprocess.Popen(one_host.inside(*words), stdout=subprocess.DEVNULL)
+                for words in loads]  # fmt: skip
+        assert [one.wait(60) for one in busy] == [0] * len(busy)
+        run.stop()  # while the servers run
+    assert bad(run) == {}, [line for line in run.lines if line["type"] == "finding"]
 
 
 def test_three_incidents_at_once(one_host: Host, tmp_path: Path) -> None:
