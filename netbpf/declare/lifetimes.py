@@ -25,7 +25,7 @@ from netbpf.errors import UsageError
 WAYS = {0: "rx", 1: "tx"}
 STAGES = dict(enumerate("device stack socket qdisc driver total".split()))  # as on the way
 FIELDS: dict[str, dict[str, Any]] = {
-    "average": {"type": "number", "description": "us per packet"},
+    "average": {"type": ["number", "null"], "description": "us per packet"},
     "share": {"type": ["number", "null"], "description": "share of the total time of its packets"},
     "discarded": {
         "type": "integer",
@@ -86,16 +86,17 @@ StageSums = sums("stage_sums", "total_us discarded")
 def describe(histogram: Mapping[str, Any], sums: Mapping[str, int]) -> dict[str, Any]:
     """Return average, share of the packets' time, discarded packets, and a headline."""
     packets, spent = histogram["count"], histogram["sum"]
-    average = round(spent / packets, 1)
+    average = round(spent / packets, 1) if packets else None
     share = round(spent / sums["total_us"], 4) if sums["total_us"] else None
     of_all = histogram["key"]["stage"] != "total" and share is not None
     percent = f", {share:.0%} of their time" if of_all else ""
+    took = "" if average is None else f", average {average:.12g} us"
     lost = f", {sums['discarded']} discarded" if sums["discarded"] else ""
     return {
         "average": average,
         "share": share,
         "discarded": sums["discarded"],
-        "headline": f"{packets} packets, average {average:.12g} us{percent}{lost}",
+        "headline": f"{packets} packets{took}{percent}{lost}",
     }
 
 

@@ -57,10 +57,11 @@ LIMITS
   by the name of the device: on a busy device, a part of the rest belongs to the next interval.
   Namespaces that appear meanwhile are in the rest late or not at all.
   TCP segments that wait until a program lets go of its socket are merged: their headers are in the
-  rest. Which queue they came from is not known, nor is that of packets that a virtual device with
-  several queues has received. A socket of UDP that is made during the run has no owner until it
-  first sends or has received; a connection has none until it is accepted. Of several processes
-  that share a UDP socket, the one that used it last has the packets.
+  rest, and after a shutdown by this end the segments themselves. Which queue they came from is not
+  known, nor is that of packets that a virtual device with several queues has received. A socket of
+  UDP that is made during the run has no owner until it first sends or has received; a connection
+  has none until it is accepted. Of several processes that share a UDP socket, the one that used it
+  last has the packets.
   Before 6.3, received packets other than those of established TCP connections have a process only
   with fentry or kprobes, and owners of UDP sockets are those of the start.
   Without dev in --by, packets count on each device that they pass. In filters the remote end is the
