@@ -90,7 +90,7 @@ class ChangeRow(Row):
 
 TOOL = Tool(
     __doc__,
-    memory=Memory(1_450_000, cpu=26_000, entry=224),
+    memory=Memory(1_450_000, cpu=26_000, entry=236),
     cost=Cost(6.0, 38.7),
     event=StateChange,
     aggregation=a.Aggregation(ChangeRow, ("oldstate", "newstate"), order="changes"),

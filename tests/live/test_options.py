@@ -100,6 +100,8 @@ REFUSED = {
     "cpu": ["", "one"],
     "flags": ["", "S,X"],
     "dir": ["up"],
+    "stage": ["", "socket,netbpf-no-such"],
+    "timeout": ["-1", "soon"],
     "min_idle": ["-1", "soon"],
     "min_age": ["-1", "soon"],
     "map_entries": ["0"],
