@@ -31,7 +31,7 @@ SESSIONS = View(
     sums=("rx_unread", "tx_unsent"),
     largest=("idle_us", "age_us", "rx_unread", "tx_unsent"),
     over=(("idle", "idle_us", _IDLE_US), ("unread", "rx_unread", _UNREAD),
-          ("unsent", "tx_unsent", _UNREAD), ("long_idle", "idle_us", _LONG_US)),
+          ("unsent", "tx_unsent", 0), ("long_idle", "idle_us", _LONG_US)),
 )  # fmt: skip
 _CLOSE_WAIT = 3  # sockets of one process
 _MANY_IDLE = 100
@@ -166,7 +166,7 @@ RULES = (
         "Its window is closed, as its program does not read, or the path is broken and nothing is "
         "acknowledged. This machine can only wait: look at the other end.",
         "netbpf tcpwin --raddr {raddr} -D {rport} -d 10",
-        "64 KiB that wait, and nothing moved for 2 s",
+        "TCP itself holds written data back for a fraction of a second at most, not for 2 s",
         differs="remote",
     ),
     Rule(
