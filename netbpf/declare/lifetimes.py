@@ -17,8 +17,10 @@ from netbpf.declare.columns import (
     Port,
     Text,
 )
+from netbpf.declare.constants import device_filter, one_of
 from netbpf.declare.network import Protocol
 from netbpf.declare.record import Event, Record, sums
+from netbpf.errors import UsageError
 
 WAYS = {0: "rx", 1: "tx"}
 STAGES = dict(enumerate("device stack socket qdisc driver total".split()))  # as on the way
@@ -106,3 +108,35 @@ def order(histogram: Mapping[str, Any]) -> tuple[str, ...]:
           for name, value in histogram["key"].items() if name != "stage"),
         str(stages.get(histogram["key"]["stage"], len(stages))),
     )  # fmt: skip
+
+
+def slowest(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete an event with the stage in which the packet was longest."""
+    stages = ("device", "stack", "socket")
+    return {**values, "stage": max(stages, key=lambda name: values[f"{name}_us"])}
+
+
+def constants(settings: Mapping[str, Any]) -> dict[str, object]:
+    """Return the filters by device and stage; UsageError for keys that sent packets do not have."""
+    of_readers = [key.name for key in settings["by"] or () if key.name in ("comm", "pid")]
+    if settings["tx"] and of_readers:
+        reason = "give other keys, or leave out --tx"
+        raise UsageError(f"--by: with --tx, no process is known ({', '.join(of_readers)})", reason)
+    found: dict[str, object] = {**device_filter(settings["interface"])}
+    if settings["stage"]:
+        numbers = [number for number, name in STAGES.items() if name in settings["stage"]]
+        found["FILTER_STAGE(x)"] = one_of("x", numbers)
+    return found
+
+
+def notes(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return notes on packets that no distribution has."""
+    totals = summary["totals"]
+    unknown, virtual = totals["unknown"], totals["virtual"]
+    done = "sent" if settings["tx"] else "read"
+    found = []
+    if unknown:
+        found.append(f"{unknown} packets were {done} whose way was not seen (LIMITS in --help)")
+    if virtual:
+        found.append(f"{virtual} packets to devices without hardware are left out: -i shows them")
+    return found
