@@ -765,6 +765,9 @@ def bridged(middle: Host) -> Iterator[tuple[Host, Host]]:
                 end.run("ip", "link", "set", end.device, "up")
             yield ends
         finally:
+            # At once: with its namespace, a port would end later.
+            for end in ends:
+                middle.run("ip", "link", "delete", f"{end.device}b")
             middle.run("ip", "link", "delete", "nbb")
 
 
