@@ -89,8 +89,8 @@ static inline int on_gone(struct sock *sk)
 }
 
 /*
- * Each open socket, at the start and at the end of an interval: whether data waits in it that nobody
- * reads, and who holds it.
+ * Called for each open socket at the start and at the end of an interval: finds data that nobody has
+ * read, and records which process holds the socket.
  */
 static inline int on_held(struct task_file_context *ctx, struct task_struct *task, struct sock *sk)
 {

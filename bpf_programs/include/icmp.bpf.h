@@ -72,7 +72,7 @@ static inline u8 *network_header_of(struct sk_buff *skb)
 	return (u8 *)READ(skb, head) + READ(skb, network_header);
 }
 
-/* One byte of the IP header tells, which most packets fail: behind extensions ICMPv6 may follow. */
+/* Can this be ICMP? The protocol byte excludes most packets; IPv6 extensions may precede ICMPv6. */
 static inline bool may_be_icmp(const u8 *ip, u16 ethertype)
 {
 	u8 next = 0, none[4] = {};

@@ -31,8 +31,8 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
 def triage(as_json: bool, netns: Optional[str], **limits: Any) -> None:
     """Find out what is wrong with the network of this machine.
 
-    Runs several tools together, and tells what stands out, the worst first: what happens to whom,
-    what shows it, what it means, and the command to type next.
+    Runs several tools together and reports problems, the most severe first: the processes that are
+    hit, the evidence, what it means, and the next command.
     """
     from netbpf.triage.run import triage as look
 

@@ -53,7 +53,7 @@ def findings_table(_: Sequence[Tool]) -> str:
         return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), rule.sentence)
 
     rows = ((f"`{rule.ident}`", in_words(rule), rule.source) for rule in all_rules())
-    return _table(("finding", "says", "is told, and why then"), rows)
+    return _table(("finding", "sentence", "threshold, and its source"), rows)
 
 
 def _output(tool: Tool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Callable
 
 from netbpf.declare.finding import (
     CRITICAL,
@@ -34,22 +34,27 @@ _UNREACHABLE = ("ENETUNREACH", "EHOSTUNREACH", "EACCES", "EPERM", "ENETDOWN", "E
 _PORTS = "Local ports used up"
 
 
-def _cases(evidence: Evidence, rows: Sequence[Values], number: str = "count") -> Iterator[Case]:
-    """Yield a case per destination of the failed attempts `rows`."""
+def _cases(
+    evidence: Evidence,
+    is_failure: Callable[[Values], Any],
+    more: Callable[[Sequence[Values]], Sequence[str]] = lambda failed: (),
+) -> Iterator[Case]:
+    """Yield a case per destination of the failed attempts; `more` returns further facts."""
     everything = evidence.of(CONNECTS)
     by_ends = grouped(everything, "netns", "raddr", "rport")
-    for ends, failed in grouped(rows, "netns", "raddr", "rport").items():
-        (netns, raddr, rport), same = ends, by_ends[ends]
-        attempts = sum(row["count"] + row["pending"] for row in same)
-        failures = sum(row["count"] + row["pending"] for row in failed)
-        who = processes(failed, number)
-        elsewhere = {
-            row["pid"]
-            for row in everything
-            if row["result"] == "OK" and row["rport"] == rport and row["raddr"] != raddr
-        }
+    answered: dict[tuple[Any, Any], set[Any]] = {}  # (process, port): addresses
+    for row in everything:
+        if row["result"] == "OK":
+            answered.setdefault((row["pid"], row["rport"]), set()).add(row["raddr"])
+    for ends, same in by_ends.items():
+        (netns, raddr, rport), failed = ends, [_asked(row) for row in same if is_failure(row)]
+        if not failed:
+            continue
+        attempts = sum(_asked(row)["asked"] for row in same)
+        failures = sum(row["asked"] for row in failed)
+        who = processes(failed, "asked")
         severity = CRITICAL if failures == attempts else WARNING
-        if {one["pid"] for one in who} <= elsewhere - {None}:
+        if all(one["pid"] and answered.get((one["pid"], rport), set()) - {raddr} for one in who):
             severity = NOTE  # another address of the same service answers these processes
         remote = endpoint(raddr, rport)
         values = {
@@ -60,7 +65,7 @@ def _cases(evidence: Evidence, rows: Sequence[Values], number: str = "count") ->
         yield Case(
             severity,
             values,
-            [f"{failures} of {times(attempts, 'attempt')} to connect failed"],
+            [f"{failures} of {times(attempts, 'attempt')} to connect failed", *more(failed)],
             frozenset({("remote", remote), *service(evidence, raddr, rport)}),
             who,
             since(failed),
@@ -68,41 +73,39 @@ def _cases(evidence: Evidence, rows: Sequence[Values], number: str = "count") ->
         )
 
 
+def _asked(row: Values) -> Values:
+    """Return a row with the number of its attempts, ended or not."""
+    return {**row, "asked": row["count"] + row["pending"]}
+
+
 def refused(evidence: Evidence) -> Iterator[Case]:
     """Find destinations that answered a SYN with a reset."""
-    rows = [row for row in evidence.of(CONNECTS) if row["errno"] == "ECONNREFUSED"]
-    return _cases(evidence, rows)
+    return _cases(evidence, lambda row: row["errno"] == "ECONNREFUSED")
 
 
 def unanswered(evidence: Evidence) -> Iterator[Case]:
     """Find destinations that did not answer, in time or at all."""
-    rows = [
-        {**row, "asked": row["count"] + row["pending"]}
-        for row in evidence.of(CONNECTS)
-        if row["errno"] == "ETIMEDOUT"
-        or row["result"] in _UNANSWERED
-        or (row["pending"] and row["retransmits"])
-    ]
-    for case in _cases(evidence, rows, "asked"):
-        port = case.values["rport"], case.values["raddr"]
-        same = [row for row in rows if (row["rport"], row["raddr"]) == port]
-        sent = sum(row["retransmits"] for row in same)
-        longest = max(row["latency_us"] or 0 for row in same)
-        facts = [*case.facts, f"{times(sent, 'SYN')} sent again; the longest attempt took "
-                 f"{longest / 1e6:.1f} s"]  # fmt: skip
-        yield case._replace(facts=facts)
+
+    def is_failure(row: Values) -> bool:
+        waits = row["pending"] and row["retransmits"]
+        return bool(row["errno"] == "ETIMEDOUT" or row["result"] in _UNANSWERED or waits)
+
+    def sent_again(failed: Sequence[Values]) -> Sequence[str]:
+        sent = sum(row["retransmits"] for row in failed)
+        longest = max(row["latency_us"] or 0 for row in failed)
+        return [f"{times(sent, 'SYN')} sent again; the longest attempt took {longest / 1e6:.1f} s"]
+
+    return _cases(evidence, is_failure, sent_again)
 
 
 def unreachable(evidence: Evidence) -> Iterator[Case]:
     """Find destinations without a route, or that a firewall or a router rejects."""
-    rows = [row for row in evidence.of(CONNECTS) if row["errno"] in _UNREACHABLE]
-    return _cases(evidence, rows)
+    return _cases(evidence, lambda row: row["errno"] in _UNREACHABLE)
 
 
 def ports_used_up(evidence: Evidence) -> Iterator[Case]:
     """Find connects for which no local port was free."""
-    rows = [row for row in evidence.of(CONNECTS) if row["result"] == _PORTS]
-    return _cases(evidence, rows)
+    return _cases(evidence, lambda row: row["result"] == _PORTS)
 
 
 def _rule(ident: str, find: Any, sentence: str, meaning: str, command: str, source: str) -> Rule:
@@ -143,7 +146,7 @@ RULES = (
         "Each connection to one destination needs a local port of its own, and ports in TIME_WAIT "
         "count for a minute. Keep connections open and reuse them, widen "
         "net.ipv4.ip_local_port_range, or set net.ipv4.tcp_tw_reuse = 1.",
-        "netbpf soconnect --failed --raddr {raddr} -D {rport}",
+        _COMMAND,
         "connect(2) fails with EADDRNOTAVAIL only if the whole range was tried",
     ),
 )  # fmt: skip

@@ -123,11 +123,12 @@ def idle(evidence: Evidence) -> Iterator[Case]:
 def resets(evidence: Evidence) -> Iterator[Case]:
     """Find services whose sessions end by resets."""
     rows = [row for row in evidence.of(SESSIONS) if row["count"] and row["close"]]
+    by_service = grouped(rows, "pid", "role")
     for by in ("rst-local", "rst-remote"):
         groups = grouped((row for row in rows if row["close"] == by), "pid", "role")
         for (pid, role), same in groups.items():
             number = sum(row["count"] for row in same)
-            ended = sum(r["count"] for r in rows if (r["pid"], r["role"]) == (pid, role))
+            ended = sum(row["count"] for row in by_service[pid, role])
             if number < 10 or number < 0.1 * ended:
                 continue
             who = processes(same)

@@ -54,17 +54,14 @@ def judge(rules: Sequence[Rule], evidence: Evidence) -> list[Finding]:
     """
     found = sorted((Finding(rule, case) for rule in rules for case in rule.find(evidence)),
                    key=_order)  # fmt: skip
-    effects: dict[int, list[str]] = {}
-    explained = set()
-    for index, effect in enumerate(found):
-        causes = [n for n, one in enumerate(found) if _explains(one, effect)]
-        explained.update([index] if causes else [])
-        for cause in causes[:1]:
-            effects.setdefault(cause, []).append(effect.sentence)
+    causes = _causes(found)
+    also: dict[int, list[str]] = {}
+    for effect, cause in causes.items():
+        also.setdefault(cause, []).append(found[effect].sentence)
     told = [
-        finding._replace(also=effects.get(index, ()))
+        finding._replace(also=also.get(index, ()))
         for index, finding in enumerate(found)
-        if index not in explained
+        if index not in causes
     ]
     return list(_together(told))
 
@@ -95,15 +92,21 @@ def _order(finding: Finding) -> tuple[int, float]:
     return SEVERITIES.index(finding.case.severity), -finding.case.weight
 
 
-def _explains(cause: Finding, effect: Finding) -> bool:
-    kind = cause.rule.explains.get(effect.rule.ident)
-    if kind is None or cause is effect:
-        return False
-    return bool(_of_kind(cause.case, kind) & _of_kind(effect.case, kind))
-
-
-def _of_kind(case: Case, kind: str) -> set[Any]:
-    return {subject for subject in case.subjects if subject[0] == kind}
+def _causes(found: Sequence[Finding]) -> dict[int, int]:
+    """Return {index of an effect: index of its first cause}."""
+    explained: dict[tuple[str, object], list[int]] = {}  # by (rule of the effect, subject)
+    for index, finding in enumerate(found):
+        for effect, kind in finding.rule.explains.items():
+            for subject in finding.case.subjects:
+                if subject[0] == kind:
+                    explained.setdefault((effect, subject), []).append(index)
+    causes = {}
+    for index, finding in enumerate(found):
+        keys = [(finding.rule.ident, subject) for subject in finding.case.subjects]
+        of = [cause for key in keys for cause in explained.get(key, ()) if cause != index]
+        if of:
+            causes[index] = min(of)
+    return causes
 
 
 def as_json(finding: Finding, since: str) -> Mapping[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Callable, Optional, TextIO
 
 from netbpf.declare.finding import Evidence, View, all_rules
@@ -105,7 +104,7 @@ def triage(
     views = views_of(all_rules())
     plans = limited([parsed(" ".join([view.line, *filters])) for view in views], limits)
     members = [
-        Member(tool, {**settings, "output": "text"}, _writer(view))
+        Member(tool, {**settings, "output": "text"}, _collector(view))
         for view, (tool, settings) in zip(views, plans)
     ]
     session = Triage(views, members, out or sys.stdout, as_json)
@@ -115,8 +114,5 @@ def triage(
     return session.execute()
 
 
-def _writer(view: View) -> Callable[..., Collector]:
-    def make(output: str, *context: Any) -> Collector:
-        return partial(Collector, view)(*context)
-
-    return make
+def _collector(view: View) -> Callable[..., Collector]:
+    return lambda output, *context: Collector(view, *context)

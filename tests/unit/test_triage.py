@@ -225,3 +225,35 @@ def test_lines_match_their_schema() -> None:
         check.validate({"tool": "triage", **as_json(one, since)})
     with pytest.raises(jsonschema.ValidationError):
         check.validate({"tool": "triage", **as_json(one, ""), "more": 1})
+
+
+def connect(**values: Any) -> dict[str, Any]:
+    usual = {"netns": 1, "raddr": "10.0.0.5", "rport": 80, "errno": "ETIMEDOUT", "pid": 41,
+             "result": "Connection timed out", "comm": "web", "container": None, "unit": None,
+             "count": 1, "pending": 0, "first": 1, "last": 1, "retransmits": 2,
+             "latency_us": 3_000_000}  # fmt: skip
+    return {**usual, **values}
+
+
+def test_same_destination_in_two_namespaces_is_two_destinations() -> None:
+    rows = [connect(), connect(netns=2, pid=42, retransmits=5), connect(netns=2, pid=42)]
+    told = judge(all_rules(), NOTHING._replace(rows={"soconnect": rows}))
+    assert [one.facts[1].partition(" sent")[0] for one in told] == ["7 SYNs", "2 SYNs"]
+
+
+def test_process_that_another_address_answers_has_a_note_and_others_have_not() -> None:
+    fails = {"errno": "ECONNREFUSED", "result": "Connection refused"}
+    answered = connect(raddr="10.0.0.6", errno=None, result="OK")
+    for rows, severity in (
+        ([connect(**fails)], CRITICAL),
+        ([connect(**fails), connect(errno=None, result="OK")], WARNING),
+        ([connect(**fails), answered], NOTE),
+        ([connect(**fails), connect(**fails, pid=42), answered], CRITICAL),
+    ):
+        assert found(rows={"soconnect": rows}) == {"backend-refuses": severity}
+
+
+def test_many_destinations_of_one_process_are_one_finding() -> None:
+    rows = [connect(raddr=f"10.1.{n // 256}.{n % 256}") for n in range(4001)]
+    (one,) = judge(all_rules(), NOTHING._replace(rows={"soconnect": rows}))
+    assert one.facts[-1].endswith("and 3997 more")
