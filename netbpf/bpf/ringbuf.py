@@ -20,7 +20,12 @@ class RingBuffer:
     """The reader's end of a ring buffer whose records have the layout `record`.
 
     `invalid` counts discarded records and those of another length; they are skipped.
+
+    The kernel wakes the reader for a record only if all records before it are released. While
+    `silent`, take() keeps the last record that it took, so that the kernel wakes nobody.
     """
+
+    silent = False  # see listen()
 
     def __init__(self, fd: int, size: int, record: struct.Struct) -> None:
         """Map the ring `fd` of `size` bytes (a power of two)."""
@@ -44,13 +49,14 @@ class RingBuffer:
         self._most = (self._window - page) // self._step
         # Positions must be read and written in a single access, as the kernel uses them at the same
         # time; struct.Struct accesses single bytes.
-        self._done = memoryview(self._consumer).cast("Q")
+        self._released = memoryview(self._consumer).cast("Q")
+        self._done = int(self._released[0])
         self._written = memoryview(self._producer)[:8].cast("Q")
 
     @property
     def done(self) -> int:
-        """The consumer position: records before it have been taken."""
-        return int(self._done[0])
+        """Records before this position have been taken."""
+        return self._done
 
     @property
     def written(self) -> int:
@@ -81,9 +87,24 @@ class RingBuffer:
         good = [row for row in rows if row[0] == self._length]
         if len(good) != len(rows):
             good, rows = self._sort_out(rows)
-        # A plain store; the kernel reads the position with smp_load_acquire().
-        self._done[0] = done + len(rows) * self._step
+        self._done = done + len(rows) * self._step
+        if rows:
+            self._release(self._done - self._step if self.silent else self._done)
         return good
+
+    def listen(self, wanted: bool) -> None:
+        """Have the kernel wake the reader for the next record, or for none.
+
+        A record written meanwhile wakes nobody: poll the ring before sleeping, as epoll_wait() does
+        with a ring that had records when it was last polled.
+        """
+        self.silent = not wanted
+        if wanted:
+            self._release(self._done)
+
+    def _release(self, position: int) -> None:
+        # A plain store; the kernel reads the position with smp_load_acquire().
+        self._released[0] = position
 
     def _rows(self, position: int, count: int) -> list[tuple[Any, ...]]:
         start, length = position & self._mask, count * self._step
@@ -116,7 +137,7 @@ class RingBuffer:
 
     def close(self) -> None:
         """Unmap the ring."""
-        for view in (self._data, self._done, self._written):
+        for view in (self._data, self._released, self._written):
             view.release()
         self._moved.close()
         self._producer.close()

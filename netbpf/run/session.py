@@ -161,6 +161,8 @@ class Session:
                     member.writer.style.screen.refresh()
             self.out.flush()
             pause = pace.pause(*self._read())
+            for member in self.members:
+                member.result.listen(wanted=not pace.often)
             self.out.flush()
             self.sources.update({n for m in self.members for n in m.result.namespaces})
             for member in self.members:
@@ -171,11 +173,11 @@ class Session:
                 self.stop.now("closed pipe" if closed else "output error")
 
     def _read(self) -> tuple[int, int]:
-        """Read the events of all tools; return how many were read so far, and how many wait."""
+        """Read events of all tools; return how many were read, and how many wait in a ring."""
         results = [member.result for member in self.members]
         for result in results:
             result.read()
-        return sum(result.taken for result in results), sum(result.waiting for result in results)
+        return sum(result.taken for result in results), max(result.waiting for result in results)
 
     def _check_budget(self, budget: Optional[Budget]) -> None:
         over = budget.overrun() if budget else None

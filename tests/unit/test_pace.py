@@ -36,5 +36,19 @@ def test_reads_without_events_end_the_pauses(clock):
     assert pauses(clock, [(0.001, 1), (0.02, 2), (0.02, 0)]) == [pace.PAUSE, 0.0, 0.0]
 
 
+def test_few_that_wait_are_read_after_a_pause(clock):
+    reads = [(0.001, 1000), (0.02, 1000)]
+    assert pauses(clock, reads, waiting=pace.MANY - 1) == [pace.PAUSE] * 2
+
+
+def test_it_says_whether_events_are_frequent(clock):
+    paced, found = pace.Pace(), []
+    for seconds, taken, waiting in ((0.02, 600, 0), (0.02, 9000, 5000), (0.02, 9001, 0)):
+        clock[0] += seconds
+        paced.pause(taken, waiting)
+        found.append(paced.often)
+    assert found == [True, True, False]
+
+
 def test_what_waits_is_read_without_a_pause(clock):
     assert pauses(clock, [(0.001, 1000), (0.02, 1000)], waiting=5000) == [0.0, 0.0]

@@ -161,6 +161,41 @@ def test_record_is_padded_to_a_multiple_of_eight(ring):
     assert reader.take() == [(11, number, 80, 9) for number in range(5)]
 
 
+def wakes(ring) -> bool:
+    """Whether the kernel wakes the reader for the next record (bpf_ringbuf_commit())."""
+    return ring.consumed == ring.position
+
+
+def test_a_silent_reader_is_never_woken_and_reads_all(ring):
+    reader, chance = RingBuffer(7, SIZE, RECORD), random.Random(23)
+    reader.listen(wanted=False)
+    written, taken, before = 0, [], 0
+    for _ in range(300):
+        for _ in range(chance.randrange(4)):
+            write(ring, written)
+            written += 1
+        taken += values(reader.take(chance.choice((1, 2, 4096))))
+        assert ring.consumed >= before, "the position went back"
+        before = ring.consumed
+        assert not written or not wakes(ring)
+    taken += values(reader.take())
+    assert taken == list(range(written))
+    assert reader.count(reader.done, reader.written) == 0
+
+
+def test_a_reader_that_listens_is_woken_for_the_next_record(ring):
+    reader = RingBuffer(7, SIZE, RECORD)
+    reader.listen(wanted=False)
+    write(ring, 1)
+    assert values(reader.take()) == [1]
+    assert not wakes(ring)
+    reader.listen(wanted=True)
+    assert wakes(ring)
+    write(ring, 2)
+    assert values(reader.take()) == [2]
+    assert wakes(ring)
+
+
 def test_close_releases_the_memory(ring):
     reader = RingBuffer(7, SIZE, RECORD)
     reader.close()

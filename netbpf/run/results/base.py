@@ -70,6 +70,9 @@ class Result:
         """Write new events; return whether there were any."""
         return False
 
+    def listen(self, wanted: bool) -> None:
+        """Say whether the kernel shall wake the reader for the next event."""
+
     def collect(self, final: bool) -> None:
         """Read the data of the interval that ends now from the kernel."""
 

@@ -65,6 +65,11 @@ class Results(Result):
         self.seen = self.parts[0].seen
         return True in found
 
+    def listen(self, wanted: bool) -> None:
+        """Say to all parts whether the kernel shall wake the reader."""
+        for part in self.parts:
+            part.listen(wanted)
+
     def collect(self, final: bool) -> None:
         """Collect for all parts."""
         for part in self.parts:

@@ -121,6 +121,10 @@ class EventResult(Result):
         self._sweeps.run_if_due()
         return self._read_batch(_BATCH)
 
+    def listen(self, wanted: bool) -> None:
+        """Say whether the kernel shall wake the reader for the next record."""
+        self.ring.listen(wanted)
+
     def _read_batch(self, limit: int) -> bool:
         rows = [row[1:] for row in self.ring.take(limit)]
         self._taken += len(rows)
