@@ -112,10 +112,13 @@ def spec_of(line: dict[str, Any]) -> str:
     if line["type"] != "interval":
         return str(line["type"])
     columns = set(line) - {"tool", "type", "time"}
-    for shape, names in shapes_of(find_tool(line["tool"])).items():
+    shapes = shapes_of(find_tool(line["tool"]))
+    for shape, names in shapes.items():
         if columns == set(names) - ({"time"} if shape == "event" else set()):
             return shape
-    return "interval"
+    # With --by, rows have the columns of --summary and all keys.
+    wider = [shape for shape, names in shapes.items() if shape != "event" and columns > set(names)]
+    return max(wider, key=lambda shape: len(shapes[shape]), default="interval")
 
 
 def wrong(value: Any) -> Any:

@@ -20,7 +20,7 @@ from harness import TIMEOUT, Json, kill
 from topology import Host
 
 PROGRAM = Path(__file__).parent / "programs" / "connector.py"
-numbers = itertools.count(1)
+numbers = itertools.count(1000)  # small numbers and words are for tests to choose
 
 
 class Attempt(NamedTuple):
