@@ -113,9 +113,10 @@ DEVICE_PROGRAMS = (
     Need(("CAP_SYS_PTRACE",), "find the network namespaces of other users' processes", _PROGRAMS),
 )
 STATISTICS = Need(
-    ("CAP_SYS_ADMIN",), "measure the run time of BPF programs", "overhead is not measured"
-)
-LIMIT = Need(STATISTICS.any_of, f"{STATISTICS.to} (--max-overhead)")
+    ("CAP_SYS_ADMIN",), "measure the run time of BPF programs", "overhead is not measured",
+    running=True, helper=True,
+)  # fmt: skip
+LIMIT = Need(STATISTICS.any_of, f"{STATISTICS.to} (--max-overhead)", running=True, helper=True)
 # Needed if kernel.perf_event_paranoid is above 1 or kernel.kptr_restrict is 1.
 SYMBOLS = Need(
     ("CAP_SYSLOG",), "read the addresses of kernel functions", "locations are shown as addresses"

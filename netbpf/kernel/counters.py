@@ -15,13 +15,14 @@ import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Union
+from typing import Any, Callable, Optional, Union
 
 from netbpf.kernel.counter_files import HERE, PACKET, file_of, open_files, read_once, values_of
 from netbpf.kernel.namespaces import in_namespaces, namespace_of, network_namespaces
 from netbpf.kernel.packet_sockets import PacketSockets
 from netbpf.system.helper import Helper
 
+_TASK = "counters"  # of the helper process
 _FROM_ZERO = ("Netlink.", "Raw.", "Raw6.", "Packet.")  # per socket: new ones start at zero
 _MAX_NAMESPACES = 2048  # to read; the others count as unread
 _UPDATE_SECONDS = 0.1  # for an update, which delays the reader of events
@@ -93,10 +94,12 @@ class AllCounters:
         proc: str = "/proc",
         named: str = "/run/netns",
         capabilities: Collection[str] = (),
+        tasks: Optional[Mapping[str, Callable[[Any], Any]]] = None,
     ) -> None:
         """Read the counters `names` of all namespaces for the first time.
 
-        With `capabilities`, a helper process that keeps them reads.
+        With `capabilities`, a process that keeps them reads: the `helper`, which has other `tasks`,
+        too.
         """
         self.namespaces: set[int] = set()
         self.ended = self.unread = 0
@@ -105,7 +108,8 @@ class AllCounters:
         self._sum: dict[str, int] = {}
         self._begun = False
         self._reader = _Reader(names, proc, named)
-        self._helper = Helper(self._reader, capabilities) if capabilities else None
+        own: dict[str, Callable[[Any], Any]] = {_TASK: self._reader}
+        self.helper = Helper({**(tasks or {}), **own}, capabilities) if capabilities else None
         self.update()
         self._begun = True
 
@@ -141,10 +145,10 @@ class AllCounters:
 
     def _ask(self) -> tuple[list[int], list[tuple[int, dict[str, int]]]]:
         seconds = _UPDATE_SECONDS if self._begun else _FIRST_SECONDS
-        if not self._helper:
+        if not self.helper:
             return self._reader(seconds)
         timeout = seconds + _GRACE_SECONDS * (1 if self._begun else 10)
-        inodes, values = self._helper.ask(seconds, timeout)
+        inodes, values = self.helper.ask(_TASK, seconds, timeout)
         return inodes, values
 
     def _add(self, values: Mapping[str, int], before: Mapping[str, int] | None) -> None:
@@ -161,8 +165,8 @@ class AllCounters:
 
     def close(self) -> None:
         """End the helper process, if there is one."""
-        if self._helper:
-            self._helper.close()
+        if self.helper:
+            self.helper.close()
 
 
 class _Reader:

@@ -97,9 +97,10 @@ def describe_summary(summary: Mapping[str, Any], zeros: bool = False) -> list[st
     completeness += f" ({causes})" if causes else ""
     cost = summary["overhead"]
     probes = _probes(summary["probes"])
+    about = "about " if cost.get("measured_percent", 100) < 100 else ""
     overhead = (
         f"{cost['cpu_percent']:.2g} % of one CPU "
-        f"({cost['runs']} runs, {cost['ns_per_run'] or 0} ns each)"
+        f"({about}{cost['runs']} runs, {cost['ns_per_run'] or 0} ns each)"
         if cost.get("measured")
         else "not measured: unavailable on this kernel"
     )

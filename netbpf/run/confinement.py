@@ -64,7 +64,7 @@ class Confinement:
 
         PrivilegeError if one lacks a required privilege.
         """
-        self._members, self._wanted = members, wanted
+        self._members, self.wanted = members, wanted
         self._needs = list(dict.fromkeys(need for one in members for need in needs_of(*one)))
         self._missing = {tool.name: self._checked(tool, given) for tool, given in members}
         self._path = members[0][1].get("ready_file") if members else None
@@ -103,7 +103,7 @@ class Confinement:
 
     def enter(self, maps: Mapping[str, int], log: Log) -> None:
         """Drop and deny, after attaching. `maps` are descriptors by name, including "losses"."""
-        if not self._wanted:
+        if not self.wanted:
             return
         ids_differ()  # cached from here on: it may load a program, which is denied later
         needs = [need for need in self._needs if need.running and not need.helper]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 from netbpf.declare.options import NARROWING
 from netbpf.declare.tool import Tool
 from netbpf.kernel.counters import AllCounters, Counters, Source, increase
 from netbpf.run.filters import netns_of
+from netbpf.system.helper import Helper
 
 _SOON = 0.05  # minimum seconds between two searches for namespaces because of new ones
 
@@ -34,17 +35,21 @@ class Sources:
         settings: Mapping[str, Any],
         helper: Collection[str] = (),
         more: Collection[str] = (),
+        tasks: Optional[Mapping[str, Callable[[Any], Any]]] = None,
     ) -> None:
         """Find the namespaces, to read the counters of the `tools` and `more` of them.
 
-        With capabilities `helper`, a helper process with these does it.
+        With capabilities `helper`, a helper process that keeps these does it, and other `tasks`.
         """
         wanted = sorted({*more, *(name for tool in tools for name in tool.all_counters)})
         counted = any(tool.namespace_counters for tool in tools) or bool(more)
         anywhere = counted and not settings.get("netns")
         self.one = Counters(netns_of(settings), wanted)
-        self.all = AllCounters(wanted, capabilities=helper) if anywhere else None
+        self.all = AllCounters(wanted, capabilities=helper, tasks=tasks) if anywhere else None
         self.source: Source = self.all or self.one
+        self.helper = self.all.helper if self.all else None
+        if not self.all and helper and tasks:
+            self.helper = Helper(tasks, helper)
         self._updated = 0.0
 
     @property
@@ -72,10 +77,12 @@ class Sources:
             self.all.update()
 
     def close(self) -> None:
-        """Close the descriptors of the namespaces."""
+        """Close the descriptors of the namespaces, and end the helper process."""
         self.one.close()
         if self.all:
             self.all.close()
+        elif self.helper:
+            self.helper.close()
 
 
 class KernelCounters:

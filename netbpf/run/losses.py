@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Optional
 
 from netbpf.bpf.maps import Map
 from netbpf.declare.losses import DUPLICATE_MISSES, IN_PROGRAMS
 from netbpf.run.attached import Attached
+from netbpf.run.meter import Meter, fdinfo
 from netbpf.run.results.base import Result
 from netbpf.system.forks import cpu_seconds
-from netbpf.system.links import enable_statistics
 
 
 def read_losses(losses: Map) -> dict[str, int]:
@@ -35,43 +32,49 @@ def _sum(losses: Map, index: int) -> int:
 
 
 class Cost:
-    """CPU time of the loaded programs: the kernel measures it while this is open (since 5.8)."""
+    """CPU time of the programs {entry: descriptor}, which `meter` measures, and of the reader."""
 
-    def __init__(self, programs: Mapping[str, int]) -> None:
-        """Begin to measure the programs {entry: descriptor}."""
-        self._programs = dict(programs)
+    def __init__(self, programs: Mapping[str, int], meter: Meter) -> None:
+        """Begin to measure."""
+        self._programs, self._meter = dict(programs), meter
         self._start = time.monotonic()
         self._cpu = cpu_seconds()
-        self._statistics = -1
-        with suppress(OSError):
-            self._statistics = enable_statistics()
 
     def read(self) -> dict[str, object]:
         """Return runs, run time in ns and percent of one CPU, in total and by program.
 
-        `reader_cpu_seconds` is the CPU time of netbpf itself since the start, without compiling.
+        `measured_percent` is the share of the time in which the kernel measured; for the rest, runs
+        and time are estimates. `reader_cpu_seconds` is the CPU time of netbpf itself since the
+        start, without compiling.
         """
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        each = {name: _program(fd) for name, fd in self._programs.items()}
-        runs = sum(one.get("run_cnt", 0) for one in each.values())
-        spent = sum(one.get("run_time_ns", 0) for one in each.values())
+        found = self._meter.read()
+        each = {entry: found[fd] for entry, fd in self._programs.items()}
+        runs = sum(one.number for one in each.values())
+        spent = sum(one.ns for one in each.values())
         return {
-            "measured": self._statistics >= 0,
-            "runs": runs,
-            "run_ns": spent,
+            "measured": self._meter.measured,
+            "measured_percent": round(self._meter.percent, 1) if self._meter.measured else 0.0,
+            "runs": round(runs),
+            "run_ns": round(spent),
             "ns_per_run": round(spent / runs, 1) if runs else None,
             "cpu_percent": round(spent / elapsed / 1e7, 4),
             "reader_cpu_seconds": round(self._reader(), 4),
             "programs": {
-                entry: {name: one.get(key, 0) for name, key in _FDINFO.items()}
+                entry: {
+                    "runs": round(one.number),
+                    "run_ns": round(one.ns),
+                    "missed": missed_runs(self._programs[entry]),
+                }
                 for entry, one in each.items()
             },
         }
 
     def spent(self) -> int:
         """Return the CPU time of programs and reader together, in ns."""
-        programs = sum(_program(fd).get("run_time_ns", 0) for fd in self._programs.values())
-        return programs + int(self._reader() * 1e9)
+        found = self._meter.read()
+        programs = sum(found[fd].ns for fd in self._programs.values())
+        return round(programs + self._reader() * 1e9)
 
     def _reader(self) -> float:
         return cpu_seconds() - self._cpu
@@ -85,26 +88,10 @@ class Cost:
         each = {name: missed_runs(fd) for name, fd in self._programs.items()}
         return sum(each.values()) - min(covered, sum(each[name] for name in complements))
 
-    def close(self) -> None:
-        """Stop counting."""
-        if self._statistics >= 0:
-            os.close(self._statistics)
-            self._statistics = -1
-
-
-# {field: key in the program's fdinfo}. Missed are runs that the kernel skipped (since 5.12).
-_FDINFO = {"runs": "run_cnt", "run_ns": "run_time_ns", "missed": "recursion_misses"}
-
-
-def _program(fd: int) -> dict[str, int]:
-    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-    pairs: Sequence[tuple[str, str, str]] = [line.partition(":") for line in lines]
-    return {key: int(value) for key, _, value in pairs if value.strip().isdigit()}
-
 
 def missed_runs(program: int) -> int:
     """Return how often the kernel skipped the program of this descriptor (since 5.12)."""
-    return _program(program).get("recursion_misses", 0)
+    return fdinfo(program).get("recursion_misses", 0)
 
 
 class Budget:

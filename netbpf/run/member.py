@@ -22,6 +22,7 @@ from netbpf.run.confinement import Confinement
 from netbpf.run.filters import active_filters, checked, filter_defines, netns_of
 from netbpf.run.kernel_counters import KernelCounters, Readings, Sources
 from netbpf.run.losses import Cost, LossLedger
+from netbpf.run.meter import Meter
 from netbpf.run.names import Names
 from netbpf.run.program import Program
 from netbpf.run.reports import Reports
@@ -42,6 +43,7 @@ class Context(NamedTuple):
     stop: Stop
     sources: Sources
     confinement: Confinement
+    meter: Meter
 
 
 class Member:
@@ -85,8 +87,6 @@ class Member:
         self.attached = self._program.attach()
         opened.callback(self.attached.close)
         self.names.bind(self.tool, self.attached.loaded.maps)
-        self.cost = Cost(self.attached.loaded.programs)
-        opened.callback(self.cost.close)
 
     def open(self, context: Context) -> None:
         """Make the result and its writer."""
@@ -95,6 +95,7 @@ class Member:
         self.counters = KernelCounters(self.tool, self.settings, context.sources)
         self.attached.counters = self.counters.source
         self.result = make_result(self.tool, self.settings, self.attached, self.clock)
+        self.cost = Cost(self.attached.loaded.programs, context.meter)
         self.ledger = LossLedger(self.attached, self.cost, self.result)
         self.writer = self._make_writer(
             self.settings["output"], self.tool.name, self.result.columns, self.clock,

@@ -26,6 +26,7 @@ from netbpf.run.filters import filter_defines
 from netbpf.run.kernel_counters import Sources
 from netbpf.run.losses import Budget, Cost
 from netbpf.run.member import Context, Member
+from netbpf.run.meter import Meter, Statistics, Switch
 from netbpf.run.pace import Pace
 from netbpf.run.program import Program
 from netbpf.run.ready import ReadyFile
@@ -33,6 +34,8 @@ from netbpf.run.snapshot import take_snapshot
 from netbpf.run.stop import Stop
 from netbpf.system.file_limit import allow_many_files
 
+_MEASURE = "measure"  # the helper's task: see Statistics
+_SWITCH_SECONDS = 0.1  # for the helper to turn it on or off
 _LAST_SECONDS = 0.1  # to write the summary after the time for results is over
 
 
@@ -89,23 +92,39 @@ class Session:
         if self.owners:
             self.owners.attach_targets(last=True)
         keep_answers(self.kernel, self._log)
-        programs = [fd for one in self._attached for fd in one.loaded.programs.values()]
-        self.cost = Cost({str(fd): fd for fd in programs})  # several tools have the same names
-        keep(self.cost.close)
         self.clock = Clock(kernel_ns)
         self.stop = Stop(self.settings, self.out)
         keep(self.stop.close)
         tools = [member.tool for member in self.members]
-        self.sources = Sources(tools, self.settings, self.confinement.helper, self.counters)
+        self.sources = Sources(
+            tools, self.settings, self.confinement.helper, self.counters, {_MEASURE: Statistics()}
+        )
         keep(self.sources.close)
+        programs = [fd for one in self._attached for fd in one.loaded.programs.values()]
+        self.meter = Meter(programs, self._switch())
+        keep(self.meter.close)
+        self.cost = Cost({str(fd): fd for fd in programs}, self.meter)  # entries have equal names
         if self.out.isatty():
             self.resizes = Resizes()
             keep(self.resizes.close)
         self.steps = StepAlarm()
         keep(self.steps.close)
-        context = Context(self.out, self.clock, self.stop, self.sources, self.confinement)
+        context = Context(
+            self.out, self.clock, self.stop, self.sources, self.confinement, self.meter
+        )
         for member in self.members:
             member.open(context)
+
+    def _switch(self) -> Optional[Switch]:
+        """Return what turns the measuring of programs on and off, which needs a privilege."""
+        helper = self.sources.helper
+        if helper:
+            return lambda on: bool(helper.ask(_MEASURE, on, _SWITCH_SECONDS))
+        if self.confinement.wanted:
+            return None
+        own = Statistics()
+        self.opened.callback(own, False)
+        return own
 
     def _find_owners(self) -> Optional[Attached]:
         """Load the programs that find owners for several tools, if there are such tools."""
@@ -152,7 +171,9 @@ class Session:
             member.start_clock()
         pace, pause = Pace(), 0.0
         while not self.stop.reason:
-            until = min(self.sources.due, *(member.next_due() for member in self.members))
+            until = min(
+                self.sources.due, self.meter.due, *(member.next_due() for member in self.members)
+            )
             self.stop.pause(min(pause, until - time.monotonic()))
             self.stop.wait(until)
             self._check_clock()
@@ -164,6 +185,7 @@ class Session:
             for member in self.members:
                 member.result.listen(wanted=not pace.often)
             self.out.flush()
+            self.meter.update()
             self.sources.update({n for m in self.members for n in m.result.namespaces})
             for member in self.members:
                 if member.update():

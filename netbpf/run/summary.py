@@ -11,8 +11,8 @@ from netbpf.output.clock import Clock
 from netbpf.run.kernel_counters import KernelCounters
 from netbpf.run.results.base import Result
 
-_SHOWN_WHILE_RUNNING = ("measured", "runs", "run_ns", "ns_per_run", "cpu_percent",
-                        "reader_cpu_seconds")  # fmt: skip
+_SHOWN_WHILE_RUNNING = ("measured", "measured_percent", "runs", "run_ns", "ns_per_run",
+                        "cpu_percent", "reader_cpu_seconds")  # fmt: skip
 
 
 def intent_of(settings: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -27,41 +27,46 @@ _LENGTH = 8  # bytes of the length before an answer
 
 
 class Helper:
-    """A child process that calls `work` for each question and keeps the capabilities `kept`.
+    """A child process that answers questions, and keeps the capabilities `kept`.
 
-    `work` takes and returns JSON values. `cpu` is the CPU time in seconds that the child had used
-    at its last answer.
+    `tasks` are the functions that answer, by name; they take and return JSON values. `cpu` is the
+    CPU time in seconds that the child had used at its last answer.
     """
 
     cpu = 0.0
 
-    def __init__(self, work: Callable[[Any], Any], kept: Collection[str]) -> None:
+    def __init__(self, tasks: Mapping[str, Callable[[Any], Any]], kept: Collection[str]) -> None:
         """Start the child. Raises OSError."""
         theirs, self._questions = os.pipe()
         self._answers, answers = os.pipe()
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _child(work, kept, parent, theirs, answers)
+            _child(tasks, kept, parent, theirs, answers)
         os.close(theirs)
         os.close(answers)
         os.set_blocking(self._answers, False)
-        self._data, self._pending = b"", False  # received part of the answer; one is expected
+        self._data, self._pending = b"", ""  # received part of the answer; the task that it is of
 
-    def ask(self, question: Any = None, timeout: float = _TIMEOUT) -> Any:
-        """Return what `work` returns for `question` (a JSON value).
+    def ask(self, task: str, question: Any = None, timeout: float = _TIMEOUT) -> Any:
+        """Return what a task returns for `question` (a JSON value).
 
-        Raises TimeoutError after `timeout` seconds; the late answer is returned for the next
+        Raises TimeoutError after `timeout` seconds; the late answer is returned for the task's next
         question. Raises OSError if the child has ended.
         """
         end = time.monotonic() + timeout
+        if self._pending not in ("", task):
+            self._answer(end)
         if not self._pending:
-            os.write(self._questions, json.dumps(question).encode() + b"\n")
-            self._pending = True
+            os.write(self._questions, json.dumps((task, question)).encode() + b"\n")
+            self._pending = task
+        return self._answer(end)
+
+    def _answer(self, end: float) -> Any:
         while len(self._data) < _LENGTH or len(self._data) < _LENGTH + self._length:
             self._receive(end)
         answer = json.loads(self._data[_LENGTH : _LENGTH + self._length])
-        self._data, self._pending = b"", False
+        self._data, self._pending = b"", ""
         self.cpu, result = answer
         note_cpu(self, self.cpu)
         return result
@@ -93,13 +98,18 @@ class Helper:
 
 
 def _child(
-    work: Callable[[Any], Any], kept: Collection[str], parent: int, questions: int, answers: int
+    tasks: Mapping[str, Callable[[Any], Any]],
+    kept: Collection[str],
+    parent: int,
+    questions: int,
+    answers: int,
 ) -> None:
     status = 1
     try:
         _become_helper(kept, parent, {questions, answers})
         while question := os.read(questions, _MAX_QUESTION):
-            answer = work(json.loads(question))
+            task, words = json.loads(question)
+            answer = tasks[task](words)
             data = json.dumps((time.process_time(), answer), separators=(",", ":")).encode()
             data = len(data).to_bytes(_LENGTH, "little") + data
             while data:
@@ -116,4 +126,4 @@ def _become_helper(kept: Collection[str], parent: int, pipes: set[int]) -> None:
     drop_capabilities(kept)
     if syscall_filter.available():
         with suppress(OSError):  # a kernel without seccomp filters
-            syscall_filter.prepare(syscall_filter.Allowed(namespaces=True))()
+            syscall_filter.prepare(syscall_filter.Allowed(namespaces=True, statistics=True))()

@@ -49,13 +49,15 @@ class Allowed(NamedTuple):
     """Optional permissions, for what only some processes do after the start.
 
     `probes`: attach uprobes to new programs and send their descriptors; `worker`: receive them from
-    a worker process and kill it; `namespaces`: enter network namespaces; `ready_file`: create and
-    remove --ready-file; `files`: open files below the root directory of any process.
+    a worker process and kill it; `namespaces`: enter network namespaces; `statistics`: measure BPF
+    programs; `ready_file`: create and remove --ready-file; `files`: open files below the root
+    directory of any process.
     """
 
     probes: bool = False
     worker: bool = False
     namespaces: bool = False
+    statistics: bool = False
     ready_file: bool = False
     files: bool = False
 
@@ -134,6 +136,8 @@ def _rules(seccomp: Any, allowed: Allowed) -> Iterable[Rule]:
     yield from one_of("prctl", 0, _PRCTL)
     yield from one_of("ioctl", 1, (*_FILE, *(_PERF if allowed.probes else ())))
     yield from one_of("bpf", 0, (*_MAPS, *(_PROGRAMS if allowed.probes else ())))
+    if allowed.statistics:
+        yield from one_of("bpf", 0, (32,))  # BPF_ENABLE_STATS
     if allowed.probes:
         yield "perf_event_open", ()
     if allowed.probes or allowed.files:

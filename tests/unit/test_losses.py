@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from netbpf.declare.losses import IN_PROGRAMS
-from netbpf.run import losses
+from netbpf.run import losses, meter
 from netbpf.run.losses import Budget, Cost, read_duplicate_misses, read_losses
+from netbpf.run.meter import Meter
 
 FDINFO = """\
 pos:\t0
@@ -42,10 +43,10 @@ class EmptyMap:
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The fdinfo of two programs that have run."""
-    monkeypatch.setattr(losses, "Path", lambda name: tmp_path / name.rpartition("/")[2])
+    monkeypatch.setattr(meter, "Path", lambda name: tmp_path / name.rpartition("/")[2])
     reader, writer = os.pipe()
     os.close(writer)
-    monkeypatch.setattr(losses, "enable_statistics", lambda: reader)
+    monkeypatch.setattr(meter, "enable_statistics", lambda: reader)
     (tmp_path / "11").write_text(FDINFO.format(time=3000, runs=2, missed=1))
     (tmp_path / "12").write_text(FDINFO.format(time=1000, runs=2, missed=4))
     return tmp_path
@@ -57,9 +58,13 @@ def test_losses_are_summed_over_cpus_by_cause():
     assert read_duplicate_misses(FakeMap()) == 13
 
 
+def cost_of(**programs: int) -> Cost:
+    return Cost(programs, Meter(programs.values()))
+
+
 @pytest.mark.usefixtures("programs")
 def test_cost_is_the_sum_of_all_programs():
-    cost = Cost({"a_tp": 11, "b_tp": 12})
+    cost = cost_of(a_tp=11, b_tp=12)
     found = cost.read()
     assert (found["measured"], found["runs"], found["run_ns"]) == (True, 4, 4000)
     assert found["ns_per_run"] == 1000.0
@@ -70,28 +75,29 @@ def test_cost_is_the_sum_of_all_programs():
     assert cost.missed() == 5
     # b complements another probe: of its four missed runs, those that were covered are no loss.
     assert [cost.missed(["b_tp"], covered) for covered in (0, 3, 4, 7)] == [5, 2, 1, 1]
-    cost.close()
-    cost.close()  # twice is once
 
 
 def test_share_of_a_cpu_is_run_time_over_elapsed_time(programs, monkeypatch):
-    clock = iter([100.0, 110.0])
-    monkeypatch.setattr(losses.time, "monotonic", lambda: next(clock))
-    (programs / "11").write_text(FDINFO.format(time=1_000_000_000, runs=1, missed=0))
-    assert Cost({"a_tp": 11}).read()["cpu_percent"] == 10.0
+    now = [100.0]
+    monkeypatch.setattr(losses.time, "monotonic", lambda: now[0])
+    cost = cost_of(a_tp=11)
+    now[0] += 10
+    (programs / "11").write_text(FDINFO.format(time=1_000_003_000, runs=3, missed=0))
+    found = cost.read()
+    assert (found["cpu_percent"], found["measured_percent"]) == (10.0, 100.0)
 
 
 def test_kernel_without_statistics_is_reported_and_not_an_error(programs, monkeypatch):
     def refuse() -> int:
         raise PermissionError
 
-    monkeypatch.setattr(losses, "enable_statistics", refuse)
+    monkeypatch.setattr(meter, "enable_statistics", refuse)
     (programs / "13").write_text("pos:\t0\nprog_type:\t17\n")
-    cost = Cost({"a_tp": 13})
+    cost = cost_of(a_tp=13)
     found = cost.read()
     assert (found["measured"], found["runs"], found["ns_per_run"]) == (False, 0, None)
+    assert found["measured_percent"] == 0.0
     assert cost.missed() == 0
-    cost.close()
 
 
 class Spending:
@@ -132,4 +138,4 @@ def test_budget_in_the_first_seconds_is_for_the_elapsed_time(monkeypatch):
 def test_spent_time_is_that_of_programs_and_reader(monkeypatch):
     cpu = iter([1.0, 1.5])
     monkeypatch.setattr(losses.time, "process_time", lambda: next(cpu))
-    assert Cost({"a_tp": 11, "b_tp": 12}).spent() == 4000 + 500_000_000
+    assert cost_of(a_tp=11, b_tp=12).spent() == 4000 + 500_000_000
