@@ -131,7 +131,7 @@ def wrong(value: Any) -> Any:
     if isinstance(value, (int, float)):
         return value * 3 + 1_000_003
     if isinstance(value, str):
-        return _later(value) if value.endswith("Z") and value[4:5] == "-" else f"{value}?"
+        return _later(value) if value.endswith("Z") and value[4:5] == "-" else f"?{value}?"
     if isinstance(value, list):
         return [wrong(item) for item in value] or ["?"]
     if isinstance(value, dict):

@@ -26,7 +26,7 @@ KEYS = {
     "tcplife": ("pid,comm", "raddr/8,close", "lport,rport", "role,family,state"),
     "solife": ("comm,proto", "raddr/8,rport", "lport,laddr", "end,family", "pid,uid,cgroup"),
     "tcpstates": ("newstate", "oldstate,newstate,comm", "raddr,netns"),
-    "tcpretrans": ("kind", "comm,raddr", "state,family"),
+    "tcpretrans": ("kind", "pid,comm,raddr", "state,family"),
     "skbdrop": (
         "reason,location",
         "saddr,sport",

@@ -75,7 +75,10 @@ def test_packets_that_a_program_dropped_have_the_reason_xdp(
     assert (row["reason"], row["dev"], row["count"]) == ("XDP", right.device, NUMBER)
     function = row["location"].partition("+")[0]
     assert function in {"generic": ["do_xdp_generic"], "native": ["veth_xdp_rcv_skb"]}[mode]
-    assert all(event["reason"] == "XDP" for event in run.events) and other.rows == []
+    for event in run.events:
+        assert (event["reason"], event["dev"]) == ("XDP", right.device)
+        assert event["location"].partition("+")[0] == function
+    assert other.rows == []
 
 
 MODES = {  # the reason, and the attach point as ip and bpftool name it

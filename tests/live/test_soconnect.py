@@ -94,7 +94,7 @@ def many(client: End, right: Host, port: int) -> list[Done]:
 # --- what comes of an attempt -----------------------------------------------------------------
 
 
-@compares("soconnect", "comm")
+@compares("soconnect", "comm", "latency_us")
 def test_every_attempt_is_one_line_whatever_comes_of_it(netbpf, hosts, client, port) -> None:
     with netbpf("soconnect") as run:
         done = many(client, hosts[1], port)
@@ -371,7 +371,6 @@ def test_many_at_once_are_all_told_and_none_twice(netbpf, hosts, client, port) -
 # --- attempts that have not ended -------------------------------------------------------------
 
 
-@compares("soconnect", "latency_us")
 @compares("soconnect", "open", shape="summary")
 def test_attempts_still_open_are_listed_with_their_age(netbpf, hosts, client, port) -> None:
     right = hosts[1]

@@ -258,7 +258,6 @@ def test_full_buffers_that_nothing_comes_to(netbpf: Any, one_host: Host) -> None
     assert last == [port]
 
 
-@compares("sormem", "used_bytes", shape="rows")
 def test_sockets_that_are_closed(netbpf: Any, one_host: Host) -> None:
     """They have a row with what came before, and no memory; then they take no room in the map."""
     with netbpf("sormem", "--netns", one_host.inode, "0.2") as run:

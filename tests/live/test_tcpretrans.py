@@ -107,7 +107,6 @@ def probes_used(run: Run) -> dict[str, str]:
     "kind",
     "segs",
     "attempt",
-    "err",
 )
 @compares("tcpretrans", "segs", "in_namespace", shape="summary")
 def test_syns_into_a_black_hole(netbpf: Any, pair: Pair) -> None:
@@ -528,6 +527,7 @@ shows_failures = pytest.mark.skipif(
 )
 
 
+@compares("tcpretrans", "err")
 @compares("tcpretrans", "failed", "failed_there", shape="summary")
 @shows_failures
 def test_failures_are_lines_with_the_error_and_are_not_taken_for_retransmissions(
