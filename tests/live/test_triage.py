@@ -26,7 +26,7 @@ from harness import Json, Run, netbpf_once, validator, wait_until
 from servers import NGINX, serving
 from topology import Host, must
 
-PROGRAMS = ("nginx", "wrk", "redis-server", "redis-benchmark", "iperf3")
+PROGRAMS = ("nginx", "wrk", "redis-server", "redis-benchmark", "iperf3", "dnsmasq", "dpkg-deb")
 MISSING = [name for name in PROGRAMS if not shutil.which(name)]
 ME = os.getpid()
 CLOSED = 4  # a port that no process listens on
@@ -629,11 +629,32 @@ def test_healthy_traffic_yields_nothing(one_host: Host, tmp_path: Path) -> None:
     assert {"soconnect", "tcplife", "skbdrop"} <= set(end["tools"])
 
 
+PACKAGE = """set -e
+mkdir -p $1/package/DEBIAN $1/package/usr/share $1/root/var/lib/dpkg/info
+cp -r /usr/share/doc/dpkg $1/package/usr/share/
+printf '%s\\n' 'Package: busy' 'Version: 1' 'Architecture: all' 'Maintainer: x <x@example.org>' \
+  'Description: a package' > $1/package/DEBIAN/control
+dpkg-deb --build $1/package $1/busy.deb
+: > $1/root/var/lib/dpkg/status
+dpkg --root=$1/root --log=/dev/null --install $1/busy.deb
+test -d $1/root/usr/share/dpkg
+"""  # builds a package and installs it below a directory of its own
+
+
 @pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: scripts/setup.sh test")
 def test_busy_servers_yield_nothing(one_host: Host, tmp_path: Path) -> None:
     (tmp_path / "nginx.conf").write_text(NGINX.format(dir=tmp_path))
     redis = ("redis-server", "--port", 6379, "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path)
+    dns = ("dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root",
+           "--bind-interfaces", "--listen-address=127.0.0.1", "--conf-file=/dev/null",
+           "--pid-file=", "--address=/busy.test/192.0.2.1")  # fmt: skip
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    looked_up = [f"{number}.busy.test" for number in range(211)]
+    mount = f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf"
+    look_up = f"{mount} && {shlex.join([sys.executable, '-c', LOOK_UP, *looked_up])}"
     loads = (
+        ("unshare", "--mount", "sh", "-c", look_up),
+        ("sh", "-c", PACKAGE, "sh", tmp_path),
         ("wrk", "-t1", "-c7", "-d3s", "http://127.0.0.1:8080/"),
         ("wrk", "-t1", "-c7", "-d3s", "-H", "Connection: close", "http://127.0.0.1:8080/"),
         ("redis-benchmark", "-p", 6379, "-c", 5, "-n", 50_000, "-t", "set,get", "-q"),
@@ -641,7 +662,7 @@ def test_busy_servers_yield_nothing(one_host: Host, tmp_path: Path) -> None:
     )
     with contextlib.ExitStack() as stack:
         nginx = ("nginx", "-c", tmp_path / "nginx.conf", "-p", tmp_path)
-        for port, words in ((8080, nginx), (6379, redis), (5201, ("iperf3", "-s"))):
+        for port, words in ((8080, nginx), (6379, redis), (53, dns), (5201, ("iperf3", "-s"))):
             stack.enter_context(serving(one_host, port, *words))
         run = stack.enter_context(triage(tmp_path, one_host.inode))
         busy = [subprocess.Popen(one_host.inside(*words), stdout=subprocess.DEVNULL)
