@@ -357,9 +357,30 @@ def test_sessions_that_are_reset(one_host: Host, tmp_path: Path) -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
             client.close()
-    found = [line for line in run.lines if line["type"] == "finding"]
-    assert {line["finding"] for line in found} == {"resets"}
-    assert all("11 of 11 sessions" in line["evidence"][0] for line in found)
+    (found,) = bad(run).values()  # of both ends, the one that resets is told
+    assert found["finding"] == "resets"
+    assert found["sentence"].endswith("are reset by this end"), found
+    assert found["who"][0]["pid"] == ME
+    assert "11 of 11 sessions" in found["evidence"][0]
+
+
+def test_resets_that_come_from_another_machine(
+    two_hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    left, right = two_hosts
+    with listener(right) as server, triage(tmp_path, left.inode) as run:
+        port = server.getsockname()[1]
+        for _ in range(11):
+            with left.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+                client.connect(server.getsockname())
+                accepted, _ = server.accept()
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+                accepted.close()
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+    (found,) = bad(run).values()
+    assert found["sentence"].endswith("are reset by the remote end"), found
+    assert f"11 of them to {right.ipv4}:{port}" in found["evidence"]
 
 
 # --- packets -------------------------------------------------------------------------------------
