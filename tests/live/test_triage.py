@@ -24,7 +24,7 @@ import pytest
 import resolver
 from harness import Json, Run, netbpf_once, validator, wait_until
 from servers import NGINX, serving
-from topology import Host, must
+from topology import Host, cgroup, must, own_cgroup
 
 PROGRAMS = ("nginx", "wrk", "redis-server", "redis-benchmark", "iperf3", "dnsmasq", "dpkg-deb")
 MISSING = [name for name in PROGRAMS if not shutil.which(name)]
@@ -713,6 +713,27 @@ def test_three_incidents_at_once(one_host: Host, tmp_path: Path) -> None:
     assert set(found) == {"accept-queue-overflow", "backend-refuses", "close-wait"}
     severities = [line["severity"] for line in run.lines if line["type"] == "finding"]
     assert severities == sorted(severities, key=("critical", "warning", "note").index)
+
+
+REFUSED = f"""import socket, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+for _ in range({SOCKETS}):
+    with socket.socket() as client:
+        client.connect_ex(("127.0.0.1", {CLOSED}))
+open(sys.argv[2] + "/cgroup.procs", "w").write("0")
+"""
+
+
+def test_incident_in_a_container_names_it(one_host: Host, tmp_path: Path) -> None:
+    ident = "7fed" * 16
+    with cgroup("system.slice", f"docker-{ident}.scope") as inside:
+        with triage(tmp_path, one_host.inode) as run:
+            outside = own_cgroup(ME)
+            one_host.run(sys.executable, "-c", REFUSED, inside, outside)
+    (found,) = bad(run).values()
+    assert found["finding"] == "backend-refuses"
+    assert found["who"][0]["count"] == SOCKETS
+    assert found["who"][0]["container"] == ident
 
 
 def test_every_command_of_a_finding_works(one_host: Host, tmp_path: Path) -> None:
