@@ -23,6 +23,7 @@ from netbpf.declare.finding import (
 
 LISTENERS = View("tcpsynbl")
 SLOW_US = 100_000
+_QUEUES = ("queues", "listeners")  # what counters of all listeners are about
 _ALWAYS = 2  # of net.ipv4.tcp_syncookies: cookies are sent even if nothing is full
 ACCEPTS = View(
     "soaccept --tcp",
@@ -37,7 +38,7 @@ def _case(evidence: Evidence, row: Values, severity: str, facts: list[str], weig
     who = [{"pid": row["pid"], "comm": row["comm"], "container": None, "unit": None,
             "netns": row["netns"], "count": weight}]  # fmt: skip
     values = {**row, "listener": listener, "who": named(who)}
-    subjects = service(evidence, row["laddr"], row["lport"])
+    subjects = service(evidence, row["laddr"], row["lport"]) | {_QUEUES}
     return Case(severity, values, facts, frozenset(subjects), who, 0, weight)
 
 
@@ -76,6 +77,21 @@ def syn_queue(evidence: Evidence) -> Iterator[Case]:
         yield case._replace(values={**case.values, "what": kind if flood else usual})
 
 
+def syn_cookies(evidence: Evidence) -> Iterator[Case]:
+    """Find full SYN queues by the kernel's counters, which do not say whose."""
+    cookies, dropped, made = (evidence.counters.get(name, 0) for name in _COOKIES)
+    flood = cookies + dropped > 10 * max(made, 1) and cookies + dropped >= 100
+    if evidence.levels.get("syncookies") == _ALWAYS and not flood:
+        return
+    if cookies + dropped:
+        facts = [f"{times(cookies, 'SYN cookie')} sent, {times(dropped, 'SYN')} dropped, and "
+                 f"{times(made, 'connection')} made (of all listeners)"]  # fmt: skip
+        what = ("gets a flood of SYNs that never become connections" if flood
+                else "is full: SYNs come faster than it takes them")  # fmt: skip
+        yield Case(CRITICAL if flood else WARNING, {"what": what}, facts, frozenset({_QUEUES}),
+                   weight=cookies + dropped)  # fmt: skip
+
+
 def slow_accepts(evidence: Evidence) -> Iterator[Case]:
     """Find programs that let complete connections wait."""
     groups = grouped(evidence.of(ACCEPTS), "netns", "laddr", "lport")
@@ -92,6 +108,7 @@ def slow_accepts(evidence: Evidence) -> Iterator[Case]:
         yield Case(WARNING, values, facts, frozenset(subjects), who, since(rows), slow)
 
 
+_COOKIES = ("TcpExt.SyncookiesSent", "TcpExt.TCPReqQFullDrop", "Tcp.PassiveOpens")
 _EFFECTS = ("slow-accepts", "syn-queue", "backend-does-not-answer", "handshake-retransmissions")
 RULES = (
     Rule(
@@ -101,7 +118,7 @@ RULES = (
         "Either the program is blocked or too slow, or a burst is larger than the backlog.",
         "netbpf soaccept -L {lport}",
         "each drop is a connection that a client has to try again (TcpExt.ListenOverflows)",
-        dict.fromkeys(_EFFECTS, "service"),
+        {**dict.fromkeys(_EFFECTS, "service"), "syn-cookies": "queues"},
         "listener",
     ),
     Rule(
@@ -113,8 +130,18 @@ RULES = (
         "netbpf tcpsynbl -L {lport} 1",
         "cookies are only sent if the queue is full; a flood: 100 SYNs, and ten times as many as "
         "handshakes",
-        dict.fromkeys(_EFFECTS[2:], "service"),
+        {**dict.fromkeys(_EFFECTS[2:], "service"), "syn-cookies": "queues"},
         "listener",
+    ),
+    Rule(
+        "syn-cookies", (), syn_cookies,
+        "The SYN queue of a listener {what}",
+        "With cookies, connections are made, and lose TCP options. Without (tcp_syncookies = 0), "
+        "SYNs are dropped. The local address and port of the connections listed say which "
+        "listener, their remote addresses who: a flood has many that never answer.",
+        "ss -tn state syn-recv",
+        "as for syn-queue; for kernels on which no tool sees the SYNs of each listener",
+        counters=_COOKIES,
     ),
     Rule(
         "slow-accepts", (ACCEPTS,), slow_accepts,

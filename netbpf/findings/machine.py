@@ -18,6 +18,8 @@ _DEVICE = (
 )
 _MTU = ("Ip.FragFails", "Ip6.FragFails", "Icmp6.InPktTooBigs")
 _ERRORS = ("rx_errs", "tx_errs", "rx_fifo", "tx_fifo", "rx_frame", "tx_carrier")
+_FLAPS = 3  # changes of a device's carrier
+_SQUEEZED = 10  # softirqs per second
 _BUFFERS = {
     "Udp.RcvbufErrors": "UDP", "Udp6.RcvbufErrors": "UDP over IPv6", "Udp.MemErrors": "UDP",
     "TcpExt.TCPRcvQDrop": "TCP",
@@ -32,6 +34,16 @@ def backlog(evidence: Evidence) -> Iterator[Case]:
         yield Case(WARNING, {}, facts, frozenset({("reason", "CPU_BACKLOG")}), weight=dropped)
 
 
+def squeezed(evidence: Evidence) -> Iterator[Case]:
+    """Find softirqs that often end before all packets are handled."""
+    number = evidence.counters.get("Softnet.time_squeeze", 0)
+    rate = number / max(evidence.seconds, 1)
+    if rate >= _SQUEEZED:
+        facts = [f"{times(number, 'softirq')} ended with packets left, {rate:.0f} per second "
+                 "(Softnet.time_squeeze)"]  # fmt: skip
+        yield Case(NOTE, {}, facts, frozenset({("reason", "CPU_BACKLOG")}), weight=number)
+
+
 def devices(evidence: Evidence) -> Iterator[Case]:
     """Find devices with errors."""
     found: dict[str, dict[str, int]] = {}
@@ -44,6 +56,15 @@ def devices(evidence: Evidence) -> Iterator[Case]:
         facts = [", ".join(f"{what} {number}" for what, number in sorted(counts.items()))]
         weight = sum(counts.values())
         yield Case(WARNING, {"dev": dev}, facts, frozenset({("dev", dev)}), weight=weight)
+
+
+def flapping(evidence: Evidence) -> Iterator[Case]:
+    """Find devices that lose their carrier again and again."""
+    for name, changes in evidence.levels.items():
+        group, _, dev = name.partition(".")
+        if group == "carrier" and changes >= _FLAPS:
+            facts = [f"its carrier came or went {times(changes, 'time')}"]
+            yield Case(WARNING, {"dev": dev}, facts, frozenset({("dev", dev)}), weight=changes)
 
 
 def receive_buffers(evidence: Evidence) -> Iterator[Case]:
@@ -115,8 +136,18 @@ RULES = (
         "more CPUs (RSS, RPS), or raise net.core.netdev_max_backlog for bursts.",
         "netbpf softnet 1",
         "no packet may be lost here on a machine that keeps up",
-        {"drops": "reason"},
+        {"drops": "reason", "softirq-squeezed": "reason"},
         counters=("Softnet.dropped",),
+    ),
+    Rule(
+        "softirq-squeezed", (), squeezed,
+        "Softirqs end before all packets are handled",
+        "Receiving has used up its packets or its time (net.core.netdev_budget and "
+        "netdev_budget_usecs), and the rest waits for the next turn: packets come late, and none "
+        "are lost yet. If one CPU has most of them, spread the packets over more (RSS, RPS).",
+        "netbpf softnet 1",
+        "10 per second: a single burst squeezes a few",
+        counters=("Softnet.time_squeeze",),
     ),
     Rule(
         "device-errors", (), devices,
@@ -126,6 +157,16 @@ RULES = (
         "ip -s -s link show dev {dev}",
         "a healthy link has none",
         counters=tuple(f"Device.*.{name}" for name in _ERRORS),
+    ),
+    Rule(
+        "device-flaps", (), flapping,
+        "The device {dev} loses its carrier again and again",
+        "While it is down, everything that is sent through it is lost, and routes may go with it. "
+        "A cable, a transceiver or the other end: dmesg says when, and if the speed is negotiated "
+        "anew each time. For a veth pair, the other end is set down and up.",
+        "ip -s -s link show dev {dev}",
+        "3 changes: plugging a cable in again makes two",
+        {"device-errors": "dev"},
     ),
     Rule(
         "receive-buffer-full", (), receive_buffers,

@@ -124,8 +124,13 @@ def resets(evidence: Evidence) -> Iterator[Case]:
     """Find services whose sessions end by resets."""
     rows = [row for row in evidence.of(SESSIONS) if row["count"] and row["close"]]
     by_service = grouped(rows, "pid", "role")
+    here = {_flow(row) for row in rows if row["close"] == "rst-local"}
     for by in ("rst-local", "rst-remote"):
-        groups = grouped((row for row in rows if row["close"] == by), "pid", "role")
+        # If both ends are on this machine, the end that resets is told, and not the other one.
+        chosen = [row for row in rows if row["close"] == by]
+        if by == "rst-remote":
+            chosen = [row for row in chosen if _flow(row) not in here]
+        groups = grouped(chosen, "pid", "role")
         for (pid, role), same in groups.items():
             number = sum(row["count"] for row in same)
             ended = sum(row["count"] for row in by_service[pid, role])

@@ -2,7 +2,8 @@
 
 Names: "tcp.tw" sockets in TIME_WAIT and "tcp.orphan" those that no process has, of
 /proc/net/sockstat; "ports" of net.ipv4.ip_local_port_range; "conntrack" connections that the kernel
-tracks. "max_" before a name is the limit, which several namespaces may share.
+tracks. "max_" before a name is the limit, which several namespaces may share. "carrier.eth0" is how
+often a device lost or got its carrier since the start; "syncookies" is net.ipv4.tcp_syncookies.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from netbpf.kernel.carriers import Carriers
 from netbpf.kernel.namespaces import in_namespaces, namespace_of, network_namespaces
 
 _SOCKSTAT = "/proc/thread-self/net/sockstat"
@@ -21,6 +23,7 @@ _TRACKED = f"{_SYSCTL}/netfilter/nf_conntrack_count"
 _LIMITS = {
     "max_tcp.tw": f"{_SYSCTL}/ipv4/tcp_max_tw_buckets",
     "max_tcp.orphan": f"{_SYSCTL}/ipv4/tcp_max_orphans",
+    "syncookies": f"{_SYSCTL}/ipv4/tcp_syncookies",
     "max_conntrack": f"{_SYSCTL}/netfilter/nf_conntrack_max",
 }
 
@@ -35,6 +38,7 @@ class Levels:
     def __init__(self, netns: int = 0) -> None:
         self._files: dict[str, int] = {}
         self._limits: dict[str, int] = {}
+        self._carriers: list[Carriers] = []  # one, or none
         own = namespace_of("/proc/self")
         where = network_namespaces().get(netns, "") if netns else "/proc/self"
         if where:
@@ -50,6 +54,8 @@ class Levels:
         with suppress(OSError, ValueError):
             low, high = Path(f"{_SYSCTL}/ipv4/ip_local_port_range").read_text().split()
             self._limits["ports"] = int(high) - int(low) + 1
+        with suppress(OSError):
+            self._carriers.append(Carriers())
 
     def read(self) -> Mapping[str, int]:
         """Return {name: value} of the levels now, and of the limits at the start."""
@@ -58,13 +64,17 @@ class Levels:
             with suppress(OSError, ValueError):
                 text = os.pread(file, 4096, 0).decode("ascii", "replace")
                 found.update([("conntrack", int(text))] if path == _TRACKED else sockets_of(text))
+        for carriers in self._carriers:
+            found.update({f"carrier.{dev}": count for dev, count in carriers.read().items()})
         return found
 
     def close(self) -> None:
         """Close the files, which keep the namespace alive."""
         for file in self._files.values():
             os.close(file)
-        self._files = {}
+        for carriers in self._carriers:
+            carriers.close()
+        self._files, self._carriers = {}, []
 
 
 def sockets_of(text: str) -> Iterator[tuple[str, int]]:

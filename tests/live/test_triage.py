@@ -24,9 +24,9 @@ import pytest
 import resolver
 from harness import Json, Run, netbpf_once, validator, wait_until
 from servers import NGINX, serving
-from topology import Host
+from topology import Host, cgroup, must, own_cgroup
 
-PROGRAMS = ("nginx", "wrk", "redis-server", "redis-benchmark", "iperf3")
+PROGRAMS = ("nginx", "wrk", "redis-server", "redis-benchmark", "iperf3", "dnsmasq", "dpkg-deb")
 MISSING = [name for name in PROGRAMS if not shutil.which(name)]
 ME = os.getpid()
 CLOSED = 4  # a port that no process listens on
@@ -229,6 +229,43 @@ def test_several_full_listeners_of_one_process_are_one_finding(
     assert same.count(":") == 2
 
 
+def test_syn_flood(two_hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    left, right = two_hosts
+    right.sysctl(net__core__somaxconn=16)
+    # Answers to the senders, which do not exist, go nowhere.
+    must("ip", "-n", right.namespace, "route", "add", "198.18.0.0/15", "via", left.ipv4)
+    rule = "type filter hook prerouting priority 0\nip daddr 198.18.0.0/15 drop"
+    left.run("nft", "-f", "-", input=f"table ip silent {{\nchain c {{\n{rule}\n}}\n}}\n")
+    with listener(right, backlog=16) as server, triage(tmp_path, right.inode) as run:
+        port = server.getsockname()[1]
+        with left.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            for number in range(211):
+                source = f"198.18.{number % 5}.{number + 1}"
+                raw.sendto(syn_packet(source, right.ipv4, port), (right.ipv4, 0))
+        wait_until(lambda: right.snmp()["TcpExtSyncookiesSent"] >= 100, what="SYN cookies")
+        sent = right.snmp()["TcpExtSyncookiesSent"]
+    (found,) = bad(run).values()
+    assert found["severity"] == "critical"
+    assert "flood" in found["sentence"]
+    told = [fact for fact in found["evidence"] if f"{sent} SYN cookies sent" in fact]
+    assert told, found
+    if found["finding"] == "syn-cookies":  # a kernel on which no tool sees whose SYNs they are
+        assert told[0].startswith(f"{sent} SYN cookies sent, 0 SYNs dropped, and 0 connections")
+    else:
+        assert found["finding"] == "syn-queue" and found["who"][0]["pid"] == ME
+
+
+def syn_packet(source: str, destination: str, port: int) -> bytes:
+    """Return an IPv4 packet with a SYN; the kernel fills in the checksum of the IP header."""
+    ends = socket.inet_aton(source) + socket.inet_aton(destination)
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0) + ends
+    tcp = struct.pack("!HHIIBBHHH", 1009, port, 23, 0, 5 << 4, 2, 1024, 0, 0)
+    words = struct.unpack("!16H", ends + struct.pack("!HH", socket.IPPROTO_TCP, 20) + tcp)
+    total = sum(words)
+    total = (total & 0xFFFF) + (total >> 16)
+    return ip + tcp[:16] + struct.pack("!HH", ~(total + (total >> 16)) & 0xFFFF, 0)
+
+
 def test_slow_accepts(one_host: Host, tmp_path: Path) -> None:
     with listener(one_host) as server, triage(tmp_path, one_host.inode) as run:
         clients = [connecting(one_host, *server.getsockname()) for _ in range(SOCKETS)]
@@ -320,9 +357,30 @@ def test_sessions_that_are_reset(one_host: Host, tmp_path: Path) -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
             client.close()
-    found = [line for line in run.lines if line["type"] == "finding"]
-    assert {line["finding"] for line in found} == {"resets"}
-    assert all("11 of 11 sessions" in line["evidence"][0] for line in found)
+    (found,) = bad(run).values()  # of both ends, the one that resets is told
+    assert found["finding"] == "resets"
+    assert found["sentence"].endswith("are reset by this end"), found
+    assert found["who"][0]["pid"] == ME
+    assert "11 of 11 sessions" in found["evidence"][0]
+
+
+def test_resets_that_come_from_another_machine(
+    two_hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    left, right = two_hosts
+    with listener(right) as server, triage(tmp_path, left.inode) as run:
+        port = server.getsockname()[1]
+        for _ in range(11):
+            with left.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+                client.connect(server.getsockname())
+                accepted, _ = server.accept()
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+                accepted.close()
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+    (found,) = bad(run).values()
+    assert found["sentence"].endswith("are reset by the remote end"), found
+    assert f"11 of them to {right.ipv4}:{port}" in found["evidence"]
 
 
 # --- packets -------------------------------------------------------------------------------------
@@ -373,6 +431,152 @@ def counted(host: Host, name: str) -> int:
     return sum(int(line.split()[1]) for line in lines if line.split()[0] == name)
 
 
+def test_raw_socket_that_nobody_reads(one_host: Host, tmp_path: Path) -> None:
+    echo = struct.pack("!BBHI", 8, 0, 0xF7FF, 0) + bytes(504)
+    with one_host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        inode = os.fstat(raw.fileno()).st_ino
+        with triage(tmp_path, one_host.inode) as run:
+            for _ in range(101):
+                raw.sendto(echo, ("127.0.0.1", 0))
+            table = one_host.run("cat", "/proc/self/net/raw").splitlines()
+            (line,) = [one.split() for one in table[1:] if one.split()[9] == str(inode)]
+    lost = int(line[-1])
+    assert lost >= 10
+    found = bad(run)["receive-buffer-full"]
+    assert found["evidence"][0] == f"{lost} packets lost (Raw.{inode}.drops)"
+    assert f"raw socket {inode}" in found["sentence"]
+
+
+def test_source_address_that_has_another_way_back(
+    two_hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    left, right = two_hosts
+    right.sysctl(net__ipv4__conf__all__rp_filter=1)
+    must("ip", "-n", left.namespace, "address", "add", "198.51.100.1/32", "dev", "lo")
+    with triage(tmp_path, right.inode) as run:
+        with left.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("198.51.100.1", 0))
+            for _ in range(23):
+                client.sendto(b"?", (right.ipv4, 53))
+        wait_until(lambda: right.snmp()["TcpExtIPReversePathFilter"] == 23, what="the filter")
+    (found,) = bad(run).values()
+    assert found["finding"] == "drops"
+    assert found["sentence"].startswith("23 packets dropped ")
+    assert "IP_RPFILTER" in found["sentence"]
+
+
+def test_datagrams_with_a_wrong_checksum(two_hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    left, right = two_hosts
+    with right.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((right.ipv4, 0))
+        wrong = struct.pack("!HHHH", 4, server.getsockname()[1], 16, 0x0BAD) + bytes(8)
+        with triage(tmp_path, right.inode) as run:
+            with left.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
+                for _ in range(23):
+                    raw.sendto(wrong, (right.ipv4, 0))
+            server.settimeout(0.2)
+            with pytest.raises(TimeoutError):  # reading checks the last checksums
+                server.recv(100)
+            assert right.snmp()["UdpInCsumErrors"] == 23
+    (found,) = bad(run).values()
+    assert found["finding"] == "drops"
+    assert found["sentence"].startswith("23 packets dropped ")
+    assert "UDP_CSUM" in found["sentence"]
+
+
+def test_lost_ends_of_what_is_sent(two_hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    left, right = two_hosts
+    with listener(right) as server, triage(tmp_path, left.inode) as run:
+        clients = [left.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(SOCKETS)]
+        for client in clients:
+            client.connect(server.getsockname())
+        with right.dropping(f"tcp dport {server.getsockname()[1]}") as drops:
+            for client in clients:
+                client.sendall(b"?")
+            wait_until(lambda: drops.count() >= 4 * SOCKETS, what="data to be sent again")
+        close_all(clients)
+    (found,) = bad(run).values()
+    assert found["finding"] == "data-retransmissions"
+    assert f", to {right.ipv4}, most of " in found["sentence"]
+    assert found["who"][0]["pid"] == ME
+    assert any("a tail loss probe" in fact for fact in found["evidence"])
+
+
+def test_data_is_lost_on_the_way_to_all_peers(two_hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    left, right = two_hosts
+    others = [f"10.91.0.{number}" for number in (3, 5, 7)]
+    for address in others:
+        must("ip", "-n", right.namespace, "address", "add", f"{address}/24", "dev", right.device)
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(listener(right, address=one)) for one in others]
+        run = stack.enter_context(triage(tmp_path, left.inode))
+        clients = []
+        for server in servers * 3:
+            client = left.socket(socket.AF_INET, socket.SOCK_STREAM)
+            client.connect(server.getsockname())
+            clients.append(client)
+        with right.dropping("meta l4proto tcp") as drops:
+            for client in clients:
+                client.sendall(b"?")
+            wait_until(lambda: drops.count() >= 4 * len(clients), what="data to be sent again")
+        close_all(clients)
+        run.stop()
+    (found,) = bad(run).values()
+    assert found["finding"] == "data-retransmissions"
+    assert ", to 3 peers, most of " in found["sentence"]
+
+
+def test_device_that_flaps(two_hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    left, right = two_hosts
+    with triage(tmp_path, left.inode) as run:
+        for state in ("down", "up", "down", "up"):
+            must("ip", "-n", right.namespace, "link", "set", right.device, state)
+            carrier = "NO-CARRIER" if state == "down" else "LOWER_UP"
+            show = ("ip", "-n", left.namespace, "link", "show", left.device)
+            wait_until(lambda: carrier in must(*show), what=carrier)  # noqa: B023
+    (found,) = bad(run).values()
+    assert found["finding"] == "device-flaps"
+    assert found["sentence"].startswith(f"The device {left.device} loses its carrier")
+    assert found["evidence"] == ["its carrier came or went 4 times"]
+
+
+def test_device_that_is_unplugged_once(two_hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    left, right = two_hosts
+    with triage(tmp_path, left.inode) as run:
+        for state in ("down", "up"):
+            must("ip", "-n", right.namespace, "link", "set", right.device, state)
+    assert bad(run) == {}
+
+
+def messages(host: Host, server: socket.socket, pieces: int, number: int) -> None:
+    """Send messages of so many writes; each is answered once it is there."""
+    ((client, accepted),) = pairs(host, server, 1)
+    for _ in range(number):
+        for _ in range(pieces):
+            client.sendall(b"?")
+        assert len(accepted.recv(pieces, socket.MSG_WAITALL)) == pieces
+        accepted.sendall(b"!")
+        assert client.recv(1) == b"!"
+    close_all([(client, accepted)])
+
+
+def test_small_writes_are_held_back(one_host: Host, tmp_path: Path) -> None:
+    with listener(one_host) as server, triage(tmp_path, one_host.inode) as run:
+        messages(one_host, server, pieces=2, number=23)
+        port = server.getsockname()[1]
+    (found,) = bad(run).values()
+    assert found["finding"] == "small-writes"
+    assert found["who"][0]["pid"] == ME
+    assert f"most of them to 127.0.0.1:{port}" in found["evidence"]
+
+
+def test_messages_of_one_write_are_not_held_back(one_host: Host, tmp_path: Path) -> None:
+    with listener(one_host) as server, triage(tmp_path, one_host.inode) as run:
+        messages(one_host, server, pieces=1, number=101)
+    assert findings(run) == {}
+
+
 # --- lookups -------------------------------------------------------------------------------------
 
 
@@ -410,6 +614,16 @@ def test_failing_lookups(names: resolver.Namespace, tmp_path: Path) -> None:
     assert "fail.test" in kinds["warning"] and "no-such.test" in kinds["note"]
 
 
+def test_name_that_is_looked_up_again_and_again(names: resolver.Namespace, tmp_path: Path) -> None:
+    inode = os.stat(f"/run/netns/{names.name}").st_ino
+    with triage(tmp_path, inode) as run:
+        names.run([sys.executable, "-c", LOOK_UP, *["one.test"] * 1009, "two.test"])
+    (found,) = findings(run).values()
+    assert (found["finding"], found["severity"]) == ("repeated-lookups", "note")
+    assert "looks up one.test again and again" in found["sentence"]
+    assert found["evidence"][0].startswith("1009 lookups, ")
+
+
 # --- all together --------------------------------------------------------------------------------
 
 
@@ -436,11 +650,32 @@ def test_healthy_traffic_yields_nothing(one_host: Host, tmp_path: Path) -> None:
     assert {"soconnect", "tcplife", "skbdrop"} <= set(end["tools"])
 
 
+PACKAGE = """set -e
+mkdir -p $1/package/DEBIAN $1/package/usr/share $1/root/var/lib/dpkg/info
+cp -r /usr/share/doc/dpkg $1/package/usr/share/
+printf '%s\\n' 'Package: busy' 'Version: 1' 'Architecture: all' 'Maintainer: x <x@example.org>' \
+  'Description: a package' > $1/package/DEBIAN/control
+dpkg-deb --build $1/package $1/busy.deb
+: > $1/root/var/lib/dpkg/status
+dpkg --root=$1/root --log=/dev/null --install $1/busy.deb
+test -d $1/root/usr/share/dpkg
+"""  # builds a package and installs it below a directory of its own
+
+
 @pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: scripts/setup.sh test")
 def test_busy_servers_yield_nothing(one_host: Host, tmp_path: Path) -> None:
     (tmp_path / "nginx.conf").write_text(NGINX.format(dir=tmp_path))
     redis = ("redis-server", "--port", 6379, "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path)
+    dns = ("dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root",
+           "--bind-interfaces", "--listen-address=127.0.0.1", "--conf-file=/dev/null",
+           "--pid-file=", "--address=/busy.test/192.0.2.1")  # fmt: skip
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    looked_up = [f"{number}.busy.test" for number in range(211)]
+    mount = f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf"
+    look_up = f"{mount} && {shlex.join([sys.executable, '-c', LOOK_UP, *looked_up])}"
     loads = (
+        ("unshare", "--mount", "sh", "-c", look_up),
+        ("sh", "-c", PACKAGE, "sh", tmp_path),
         ("wrk", "-t1", "-c7", "-d3s", "http://127.0.0.1:8080/"),
         ("wrk", "-t1", "-c7", "-d3s", "-H", "Connection: close", "http://127.0.0.1:8080/"),
         ("redis-benchmark", "-p", 6379, "-c", 5, "-n", 50_000, "-t", "set,get", "-q"),
@@ -448,7 +683,7 @@ def test_busy_servers_yield_nothing(one_host: Host, tmp_path: Path) -> None:
     )
     with contextlib.ExitStack() as stack:
         nginx = ("nginx", "-c", tmp_path / "nginx.conf", "-p", tmp_path)
-        for port, words in ((8080, nginx), (6379, redis), (5201, ("iperf3", "-s"))):
+        for port, words in ((8080, nginx), (6379, redis), (53, dns), (5201, ("iperf3", "-s"))):
             stack.enter_context(serving(one_host, port, *words))
         run = stack.enter_context(triage(tmp_path, one_host.inode))
         busy = [subprocess.Popen(one_host.inside(*words), stdout=subprocess.DEVNULL)
@@ -478,6 +713,27 @@ def test_three_incidents_at_once(one_host: Host, tmp_path: Path) -> None:
     assert set(found) == {"accept-queue-overflow", "backend-refuses", "close-wait"}
     severities = [line["severity"] for line in run.lines if line["type"] == "finding"]
     assert severities == sorted(severities, key=("critical", "warning", "note").index)
+
+
+REFUSED = f"""import socket, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+for _ in range({SOCKETS}):
+    with socket.socket() as client:
+        client.connect_ex(("127.0.0.1", {CLOSED}))
+open(sys.argv[2] + "/cgroup.procs", "w").write("0")
+"""
+
+
+def test_incident_in_a_container_names_it(one_host: Host, tmp_path: Path) -> None:
+    ident = "7fed" * 16
+    with cgroup("system.slice", f"docker-{ident}.scope") as inside:
+        with triage(tmp_path, one_host.inode) as run:
+            outside = own_cgroup(ME)
+            one_host.run(sys.executable, "-c", REFUSED, inside, outside)
+    (found,) = bad(run).values()
+    assert found["finding"] == "backend-refuses"
+    assert found["who"][0]["count"] == SOCKETS
+    assert found["who"][0]["container"] == ident
 
 
 def test_every_command_of_a_finding_works(one_host: Host, tmp_path: Path) -> None:

@@ -215,7 +215,9 @@ def test_levels_of_this_namespace() -> None:
     finally:
         here.close()
     assert 0 < found["ports"] <= 65536 and found["tcp.tw"] <= found["max_tcp.tw"]
-    assert here.read() == {n: v for n, v in found.items() if n == "ports" or n[:4] == "max_"}
+    assert here.read() == {
+        n: v for n, v in found.items() if n in ("ports", "syncookies") or n[:4] == "max_"
+    }
 
 
 def test_lines_match_their_schema() -> None:
