@@ -549,34 +549,6 @@ def test_device_that_is_unplugged_once(two_hosts: tuple[Host, Host], tmp_path: P
     assert bad(run) == {}
 
 
-def messages(host: Host, server: socket.socket, pieces: int, number: int) -> None:
-    """Send messages of so many writes; each is answered once it is there."""
-    ((client, accepted),) = pairs(host, server, 1)
-    for _ in range(number):
-        for _ in range(pieces):
-            client.sendall(b"?")
-        assert len(accepted.recv(pieces, socket.MSG_WAITALL)) == pieces
-        accepted.sendall(b"!")
-        assert client.recv(1) == b"!"
-    close_all([(client, accepted)])
-
-
-def test_small_writes_are_held_back(one_host: Host, tmp_path: Path) -> None:
-    with listener(one_host) as server, triage(tmp_path, one_host.inode) as run:
-        messages(one_host, server, pieces=2, number=23)
-        port = server.getsockname()[1]
-    (found,) = bad(run).values()
-    assert found["finding"] == "small-writes"
-    assert found["who"][0]["pid"] == ME
-    assert f"most of them to 127.0.0.1:{port}" in found["evidence"]
-
-
-def test_messages_of_one_write_are_not_held_back(one_host: Host, tmp_path: Path) -> None:
-    with listener(one_host) as server, triage(tmp_path, one_host.inode) as run:
-        messages(one_host, server, pieces=1, number=101)
-    assert findings(run) == {}
-
-
 # --- lookups -------------------------------------------------------------------------------------
 
 
