@@ -30,9 +30,9 @@ class Runs(NamedTuple):
     number: float
     ns: float
 
-    def __add__(self, other: tuple[object, ...]) -> Runs:
+    def plus(self, other: Runs) -> Runs:
         """Add numbers and times."""
-        return Runs(self.number + float(other[0]), self.ns + float(other[1]))  # type: ignore[arg-type]
+        return Runs(self.number + other.number, self.ns + other.ns)
 
     def times(self, factor: float) -> Runs:
         """Multiply both."""
@@ -82,7 +82,7 @@ class Meter:
         self._begin = self._at = time.monotonic()
         self._on, self._pause = True, _FIRST
         self._seen = self._read()
-        self._sums = dict(self._seen)  # runs before other tools had it measured are none of these
+        self._sums = dict(self._seen)
         self._rates = dict.fromkeys(self._programs, NONE)  # per second, in the last time measured
         self._unmeasured = 0.0  # seconds, in all
         self._gap = 0.0  # seconds before the time that is measured now, not yet estimated
@@ -106,9 +106,9 @@ class Meter:
             self._begin_measured()
 
     def _end_measured(self, now: float) -> None:
-        self._sums, self._rates = self._with_current(now)
-        self._gap = 0.0
-        self._at, self._seen = now, self._read()
+        seen = self._read()
+        self._sums, self._rates = self._with(seen, now)
+        self._at, self._seen, self._gap = now, seen, 0.0
         often = sum(rate.number for rate in self._rates.values()) > OFTEN
         if often and self._turn(False):
             self._at, self._on = time.monotonic(), False
@@ -136,26 +136,28 @@ class Meter:
                 return True
         return False
 
-    def _with_current(self, now: float) -> tuple[dict[int, Runs], dict[int, Runs]]:
+    def _with(
+        self, seen: Mapping[int, Runs], now: float
+    ) -> tuple[dict[int, Runs], dict[int, Runs]]:
         """Return sums and rates with what ran since the last reading."""
-        raw, seconds = self._read(), max(now - self._at, 1e-6)
+        seconds = max(now - self._at, 1e-6)
         sums, rates = {}, {}
         for program, before in self._seen.items():
-            grown = Runs(raw[program].number - before.number, raw[program].ns - before.ns)
+            grown = Runs(seen[program].number - before.number, seen[program].ns - before.ns)
             enough = seconds > _ON / 2
             rates[program] = grown.times(1 / seconds) if enough else self._rates[program]
             # The time before is estimated from a sample that began at random; the one before it
             # ended because programs ran often in it, so it would be too many.
-            sums[program] = self._sums[program] + grown + rates[program].times(self._gap)
+            sums[program] = self._sums[program].plus(grown).plus(rates[program].times(self._gap))
         return sums, rates
 
     def read(self) -> Mapping[int, Runs]:
         """Return the runs of each program so far."""
         now = time.monotonic()
         if self._on:
-            return self._with_current(now)[0]
+            return self._with(self._read(), now)[0]
         gap = now - self._at
-        return {fd: self._sums[fd] + self._rates[fd].times(gap) for fd in self._programs}
+        return {fd: self._sums[fd].plus(self._rates[fd].times(gap)) for fd in self._programs}
 
     @property
     def percent(self) -> float:
