@@ -22,7 +22,7 @@ class RingBuffer:
     `invalid` counts discarded records and those of another length; they are skipped.
 
     The kernel wakes the reader for a record only if all records before it are released. While
-    `silent`, take() keeps the last record that it took, so that the kernel wakes nobody.
+    `silent`, take() does not release the last record that it took, and the reader is not woken.
     """
 
     silent = False  # see listen()
@@ -95,8 +95,8 @@ class RingBuffer:
     def listen(self, wanted: bool) -> None:
         """Have the kernel wake the reader for the next record, or for none.
 
-        A record written meanwhile wakes nobody: poll the ring before sleeping, as epoll_wait() does
-        with a ring that had records when it was last polled.
+        A record written meanwhile does not wake the reader: poll the ring before sleeping, as
+        epoll_wait() does with a ring that had records when it was last polled.
         """
         self.silent = not wanted
         if wanted:

@@ -162,8 +162,8 @@ RULES = (
         "device-flaps", (), flapping,
         "The device {dev} loses its carrier again and again",
         "While it is down, everything that is sent through it is lost, and routes may go with it. "
-        "A cable, a transceiver or the other end: dmesg says when, and if the speed is negotiated "
-        "anew each time. For a veth pair, the other end is set down and up.",
+        "Look at the cable, the transceiver and the other end; dmesg says when, and whether the "
+        "speed is negotiated again each time. Of a veth pair, the other end is set down and up.",
         "ip -s -s link show dev {dev}",
         "3 changes: plugging a cable in again makes two",
         {"device-errors": "dev"},

@@ -126,7 +126,7 @@ def resets(evidence: Evidence) -> Iterator[Case]:
     by_service = grouped(rows, "pid", "role")
     here = {_flow(row) for row in rows if row["close"] == "rst-local"}
     for by in ("rst-local", "rst-remote"):
-        # If both ends are on this machine, the end that resets is told, and not the other one.
+        # If both ends are on this machine, report the end that resets, and not the other one.
         chosen = [row for row in rows if row["close"] == by]
         if by == "rst-remote":
             chosen = [row for row in chosen if _flow(row) not in here]

@@ -247,10 +247,10 @@ def test_syn_flood(two_hosts: tuple[Host, Host], tmp_path: Path) -> None:
     (found,) = bad(run).values()
     assert found["severity"] == "critical"
     assert "flood" in found["sentence"]
-    told = [fact for fact in found["evidence"] if f"{sent} SYN cookies sent" in fact]
-    assert told, found
+    counted = [fact for fact in found["evidence"] if f"{sent} SYN cookies sent" in fact]
+    assert counted, found
     if found["finding"] == "syn-cookies":  # a kernel on which no tool sees whose SYNs they are
-        assert told[0].startswith(f"{sent} SYN cookies sent, 0 SYNs dropped, and 0 connections")
+        assert counted[0].startswith(f"{sent} SYN cookies sent, 0 SYNs dropped, and 0 connections")
     else:
         assert found["finding"] == "syn-queue" and found["who"][0]["pid"] == ME
 
@@ -357,7 +357,7 @@ def test_sessions_that_are_reset(one_host: Host, tmp_path: Path) -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
             client.close()
-    (found,) = bad(run).values()  # of both ends, the one that resets is told
+    (found,) = bad(run).values()  # of both ends, the one that resets is reported
     assert found["finding"] == "resets"
     assert found["sentence"].endswith("are reset by this end"), found
     assert found["who"][0]["pid"] == ME

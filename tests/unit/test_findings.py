@@ -12,7 +12,7 @@ from netbpf.triage.judge import judge
 SECONDS = 10.0
 
 
-def told(**given):
+def reported(**given):
     """Return (rule, severity, facts) of the findings."""
     evidence = Evidence(**{"rows": {}, "counters": {}, "seconds": SECONDS, "lost": {}, **given})
     found = judge(all_rules(), evidence)
@@ -21,13 +21,15 @@ def told(**given):
 
 def test_softirqs_that_leave_work():
     few, many = (int(SECONDS) * each for each in (9, 17))
-    assert told(counters={"Softnet.time_squeeze": few}) == []
+    assert reported(counters={"Softnet.time_squeeze": few}) == []
     facts = [f"{many} softirqs ended with packets left, 17 per second (Softnet.time_squeeze)"]
-    assert told(counters={"Softnet.time_squeeze": many}) == [("softirq-squeezed", "note", facts)]
+    assert reported(counters={"Softnet.time_squeeze": many}) == [
+        ("softirq-squeezed", "note", facts)
+    ]
 
 
-def test_softirqs_that_leave_work_are_told_with_the_packets_lost():
-    ((rule, severity, facts),) = told(
+def test_softirqs_that_leave_work_are_reported_with_the_packets_lost():
+    ((rule, severity, facts),) = reported(
         counters={"Softnet.time_squeeze": 1700, "Softnet.dropped": 23}
     )
     assert (rule, severity) == ("backlog-drops", "warning")
@@ -37,7 +39,7 @@ def test_softirqs_that_leave_work_are_told_with_the_packets_lost():
 def test_device_with_damaged_frames():
     counters = {"Device.eth7.rx_errs": 23, "Device.eth7.rx_frame": 17, "Device.lo.rx_errs": 0}
     facts = ["rx_errs 23, rx_frame 17"]
-    assert told(counters=counters) == [("device-errors", "warning", facts)]
+    assert reported(counters=counters) == [("device-errors", "warning", facts)]
 
 
 def idle_sessions(number):
@@ -49,8 +51,8 @@ def idle_sessions(number):
 
 
 def test_connections_that_nothing_moves_on():
-    assert told(rows=idle_sessions(99)) == []
-    ((rule, severity, facts),) = told(rows=idle_sessions(101))
+    assert reported(rows=idle_sessions(99)) == []
+    ((rule, severity, facts),) = reported(rows=idle_sessions(101))
     assert (rule, severity) == ("idle-connections", "note")
     assert facts == ["101 connections without any data for 10 minutes or more",
                      "101 of them accepted on port 443"]  # fmt: skip
@@ -59,7 +61,7 @@ def test_connections_that_nothing_moves_on():
 def test_full_syn_queues_of_a_kernel_that_does_not_say_whose():
     def cookies(sent, made, **levels):
         counters = {"TcpExt.SyncookiesSent": sent, "Tcp.PassiveOpens": made}
-        return [pair[:2] for pair in told(counters=counters, levels=levels)]
+        return [pair[:2] for pair in reported(counters=counters, levels=levels)]
 
     assert cookies(0, 23) == []
     assert cookies(23, 23) == [("syn-cookies", "warning")]

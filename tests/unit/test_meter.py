@@ -30,7 +30,7 @@ class Kernel:
             self.now += step
 
     def fdinfo(self, program: int) -> dict[str, int]:
-        """Return what the kernel tells of a program."""
+        """Return what the kernel has counted of a program."""
         return {"run_cnt": int(self.counted), "run_time_ns": int(self.counted) * PROGRAMS[program]}
 
     def turn(self, on: bool) -> bool:
