@@ -48,7 +48,8 @@ class Sources:
         self.all = AllCounters(wanted, capabilities=helper, tasks=tasks) if anywhere else None
         self.source: Source = self.all or self.one
         self.helper = self.all.helper if self.all else None
-        if not self.all and helper and tasks:
+        # User-space probes run rarely, and have processes of their own that keep capabilities.
+        if not self.all and helper and tasks and not any(tool.uprobes for tool in tools):
             self.helper = Helper(tasks, helper)
         self._updated = 0.0
 
