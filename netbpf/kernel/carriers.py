@@ -9,20 +9,18 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 
-# include/uapi/linux/rtnetlink.h and if_link.h
-_NEWLINK, _GETLINK, _DUMP = 16, 18, 0x301
+from netbpf.kernel.netlink import attributes, dump, open_netlink
+
+# include/uapi/linux/netlink.h, rtnetlink.h and if_link.h
+_ROUTE, _NEWLINK, _GETLINK = 0, 16, 18
 _IFNAME, _CARRIER_CHANGES = 3, 35
-_TIMEOUT = 1.0  # seconds; the kernel answers within the call
 
 
 class Carriers:
     """The devices of the namespace in which the calling thread creates this object."""
 
     def __init__(self) -> None:
-        import socket  # takes 4 ms
-
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._socket.settimeout(_TIMEOUT)
+        self._socket = open_netlink(_ROUTE)
         self._first = self._changes()
 
     def read(self) -> dict[str, int]:
@@ -37,13 +35,8 @@ class Carriers:
         """Return {device: (index, changes)}."""
         found: dict[str, tuple[int, int]] = {}
         with suppress(OSError, struct.error):
-            self._socket.send(struct.pack("=IHHII16x", 32, _GETLINK, _DUMP, 1, 0))
-            done = False
-            while not done:
-                for kind, body in _messages(self._socket.recv(1 << 16)):
-                    done = done or kind != _NEWLINK  # NLMSG_DONE, or an error
-                    if kind == _NEWLINK:
-                        found.update(_device(body))
+            for body in dump(self._socket, _GETLINK, bytes(16), _NEWLINK):
+                found.update(_device(body))
         return found
 
     def close(self) -> None:
@@ -51,20 +44,9 @@ class Carriers:
         self._socket.close()
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 16:
-        length, kind = struct.unpack_from("=IH", data)
-        yield kind, data[16:length]
-        data = data[max(16, -(-length // 4) * 4) :]
-
-
 def _device(body: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
     (index,) = struct.unpack_from("=i", body, 4)  # struct ifinfomsg, 16 bytes
-    attributes, found = body[16:], {}
-    while len(attributes) >= 4:
-        length, kind = struct.unpack_from("=HH", attributes)
-        found[kind] = attributes[4:length]
-        attributes = attributes[max(4, -(-length // 4) * 4) :]
+    found = dict(attributes(body[16:]))
     name = found.get(_IFNAME, b"").rstrip(b"\0").decode(errors="surrogateescape")
     if name and _CARRIER_CHANGES in found:
         yield name, (index, struct.unpack("=I", found[_CARRIER_CHANGES])[0])

@@ -8,14 +8,15 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from netbpf.kernel.namespaces import in_namespaces, network_namespaces
+from netbpf.kernel.netlink import attributes, dump, open_netlink
+from netbpf.system.links import fdinfo
 from netbpf.system.syscalls import bpf
 
 # include/uapi/linux/netlink.h, rtnetlink.h and if_link.h
-_NEWLINK, _GETLINK, _DUMP = 16, 18, 0x301
+_ROUTE, _NEWLINK, _GETLINK = 0, 16, 18
 _IFNAME, _XDP = 3, 43
 _XDP_WAYS = {5: "xdp", 6: "xdpgeneric", 7: "xdpoffload"}  # IFLA_XDP_DRV_PROG_ID ..., as in ip link
 # include/uapi/linux/bpf.h; tcx exists since e420bed02507 ("bpf: Add fd-based tcx multi-prog infra
@@ -23,7 +24,6 @@ _XDP_WAYS = {5: "xdp", 6: "xdpgeneric", 7: "xdpoffload"}  # IFLA_XDP_DRV_PROG_ID
 _FD_BY_ID, _OBJECT_INFO, _QUERY = 13, 15, 16
 _TCX_WAYS = {46: "tcx/ingress", 47: "tcx/egress"}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS, as in bpftool
 _MOST = 64  # programs of one attach point; the kernel's limit (BPF_MPROG_MAX)
-_TIMEOUT = 1.0  # seconds for an answer, which the kernel gives within the call
 _SECONDS = 1.0  # for all namespaces
 
 
@@ -62,7 +62,7 @@ class DevicePrograms:
 
         The kernel counts while BPF statistics are enabled.
         """
-        runs = {program: _runs(program.fd) for program in self.programs}
+        runs = {program: fdinfo(program.fd).get("run_cnt", 0) for program in self.programs}
         before, self._last = self._last, {program.fd: now for program, now in runs.items()}
         return {program: now - before.get(program.fd, now) for program, now in runs.items()}
 
@@ -86,32 +86,15 @@ class DevicePrograms:
 
 def _links() -> Iterator[tuple[int, str, list[tuple[str, int]]]]:
     """Yield index, name and (way, id) of XDP programs of each device in this namespace."""
-    import socket  # takes 4 ms
-
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.settimeout(_TIMEOUT)
-        netlink.send(struct.pack("=IHHII16x", 32, _GETLINK, _DUMP, 1, 0))
-        while True:
-            data = netlink.recv(1 << 16)
-            while len(data) >= 16:
-                length, kind = struct.unpack_from("=IH", data)
-                if kind != _NEWLINK:  # NLMSG_DONE, or an error
-                    return
-                found = dict(_attributes(data[32:length]))
-                name = found.get(_IFNAME, b"").rstrip(b"\0")
-                ids = dict(_attributes(found.get(_XDP, b"")))
-                attached = [(way, int(struct.unpack("=I", ids[number])[0]))
-                            for number, way in _XDP_WAYS.items() if number in ids]  # fmt: skip
-                index = int(struct.unpack_from("=i", data, 20)[0])  # ifi_index of struct ifinfomsg
-                yield index, name.decode(errors="surrogateescape"), attached
-                data = data[max(16, -(-length // 4) * 4) :]
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        yield kind & 0x3FFF, data[4:length]  # without NLA_F_NESTED
-        data = data[max(4, -(-length // 4) * 4) :]
+    with open_netlink(_ROUTE) as netlink:
+        for body in dump(netlink, _GETLINK, bytes(16), _NEWLINK):
+            found = dict(attributes(body[16:]))
+            name = found.get(_IFNAME, b"").rstrip(b"\0")
+            ids = dict(attributes(found.get(_XDP, b"")))
+            attached = [(way, int(struct.unpack("=I", ids[number])[0]))
+                        for number, way in _XDP_WAYS.items() if number in ids]  # fmt: skip
+            index = int(struct.unpack_from("=i", body, 4)[0])  # ifi_index of struct ifinfomsg
+            yield index, name.decode(errors="surrogateescape"), attached
 
 
 def _attached(index: int, kind: int) -> list[int]:
@@ -127,9 +110,3 @@ def _name(fd: int) -> str:
     info = ctypes.create_string_buffer(80)  # struct bpf_prog_info up to its name
     bpf(_OBJECT_INFO, struct.pack("=IIQ", fd, len(info), ctypes.addressof(info)))
     return info.raw[64:80].partition(b"\0")[0].decode(errors="replace")
-
-
-def _runs(fd: int) -> int:
-    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(values.get("run_cnt", 0))

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Optional
 
 from netbpf.kernel.carriers import Carriers
 from netbpf.kernel.namespaces import in_namespaces, namespace_of, network_namespaces
@@ -38,7 +39,7 @@ class Levels:
     def __init__(self, netns: int = 0) -> None:
         self._files: dict[str, int] = {}
         self._limits: dict[str, int] = {}
-        self._carriers: list[Carriers] = []  # one, or none
+        self._carriers: Optional[Carriers] = None
         own = namespace_of("/proc/self")
         where = network_namespaces().get(netns, "") if netns else "/proc/self"
         if where:
@@ -55,7 +56,7 @@ class Levels:
             low, high = Path(f"{_SYSCTL}/ipv4/ip_local_port_range").read_text().split()
             self._limits["ports"] = int(high) - int(low) + 1
         with suppress(OSError):
-            self._carriers.append(Carriers())
+            self._carriers = Carriers()
 
     def read(self) -> Mapping[str, int]:
         """Return {name: value} of the levels now, and of the limits at the start."""
@@ -64,17 +65,18 @@ class Levels:
             with suppress(OSError, ValueError):
                 text = os.pread(file, 4096, 0).decode("ascii", "replace")
                 found.update([("conntrack", int(text))] if path == _TRACKED else sockets_of(text))
-        for carriers in self._carriers:
-            found.update({f"carrier.{dev}": count for dev, count in carriers.read().items()})
+        if self._carriers:
+            changes = self._carriers.read()
+            found.update({f"carrier.{dev}": count for dev, count in changes.items()})
         return found
 
     def close(self) -> None:
         """Close the files, which keep the namespace alive."""
         for file in self._files.values():
             os.close(file)
-        for carriers in self._carriers:
-            carriers.close()
-        self._files, self._carriers = {}, []
+        if self._carriers:
+            self._carriers.close()
+        self._files, self._carriers = {}, None
 
 
 def sockets_of(text: str) -> Iterator[tuple[str, int]]:

@@ -11,9 +11,10 @@ from typing import Optional
 from netbpf.bpf.maps import Map
 from netbpf.declare.losses import DUPLICATE_MISSES, IN_PROGRAMS
 from netbpf.run.attached import Attached
-from netbpf.run.meter import Meter, fdinfo
+from netbpf.run.meter import Meter
 from netbpf.run.results.base import Result
 from netbpf.system.forks import cpu_seconds
+from netbpf.system.links import fdinfo
 
 
 def read_losses(losses: Map) -> dict[str, int]:
@@ -48,13 +49,13 @@ class Cost:
         start, without compiling.
         """
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        found = self._meter.read()
+        found = self._meter.read(self._programs.values())
         each = {entry: found[fd] for entry, fd in self._programs.items()}
         runs = sum(one.number for one in each.values())
         spent = sum(one.ns for one in each.values())
         return {
             "measured": self._meter.measured,
-            "measured_percent": round(self._meter.percent, 1) if self._meter.measured else 0.0,
+            "measured_percent": round(self._meter.percent, 1),
             "runs": round(runs),
             "run_ns": round(spent),
             "ns_per_run": round(spent / runs, 1) if runs else None,
@@ -72,9 +73,8 @@ class Cost:
 
     def spent(self) -> int:
         """Return the CPU time of programs and reader together, in ns."""
-        found = self._meter.read()
-        programs = sum(found[fd].ns for fd in self._programs.values())
-        return round(programs + self._reader() * 1e9)
+        programs = self._meter.read(self._programs.values()).values()
+        return round(sum(runs.ns for runs in programs) + self._reader() * 1e9)
 
     def _reader(self) -> float:
         return cpu_seconds() - self._cpu

@@ -12,10 +12,9 @@ import random
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
-from netbpf.system.links import enable_statistics
+from netbpf.system.links import enable_statistics, fdinfo
 
 OFTEN = 5_000  # runs per second: measuring them takes less than 0.1 % of a CPU
 _ON, _OFF = 0.05, 0.45  # seconds; _OFF is the mean, so that no regular traffic is always missed
@@ -40,13 +39,6 @@ class Runs(NamedTuple):
 
 
 NONE = Runs(0.0, 0.0)
-
-
-def fdinfo(program: int) -> dict[str, int]:
-    """Return the numbers in the fdinfo of a program's descriptor."""
-    lines = Path(f"/proc/self/fdinfo/{program}").read_text().splitlines()
-    pairs = [line.partition(":") for line in lines]
-    return {key: int(value) for key, _, value in pairs if value.strip().isdigit()}
 
 
 class Statistics:
@@ -81,16 +73,17 @@ class Meter:
             self.measured = self._own(True)
         self._begin = self._at = time.monotonic()
         self._on, self._pause = True, _FIRST
-        self._seen = self._read()
+        self._seen = self._read(self._programs)
         self._sums = dict(self._seen)
         self._rates = dict.fromkeys(self._programs, NONE)  # per second, in the last time measured
         self._unmeasured = 0.0  # seconds, in all
         self._gap = 0.0  # seconds before the time that is measured now, not yet estimated
         self.due = self._at + self._pause if switch and self.measured else float("inf")
 
-    def _read(self) -> dict[int, Runs]:
+    @staticmethod
+    def _read(programs: Collection[int]) -> dict[int, Runs]:
         found = {}
-        for program in self._programs:
+        for program in programs:
             info = fdinfo(program)
             found[program] = Runs(info.get("run_cnt", 0), info.get("run_time_ns", 0))
         return found
@@ -106,11 +99,11 @@ class Meter:
             self._begin_measured()
 
     def _end_measured(self, now: float) -> None:
-        seen = self._read()
+        seen = self._read(self._programs)
         self._sums, self._rates = self._with(seen, now)
         self._at, self._seen, self._gap = now, seen, 0.0
         often = sum(rate.number for rate in self._rates.values()) > OFTEN
-        if often and self._turn(False):
+        if often and self._turned_off():
             self._at, self._on = time.monotonic(), False
             self._pause = _FIRST
             self.due = self._at + _OFF * random.uniform(0.5, 1.5)
@@ -119,22 +112,34 @@ class Meter:
             self.due = now + self._pause
 
     def _begin_measured(self) -> None:
-        if self._turn(True):
+        if self._turned_on():
             now = time.monotonic()
             self._gap = now - self._at
             self._unmeasured += self._gap
-            self._at, self._on, self._seen = now, True, self._read()
+            self._at, self._on, self._seen = now, True, self._read(self._programs)
             self.due = now + _ON
         else:
             self.due = time.monotonic() + _LONGEST
 
+    def _turned_off(self) -> bool:
+        try:
+            return self._turn(False)
+        except TimeoutError:
+            return True  # it may be turned off later: do not count until it is surely on
+        except OSError:
+            return False
+
+    def _turned_on(self) -> bool:
+        with suppress(OSError):
+            return self._turn(True)
+        return False
+
     def _turn(self, on: bool) -> bool:
         assert self._switch
-        with suppress(OSError):
-            if self._switch(on) == on:
-                self._own(False)  # the switch has its own descriptor
-                return True
-        return False
+        done = self._switch(on) == on
+        if done:
+            self._own(False)  # the switch has its own descriptor
+        return done
 
     def _with(
         self, seen: Mapping[int, Runs], now: float
@@ -142,8 +147,9 @@ class Meter:
         """Return sums and rates with what ran since the last reading."""
         seconds = max(now - self._at, 1e-6)
         sums, rates = {}, {}
-        for program, before in self._seen.items():
-            grown = Runs(seen[program].number - before.number, seen[program].ns - before.ns)
+        for program, runs in seen.items():
+            before = self._seen[program]
+            grown = Runs(runs.number - before.number, runs.ns - before.ns)
             enough = seconds > _ON / 2
             rates[program] = grown.times(1 / seconds) if enough else self._rates[program]
             # The time before is estimated from a sample that began at random; the one before it
@@ -151,17 +157,19 @@ class Meter:
             sums[program] = self._sums[program].plus(grown).plus(rates[program].times(self._gap))
         return sums, rates
 
-    def read(self) -> Mapping[int, Runs]:
-        """Return the runs of each program so far."""
+    def read(self, programs: Collection[int]) -> Mapping[int, Runs]:
+        """Return the runs so far of some of the programs."""
         now = time.monotonic()
         if self._on:
-            return self._with(self._read(), now)[0]
+            return self._with(self._read(programs), now)[0]
         gap = now - self._at
-        return {fd: self._sums[fd].plus(self._rates[fd].times(gap)) for fd in self._programs}
+        return {fd: self._sums[fd].plus(self._rates[fd].times(gap)) for fd in programs}
 
     @property
     def percent(self) -> float:
         """The share of the time, in percent, in which the programs were measured."""
+        if not self.measured:
+            return 0.0
         now = time.monotonic()
         off = self._unmeasured + (0.0 if self._on else now - self._at)
         return 100 * (1 - off / max(now - self._begin, 1e-6))

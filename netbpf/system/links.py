@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from pathlib import Path
 from typing import Optional
 
 from netbpf.system.lines import read_all
@@ -42,6 +43,13 @@ def open_iterator(link: int) -> int:
 def enable_statistics() -> int:
     """Have the kernel count runs and run time of BPF programs until the result is closed (5.8)."""
     return bpf(_ENABLE_STATS, struct.pack("=I", 0))  # BPF_STATS_RUN_TIME
+
+
+def fdinfo(program: int) -> dict[str, int]:
+    """Return the numbers in the fdinfo of a program's descriptor, such as {"run_cnt": 23}."""
+    lines = Path(f"/proc/self/fdinfo/{program}").read_text().splitlines()
+    pairs = [line.partition(":") for line in lines]
+    return {key: int(value) for key, _, value in pairs if value.strip().isdigit()}
 
 
 def attach_iterator(program: int, over: Optional[int] = None) -> int:

@@ -14,6 +14,7 @@ from netbpf.kernel import cgroups, clock, counter_files, counters, namespaces, p
 from netbpf.kernel.device_counters import Devices
 from netbpf.kernel.inspect import parse_format
 from netbpf.kernel.kallsyms import KernelSymbols
+from netbpf.kernel.netlink import messages
 from netbpf.kernel.processes import kernel_pid
 from netbpf.system.lines import lines_of
 from tests.fuzz.damage import File, directory, mutated
@@ -169,7 +170,7 @@ MEMINFO += b"\x28\0\x06\0" + bytes(32) + b"\x05\0\0\0"
 
 
 def netlink(data: bytes) -> None:
-    for _, body in packet_sockets._messages(data):
+    for _, body in messages(data):
         with suppress(packet_sockets.struct.error):  # like its caller
             for name, drops in packet_sockets._drops(body):
                 assert name.startswith("Packet.") and 0 <= drops < 1 << 32

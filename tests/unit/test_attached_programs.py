@@ -9,7 +9,8 @@ import pytest
 
 from netbpf.declare.attached_programs import AttachedPrograms, may_blame, name_programs
 from netbpf.kernel.device_programs import DeviceProgram as Program
-from netbpf.kernel.device_programs import DevicePrograms, _attributes
+from netbpf.kernel.device_programs import DevicePrograms
+from netbpf.kernel.netlink import attributes
 from netbpf.output.writers import _plain
 
 RUNS = {
@@ -71,8 +72,8 @@ def test_programs_are_looked_for_only_if_a_reason_may_be_theirs(reason: str, wan
 
 def test_attributes_of_netlink_are_padded_and_nested():
     data = struct.pack("=HH5s3xHHI", 9, 3, b"eth0\0", 8, 0x8000 | 43, 7)
-    assert dict(_attributes(data)) == {3: b"eth0\0", 43: struct.pack("=I", 7)}
-    assert dict(_attributes(struct.pack("=HH", 0, 1) + bytes(3))) == {1: b""}
+    assert dict(attributes(data)) == {3: b"eth0\0", 43: struct.pack("=I", 7)}
+    assert dict(attributes(struct.pack("=HH", 0, 1) + bytes(3))) == {1: b""}
 
 
 def test_a_namespace_that_does_not_exist_has_no_programs():

@@ -12,6 +12,7 @@ from netbpf.declare.losses import IN_PROGRAMS
 from netbpf.run import losses, meter
 from netbpf.run.losses import Budget, Cost, read_duplicate_misses, read_losses
 from netbpf.run.meter import Meter
+from netbpf.system import links
 
 FDINFO = """\
 pos:\t0
@@ -43,7 +44,7 @@ class EmptyMap:
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The fdinfo of two programs that have run."""
-    monkeypatch.setattr(meter, "Path", lambda name: tmp_path / name.rpartition("/")[2])
+    monkeypatch.setattr(links, "Path", lambda name: tmp_path / name.rpartition("/")[2])
     reader, writer = os.pipe()
     os.close(writer)
     monkeypatch.setattr(meter, "enable_statistics", lambda: reader)

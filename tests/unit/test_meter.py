@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from typing import Any, Callable
 
 import pytest
@@ -19,6 +20,7 @@ class Kernel:
     def __init__(self, rate: Callable[[float], float]) -> None:
         self.now, self.on, self.works, self.rate = 1000.0, False, True, rate
         self.counted, self.happened, self.switched = 0.0, 0.0, 0
+        self.late: Collection[int] = ()
 
     def sleep_until(self, when: float) -> None:
         """Let time pass in small steps."""
@@ -36,15 +38,17 @@ class Kernel:
     def turn(self, on: bool) -> bool:
         """Turn measuring on or off."""
         if not self.works:
-            raise TimeoutError
+            raise BrokenPipeError
         self.switched += 1
         self.on = on
+        if self.switched in self.late:  # done, and the answer comes too late
+            raise TimeoutError
         return on
 
 
 def run(
     monkeypatch: pytest.MonkeyPatch, rate: Callable[[float], float], seconds: float,
-    switched: bool = True, works: bool = True, late: float = 0.0,
+    switched: bool = True, works: bool = True, late: float = 0.0, unanswered: Collection[int] = (),
 ) -> tuple[Kernel, Meter]:  # fmt: skip
     """Return kernel and meter after some seconds; each look comes up to `late` seconds late."""
     kernel, chance = Kernel(rate), random.Random(17)
@@ -53,7 +57,7 @@ def run(
     monkeypatch.setattr(meter, "fdinfo", kernel.fdinfo)
     monkeypatch.setattr(meter, "enable_statistics", lambda: 1 << 20)
     monkeypatch.setattr(meter.os, "close", lambda fd: None)
-    kernel.on, kernel.works = True, works
+    kernel.on, kernel.works, kernel.late = True, works, unanswered
     measured = Meter(PROGRAMS, kernel.turn if switched else None)
     end = kernel.now + seconds
     while kernel.now < end:
@@ -63,7 +67,7 @@ def run(
 
 
 def runs_of(measured: Meter) -> dict[int, Any]:
-    return {program: runs.number for program, runs in measured.read().items()}
+    return {program: runs.number for program, runs in measured.read(PROGRAMS).items()}
 
 
 def test_programs_that_run_rarely_are_measured_all_the_time(monkeypatch):
@@ -76,7 +80,7 @@ def test_programs_that_run_rarely_are_measured_all_the_time(monkeypatch):
 def test_a_storm_is_measured_in_part_and_the_rest_is_estimated(monkeypatch, late):
     kernel, measured = run(monkeypatch, lambda now: 100_000, 60, late=late)
     assert runs_of(measured) == pytest.approx(dict.fromkeys(PROGRAMS, kernel.happened), rel=0.01)
-    for program, runs in measured.read().items():
+    for program, runs in measured.read(PROGRAMS).items():
         assert runs.ns / runs.number == pytest.approx(PROGRAMS[program], rel=0.01)
     assert measured.percent < (13 if late < 0.1 else 50)
 
@@ -103,6 +107,12 @@ def test_without_a_switch_everything_is_measured(monkeypatch, switched, works):
     kernel, measured = run(monkeypatch, lambda now: 100_000, 10, switched, works)
     assert runs_of(measured) == pytest.approx(dict.fromkeys(PROGRAMS, kernel.happened), abs=1)
     assert measured.percent == 100
+
+
+@pytest.mark.parametrize("unanswered", [{1}, {3}, {2, 4}, {3, 4, 5}, range(5, 30)])
+def test_a_switch_that_answers_too_late_is_taken_for_off(monkeypatch, unanswered):
+    kernel, measured = run(monkeypatch, lambda now: 100_000, 120, unanswered=unanswered)
+    assert runs_of(measured) == pytest.approx(dict.fromkeys(PROGRAMS, kernel.happened), rel=0.01)
 
 
 def test_a_kernel_that_does_not_measure_is_no_error(monkeypatch):
